@@ -1,0 +1,15 @@
+# libwidedeep_cuda.so: the kernels and their bindings. Looks for nvcc, not for a GPU. Sets WIDEDEEP_CUDA_{ARCHS,NOTE} and
+# WIDEDEEP_CUBLASLT for build_info().
+include(CheckLanguage)
+if(NOT WIDEDEEP_CUDA)
+  set(WIDEDEEP_CUDA_NOTE "switched off by WIDEDEEP_CUDA=OFF")
+else()
+  check_language(CUDA)
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(WIDEDEEP_CUDA_NOTE "nvcc not found; install a CUDA 12.8+ toolkit or put nvcc on PATH, then reinstall")
+  endif()
+endif()
+if(WIDEDEEP_CUDA_NOTE)
+  message(STATUS "widedeep: CPU only: ${WIDEDEEP_CUDA_NOTE}")
+  return()
+endif()

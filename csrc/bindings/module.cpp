@@ -1,0 +1,18 @@
+// The Python module `_C`: importing it registers the ops; build_info() says what was built and what was left out.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", [] {
+    py::dict info;
+    info["version"] = WIDEDEEP_VERSION;
+    info["compiler"] = WIDEDEEP_COMPILER;
+    info["cpu_arch"] = WIDEDEEP_CPU_ARCH;
+    info["cuda_version"] = WIDEDEEP_CUDA_VERSION;
+    info["cuda_archs"] = WIDEDEEP_CUDA_ARCHS;
+    info["cuda_note"] = WIDEDEEP_CUDA_NOTE;
+    info["cublaslt"] = static_cast<bool>(WIDEDEEP_CUBLASLT);
+    return info;
+  });
+}
