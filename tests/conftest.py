@@ -1,0 +1,43 @@
+"""Fixtures shared by every test: devices, and the folder of external check data beside the checkout."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _cuda_reason() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    from widedeep._load import has_cuda_kernels
+
+    return None if has_cuda_kernels else "the CUDA kernels are not built"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request) -> str:
+    """`cpu` always; `cuda` where there is a GPU and the kernels are built."""
+    if request.param == "cuda" and (reason := _cuda_reason()):
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of external check data (golden numbers, real rows) beside the checkout; absent outside the project's own CI."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder of external check data is not beside this checkout")
+    return SHARED
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `cuda` that do not use the `device` fixture are skipped with the same words."""
+    reason = None
+    for item in items:
+        if item.get_closest_marker("cuda") and "device" not in getattr(item, "fixturenames", ()):
+            reason = reason or _cuda_reason() or ""
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
