@@ -1,0 +1,122 @@
+"""Pins a process to CPU cores near its GPU, or near one another: the original's choices under both releases' names.
+
+Cores come from NVML for a GPU, else from the NUMA nodes that Linux lists; a machine with one node and no GPU gains nothing from
+pinning, and the process says so and stays free.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from widedeep.errors import InputError
+
+NODES = Path("/sys/devices/system/node")
+CORES = Path("/sys/devices/system/cpu")
+SAME_AS = {
+    "socket": "all",
+    "socket_unique_interleaved": "unique_interleaved",
+    "socket_unique_continuous": "unique_contiguous",
+}
+
+
+def pin(mode: str, local_rank: int, local_world: int, gpu: int | None) -> str:
+    """Restricts this process (and the threads that it will start) to some cores.
+
+    Args:
+        mode: a value of `--affinity`.
+        local_rank, local_world: this process among those of the machine.
+        gpu: index of its GPU, or None.
+    Returns:
+        One line saying what was done.
+    Raises:
+        InputError: fewer cores than processes.
+    """
+    mode = SAME_AS.get(mode, mode)
+    if mode == "disabled":
+        return "CPU affinity: disabled"
+    if not hasattr(psutil.Process, "cpu_affinity"):
+        return "CPU affinity: left alone, for this system has no way to set it"
+    allowed = set(psutil.Process().cpu_affinity())
+    nodes = [node & allowed for node in numa_nodes() if node & allowed]
+    near = gpu_cores(gpu) & allowed if gpu is not None else set()
+    if not near and len(nodes) < 2:
+        return "CPU affinity: left alone, for this machine has a single NUMA node"
+    places = [node_of(near, nodes)] if near else nodes
+    home = places[local_rank % len(places)]
+    # Neighbours are the processes that share this home; with GPUs NVML does not say who they are, so all count.
+    share = (local_rank, local_world) if near else neighbours(local_rank, local_world, len(places))
+    cores = choose(mode, by_physical_core(home), *share)
+    psutil.Process().cpu_affinity(cores)
+    return f"CPU affinity: {mode}, cores {cores}"
+
+
+def choose(mode: str, cores: Sequence[Sequence[int]], index: int, count: int) -> list[int]:
+    """The logical cores of process `index` of `count` that share `cores` (one list of hyper-threads for each physical core)."""
+    if mode == "all":
+        mine = list(cores)
+    elif mode == "single":
+        mine = [cores[0][:1]]
+    else:
+        if len(cores) < count:
+            raise InputError(f"--affinity {mode}: {count} processes share {len(cores)} CPU cores, expected one each.")
+        size = len(cores) // count
+        if mode == "single_unique":
+            mine = [cores[index][:1]]
+        elif mode == "unique_interleaved":
+            mine = list(cores[index : size * count : count])
+        else:
+            mine = list(cores[index * size : (index + 1) * size])
+    return sorted(core for physical in mine for core in physical)
+
+
+def neighbours(local_rank: int, local_world: int, places: int) -> tuple[int, int]:
+    """Position among, and number of, the processes dealt round-robin to the place of `local_rank`."""
+    place = local_rank % places
+    return local_rank // places, len(range(place, local_world, places))
+
+
+def parse_cores(text: str) -> set[int]:
+    """`0-3,8` as {0, 1, 2, 3, 8}."""
+    cores: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        cores |= set(range(int(first), int(last or first) + 1))
+    return cores
+
+
+def numa_nodes() -> list[set[int]]:
+    """Logical cores of each NUMA node; empty where the system lists none."""
+    files = sorted(NODES.glob("node[0-9]*/cpulist"), key=lambda path: int(path.parent.name[4:]))
+    return [cores for cores in (parse_cores(path.read_text()) for path in files) if cores]
+
+
+def node_of(near: set[int], nodes: list[set[int]]) -> set[int]:
+    """NVML's cores, or the whole node that holds most of them: a container may show NVML fewer."""
+    return max(nodes, key=lambda node: len(node & near)) if nodes else near
+
+
+def by_physical_core(cores: set[int]) -> list[list[int]]:
+    """Groups logical cores that are threads of one physical core, in the order of their first."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for core in sorted(cores):
+        siblings = CORES / f"cpu{core}" / "topology" / "thread_siblings_list"
+        key = tuple(sorted(parse_cores(siblings.read_text()))) if siblings.exists() else (core,)
+        groups.setdefault(key, []).append(core)
+    return list(groups.values())
+
+
+def gpu_cores(gpu: int) -> set[int]:
+    """Logical cores near a GPU by NVML; empty when NVML's Python package is absent or does not know."""
+    try:
+        import pynvml
+        import torch
+    except ImportError:
+        return set()
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(gpu).uuid}")
+        words = pynvml.nvmlDeviceGetCpuAffinity(handle, (psutil.cpu_count() + 63) // 64)
+    except pynvml.NVMLError:
+        return set()
+    return {64 * i + bit for i, word in enumerate(words) for bit in range(64) if word >> bit & 1}

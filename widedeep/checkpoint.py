@@ -1,0 +1,232 @@
+"""Checkpoints: weights and optimizer state as safetensors, the place in the data as JSON, whole or not at all.
+
+    <model_dir>/checkpoint/step-<n>/    model.safetensors  optimizer.safetensors  state.json  feature_spec.yaml  config.yaml
+    <model_dir>/checkpoint/last, best   the name of a directory beside them
+
+state.json lists size and xxh3-64 of the other files, so that damage is found before a damaged weight is used.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from widedeep import __version__, atomic
+from widedeep.errors import InputError
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+SPEC, CONFIG = "feature_spec.yaml", "config.yaml"
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all that a resumed run needs besides weights and optimizer state.
+
+    `step` updates are done in all, `position` of them in epoch number `epoch` (from 0). `rows` and `global_batch_size` say what one
+    position means. `metrics` are those of the last evaluation, `best` the best score so far, `waited` the epochs since.
+    """
+
+    seed: int
+    rows: int
+    global_batch_size: int
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    best: float | None = None
+    waited: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        model_dir: the `--model_dir`; checkpoints go to its `checkpoint` directory.
+        keep_last: how many to keep besides the best one.
+    """
+
+    def __init__(self, model_dir: str | Path, keep_last: int = 2):
+        self.directory = Path(model_dir) / "checkpoint"
+        self._keep_last = keep_last
+        self._mine: list[str] = []
+
+    def steps(self) -> list[Path]:
+        """All whole checkpoints, by step."""
+        found = [path for path in self.directory.glob("step-*") if (path / STATE).is_file()]
+        return sorted((path for path in found if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
+
+    def find(self, which: str = "last") -> Path | None:
+        """The directory of `last`, of `best`, or of `step-<n>`; the newest one where an index names none; None if there are none."""
+        name = which
+        if which in ("last", "best"):
+            index = self.directory / which
+            name = index.read_text().strip() if index.is_file() else ""
+        if name and (self.directory / name / STATE).is_file():
+            return self.directory / name
+        return self.steps()[-1] if which in ("last", "best") and self.steps() else None
+
+    def adopt(self) -> None:
+        """Counts the checkpoints that are there as this run's own: a resumed run keeps and prunes them as if it had written them."""
+        self._mine = [path.name for path in self.steps()]
+
+    def save(
+        self,
+        arrays: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        progress: Progress,
+        texts: Mapping[str, str],
+        best: bool,
+    ) -> Path:
+        """Writes a checkpoint, points `last` (and `best`) to it, and removes what need not be kept.
+
+        Args:
+            arrays: the model's `named_arrays()`.   optimizer: the step's `state()`.
+            texts: further files by name (feature spec, config).
+        Raises:
+            RunError: the disk is full.   InputError: the directory cannot be written.
+        """
+        target = self.directory / f"step-{progress.step}"
+        with atomic.directory(target, STATE) as partial:
+            _write_tensors(partial / MODEL, arrays)
+            _write_tensors(partial / OPTIMIZER, optimizer)
+            for name, text in texts.items():
+                (partial / name).write_text(text)
+            files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
+            state = asdict(progress) | {"version": __version__, "torch": torch.__version__, "files": files}
+            (partial / STATE).write_text(json.dumps(state, indent=2))
+        with atomic.write_errors(self.directory):
+            self._point("last", target.name)
+            if best:
+                self._point("best", target.name)
+            self._mine = [name for name in self._mine if name != target.name] + [target.name]
+            self._prune()
+        return target
+
+    def _point(self, index: str, name: str) -> None:
+        temporary = self.directory / f".{index}.{os.getpid()}"
+        temporary.write_text(f"{name}\n")
+        os.replace(temporary, self.directory / index)
+
+    def _prune(self) -> None:
+        """Keeps this run's last few and its best; whatever else stood here belonged to a run that was to be replaced."""
+        self._mine = [name for name in self._mine if (self.directory / name).is_dir()]
+        best = self.directory / "best"
+        keep = set(self._mine[-self._keep_last :])
+        if best.is_file():
+            name = best.read_text().strip()
+            if name in self._mine:
+                keep.add(name)
+            else:
+                best.unlink()
+        for path in self.directory.glob("step-*"):
+            if path.is_dir() and path.name not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def locate(path: str | Path, which: str = "best") -> Path:
+    """The checkpoint directory meant by a path: itself, or `which` of the model directory that it is.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(path)
+    if (path / STATE).is_file():
+        return path
+    root = path.parent if path.name == "checkpoint" else path
+    found = Checkpoints(root).find(which)
+    if found is None:
+        raise InputError(f"{path}: expected a checkpoint, or a model directory with checkpoint/step-<n>/, and found none.")
+    return found
+
+
+def read_progress(directory: Path) -> Progress:
+    """Reads state.json after checking every other file against it.
+
+    Raises:
+        InputError: the checkpoint is damaged; names the file, and an older whole checkpoint if there is one.
+    """
+    try:
+        state = json.loads((directory / STATE).read_text())
+        files = state["files"]
+        progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
+        for name, wanted in files.items():
+            found = _fingerprint(directory / name) if (directory / name).is_file() else None
+            if found != wanted:
+                raise InputError(_damage(directory, name, "missing" if found is None else _difference(found, wanted)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(_damage(directory, STATE, f"it cannot be read: {error}")) from error
+    return progress
+
+
+def load_arrays(directory: Path, name: str, into: Mapping[str, Tensor]) -> None:
+    """Copies a file's arrays into tensors of the same names and shapes.
+
+    Raises:
+        InputError: an array is missing, superfluous, or of another shape or dtype.
+    """
+    path = directory / name
+    with safe_open(path, framework="pt") as file:
+        if surplus := set(file.keys()) ^ set(into):
+            odd = min(surplus)
+            where = "the model lacks" if odd in file.keys() else "the file lacks"  # noqa: SIM118 (safe_open is no mapping)
+            raise InputError(f"{path}: made for another model: {where} the array {odd!r}.")
+        with torch.no_grad():
+            for key, tensor in into.items():
+                stored = file.get_tensor(key)
+                if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
+                    raise InputError(
+                        f"{path}: made for another model: {key!r} is {_kind(stored)}, the model's is {_kind(tensor)}."
+                    )
+                tensor.copy_(stored)
+
+
+def read_arrays(directory: Path, name: str) -> dict[str, Tensor]:
+    """All arrays of a file, on the CPU."""
+    with safe_open(directory / name, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    except SafetensorError as error:  # carries the system's error number in its text only
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "xxh3_64": digest.hexdigest()}
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    if found["bytes"] != wanted["bytes"]:
+        return f"it has {found['bytes']} bytes, expected {wanted['bytes']}"
+    return f"its xxh3-64 is {found['xxh3_64']}, expected {wanted['xxh3_64']}"
+
+
+def _damage(directory: Path, name: str, how: str) -> str:
+    older = [path for path in Checkpoints(directory.parent.parent).steps() if path != directory]
+    advice = f"; remove {directory} to use {older[-1].name} instead" if older else "; there is no other checkpoint"
+    return f"{directory / name}: the checkpoint is damaged, {how}{advice}."
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,0 +1,160 @@
+"""The command line: finds the command, lets it declare its flags, runs it, and turns errors into one sentence.
+
+A command is a module of `widedeep.commands` with `add_arguments(parser)` and `run(args) -> int`; only the one asked for is
+imported. This is the one module that imports jsonargparse.
+"""
+
+import contextlib
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from importlib import import_module
+from types import ModuleType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+from widedeep.errors import InputError, RunError
+
+COMMANDS = {
+    "synth": "write synthetic raw CSVs in the Outbrain layout",
+    "preprocess outbrain": "raw Outbrain CSVs to shards",
+    "preprocess tabular": "your own CSV or Parquet tables to shards",
+    "train": "train, and evaluate after each epoch",
+    "evaluate": "metrics of a checkpoint on a data set",
+    "predict": "probabilities of a checkpoint to a Parquet or CSV file",
+    "metrics": "metrics of a file of predictions",
+    "parity": "replay a file of golden numbers and compare",
+    "report": "one HTML page of a finished run",
+    "doctor": "what is installed, what was built, what is missing",
+}
+ALIASES = {"--evaluation": "--evaluate"}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class Parser(ArgumentParser):
+    """An ArgumentParser that also takes the options of a config dataclass."""
+
+    def add_options(self, kind: type, title: str | None = None) -> None:
+        """Adds one flag for each field of a dataclass made with `config.option`; lists take several values."""
+        group = self.add_argument_group(title) if title else self
+        types = get_type_hints(kind)
+        for f in fields(kind):
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            how: dict[str, Any] = {"type": types[f.name], "default": default, "help": f.metadata["help"]}
+            if get_origin(types[f.name]) is list:
+                how |= {"type": get_args(types[f.name])[0], "nargs": "+"}
+            elif types[f.name] is bool:
+                how |= {"nargs": "?", "const": True}
+            group.add_argument(f"--{f.name}", **how)
+
+    def add_config_file(self) -> None:
+        """Adds `--config FILE` and `--print_config`."""
+        self.add_argument("--config", action=ActionConfigFile, help="YAML file of flag names and values")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 1 for a failed run, 2 for bad input."""
+    words = [_normalised(word) for word in (sys.argv[1:] if argv is None else argv)]
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    name, rest = _split(words)
+    if name is None:
+        return _overview(rest)
+    try:
+        command = import_module(f"widedeep.commands.{name.replace(' ', '_')}")
+        return int(command.run(_parse(name, command, rest)) or 0)
+    except SystemExit as stop:  # --help and --print_config
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output left; nothing to say, and nowhere to say it
+        with contextlib.suppress(OSError):
+            sys.stdout = None
+        return 1
+    except Exception as error:
+        code = _exit_code(error)
+        if debug or code is None:
+            traceback.print_exc()
+            return code or 1
+        return _complain(_sentence(error), code)
+
+
+def _normalised(word: str) -> str:
+    """`--num-epochs=3` as `--num_epochs=3`; values are left alone."""
+    if not word.startswith("--") or word == "--":
+        return word
+    flag, equals, value = word[2:].partition("=")
+    flag = "--" + flag.replace("-", "_")
+    return ALIASES.get(flag, flag) + equals + value
+
+
+def _split(words: list[str]) -> tuple[str | None, list[str]]:
+    """The command (one or two words) and what follows it."""
+    for length in (2, 1):
+        if (name := " ".join(words[:length])) in COMMANDS:
+            return name, words[length:]
+    return None, words
+
+
+def _overview(words: list[str]) -> int:
+    """No command, or an unknown one: say which there are."""
+    if words and words[0] == "--version":
+        from widedeep import __version__
+
+        print(__version__)
+        return 0
+    wanted = words[0] if words else ""
+    known = {name: text for name, text in COMMANDS.items() if name.startswith(f"{wanted} ")} or COMMANDS
+    asks_for_help = {"-h", "--help", "help"} & set(words[:2])
+    if words and not asks_for_help:
+        if known is COMMANDS:
+            return _complain(f"unknown command {wanted!r}: expected one of {', '.join(COMMANDS)}", 2)
+        return _complain(f"{wanted} needs one of: {', '.join(name.split()[1] for name in known)}", 2)
+    stream = sys.stdout if asks_for_help else sys.stderr
+    print("usage: widedeep COMMAND [--help] [--debug] ...\n", file=stream)
+    print("\n".join(f"  {name:<20} {text}" for name, text in known.items()), file=stream)
+    return 0 if asks_for_help else 2
+
+
+def _parse(name: str, command: ModuleType, words: list[str]) -> Any:
+    parser = Parser(prog=f"widedeep {name}", description=COMMANDS[name], exit_on_error=False)
+    command.add_arguments(parser)
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        if str(error).startswith("Option ") and "--config" in words:
+            config = words[words.index("--config") + 1]
+            raise InputError(f"{config}: unknown key: {error}") from error
+        raise
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error that is one of ours to explain; None for a defect of the program."""
+    if isinstance(error, (InputError, RunError)):
+        return error.exit_code
+    if isinstance(error, ArgumentError):
+        return 2
+    if isinstance(error, OSError):
+        return 1 if error.errno in DISK_FULL else 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return 1
+    return None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else f"a file operation failed: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return str(error)
+
+
+def _complain(sentence: str, code: int) -> int:
+    """One line on stderr."""
+    print("widedeep: " + " ".join(sentence.split()), file=sys.stderr)
+    return code
+
+

@@ -1,0 +1,11 @@
+"""`widedeep doctor`: what is installed, what was built, what is missing and what to do about it."""
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--json", type=bool, nargs="?", const=True, default=False, help="print one JSON object")
+
+
+def run(args) -> int:
+    from widedeep import doctor
+
+    return doctor.run(json=args.json)

@@ -1,0 +1,191 @@
+"""What a run is told: small frozen dataclasses, one for each group of flags, with the original's names and defaults.
+
+On the command line and in a config file the names are flat (`--num_epochs 3`, `num_epochs: 3`); in code they stand in
+their groups (`config.training.num_epochs`). Imports nothing heavy.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from widedeep.errors import InputError
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with its help text; a list stands for a default that the command line takes as several values."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Location:
+    dataset_path: str = option("/outbrain/data", "directory of the preprocessed data set")
+    fspec_file: str = option("feature_spec.yaml", "feature spec, relative to dataset_path")
+    embedding_sizes_file: str | None = option(None, "JSON map of feature to embedding dim, over those of the spec")
+    use_checkpoint: bool = option(False, "continue from the last checkpoint of model_dir")
+    overwrite: bool = option(False, "replace the checkpoints that model_dir holds")
+    model_dir: str = option("/outbrain/checkpoints", "directory of the checkpoints")
+    results_dir: str = option("/results", "directory of the logs and summaries")
+    log_filename: str = option("log.json", "name of the JSON-lines log in results_dir")
+
+
+@dataclass(frozen=True)
+class Training:
+    training_set_size: int | None = option(None, "rows of an epoch, when not all of the data")
+    global_batch_size: int = option(131072, "training batch, all devices together")
+    eval_batch_size: int = option(131072, "evaluation batch, all devices together")
+    num_epochs: int = option(20, "epochs")
+    cpu: bool = option(False, "run on the CPU even if there is a GPU")
+    amp: bool = option(False, "mixed precision: the same as --precision fp16")
+    xla: bool = option(False, "accepted for the original's scripts; has no meaning here")
+    linear_learning_rate: float = option(0.02, "learning rate of the wide part (FTRL)")
+    deep_learning_rate: float = option(0.00012, "base learning rate of the deep part (RMSprop)")
+    deep_warmup_epochs: float = option(6.0, "epochs of linear warm-up of the deep learning rate")
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = option(None, "of matrix products (fp32 unless --amp)")
+    step: Literal["auto", "reference", "fused"] = option("auto", "plain torch, or our own kernels")
+    seed: int | None = option(None, "of initial weights, order and dropout; drawn and recorded when absent")
+    patience: int | None = option(None, "stop after this many epochs without a better score")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    deep_hidden_units: list[int] = option([1024] * 5, "widths of the hidden layers")
+    deep_dropout: float = option(0.1, "dropout rate after each hidden layer")
+    combiner: Literal["sum", "mean"] | None = option(None, "of multi-hot features that name none in the spec (sum when absent)")
+    wide_init: Literal["uniform", "zeros"] = option("uniform", "initial weights of the wide part")
+
+
+@dataclass(frozen=True)
+class RunMode:
+    num_auc_thresholds: int = option(200, "thresholds of auc_val")
+    disable_map_calculation: bool = option(False, "leave MAP@12 out (needed where the spec has no map feature)")
+    evaluate: bool = option(False, "evaluate only (--evaluation is the same)")
+    benchmark: bool = option(False, "measure throughput only")
+    benchmark_warmup_steps: int = option(500, "steps before the clock starts")
+    benchmark_steps: int = option(1000, "index of the last measured step")
+    affinity: Literal[
+        "all",
+        "socket",
+        "single",
+        "single_unique",
+        "unique_interleaved",
+        "socket_unique_interleaved",
+        "unique_contiguous",
+        "socket_unique_continuous",
+        "disabled",
+    ] = option("socket_unique_interleaved", "pinning of processes to CPU cores")
+    reader_mode: Literal["auto", "device", "pinned", "stream"] = option("auto", "where the rows wait")
+    threads: int | None = option(None, "CPU threads of one process")
+    log_every: int = option(100, "steps between two log lines")
+    checkpoint_every_steps: int | None = option(None, "save inside epochs too, every so many steps")
+    keep_last: int = option(2, "checkpoints kept besides the best one")
+    tensorboard: bool = option(False, "write TensorBoard events to model_dir/event_files")
+
+
+GROUPS = {"location": Location, "training": Training, "model": ModelShape, "mode": RunMode}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that `widedeep train` can be told. Build one from flat names with `from_flat`."""
+
+    location: Location = field(default_factory=Location)
+    training: Training = field(default_factory=Training)
+    model: ModelShape = field(default_factory=ModelShape)
+    mode: RunMode = field(default_factory=RunMode)
+
+    @classmethod
+    def from_flat(cls, values: dict[str, Any], where: str = "the configuration") -> "TrainConfig":
+        """Groups flat names; absent ones keep their defaults.
+
+        Raises:
+            InputError: a name that no group has.
+        """
+        known = {f.name: group for group, kind in GROUPS.items() for f in fields(kind)}
+        parts: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+        for name, value in values.items():
+            if name not in known:
+                raise InputError(f"{where}: unknown key {name!r}.")
+            parts[known[name]][name] = value
+        return cls(**{group: kind(**parts[group]) for group, kind in GROUPS.items()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TrainConfig":
+        """Reads a config.yaml that `to_yaml` wrote."""
+        try:
+            values = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: expected a map of flag names to values.")
+        return cls.from_flat(values, str(path))
+
+    def flat(self) -> dict[str, Any]:
+        """All values under their flat names, in the order of the groups."""
+        return {name: value for group in asdict(self).values() for name, value in group.items()}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.flat(), sort_keys=False)
+
+    def updated(self, **values: Any) -> "TrainConfig":
+        """A copy with some flat names changed."""
+        return self.from_flat(self.flat() | values)
+
+    @property
+    def precision(self) -> str:
+        return self.training.precision or ("fp16" if self.training.amp else "fp32")
+
+    def check(self, device: str) -> None:
+        """Refuses values out of range and combinations without a meaning.
+
+        Args:
+            device: `cpu` or `cuda`, where the run will be.
+        Raises:
+            InputError: naming the flag and what was expected.
+        """
+        for name, low in _AT_LEAST.items():
+            value = self.flat()[name]
+            if value is not None and value < low:
+                raise InputError(f"--{name} must be at least {low}, got {value}.")
+        t, m = self.training, self.mode
+        if any(width < 1 for width in self.model.deep_hidden_units):
+            raise InputError(f"--deep_hidden_units must be at least 1 each, got {self.model.deep_hidden_units}.")
+        if not 0 <= self.model.deep_dropout < 1:
+            raise InputError(f"--deep_dropout must be in [0, 1), got {self.model.deep_dropout}.")
+        if t.amp and t.precision not in (None, "fp16"):
+            raise InputError(f"--amp means --precision fp16, but --precision {t.precision} is given too.")
+        if device == "cpu" and self.precision in ("fp16", "tf32"):
+            flag = "--amp" if t.amp else f"--precision {self.precision}"
+            raise InputError(f"{flag} needs a GPU: on a CPU use --precision fp32 or bf16.")
+        if m.benchmark and m.benchmark_warmup_steps >= m.benchmark_steps:
+            raise InputError(
+                f"--benchmark_steps ({m.benchmark_steps}) must exceed --benchmark_warmup_steps"
+                f" ({m.benchmark_warmup_steps})."
+            )
+        if not m.evaluate and t.deep_warmup_epochs > t.num_epochs:
+            raise InputError(
+                f"--deep_warmup_epochs ({t.deep_warmup_epochs:g}) must not exceed --num_epochs ({t.num_epochs})."
+            )
+
+
+_AT_LEAST = {
+    "training_set_size": 1,
+    "global_batch_size": 1,
+    "eval_batch_size": 1,
+    "num_epochs": 1,
+    "linear_learning_rate": 0,
+    "deep_learning_rate": 0,
+    "deep_warmup_epochs": 0,
+    "seed": 0,
+    "patience": 1,
+    "num_auc_thresholds": 2,
+    "benchmark_warmup_steps": 0,
+    "benchmark_steps": 1,
+    "threads": 1,
+    "log_every": 1,
+    "checkpoint_every_steps": 1,
+    "keep_last": 1,
+}

@@ -1,0 +1,128 @@
+"""The processes of a run: who is who, and the three collectives that training and evaluation need.
+
+`torchrun` starts one process for each device and says so in the environment; without it a run is one process. nccl joins GPUs, gloo
+CPUs.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+
+from widedeep.errors import InputError, RunError
+
+TIMEOUT = timedelta(minutes=30)  # the first process may write a checkpoint of many gigabytes while the others wait
+
+
+class LocalComm:
+    """One process: every collective is the identity."""
+
+    rank = 0
+    world = 1
+    local_rank = 0
+    local_world = 1
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """Sums `tensor` over the processes, in place; returns it."""
+        return tensor
+
+    def all_gather_rows(self, tensor: Tensor) -> Tensor:
+        """[n, ...] of each process, n its own, to [sum of n, ...] in the order of ranks, the same on every process."""
+        return tensor
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+
+    def close(self) -> None:
+        """Leaves the group."""
+
+
+class GroupComm(LocalComm):
+    """The processes that torchrun started."""
+
+    def __init__(self, device: torch.device):
+        import torch.distributed as group
+
+        super().__init__(device)
+        self._group = group
+        self.rank, self.world = _environment("RANK"), _environment("WORLD_SIZE")
+        self.local_rank, self.local_world = _environment("LOCAL_RANK"), _environment("LOCAL_WORLD_SIZE")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        with _lost_worker():
+            group.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
+
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        with _lost_worker():
+            self._group.all_reduce(tensor)
+        return tensor
+
+    def all_gather_rows(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.contiguous()
+        with _lost_worker():
+            counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+            self._group.all_gather(counts, torch.tensor([len(tensor)], device=self.device))
+            lengths = torch.cat(counts).tolist()
+            if min(lengths) == max(lengths):
+                padded = tensor
+            else:  # collectives want equal shapes: the shorter ones are padded, and cut again below
+                padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
+                padded[: len(tensor)] = tensor
+            parts = [torch.empty_like(padded) for _ in range(self.world)]
+            self._group.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths)])
+
+    def barrier(self) -> None:
+        with _lost_worker():
+            self.all_reduce_(torch.zeros(1, device=self.device))
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+    def close(self) -> None:
+        self._group.destroy_process_group()
+
+
+def choose_device(cpu: bool) -> torch.device:
+    """The GPU of this process if there is one and `cpu` does not forbid it, else the CPU.
+
+    Raises:
+        InputError: more processes on this machine than GPUs.
+    """
+    if cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.cuda.device_count():
+        raise InputError(
+            f"torchrun started a process number {index} on this machine, which has {torch.cuda.device_count()} GPUs: "
+            "expected at most one process for each GPU, or --cpu."
+        )
+    return torch.device("cuda", index)
+
+
+def connect(device: torch.device) -> LocalComm:
+    """Joins the processes of this run; alone unless torchrun's environment says otherwise."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return GroupComm(device) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else LocalComm(device)
+
+
+def _environment(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise InputError(f"environment variable {name}: expected a number as torchrun sets it, got {value!r}.")
+    return int(value)
+
+
+@contextlib.contextmanager
+def _lost_worker() -> Iterator[None]:
+    """A collective that fails means that another process is gone: its own message says why, ours says who noticed."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).splitlines()[0]
+        raise RunError(f"process {os.environ.get('RANK', 0)} lost contact with the others: {text}") from error
