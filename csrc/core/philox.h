@@ -1,0 +1,83 @@
+// Philox4x32 counter-based random numbers and the dropout mask made from them.
+// Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. Ten rounds are the paper's
+// conservative choice; seven pass BigCrush (its table 2) and are what dropout uses.
+#pragma once
+#include <cstdint>
+
+#include "core/macros.h"
+
+namespace widedeep::core {
+
+struct Philox4 {
+  uint32_t word[4];
+};
+
+template <int kRounds>
+WD_HOST_DEVICE inline Philox4 philox4x32(Philox4 counter, uint32_t key_lo, uint32_t key_hi) {
+  uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
+  for (int round = 0; round < kRounds; ++round) {
+    const uint64_t product0 = uint64_t{0xD2511F53u} * c0;
+    const uint64_t product1 = uint64_t{0xCD9E8D57u} * c2;
+    c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ key_lo;
+    c1 = static_cast<uint32_t>(product1);
+    c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ key_hi;
+    c3 = static_cast<uint32_t>(product0);
+    key_lo += 0x9E3779B9u;
+    key_hi += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// The mask of one layer in one step. Element (row, column n) is dropped when its 16 random bits are < threshold. One
+// call serves eight elements of a row: column n belongs to call (n >> 5) * 4 + ((n >> 1) & 3), slot ((n >> 3) & 3) * 2
+// + (n & 1); even slots are the low half of word slot >> 1. A thread of a wgmma tile owns columns {2j, 2j+1} + 8s:
+// whole calls.
+struct Dropout {
+  uint32_t key_lo, key_hi, step_lo, step_hi;
+  uint32_t layer_bits;  // layer << 24
+  uint32_t threshold;   // of 65536; 0 switches dropout off
+  float scale;          // of kept values: 65536 / (65536 - threshold)
+};
+
+// round(p * 65536), halves up. Caller guarantees 0 <= p and a result < 65536 (else nothing would be kept).
+WD_HOST_DEVICE inline uint32_t dropout_threshold(double p) { return static_cast<uint32_t>(p * 65536.0 + 0.5); }
+
+WD_HOST_DEVICE inline float dropout_scale(double p) {
+  return static_cast<float>(65536.0 / (65536.0 - static_cast<double>(dropout_threshold(p))));
+}
+
+// layer < 256; step and seed are taken as 64 bits, whatever their sign.
+WD_HOST_DEVICE inline Dropout make_dropout(double p, uint64_t seed, uint64_t step, uint32_t layer) {
+  return {static_cast<uint32_t>(seed),
+          static_cast<uint32_t>(seed >> 32),
+          static_cast<uint32_t>(step),
+          static_cast<uint32_t>(step >> 32),
+          layer << 24,
+          dropout_threshold(p),
+          dropout_scale(p)};
+}
+
+// The 4 x 2 x 16 bits of one call. row is the row's position within the global batch, taken modulo 2^32.
+WD_HOST_DEVICE inline Philox4 dropout_bits(const Dropout& d, uint32_t row, uint32_t call) {
+  return philox4x32<7>({{row, d.layer_bits | call, d.step_lo, d.step_hi}}, d.key_lo, d.key_hi);
+}
+
+WD_HOST_DEVICE inline bool dropout_keep(const Dropout& d, uint32_t row, uint32_t column) {
+  const Philox4 bits = dropout_bits(d, row, (column >> 5) * 4 + ((column >> 1) & 3));
+  return ((bits.word[(column >> 3) & 3] >> ((column & 1) * 16)) & 0xFFFFu) >= d.threshold;
+}
+
+// Bit i says whether column 32 * group + i of the row is kept: four calls for 32 columns.
+WD_HOST_DEVICE inline uint32_t dropout_keep32(const Dropout& d, uint32_t row, uint32_t group) {
+  uint32_t keep = 0;
+  for (uint32_t j = 0; j < 4; ++j) {
+    const Philox4 bits = dropout_bits(d, row, group * 4 + j);
+    for (uint32_t s = 0; s < 4; ++s) {
+      keep |= static_cast<uint32_t>((bits.word[s] & 0xFFFFu) >= d.threshold) << (8 * s + 2 * j);
+      keep |= static_cast<uint32_t>((bits.word[s] >> 16) >= d.threshold) << (8 * s + 2 * j + 1);
+    }
+  }
+  return keep;
+}
+
+}  // namespace widedeep::core
