@@ -1,4 +1,4 @@
-"""The arithmetic of csrc/core, compiled alone for this machine: the lines that the CPU ops and the CUDA kernels share."""
+"""The arithmetic of csrc/core, compiled alone: the same lines that the CPU ops and the CUDA kernels run."""
 
 import ctypes
 import math
