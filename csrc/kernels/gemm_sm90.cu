@@ -1,0 +1,200 @@
+// A persistent grid of two-block clusters. In a block one thread feeds a ring of shared-memory stages by TMA, and two
+// warpgroups take turns: while one multiplies its 128 x 128 tile, the other is in its epilogue. The blocks of a cluster
+// hold neighbouring row tiles of the same columns, so each loads half of B's tile and multicasts it to both.
+#include "kernels/gemm_sm90_epilogue.cuh"
+#include "kernels/tensor_map.h"
+
+namespace widedeep::kernels {
+namespace {
+
+using namespace sm90;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Where a reader or writer of the ring stands. The first pass over the ring has parity 0.
+struct Turn {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void advance(int by) {
+    stage += by;
+    parity ^= stage / kStages & 1;
+    stage %= kStages;
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ void produce(Shared& s, const Params& p, const CUtensorMap* a, const CUtensorMap* b) {
+  const uint32_t rank = cluster_rank();
+  const int clusters = gridDim.x / kCluster;
+  Turn turn;
+  for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
+    const int32_t row = (tile / p.tiles_n * kCluster + rank) * kTile;
+    const int32_t column = tile % p.tiles_n * kTile + rank * (kTile / kCluster);
+    for (int k = 0; k < p.depth_blocks; ++k, turn.advance(1)) {
+      const uint32_t full = smem_address(&s.full[turn.stage]);
+      // A new barrier answers at once for the parity before its first: the first pass finds every stage empty.
+      barrier_wait(smem_address(&s.empty[turn.stage]), turn.parity ^ 1);
+      barrier_expect(full, kStageBytes);
+      const uint32_t target = smem_address(s.stages[turn.stage]);
+      tma_load(target, a, k * kDepth, row, full);
+      tma_load_multicast(target + kStageBytes / 2 + rank * (kStageBytes / 4), b, k * kDepth, column, full, 0b11);
+    }
+  }
+}
+
+// The product of one tile. Stage s is handed back to both producers of the cluster once the next stage's wgmmas are in
+// flight.
+template <typename T>
+__device__ __forceinline__ void multiply(Shared& s, float (&acc)[2][64], Turn& turn, int depth_blocks) {
+  const int thread = threadIdx.x % 128;
+  int last = 0;
+  for (int k = 0; k < depth_blocks; ++k, turn.advance(1)) {
+    barrier_wait(smem_address(&s.full[turn.stage]), turn.parity);
+    const uint32_t a = smem_address(s.stages[turn.stage]), b = a + kStageBytes / 2;
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kDepth / 16; ++step) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        wgmma<T>(acc[half], operand(a + half * (kStageBytes / 4) + step * 32), operand(b + step * 32),
+                 k > 0 || step > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<1>();
+    if (k > 0 && thread < kCluster) barrier_arrive_at(smem_address(&s.empty[last]), thread);
+    last = turn.stage;
+  }
+  wgmma_wait<0>();
+  if (thread < kCluster) barrier_arrive_at(smem_address(&s.empty[last]), thread);
+}
+
+template <typename T, Epilogue kEpilogue, bool kFlag>
+__device__ __forceinline__ void consume(Shared& s, const Params& p) {
+  const int group = threadIdx.x / 128 - 1;
+  const int clusters = gridDim.x / kCluster;
+  const uint32_t rank = cluster_rank();
+  float acc[2][64];
+  Turn turn;
+  turn.advance(group * p.depth_blocks);
+  for (int tile = blockIdx.x / kCluster + group * clusters; tile < p.tiles; tile += 2 * clusters) {
+    const int tile_m = tile / p.tiles_n * kCluster + rank;
+    const int tile_n = tile % p.tiles_n;
+    const uint4* mask = p.mask + (int64_t{tile_m} * p.tiles_n + tile_n) * 128 + threadIdx.x % 128;
+    if (kEpilogue == Epilogue::kGradient && kFlag)  // on its way during the product; held, it would cost four registers
+      asm volatile("prefetch.global.L1 [%0];" ::"l"(mask));
+    multiply<T>(s, acc, turn, p.depth_blocks);
+    turn.advance(p.depth_blocks);  // the other warpgroup's tile
+    if constexpr (kEpilogue == Epilogue::kForward)
+      finish_forward<T, kFlag>(s, acc, p, tile_m, tile_n);
+    else
+      finish_gradient<T, kFlag>(s, acc, p, kFlag ? *mask : uint4{}, tile_m, tile_n);
+  }
+}
+#endif
+
+template <typename T, Epilogue kEpilogue, bool kFlag>
+__global__ void __launch_bounds__(kThreads, 1)
+    linear_sm90_kernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
+                       const __grid_constant__ Params p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ uint8_t raw[];
+  Shared& s = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t{1023});
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < kStages; ++stage) {
+      barrier_init(smem_address(&s.full[stage]), 1);
+      barrier_init(smem_address(&s.empty[stage]), kCluster);
+    }
+    fence_barrier_init();
+  }
+  cluster_sync();
+  if (threadIdx.x < 128) {
+    register_shrink<40>();
+    if (threadIdx.x == 0) {
+      prefetch_map(&a);
+      prefetch_map(&b);
+      produce<T>(s, p, &a, &b);
+    }
+    __syncwarp();  // the cluster barrier below wants whole warps
+  } else {
+    register_grow<232>();
+    consume<T, kEpilogue, kFlag>(s, p);
+  }
+  cluster_sync();  // a block stays until its peer's last multicast and arrivals have landed
+#endif
+}
+
+template <typename T, Epilogue kEpilogue, bool kFlag>
+cudaError_t launch(const void* a, const void* b, Params p, GemmSm90 shape, cudaStream_t stream) {
+  int device = 0, major = 0, sms = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (major != 9) return cudaErrorNoKernelImageForDevice;
+  if (shape.M == 0 || shape.N == 0) return cudaSuccess;
+  if (shape.M > INT32_MAX - 256 || shape.N > INT32_MAX - 256) return cudaErrorInvalidValue;
+  p.M = static_cast<int>(shape.M);
+  p.N = static_cast<int>(shape.N);
+  p.depth_blocks = static_cast<int>(ceil_div(shape.K, kDepth));
+  p.tiles_n = static_cast<int>(ceil_div(shape.N, kTile));
+  p.tiles = static_cast<int>(ceil_div(shape.M, kCluster * kTile) * p.tiles_n);
+  CUtensorMap map_a, map_b;
+  if (const cudaError_t error = tensor_map(&map_a, a, shape.M, shape.K, kTile, kDepth, shape.dtype)) return error;
+  if (const cudaError_t error = tensor_map(&map_b, b, shape.N, shape.K, kTile / kCluster, kDepth, shape.dtype))
+    return error;
+  auto* kernel = linear_sm90_kernel<T, kEpilogue, kFlag>;
+  constexpr int kBytes = sizeof(Shared) + 1023;
+  static_assert(kBytes <= 232448, "more shared memory than a Hopper block can have");
+  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes))
+    return error;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kCluster, 1, 1};
+  const int clusters = p.tiles < sms / kCluster ? p.tiles : sms / kCluster;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, map_a, map_b, p);
+}
+
+}  // namespace
+
+int64_t sm90_tile_rows(int64_t M) { return ceil_div(M, kCluster * kTile) * kCluster; }
+int64_t sm90_mask_bytes(int64_t M, int64_t N) {
+  return sm90_tile_rows(M) * ceil_div(N, kTile) * 128 * int64_t{sizeof(uint4)};
+}
+
+cudaError_t linear_forward_sm90(const void* x, const void* weight, const void* bias, void* y, void* mask,
+                                GemmSm90 shape, DropoutArgs dropout, cudaStream_t stream) {
+  Params p{};
+  p.c = y;
+  p.bias = bias;
+  p.mask = static_cast<uint4*>(mask);
+  p.dropout = dropout;
+  const bool half = shape.dtype == core::DType::f16;
+  if (dropout.threshold > 0)
+    return half ? launch<__half, Epilogue::kForward, true>(x, weight, p, shape, stream)
+                : launch<__nv_bfloat16, Epilogue::kForward, true>(x, weight, p, shape, stream);
+  return half ? launch<__half, Epilogue::kForward, false>(x, weight, p, shape, stream)
+              : launch<__nv_bfloat16, Epilogue::kForward, false>(x, weight, p, shape, stream);
+}
+
+cudaError_t linear_dgrad_sm90(const void* dz, const void* weight_t, const void* mask, float scale, void* dx,
+                              float* column_sums, GemmSm90 shape, cudaStream_t stream) {
+  Params p{};
+  p.c = dx;
+  p.mask = static_cast<uint4*>(const_cast<void*>(mask));
+  p.scale = scale;
+  p.column_sums = column_sums;
+  const bool half = shape.dtype == core::DType::f16;
+  if (mask)
+    return half ? launch<__half, Epilogue::kGradient, true>(dz, weight_t, p, shape, stream)
+                : launch<__nv_bfloat16, Epilogue::kGradient, true>(dz, weight_t, p, shape, stream);
+  return half ? launch<__half, Epilogue::kGradient, false>(dz, weight_t, p, shape, stream)
+              : launch<__nv_bfloat16, Epilogue::kGradient, false>(dz, weight_t, p, shape, stream);
+}
+
+}  // namespace widedeep::kernels
