@@ -1,0 +1,280 @@
+"""Reads CSV files in blocks of whole lines with pyarrow; a bad row becomes one sentence with file and line.
+
+`blocks` cuts a file at line ends into tasks for a pool; `read_block` parses one. `.gz` and `.zst` files are
+decompressed on the way. Nulls are empty fields and `\\N`. A quoted field may hold commas but no line break. Lines count
+from 1, header included. When pyarrow or a range check refuses a block, `_diagnose` reads it again slowly to find the line
+to blame.
+"""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from widedeep.errors import InputError
+
+NULLS = ("\\N", "")
+NULL_INT = -1
+NULL_TIME = np.iinfo(np.int64).min
+MAX_ID = 2**31 - 2
+BLOCK_BYTES = 16 << 20
+SUFFIXES = (".csv", ".csv.gz", ".csv.zst")
+_TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+_EXPECTED = {"int": "an integer", "float": "a number", "string": "text", "time": "YYYY-MM-DD HH:MM:SS"}
+_TYPES = {"int": pa.int64(), "float": pa.float64(), "string": pa.string(), "time": pa.timestamp("ms")}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column to read.
+
+    Args:
+        kind: "int", "float", "string" or "time".
+        nullable: whether a null is allowed; ints hold -1 for it, times `NULL_TIME`, strings code -1.
+        low, high: inclusive limits of ints and floats.
+    """
+
+    name: str
+    kind: str = "int"
+    nullable: bool = False
+    low: float = 0
+    high: float = MAX_ID
+
+    @property
+    def dtype(self) -> type:
+        """What `read_block` gives: int32 where the limits allow it, else int64; float64; int64 milliseconds."""
+        if self.kind == "float":
+            return np.float64
+        return np.int32 if self.kind == "string" or (self.kind == "int" and self.high < 2**31) else np.int64
+
+
+class Strings(NamedTuple):
+    """A string column: values[codes[i]] is row i, code -1 is null. codes [n] int32."""
+
+    codes: np.ndarray
+    values: pa.Array
+
+
+@dataclass(frozen=True)
+class Block:
+    """Bytes [start, stop) of the (decompressed) file: whole lines. `data` holds them if the file is compressed."""
+
+    path: Path
+    header: tuple[str, ...]
+    start: int
+    stop: int
+    data: bytes | None = None
+
+    def read(self) -> bytes:
+        if self.data is not None:
+            return self.data
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.start)
+                return file.read(self.stop - self.start)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+
+def find(directory: str | Path, name: str) -> Path | None:
+    """`directory/name.csv`, or its .gz or .zst form; None if there is none."""
+    paths = (Path(directory) / f"{name}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def blocks(path: Path, columns: Sequence[Column], block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """Cuts the file after its header into blocks of about `block_bytes`, at line ends.
+
+    Raises:
+        InputError: the file is missing, unreadable or empty, or its header lacks one of `columns` or names one twice.
+    """
+    with _open(path) as file:
+        first = _call(path, file.readline)
+        header = _header(path, first, columns)
+        start = len(first)
+        if path.suffix == ".csv":
+            size = os.path.getsize(path)
+            while start < size:
+                file.seek(min(start + block_bytes, size) - 1)
+                _call(path, file.readline)
+                stop = file.tell()
+                yield Block(path, header, start, stop)
+                start = stop
+        else:
+            while data := _call(path, file.read, block_bytes):
+                data += _call(path, file.readline)
+                yield Block(path, header, start, start + len(data), data)
+                start += len(data)
+
+
+def read_block(block: Block, columns: Sequence[Column]) -> dict[str, np.ndarray | Strings]:
+    """Parses a block: {name: [n] array of `Column.dtype`, or Strings}.
+
+    Raises:
+        InputError: a row has the wrong number of fields, or a value the wrong type or range; names file and line.
+    """
+    data = block.read()
+    if not data.strip():
+        return {c.name: _empty(c) for c in columns}
+    try:
+        table = pa_csv.read_csv(
+            pa.BufferReader(data),
+            pa_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=list(block.header)),
+            pa_csv.ParseOptions(newlines_in_values=False),
+            pa_csv.ConvertOptions(
+                column_types={c.name: _TYPES[c.kind] for c in columns},
+                include_columns=[c.name for c in columns],
+                null_values=list(NULLS),
+                strings_can_be_null=True,
+                timestamp_parsers=[pa_csv.ISO8601],
+            ),
+        )
+        return {c.name: _to_numpy(table.column(c.name), c) for c in columns}
+    except (pa.ArrowInvalid, pa.ArrowKeyError, _OutOfRange) as error:
+        raise _diagnose(block, data, columns, error) from error
+
+
+def line_of(path: Path, row: int) -> int:
+    """The line number of a data row (0-based, blank lines not counted), for messages about rows found wrong later."""
+    with _open(path) as file:
+        _call(path, file.readline)
+        line = 1
+        while data := _call(path, file.readline):
+            line += 1
+            row -= bool(data.strip(b"\r\n"))
+            if row < 0:
+                break
+    return line
+
+
+class _OutOfRange(ValueError):
+    pass
+
+
+def _open(path: Path) -> IO[bytes]:
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    try:
+        if compression is None:
+            return open(path, "rb")
+        return io.BufferedReader(pa.input_stream(str(path), compression=compression), 1 << 20)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _call(path: Path, read, *arguments):
+    try:
+        return read(*arguments)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read to its end: {error}") from error
+
+
+def _header(path: Path, line: bytes, columns: Sequence[Column]) -> tuple[str, ...]:
+    if not line.strip():
+        raise InputError(f"{path}: the file is empty, expected a header line with {_names(columns)}")
+    try:
+        header = tuple(next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")])))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}, line 1: expected a header line in UTF-8: {error}") from error
+    for column in columns:
+        if (count := header.count(column.name)) != 1:
+            fault = "missing" if not count else "there twice"
+            found = ", ".join(header[:20])
+            raise InputError(f"{path}, line 1: column {column.name} is {fault}; the header has {found[:200]}")
+    # pyarrow wants distinct names; columns that are not read may share one.
+    return tuple(name if header.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(header))
+
+
+def _names(columns: Sequence[Column]) -> str:
+    return ", ".join(c.name for c in columns)
+
+
+def _empty(column: Column) -> np.ndarray | Strings:
+    empty = np.empty(0, column.dtype)
+    return Strings(empty, pa.array([], pa.string())) if column.kind == "string" else empty
+
+
+def _to_numpy(chunked: pa.ChunkedArray, column: Column) -> np.ndarray | Strings:
+    if chunked.null_count and not column.nullable:
+        raise _OutOfRange("null")
+    array = chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
+    if column.kind == "string":
+        encoded = array.dictionary_encode()
+        codes = encoded.indices.fill_null(NULL_INT) if encoded.indices.null_count else encoded.indices
+        return Strings(codes.to_numpy(zero_copy_only=False).astype(np.int32, copy=False), encoded.dictionary)
+    valid = array.drop_null() if array.null_count else array
+    if column.kind == "time":
+        array = array.cast(pa.int64())
+        array = array.fill_null(NULL_TIME) if array.null_count else array
+        return array.to_numpy(zero_copy_only=False)
+    values = valid.to_numpy(zero_copy_only=False)
+    # The negated form also refuses NaN.
+    if values.size and not (values.min() >= column.low and values.max() <= column.high):
+        raise _OutOfRange("range")
+    if array.null_count:
+        values = array.fill_null(NULL_INT).to_numpy(zero_copy_only=False)
+    return values.astype(column.dtype, copy=False)
+
+
+def _diagnose(block: Block, data: bytes, columns: Sequence[Column], error: Exception) -> InputError:
+    where = {c.name: block.header.index(c.name) for c in columns}
+    line = _lines_before(block)
+    for raw in io.BytesIO(data):
+        line += 1
+        try:
+            text = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            return InputError(f"{block.path}, line {line}: expected UTF-8 text")
+        if not text:
+            continue
+        fields = next(csv.reader([text]))
+        if len(fields) != len(block.header):
+            return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {len(fields)}")
+        for column in columns:
+            if fault := _fault(column, fields[where[column.name]]):
+                return InputError(f"{block.path}, line {line}: column {column.name}: {fault}")
+    return InputError(f"{block.path}: cannot be parsed: {' '.join(str(error).split())}")
+
+
+def _lines_before(block: Block) -> int:
+    with _open(block.path) as file:
+        count, left = 0, block.start
+        while left and (data := file.read(min(left, 1 << 24))):
+            count += data.count(b"\n")
+            left -= len(data)
+    return count
+
+
+def _fault(column: Column, field: str) -> str | None:
+    expected = _EXPECTED[column.kind]
+    if column.kind in ("int", "float"):
+        field = field.strip()
+    if field in NULLS:
+        return None if column.nullable else f"expected {expected}, found no value"
+    if column.kind == "string":
+        return None
+    found = f"found {field[:60]!r}"
+    if column.kind == "time":
+        try:
+            datetime.strptime(field.partition(".")[0], _TIME_FORMAT)
+        except ValueError:
+            return f"expected {expected}, {found}"
+        return None
+    try:
+        value = int(field) if column.kind == "int" and re.fullmatch(r"-?\d+", field) else None
+        value = float(field) if column.kind == "float" else value
+    except ValueError:
+        value = None
+    if value is None:
+        return f"expected {expected}, {found}"
+    if not column.low <= value <= column.high:
+        return f"expected {expected} from {column.low:g} to {column.high:.10g}, {found}"
+    return None

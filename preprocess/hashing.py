@@ -1,0 +1,64 @@
+"""Hash buckets: the numpy (or cupy) twin of csrc/core/hash.h for ids, xxh3-64 for strings.
+
+    mix64(z)          z ^= z >> 30;  z *= 0xBF58476D1CE4E5B9;  z ^= z >> 27;  z *= 0x94D049BB133111EB;  z ^= z >> 31
+    key(seed)         mix64(seed + 0x9E3779B97F4A7C15)
+    id bucket         mix64(value ^ key(seed)) mod buckets
+    string bucket     xxh3_64(UTF-8 bytes, seed) mod buckets
+
+All arithmetic is modulo 2^64 on unsigned integers; a negative value enters as its two's complement. A null hashes as
+the integer -1, which no id has, so nulls share one bucket with whatever else lands there.
+"""
+
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import xxhash
+
+SEED = 0
+NULL = -1
+_M1, _M2, _GOLDEN = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
+
+
+def mix64(z: Any, xp: ModuleType = np) -> Any:
+    """[n] uint64 -> [n] uint64: the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), a bijection."""
+    z = (z ^ (z >> xp.uint64(30))) * xp.uint64(_M1)
+    z = (z ^ (z >> xp.uint64(27))) * xp.uint64(_M2)
+    return z ^ (z >> xp.uint64(31))
+
+
+def key(seed: int) -> int:
+    """The constant that a seed becomes: `absorb(0, seed)` of csrc/core/hash.h."""
+    z = (seed + _GOLDEN) & _MASK
+    z = ((z ^ (z >> 30)) * _M1) & _MASK
+    z = ((z ^ (z >> 27)) * _M2) & _MASK
+    return z ^ (z >> 31)
+
+
+def hash_ids(values: Any, seed: int = SEED, xp: ModuleType = np) -> Any:
+    """[n] of any integer type -> [n] uint64."""
+    return mix64(values.astype(xp.int64).view(xp.uint64) ^ xp.uint64(key(seed)), xp)
+
+
+def id_buckets(values: Any, buckets: int, seed: int = SEED, xp: ModuleType = np) -> Any:
+    """[n] of any integer type -> [n] int32 in [0, buckets)."""
+    return (hash_ids(values, seed, xp) % xp.uint64(buckets)).astype(xp.int32)
+
+
+def string_buckets(values: Iterable[str], buckets: int, seed: int = SEED) -> np.ndarray:
+    """n strings -> [n] int32 in [0, buckets). One Python call a string: give it the distinct values only."""
+    hashed = np.fromiter((xxhash.xxh3_64_intdigest(v.encode("utf-8"), seed) for v in values), np.uint64)
+    return (hashed % np.uint64(buckets)).astype(np.int32)
+
+
+def null_bucket(buckets: int, seed: int = SEED) -> int:
+    """The bucket of a missing id or string."""
+    return int(id_buckets(np.array([NULL]), buckets, seed)[0])
+
+
+def is_selected(values: Any, fraction: float, seed: int, xp: ModuleType = np) -> Any:
+    """[n] ids -> [n] bool, true with probability `fraction`: the upper 53 bits of the hash, as a number in [0, 1), are
+    below it. The same id gives the same answer in every data set."""
+    return (hash_ids(values, seed, xp) >> xp.uint64(11)) < xp.uint64(round(fraction * 2**53))

@@ -1,0 +1,178 @@
+"""Pass 1 over the clicks: parse, split, count. Each block of the file is independent; what it counts is merged."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from preprocess import csv_io, hashing
+from preprocess.csv_io import NULL_TIME, Block
+from preprocess.outbrain import layout, store
+from preprocess.outbrain.tables import Documents, Events, Promoted
+from preprocess.xp import array_module, to_host
+
+SPLITS = ("train", "test")
+ROW = np.dtype([("display_id", "<i4"), ("ad_id", "<i4"), ("clicked", "u1")])
+MISSING_AGE = layout.MAX_AGE_DAYS + 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """Block `index` of clicks_train.csv; its rows are written to `work`, where the tables are."""
+
+    block: Block
+    index: int
+    work: Path
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True)
+class AdCounts:
+    """ad [n] int32 ascending and distinct; rows, train_rows, train_clicks [n] int64."""
+
+    ad: np.ndarray
+    rows: np.ndarray
+    train_rows: np.ndarray
+    train_clicks: np.ndarray
+
+    @classmethod
+    def merge(cls, parts: Iterable["AdCounts"]) -> "AdCounts":
+        """Sums, independent of how rows were cut into parts."""
+        parts = list(parts)
+        ad, at = np.unique(np.concatenate([np.empty(0, np.int32), *(p.ad for p in parts)]), return_inverse=True)
+        sums = []
+        for name in ("rows", "train_rows", "train_clicks"):
+            total = np.zeros(len(ad), np.int64)
+            np.add.at(total, at, np.concatenate([np.empty(0, np.int64), *(getattr(p, name) for p in parts)]))
+            sums.append(total)
+        return cls(ad, *sums)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a block, or all of them together, says of the clicks.
+
+    Args:
+        ads: counts by ad.
+        ages: [2, 3652] int64, train rows by age of the event page and of the landing page; the last column is unknown.
+        clicks: clicked rows by split.
+        parts: by split, the files of rows in input order, each with (rows, first display, last display, is ascending).
+    """
+
+    ads: AdCounts
+    ages: np.ndarray
+    clicks: dict[str, int]
+    parts: dict[str, list[tuple[Path, int, int, int, bool]]] = field(default_factory=dict)
+
+    @classmethod
+    def merge(cls, scans: Iterable["Scan"]) -> "Scan":
+        """Adds up; ad counts are merged as they come, so that memory does not grow with the number of blocks."""
+        ads, ages = AdCounts.merge([]), np.zeros((2, MISSING_AGE + 1), np.int64)
+        clicks = dict.fromkeys(SPLITS, 0)
+        parts: dict[str, list] = {split: [] for split in SPLITS}
+        for scan in scans:
+            ads = AdCounts.merge([ads, scan.ads])
+            ages += scan.ages
+            for split in SPLITS:
+                clicks[split] += scan.clicks[split]
+                parts[split] += scan.parts[split]
+        return cls(ads, ages, clicks, parts)
+
+    def rows(self, split: str) -> int:
+        return sum(part[1] for part in self.parts[split])
+
+
+def scan(task: Task) -> Scan:
+    """Reads a block, decides the side of each row, writes both sides to files, and counts."""
+    xp = array_module(task.device)
+    events, documents, promoted = (
+        store.load(task.work, name, kind, task.device)
+        for name, kind in (("events", Events), ("documents", Documents), ("promoted", Promoted))
+    )
+    host = csv_io.read_block(task.block, layout.CLICKS)
+    display, ad = (xp.asarray(host[name]) for name in ("display_id", "ad_id"))
+    event = events.lookup.find(display, xp)
+    timestamp = events.timestamp[event]
+    train = is_train(display, timestamp, task.seed, xp)
+    page = documents.lookup.find(events.document[event], xp)
+    published = documents.published[page], promoted.published[promoted.lookup.find(ad, xp)]
+    ages = [xp.bincount(age_in_days(timestamp, p, xp)[train], minlength=MISSING_AGE + 1) for p in published]
+    rows = np.empty(len(host["ad_id"]), ROW)
+    for name in ROW.names:
+        rows[name] = host[name]
+    sides = dict(zip(SPLITS, (rows[to_host(train)], rows[to_host(~train)])))
+    return Scan(
+        count_ads(ad, train, xp.asarray(host["clicked"]), xp),
+        np.stack([to_host(a) for a in ages]).astype(np.int64),
+        {split: int(side["clicked"].sum()) for split, side in sides.items()},
+        {split: _write(side, task.work / f"{split}-{task.index:06d}.npy") for split, side in sides.items()},
+    )
+
+
+def is_train(display: Any, timestamp: Any, seed: int, xp: ModuleType = np) -> Any:
+    """[n] bool: day <= 10 and not among the fifth of all displays that a hash selects. A row without an event or time
+    has no day, so it is tested on."""
+    early = (timestamp >= 0) & (timestamp // layout.MILLISECONDS_A_DAY <= layout.LAST_SHARED_DAY)
+    return early & ~hashing.is_selected(display, layout.TEST_FRACTION, seed, xp)
+
+
+def age_in_days(timestamp: Any, published: Any, xp: ModuleType = np) -> Any:
+    """[n] int64 ms since the origin (-1 = null), [n] int64 Unix ms -> [n] int64 whole days from publication to event.
+
+    0 if negative or above ten years, `MISSING_AGE` if either time is missing.
+    """
+    days = (timestamp + layout.ORIGIN_MS - published) // layout.MILLISECONDS_A_DAY
+    days = xp.where((days < 0) | (days > layout.MAX_AGE_DAYS), 0, days)
+    return xp.where((timestamp < 0) | (published == NULL_TIME), MISSING_AGE, days)
+
+
+def count_ads(ad: Any, train: Any, clicked: Any, xp: ModuleType = np) -> AdCounts:
+    """[n] int32 ids, [n] bool, [n] 0/1 -> counts by ad."""
+    ids, at = xp.unique(ad, return_inverse=True)
+    at = at.ravel()
+    n = len(ids)
+    counts = [xp.bincount(at[chosen], minlength=n) for chosen in (slice(None), train, train & (clicked == 1))]
+    return AdCounts(to_host(ids), *(to_host(c).astype(np.int64) for c in counts))
+
+
+def sort_by_display(scan: Scan, split: str, work: Path) -> None:
+    """Makes the files of `split` ascend by display, rows of a display in input order. Does nothing if they do already;
+    otherwise needs about 26 bytes of memory a row."""
+    parts = scan.parts[split]
+    if _ascends(parts):
+        return
+    rows = np.concatenate([np.load(part[0]) for part in parts])
+    rows = rows[np.argsort(rows["display_id"], kind="stable")]
+    for part in parts:
+        part[0].unlink()
+    parts[:] = _write(rows, work / f"{split}-sorted.npy")
+
+
+def count_displays(scan: Scan, split: str) -> int:
+    """Distinct displays of a split."""
+    parts = scan.parts[split]
+    if not _ascends(parts):
+        return len(np.unique(np.concatenate([np.unique(np.load(part[0])["display_id"]) for part in parts])))
+    count, last = 0, None
+    for path, *_ in parts:
+        display = np.load(path)["display_id"]
+        count += int((display[1:] != display[:-1]).sum()) + (display[0] != last)
+        last = display[-1]
+    return int(count)
+
+
+def _ascends(parts: list) -> bool:
+    return all(part[4] for part in parts) and all(a[3] <= b[2] for a, b in pairwise(parts))
+
+
+def _write(rows: np.ndarray, path: Path) -> list[tuple[Path, int, int, int, bool]]:
+    if not len(rows):
+        return []
+    np.save(path, rows)
+    display = rows["display_id"]
+    return [(path, len(rows), int(display[0]), int(display[-1]), bool((display[1:] >= display[:-1]).all()))]

@@ -1,0 +1,56 @@
+"""What a run of the Outbrain preprocessing is told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocess.xp import DEVICES
+from widedeep.errors import InputError
+
+FLAVOURS = ("nvtabular",)
+NUMERIC_TYPES = ("float16", "float32")
+DEFAULT_CHUNK_ROWS = 1 << 18
+
+
+@dataclass(frozen=True)
+class OutbrainConfig:
+    """Settings.
+
+    Args:
+        data_path: directory of the raw CSVs (plain, .gz or .zst).
+        out: directory to write; an earlier data set there is replaced when the new one is complete.
+        flavour: which formulas; "nvtabular".
+        memory_limit: bytes that all processes together may use, or None; see `pipeline.chunk_rows`.
+        chunk_rows: click rows transformed at a time, or None: 262,144, or what the memory limit allows.
+        workers: processes. Output bytes depend neither on it nor on chunk_rows.
+        stats: directory of the `statistics` of an earlier run to apply instead of learning them, or None.
+        seed: of the 80/20 split of displays.
+        numeric: storage type of the numeric features.
+        rows_per_shard: rows of a shard file.
+        device: "cpu" (numpy) or "cuda" (cupy, one process).
+    """
+
+    data_path: str | Path
+    out: str | Path
+    flavour: str = "nvtabular"
+    memory_limit: int | None = None
+    chunk_rows: int | None = None
+    workers: int = 1
+    stats: str | Path | None = None
+    seed: int = 0
+    numeric: str = "float32"
+    rows_per_shard: int = 1 << 22
+    device: str = "cpu"
+
+    def __post_init__(self):
+        for name, allowed in (("flavour", FLAVOURS), ("numeric", NUMERIC_TYPES), ("device", DEVICES)):
+            if (value := getattr(self, name)) not in allowed:
+                raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+        for name in ("memory_limit", "chunk_rows", "workers", "rows_per_shard"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} is {value}, expected at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}, expected 0 to 2^63 - 1")
+        if self.device == "cuda" and self.workers != 1:
+            raise InputError(f"workers is {self.workers}, expected 1 with device 'cuda': the GPU works in one process")
+        if not Path(self.data_path).is_dir():
+            raise InputError(f"{self.data_path}: expected a directory of raw Outbrain CSV files")

@@ -1,0 +1,59 @@
+"""From a key to the row of a table."""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+# A direct-address array may have this many slots a key, plus a few megabytes for tiny tables of large ids.
+_SLOTS_A_KEY, _FREE_SLOTS = 8, 1 << 20
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Row numbers by key, direct-address where keys are dense (`keys` is empty), else by binary search.
+
+    Args:
+        keys: [n] int32 ascending, or [0].
+        slots: direct: [largest key + 2] int32, row of each key or -1, the last slot -1; else [n] int32, row of keys[i].
+    """
+
+    keys: Any
+    slots: Any
+
+    @classmethod
+    def build(cls, keys: np.ndarray) -> "Lookup":
+        """keys: [n] int, each >= 0 and distinct (see `first_duplicate`); row i is that of keys[i]."""
+        largest = int(keys.max()) if len(keys) else -1
+        if largest + 2 <= _SLOTS_A_KEY * len(keys) + _FREE_SLOTS:
+            slots = np.full(largest + 2, -1, np.int32)
+            slots[keys] = np.arange(len(keys), dtype=np.int32)
+            return cls(np.empty(0, np.int32), slots)
+        order = np.argsort(keys, kind="stable")
+        return cls(keys[order].astype(np.int32), order.astype(np.int32))
+
+    def find(self, keys: Any, xp: ModuleType = np) -> Any:
+        """[n] int, -1 for null -> [n] int32 row, -1 where the key is null or unknown.
+
+        Columns carry one more element than rows, the null, so that `column[row]` needs no test for -1.
+        """
+        if len(self.keys) == 0:
+            return self.slots[xp.minimum(keys, len(self.slots) - 1)]
+        at = xp.minimum(xp.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return xp.where(self.keys[at] == keys, self.slots[at], -1)
+
+
+def first_duplicate(keys: np.ndarray) -> int | None:
+    """The first row whose key stands in an earlier row; None if all are distinct."""
+    if len(keys) < 2 or (keys[1:] > keys[:-1]).all():
+        return None
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    repeats = order[1:][ordered[1:] == ordered[:-1]]
+    return int(repeats.min()) if len(repeats) else None
+
+
+def with_null(column: np.ndarray, null: int) -> np.ndarray:
+    """[n] -> [n + 1]: the null stands last, where row -1 finds it."""
+    return np.append(column, column.dtype.type(null))

@@ -1,0 +1,43 @@
+"""Tables on disk: one .npy file an array, memory-mapped by every worker, so that a table is in memory once."""
+
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from preprocess.xp import array_module
+
+T = TypeVar("T")
+
+
+def save(directory: Path, group: str, table: Any) -> None:
+    """Writes every field of a dataclass of arrays (and of such dataclasses) as `<group>.<field>.npy`."""
+    for field in fields(table):
+        value = getattr(table, field.name)
+        if isinstance(value, np.ndarray):
+            np.save(directory / f"{group}.{field.name}.npy", value)
+        else:
+            save(directory, f"{group}.{field.name}", value)
+
+
+@cache
+def load(directory: Path, group: str, kind: type[T], device: str) -> T:
+    """The table as it was saved: memory maps on "cpu", device arrays on "cuda". Kept for the next chunk."""
+    values = {}
+    for field in fields(kind):
+        path = directory / f"{group}.{field.name}.npy"
+        if not path.exists():
+            values[field.name] = load(directory, f"{group}.{field.name}", field.type, device)
+            continue
+        # An empty file cannot be mapped; the plain view drops memmap's slow indexing.
+        empty = np.load(path, mmap_mode="r").size == 0 if path.stat().st_size > 256 else True
+        array = np.load(path) if empty else np.load(path, mmap_mode="r").view(np.ndarray)
+        values[field.name] = array if device == "cpu" else array_module(device).asarray(array)
+    return kind(**values)
+
+
+def size(directory: Path) -> int:
+    """Bytes of all arrays in the directory."""
+    return sum(path.stat().st_size for path in directory.glob("*.npy"))

@@ -1,0 +1,183 @@
+"""Reads events, promoted content and the document files into look-up tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from preprocess import csv_io, hashing
+from preprocess.csv_io import NULL_INT, NULL_TIME, Column, Strings
+from preprocess.engine import LocalEngine
+from preprocess.outbrain import layout
+from preprocess.outbrain.lookup import Lookup, first_duplicate, with_null
+from preprocess.outbrain.similarity import Attributes
+from widedeep.errors import InputError
+
+
+@dataclass(frozen=True)
+class Events:
+    """Displays: page, time, device, place. All columns [rows + 1], the last element null.
+
+    Args:
+        document: int32, -1 = null.    timestamp: int64 ms since the origin, -1 = null.
+        platform: uint8, 0 to 3, null counted as 0.    geo: int32 row of `Geo`, -1 = null.
+    """
+
+    lookup: Lookup
+    document: Any
+    timestamp: Any
+    platform: Any
+    geo: Any
+
+
+@dataclass(frozen=True)
+class Geo:
+    """Buckets of each distinct geo_location, its country and its state: [values + 1] int32, -1 = null."""
+
+    geo_location: Any
+    geo_location_country: Any
+    geo_location_state: Any
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Pages: [rows + 1]. source, publisher: int32 raw, -1 = null; *_bucket: int32, -1 = null; published: int64 ms."""
+
+    lookup: Lookup
+    source: Any
+    publisher: Any
+    source_bucket: Any
+    publisher_bucket: Any
+    published: Any
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """Ads of promoted_content.csv with their page's columns: [rows + 1] int32, -1 = null; published int64 ms."""
+
+    lookup: Lookup
+    ad_id: Any
+    document_id_promo: Any
+    campaign_id: Any
+    advertiser_id: Any
+    source_id_promo: Any
+    publisher_id_promo: Any
+    published: Any
+
+
+def buckets_or_null(values: np.ndarray, buckets: int) -> np.ndarray:
+    """[n] ids, -1 for null -> [n] int32 hash buckets, -1 for null."""
+    return np.where(values < 0, np.int32(NULL_INT), hashing.id_buckets(values, buckets))
+
+
+def read_table(path: Path, columns: Sequence[Column], engine: LocalEngine, block_bytes: int) -> dict[str, Any]:
+    """The whole file: {name: [n] array, or `Strings` over all blocks}."""
+    parts = list(engine.map(partial(csv_io.read_block, columns=columns), csv_io.blocks(path, columns, block_bytes)))
+    table = {}
+    for column in columns:
+        pieces = [part.pop(column.name) for part in parts]
+        if column.kind == "string":
+            table[column.name] = _unify(pieces)
+        else:
+            table[column.name] = np.concatenate([np.empty(0, column.dtype), *pieces])
+    return table
+
+
+def read_events(path: Path, engine: LocalEngine, block_bytes: int, buckets: dict[str, int]) -> tuple[Events, Geo]:
+    """buckets: feature name -> number of buckets."""
+    table = read_table(path, layout.EVENTS, engine, block_bytes)
+    lookup = unique_lookup(path, layout.EVENTS, table["display_id"])
+    platform = (np.maximum(table["platform"], 1) - 1).astype(np.uint8)
+    geo = table["geo_location"]
+    places = geo.values.to_pylist()
+    coded = {
+        "geo_location": places,
+        "geo_location_country": [place[:2] for place in places],
+        "geo_location_state": [place[:5] for place in places],
+    }
+    return Events(
+        lookup,
+        with_null(table["document_id"], NULL_INT),
+        with_null(table["timestamp"], NULL_INT),
+        with_null(platform, 0),
+        with_null(geo.codes, NULL_INT),
+    ), Geo(**{k: with_null(hashing.string_buckets(v, buckets[k]), NULL_INT) for k, v in coded.items()})
+
+
+def read_documents(path: Path | None, engine: LocalEngine, block_bytes: int, buckets: dict[str, int]) -> Documents:
+    """A null publisher becomes an id of its own: the largest publisher + 1 + the nulls so far, itself included."""
+    if path is None:
+        table = {c.name: np.empty(0, c.dtype) for c in layout.META}
+        lookup = Lookup.build(table["document_id"])
+    else:
+        table = read_table(path, layout.META, engine, block_bytes)
+        lookup = unique_lookup(path, layout.META, table["document_id"])
+    source, publisher = table["source_id"], table["publisher_id"]
+    missing = publisher < 0
+    if missing.any():
+        fresh = int(publisher.max()) + 1 + np.cumsum(missing)
+        publisher = np.where(missing, fresh, publisher).astype(np.int32)
+    return Documents(
+        lookup,
+        with_null(source, NULL_INT),
+        with_null(publisher, NULL_INT),
+        with_null(buckets_or_null(source, buckets["source_id"]), NULL_INT),
+        with_null(buckets_or_null(publisher, buckets["publisher_id"]), NULL_INT),
+        with_null(table["publish_time"], NULL_TIME),
+    )
+
+
+def read_promoted(path: Path, engine: LocalEngine, block_bytes: int, documents: Documents) -> Promoted:
+    table = read_table(path, layout.PROMOTED, engine, block_bytes)
+    lookup = unique_lookup(path, layout.PROMOTED, table["ad_id"])
+    page = documents.lookup.find(table["document_id"])
+    return Promoted(
+        lookup,
+        *(with_null(table[k], NULL_INT) for k in ("ad_id", "document_id", "campaign_id", "advertiser_id")),
+        with_null(documents.source[page], NULL_INT),
+        with_null(documents.publisher[page], NULL_INT),
+        with_null(documents.published[page], NULL_TIME),
+    )
+
+
+def read_attributes(path: Path | None, kind: str, engine: LocalEngine, block_bytes: int) -> Attributes:
+    """kind: one of `layout.ATTRIBUTES`. Without a file every similarity is 0."""
+    columns = layout.ATTRIBUTES[kind]
+    if path is None:
+        none = np.empty(0, np.int32)
+        return Attributes.build(none, none, np.empty(0))
+    table = read_table(path, columns, engine, block_bytes)
+    documents, attributes, confidences = (table[c.name] for c in columns)
+    if isinstance(attributes, Strings):
+        attributes = attributes.codes
+    else:
+        attributes = np.unique(attributes, return_inverse=True)[1].astype(np.int32)
+    return Attributes.build(documents, attributes, confidences)
+
+
+def unique_lookup(path: Path, columns: Sequence[Column], keys: np.ndarray) -> Lookup:
+    """A look-up by the file's key, its first column.
+
+    Raises:
+        InputError: a key stands twice, which would multiply rows of the join.
+    """
+    if (row := first_duplicate(keys)) is not None:
+        line = csv_io.line_of(path, row)
+        raise InputError(f"{path}, line {line}: {columns[0].name} {keys[row]} a second time, expected one row each")
+    return Lookup.build(keys)
+
+
+def _unify(pieces: Sequence[Strings]) -> Strings:
+    """One vocabulary, in order of first appearance, whatever the blocks."""
+    if not pieces:
+        return Strings(np.empty(0, np.int32), pa.array([], pa.string()))
+    chunks = [
+        pa.DictionaryArray.from_arrays(pa.array(piece.codes, mask=piece.codes < 0), piece.values) for piece in pieces
+    ]
+    whole = pa.chunked_array(chunks).unify_dictionaries()
+    codes = [chunk.indices.fill_null(NULL_INT).to_numpy(zero_copy_only=False) for chunk in whole.chunks]
+    return Strings(np.concatenate(codes).astype(np.int32, copy=False), whole.chunk(0).dictionary)
