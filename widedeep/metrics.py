@@ -1,0 +1,327 @@
+"""Metrics of click predictions: log loss, accuracy, AUC, MAP@k, group AUC, calibration.
+
+Each metric is a small object: `update` takes a batch on any device, `merge` takes the same metric of another rank or shard,
+`compute` gives the number (NaN for an empty set). What a metric holds is sums and counts of whole numbers or float64, so results do not
+hang on how the rows were batched. The exact AUC is no sum: it is a function of all rows. `Evaluation` keeps all rows of a set and
+computes everything.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from widedeep.errors import RunError
+from widedeep.metrics_groups import Groups, auc_by_group, average_precision, sort_by_group
+
+
+class Metric:
+    """A metric whose state is tensors that add up. Subclasses define `update` and `compute`."""
+
+    def __init__(self):
+        self.state: dict[str, Tensor] = {}
+
+    def merge(self, other: "Metric") -> None:
+        """Add what `other`, a metric of the same kind and settings, has seen."""
+        self._add(**other.state)
+
+    def _add(self, **terms: Tensor) -> None:
+        for name, term in terms.items():
+            held = self.state.get(name)
+            self.state[name] = term.clone() if held is None else held + term.to(held.device)
+
+    def _ratio(self, numerator: str, denominator: str) -> float:
+        if not self.state or not (below := self.state[denominator].item()):
+            return math.nan
+        return self.state[numerator].item() / below
+
+
+class LogLoss(Metric):
+    """Mean binary cross-entropy, in nats: max(z, 0) - z y + log(1 + exp(-|z|)), summed in float64."""
+
+    def update(self, logit: Tensor, label: Tensor) -> None:
+        """logit: [B] floats, any finite size.    label: [B], 0 or 1."""
+        z, y = logit.double(), label.double()
+        loss = z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))
+        self._add(loss=loss.sum(), rows=_count(z))
+
+    def compute(self) -> float:
+        return self._ratio("loss", "rows")
+
+
+class BinaryAccuracy(Metric):
+    """Share of rows where (probability > 0.5) equals the label; a probability of exactly 0.5 predicts 0."""
+
+    def update(self, prob: Tensor, label: Tensor) -> None:
+        """prob: [B] floats in [0, 1].    label: [B], 0 or 1."""
+        self._add(right=((prob > 0.5) == (label > 0)).sum(), rows=_count(prob))
+
+    def compute(self) -> float:
+        return self._ratio("right", "rows")
+
+
+class ThresholdAUC(Metric):
+    """Area under the ROC curve by trapezoids over T thresholds, by the rule of Keras' `AUC`.
+
+    Thresholds are -1e-7, 1/(T-1), ..., (T-2)/(T-1), 1 + 1e-7 in float32; a row is predicted positive where prob > threshold.
+    """
+
+    def __init__(self, thresholds: int = 200):
+        super().__init__()
+        self.count = thresholds
+        inner = [i / (thresholds - 1) for i in range(1, thresholds - 1)]
+        self.thresholds = torch.tensor([-1e-7, *inner, 1 + 1e-7], dtype=torch.float32)
+
+    def update(self, prob: Tensor, label: Tensor) -> None:
+        """prob: [B] floats in [0, 1], compared as float32.    label: [B], 0 or 1."""
+        self.thresholds = self.thresholds.to(prob.device)
+        passed = torch.bucketize(prob.float(), self.thresholds)  # how many thresholds lie below the row
+        width = self.count + 1
+        histogram = torch.bincount(passed + width * (label > 0), minlength=2 * width).view(2, width)
+        self._add(negatives=histogram[0], positives=histogram[1])
+
+    def confusion(self) -> Tensor:
+        """[4, T] int64: true positives, false positives, true negatives, false negatives at each threshold."""
+        if not self.state:
+            return torch.zeros(4, self.count, dtype=torch.int64)
+        true, false = (_suffix_sums(self.state[name])[1:] for name in ("positives", "negatives"))
+        positives, negatives = self.state["positives"].sum(), self.state["negatives"].sum()
+        return torch.stack([true, false, negatives - false, positives - true])
+
+    def compute(self) -> float:
+        """NaN unless both classes occur."""
+        tp, fp, tn, fn = self.confusion().double()
+        tpr, fpr = tp / (tp + fn), fp / (fp + tn)
+        return torch.sum((fpr[:-1] - fpr[1:]) * (tpr[:-1] + tpr[1:]) / 2).item()
+
+
+class MeanAveragePrecision(Metric):
+    """MAP@k by the original's rule (`metrics_groups.average_precision`): displays without a click are left out.
+
+    Groups are formed within one `update`, so a group cut by the border of two batches counts as two, as in the original.
+    """
+
+    def __init__(self, k: int = 12):
+        super().__init__()
+        self.k = k
+
+    def update(self, score: Tensor, label: Tensor, group: Tensor | Groups) -> None:
+        """score: [B] floats.    label: [B], 0 or 1.    group: [B] integers, or the rows already sorted by them."""
+        groups = sort_by_group(group) if isinstance(group, Tensor) else group
+        values = average_precision(score, label, groups, self.k)
+        self._add(precision=values.sum(), groups=_count(values))
+
+    def compute(self) -> float:
+        return self._ratio("precision", "groups")
+
+
+class GroupAUC(Metric):
+    """Mean of the exact AUC inside each group that has both classes, weighted by the group's rows.
+
+    Source: Zhu et al., "Optimized Cost per Click in Taobao Display Advertising", KDD 2017 (weights: impressions). Groups are formed
+    within one `update`.
+    """
+
+    def update(self, score: Tensor, label: Tensor, group: Tensor | Groups) -> None:
+        """score: [B] floats.    label: [B], 0 or 1.    group: [B] integers, or the rows already sorted by them."""
+        groups = sort_by_group(group) if isinstance(group, Tensor) else group
+        auc = auc_by_group(score, label, groups)
+        mixed = ~auc.isnan()
+        weight = groups.sizes[mixed]
+        self._add(auc=(auc[mixed] * weight).sum(), rows=weight.sum())
+
+    def compute(self) -> float:
+        return self._ratio("auc", "rows")
+
+
+def exact_auc(score: Tensor, label: Tensor) -> float:
+    """Area under the ROC curve, ties counted half. score: [B] floats; label: [B], 0 or 1. NaN unless both classes occur."""
+    everything = Groups(
+        order=torch.arange(len(score), device=score.device),
+        segment=torch.zeros(len(score), dtype=torch.int64, device=score.device),
+        sizes=torch.tensor([len(score)], device=score.device),
+    )
+    return auc_by_group(score, label, everything).item()
+
+
+def calibration(prob: Tensor, label: Tensor, bins: int = 20) -> dict[str, list]:
+    """Predicted against observed click rate in bins of equally many rows, in the order of the predictions.
+
+    Args:
+        prob: [B] floats in [0, 1].    label: [B], 0 or 1.    bins: at most; fewer if there are fewer rows.
+    Returns:
+        Lists of one item for each bin: `rows`, `predicted` (mean probability), `observed` (share of clicks), `lowest` and `highest`
+        (probabilities in the bin).
+    """
+    rows = len(prob)
+    bins = min(bins, rows)
+    if bins == 0:
+        return {name: [] for name in ("rows", "predicted", "observed", "lowest", "highest")}
+    prob, order = torch.sort(prob.double())
+    edges = torch.arange(bins + 1, device=prob.device) * rows // bins
+    sizes = edges.diff()
+    bin_of_row = torch.repeat_interleave(sizes)
+    empty = torch.zeros(bins, dtype=torch.float64, device=prob.device)
+    table = {
+        "rows": sizes,
+        "predicted": empty.index_add(0, bin_of_row, prob) / sizes,
+        "observed": empty.index_add(0, bin_of_row, label[order].double()) / sizes,
+        "lowest": prob[edges[:-1]],
+        "highest": prob[edges[1:] - 1],
+    }
+    return {name: column.tolist() for name, column in table.items()}
+
+
+class Evaluation:
+    """Every metric of one pass over an evaluation set. It keeps the rows (13 bytes each, on the device they come from).
+
+    Groups are whole: no batch or rank border cuts them. Ranking uses the float32 logits; probabilities are their float32 sigmoid.
+
+        evaluation = Evaluation(k=12)
+        for batch in reader.epoch(0):
+            evaluation.update(step.predict(batch), batch.label, batch.group, start + batch.first_row)
+        evaluation.gather(comm)      # every rank then holds the rows of all
+        result = evaluation.compute()
+    """
+
+    def __init__(self, k: int = 12, thresholds: tuple[int, int] = (200, 8000), groups: bool = True):
+        """k: of MAP.    thresholds: of `auc_200` and `auc_8000`.    groups: whether rows carry a group, for `map` and `gauc`."""
+        self.k, self.thresholds, self.groups = k, thresholds, groups
+        self._logit: list[Tensor] = []
+        self._label: list[Tensor] = []
+        self._group: list[Tensor] = []
+        self._spans: list[tuple[int, int]] = []
+        self._rows = 0
+        self._running = (LogLoss(), BinaryAccuracy(), ThresholdAUC(thresholds[0]), MeanAveragePrecision(k))
+        self._running_parts = 0
+
+    def update(self, logit: Tensor, label: Tensor, group: Tensor | None = None, position: int | None = None) -> None:
+        """Take a batch; the tensors are kept, so they must not be overwritten.  No host sync.
+
+        Args:
+            logit: [B] floats.    label: [B], 0 or 1.    group: [B] int64; needed if `groups`.
+            position: place of row 0 in the evaluation set (default: after the rows so far). After `gather` rows stand in this order,
+                so that ties break as in one process.
+        """
+        if self.groups:
+            if group is None:
+                raise ValueError("Evaluation(groups=True) needs the group of each row")
+            self._group.append(group.long())
+        self._logit.append(logit.float())
+        self._label.append((label > 0).to(torch.uint8))
+        self._spans.append((self._rows if position is None else position, len(logit)))
+        self._rows += len(logit)
+
+    def running(self) -> dict[str, float]:
+        """`loss`, `binary_accuracy`, `auc` (by the first count of thresholds) and `map` of this rank's rows so far.
+
+        Each row is worked on once, at the first call after its `update`. For `map`, a group that was cut by a call counts as two.
+        """
+        loss, accuracy, auc, mean_precision = self._running
+        new = slice(self._running_parts, None)
+        if self._logit[new]:
+            logit, label = torch.cat(self._logit[new]), torch.cat(self._label[new])
+            prob = logit.sigmoid()
+            loss.update(logit, label)
+            accuracy.update(prob, label)
+            auc.update(prob, label)
+            if self.groups:
+                mean_precision.update(logit, label, torch.cat(self._group[new]))
+            self._running_parts = len(self._logit)
+        result = {"loss": loss.compute(), "binary_accuracy": accuracy.compute(), "auc": auc.compute()}
+        return result | ({"map": mean_precision.compute()} if self.groups else {})
+
+    def gather(self, comm) -> None:
+        """Replace this rank's rows by those of all ranks, in the order of their positions. A collective: every rank calls it.
+
+        comm: `widedeep.dist` communicator; its `device` is where the rows are exchanged.
+        """
+        spans = torch.tensor(self._spans, dtype=torch.int64, device=comm.device).view(-1, 2)
+        spans = comm.all_gather_rows(spans)
+        position, sizes = spans.unbind(1)
+        starts = sizes.cumsum(0) - sizes
+        by_position = torch.argsort(position, stable=True)
+        shift = torch.repeat_interleave(starts[by_position], sizes[by_position])
+        sizes = sizes[by_position]
+        within = torch.arange(len(shift), device=comm.device) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+        order = shift + within
+        for parts, dtype in ((self._logit, torch.float32), (self._label, torch.uint8), (self._group, torch.int64)):
+            if parts is self._group and not self.groups:
+                continue
+            mine = torch.cat(parts) if parts else torch.empty(0, dtype=dtype)
+            parts[:] = [comm.all_gather_rows(mine.to(comm.device))[order]]
+        self._rows = len(order)
+        self._spans = [(0, self._rows)]
+        self._running_parts = 1
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """logit [rows] float32, label [rows] uint8, group [rows] int64 or None: what is held, as one tensor each."""
+        logit = torch.cat(self._logit) if self._logit else torch.empty(0)
+        label = torch.cat(self._label) if self._label else torch.empty(0, dtype=torch.uint8)
+        if not self.groups:
+            return logit, label, None
+        return logit, label, torch.cat(self._group) if self._group else torch.empty(0, dtype=torch.int64)
+
+    def compute(self) -> dict[str, float | int]:
+        """All metrics of the rows held.
+
+        Returns:
+            `loss` (mean over rows, nats), `binary_accuracy`, `auc` (exact), `auc_200`, `auc_8000` (by thresholds), `map` (at k),
+            `gauc`, `rows`, `groups` (distinct). Without groups `map` and `gauc` are NaN and `groups` is 0. NaN where undefined.
+        Raises:
+            RunError: a logit is not finite: a ranking by such a model would mean nothing.
+        """
+        logit, label, group = self.rows()
+        if bad := int((~logit.isfinite()).sum()):
+            raise RunError(f"evaluation: {bad} of {len(logit)} logits are not finite: the model has diverged")
+        loss = LogLoss()
+        loss.update(logit, label)
+        return {"loss": loss.compute()} | score_rows(logit, logit.sigmoid(), label, group, self.k, self.thresholds)
+
+    def calibration(self, bins: int = 20) -> dict[str, list]:
+        """`calibration` of the rows held."""
+        logit, label, _ = self.rows()
+        return calibration(logit.sigmoid(), label, bins)
+
+
+def score_rows(
+    score: Tensor,
+    prob: Tensor,
+    label: Tensor,
+    group: Tensor | None,
+    k: int = 12,
+    thresholds: tuple[int, int] = (200, 8000),
+) -> dict[str, float | int]:
+    """All metrics of a set of rows but the loss; keys as in `Evaluation.compute`.
+
+    Args:
+        score: [B] floats that rank the rows.    prob: [B] probabilities, in the same order of size.
+        label: [B], 0 or 1.    group: [B] int64 or None.
+    """
+    accuracy, coarse, fine = BinaryAccuracy(), ThresholdAUC(thresholds[0]), ThresholdAUC(thresholds[1])
+    for metric in (accuracy, coarse, fine):
+        metric.update(prob, label)
+    mean_precision, group_auc, groups = MeanAveragePrecision(k), GroupAUC(), None
+    if group is not None:
+        groups = sort_by_group(group)
+        mean_precision.update(score, label, groups)
+        group_auc.update(score, label, groups)
+    return {
+        "binary_accuracy": accuracy.compute(),
+        "auc": exact_auc(score, label),
+        "auc_200": coarse.compute(),
+        "auc_8000": fine.compute(),
+        "map": mean_precision.compute(),
+        "gauc": group_auc.compute(),
+        "rows": len(score),
+        "groups": 0 if groups is None else len(groups.sizes),
+    }
+
+
+def _count(values: Tensor) -> Tensor:
+    return torch.tensor(values.numel(), device=values.device)
+
+
+def _suffix_sums(counts: Tensor) -> Tensor:
+    """[n] to [n]: the sum from each place to the end."""
+    return counts.flip(0).cumsum(0).flip(0)
