@@ -1,0 +1,224 @@
+"""Reader: the same rows in every mode and for every world size, none lost or repeated, and no thread left behind."""
+
+import gc
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from widedeep import data, shards
+from widedeep.data import Reader
+from widedeep.errors import InputError
+from widedeep.readers import prefetch as prefetching
+from widedeep.shuffle import EpochOrder
+
+MODES = ["device", "pinned", "stream"]
+
+
+def make_spec():
+    features = [("user", 1000, 1), ("ad", 200, 1), ("topics", 70_000, 3)]
+    return SimpleNamespace(
+        categorical=[SimpleNamespace(name=n, cardinality=c, hotness=h) for n, c, h in features],
+        numeric=[SimpleNamespace(name="age"), SimpleNamespace(name="price")],
+        label="clicked",
+        group="display",
+    )
+
+
+def make_rows(rows):
+    """`display` is the row number, so that every batch can be looked up."""
+    rng = np.random.default_rng(rows)
+    return {
+        "user": rng.integers(-1, 1000, rows),
+        "ad": rng.integers(-1, 200, rows),
+        "topics": rng.integers(-1, 70_000, (rows, 3)),
+        "age": rng.standard_normal(rows).astype(np.float32),
+        "price": rng.standard_normal(rows).astype(np.float32),
+        "clicked": rng.integers(0, 2, rows),
+        "display": np.arange(rows),
+    }
+
+
+@pytest.fixture(scope="module")
+def shard_sets(tmp_path_factory):
+    made = {}
+
+    def get(rows):
+        if rows not in made:
+            path = tmp_path_factory.mktemp("shards") / str(rows)
+            with shards.ShardWriter(path, make_spec(), rows_per_shard=700, group=True) as writer:
+                writer.append(make_rows(rows))
+            made[rows] = shards.ShardSet.open(path)
+        return made[rows]
+
+    return get
+
+
+def assert_same(got, want):
+    for field in ("ids", "numeric", "label", "group"):
+        a, b = getattr(got, field), getattr(want, field)
+        assert a.dtype == b.dtype, field
+        assert torch.equal(a.cpu(), b.cpu()), field
+    assert got[4:] == want[4:]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rows", [1, 64, 2000])
+def test_every_row_comes_once_with_its_own_values(shard_sets, mode, rows, device):
+    reader = Reader(shard_sets(rows), 64, mode=mode, device=device, seed=3, window_rows=900)
+    batches = list(reader.epoch(5))
+    assert len(batches) == reader.steps_per_epoch == -(-rows // 64)
+    assert [b.global_rows for b in batches] == [min(64, rows - s * 64) for s in range(len(batches))]
+    assert all(b.first_row == 0 and len(b.label) == b.global_rows for b in batches)
+    order = torch.cat([b.group for b in batches]).cpu().numpy()
+    np.testing.assert_array_equal(order, EpochOrder(rows, 3, 5, window_rows=900).rows_at(0, rows))
+    source = make_rows(rows)
+    ids = np.column_stack([source["user"], source["ad"], source["topics"]])[order]
+    np.testing.assert_array_equal(torch.cat([b.ids for b in batches]).cpu().numpy(), ids)
+    numeric = np.column_stack([source["age"], source["price"]])[order]
+    np.testing.assert_array_equal(torch.cat([b.numeric for b in batches]).cpu().numpy(), numeric)
+    np.testing.assert_array_equal(torch.cat([b.label for b in batches]).cpu().numpy(), source["clicked"][order])
+    assert (batches[0].ids.dtype, batches[0].numeric.dtype, batches[0].label.dtype) == (
+        torch.int32,
+        torch.float32,
+        torch.float32,
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("world", [2, 3, 7])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_together_give_the_global_batches(shard_sets, mode, world, shuffle):
+    rows, batch = 1003, 100  # the last batch has 3 rows: fewer than ranks
+    options = {"seed": 1, "shuffle": shuffle, "window_rows": 300}
+    whole = list(Reader(shard_sets(rows), batch, mode="device", **options).epoch(2))
+    ranks = [
+        list(Reader(shard_sets(rows), batch, mode=mode, rank=r, world=world, **options).epoch(2)) for r in range(world)
+    ]
+    for want, parts in zip(whole, zip(*ranks, strict=True), strict=True):
+        assert {p.global_rows for p in parts} == {want.global_rows}
+        firsts = np.cumsum([0] + [len(p.label) for p in parts])
+        assert [p.first_row for p in parts] == firsts[:-1].tolist()
+        assert max(len(p.label) for p in parts) - min(len(p.label) for p in parts) <= 1
+        for field in ("ids", "numeric", "label", "group"):
+            assert torch.equal(torch.cat([getattr(p, field) for p in parts]), getattr(want, field))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_start_step_resumes_inside_an_epoch(shard_sets, mode):
+    reader = Reader(shard_sets(2000), 128, mode=mode, seed=9)
+    whole = list(reader.epoch(1))
+    for start in (0, 3, len(whole) - 1, len(whole)):
+        rest = list(reader.epoch(1, start_step=start))
+        assert len(rest) == len(whole) - start
+        for got, want in zip(rest, whole[start:]):
+            assert_same(got, want)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_without_shuffle_rows_come_in_file_order(shard_sets, mode, device):
+    reader = Reader(shard_sets(1003), 100, mode=mode, device=device, shuffle=False)
+    for epoch in (0, 1):
+        assert torch.cat([b.group for b in reader.epoch(epoch)]).tolist() == list(range(1003))
+
+
+@pytest.mark.parametrize("chunk", [1, 150, 10**6])
+def test_stream_gives_the_same_for_any_chunk(shard_sets, monkeypatch, chunk):
+    monkeypatch.setattr(data, "READ_ROWS", chunk)
+    streamed = list(Reader(shard_sets(1003), 100, mode="stream", seed=4).epoch(0))
+    for got, want in zip(streamed, Reader(shard_sets(1003), 100, mode="device", seed=4).epoch(0), strict=True):
+        assert_same(got, want)
+
+
+def test_an_empty_set_has_no_batches(shard_sets):
+    for mode in MODES:
+        reader = Reader(shard_sets(0), 10, mode=mode)
+        assert reader.steps_per_epoch == 0
+        assert list(reader.epoch(0)) == []
+
+
+def test_a_spec_chooses_columns_and_their_order(shard_sets):
+    spec = make_spec()
+    spec.categorical = [spec.categorical[2], spec.categorical[0]]
+    spec.numeric = []
+    batch = next(Reader(shard_sets(64), 64, shuffle=False, spec=spec).epoch(0))
+    source = make_rows(64)
+    np.testing.assert_array_equal(batch.ids.numpy(), np.column_stack([source["topics"], source["user"]]))
+    assert batch.numeric.shape == (64, 0)
+    spec.categorical[1].cardinality = 999
+    with pytest.raises(InputError, match="'user' has cardinality 1000"):
+        Reader(shard_sets(64), 64, spec=spec)
+
+
+def test_a_set_without_a_group_column(tmp_path):
+    spec = make_spec()
+    rows = make_rows(10)
+    del rows["display"]
+    with shards.ShardWriter(tmp_path / "set", spec, numeric="float16") as writer:
+        writer.append(rows)
+    for mode in MODES:
+        batch = next(Reader(shards.ShardSet.open(tmp_path / "set"), 4, mode=mode, shuffle=False).epoch(0))
+        assert batch.group is None
+        np.testing.assert_array_equal(
+            batch.numeric[:, 0].numpy(), rows["age"][:4].astype(np.float16).astype(np.float32)
+        )
+
+
+@pytest.mark.parametrize("mode", ["pinned", "stream"])
+def test_dropped_iterators_leave_no_thread(shard_sets, mode, device):
+    before = threading.active_count()
+    reader = Reader(shard_sets(2000), 10, mode=mode, device=device)
+    for taken in (0, 1, 50):
+        batches = reader.epoch(0)
+        for _ in range(taken):
+            next(batches)
+        del batches
+        gc.collect()
+        assert threading.active_count() == before
+    for _ in reader.epoch(0):
+        pass
+    assert threading.active_count() == before
+
+
+def test_a_failure_in_the_thread_is_raised_to_the_loop():
+    def items():
+        yield 1
+        raise InputError("block 7 is damaged")
+
+    got = prefetching.prefetch(items(), 2)
+    assert next(got) == 1
+    with pytest.raises(InputError, match="block 7"):
+        next(got)
+
+
+def test_prefetch_stays_within_its_depth():
+    made = []
+
+    def items():
+        for i in range(100):
+            made.append(i)
+            yield i
+
+    got = prefetching.prefetch(items(), 3)
+    for taken in range(1, 20):
+        next(got)
+        assert len(made) <= taken + 3 + 1
+    got.close()
+    assert len(made) < 30
+
+
+def test_auto_takes_the_first_mode_that_fits(shard_sets, monkeypatch):
+    assert Reader(shard_sets(64), 8).mode == "device"
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert Reader(shard_sets(64), 8).mode == "stream"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"global_batch": 0}, {"window_rows": 0}, {"rank": 2, "world": 2}, {"rank": -1}, {"mode": "disk"}],
+)
+def test_arguments_out_of_range_are_input_errors(shard_sets, options):
+    with pytest.raises(InputError):
+        Reader(shard_sets(64), **({"global_batch": 8} | options))

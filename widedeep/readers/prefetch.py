@@ -1,0 +1,84 @@
+"""Work ahead of the training loop: a background thread, and copies to a GPU on a stream of their own."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+
+from widedeep.readers.rows import Rows, Slice
+
+T = TypeVar("T")
+_END = object()
+
+
+class _Failure:
+    def __init__(self, error: BaseException):
+        self.error = error
+
+
+def prefetch(items: Iterator[T], depth: int) -> Iterator[T]:
+    """Yield `items`, computed by a thread that is at most `depth` finished items ahead.
+
+    The thread starts with the first `next` and has ended when the iterator is exhausted, closed or dropped. What it
+    raises is raised here.
+    """
+    ready: queue.Queue = queue.Queue(depth)
+    stopped = threading.Event()
+    thread = threading.Thread(target=_produce, args=(items, ready, stopped), name="widedeep-prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not _END:
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+    finally:
+        stopped.set()
+        while thread.is_alive():
+            # The thread may be waiting for room.
+            while not ready.empty():
+                ready.get_nowait()
+            thread.join(0.01)
+
+
+def _produce(items: Iterator[T], ready: queue.Queue, stopped: threading.Event) -> None:
+    try:
+        for item in items:
+            ready.put(item)
+            if stopped.is_set():
+                return
+        ready.put(_END)
+    except BaseException as error:
+        ready.put(_Failure(error))
+    finally:
+        # Closes what `items` itself runs, a prefetch of its own among them.
+        if hasattr(items, "close"):
+            items.close()
+
+
+def transfer(batches: Iterator[tuple[Slice, Rows]], device: torch.device) -> Iterator[tuple[Slice, Rows]]:
+    """Yield host batches on `device`: prepared by a thread, for a GPU copied from pinned memory beside the compute."""
+    if device.type != "cuda":
+        yield from prefetch(batches, depth=2)
+        return
+    stream = torch.cuda.Stream(device)
+    for piece, rows, copied in prefetch(_copies(batches, device, stream), depth=2):
+        current = torch.cuda.current_stream(device)
+        current.wait_event(copied)
+        # The memory belongs to the copying stream; its reuse must wait for the work queued here.
+        rows.map(lambda tensor, current=current: tensor.record_stream(current))
+        yield piece, rows
+
+
+def _copies(batches: Iterator[tuple[Slice, Rows]], device: torch.device, stream: torch.cuda.Stream) -> Iterator[tuple]:
+    try:
+        for piece, host in batches:
+            # torch's allocator of pinned memory keeps a freed block until the copies queued from it are done.
+            pinned = host.map(lambda tensor: tensor if tensor.is_pinned() else tensor.contiguous().pin_memory())
+            with torch.cuda.stream(stream):
+                rows = pinned.map(lambda tensor: tensor.to(device, non_blocking=True))
+                copied = stream.record_event()
+            yield piece, rows, copied
+    finally:
+        batches.close()

@@ -1,0 +1,110 @@
+"""From the columns of a shard set to the matrices of a batch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from widedeep.errors import InputError
+from widedeep.shards import ShardSet
+
+READ_ROWS = 1 << 18  # rows assembled at a time: tens of megabytes
+
+
+class Slice(NamedTuple):
+    """The part of one global batch that a rank takes: positions [start, stop) of the epoch's order."""
+
+    start: int
+    stop: int
+    first_row: int
+    global_rows: int
+
+
+class Rows(NamedTuple):
+    """Rows of a data set as matrices, row-major so that one row is one piece of memory.
+
+    ids [rows, K] int32 (-1 = padding), numeric [rows, N] float32, label [rows] float32, group [rows] int64 or None.
+    """
+
+    ids: Tensor
+    numeric: Tensor
+    label: Tensor
+    group: Tensor | None
+
+    def map(self, function: Callable[[Tensor], Any]) -> "Rows":
+        """Apply a function to each matrix that is there."""
+        return Rows(*(None if tensor is None else function(tensor) for tensor in self))
+
+    def cut(self, start: int, stop: int) -> "Rows":
+        """Views of rows [start, stop)."""
+        return self.map(lambda tensor: tensor[start:stop])
+
+    def select(self, index: Tensor) -> "Rows":
+        """Copies of the given rows; index int64 on the same device."""
+        return self.map(lambda tensor: tensor.index_select(0, index))
+
+
+class Layout:
+    """Which columns of a shard set make up a batch, and in which order: a spec's, or else the shards' own."""
+
+    def __init__(self, shards: ShardSet, spec: Any = None):
+        columns = shards.columns.values()
+        if spec is None:
+            self._tables = [c.name for c in columns if c.kind == "categorical"]
+            self._numeric = [c.name for c in columns if c.kind == "numeric"]
+            self._label = next(c.name for c in columns if c.kind == "label")
+        else:
+            shards.check(spec)
+            self._tables = [f.name for f in spec.categorical]
+            self._numeric = [f.name for f in spec.numeric]
+            self._label = spec.label
+        self._group = next((c.name for c in columns if c.kind == "group"), None)
+        self._hotness = [shards.columns[name].hotness for name in self._tables]
+        self._shards = shards
+        if not self._tables and not self._numeric:
+            raise InputError(
+                f"{shards.directory}: has neither categorical nor numeric columns; a model needs at least one"
+            )
+
+    @property
+    def id_columns(self) -> int:
+        return sum(self._hotness)
+
+    @property
+    def row_bytes(self) -> int:
+        return 4 * (self.id_columns + len(self._numeric) + 1) + (8 if self._group else 0)
+
+    def read(self, start: int, stop: int) -> Rows:
+        return self._assemble(self._shards.read(start, stop, self._names()), stop - start)
+
+    def gather(self, rows: np.ndarray) -> Rows:
+        return self._assemble(self._shards.gather(rows, self._names()), len(rows))
+
+    def load(self, device: torch.device) -> Rows:
+        """The whole data set on `device`."""
+        total = self._shards.rows
+        result = self.read(0, 0).map(lambda t: torch.empty((total, *t.shape[1:]), dtype=t.dtype, device=device))
+        for start in range(0, total, READ_ROWS):
+            stop = min(total, start + READ_ROWS)
+            for target, source in zip(result.cut(start, stop), self.read(start, stop)):
+                if target is not None:
+                    target.copy_(source)
+        return result
+
+    def _names(self) -> list[str]:
+        return [*self._tables, *self._numeric, self._label, *([self._group] if self._group else [])]
+
+    def _assemble(self, arrays: Mapping[str, np.ndarray], rows: int) -> Rows:
+        ids = np.empty((rows, self.id_columns), np.int32)
+        at = 0
+        for name, hotness in zip(self._tables, self._hotness):
+            ids[:, at : at + hotness] = arrays[name].reshape(rows, hotness)
+            at += hotness
+        numeric = np.empty((rows, len(self._numeric)), np.float32)
+        for column, name in enumerate(self._numeric):
+            numeric[:, column] = arrays[name]
+        label = arrays[self._label].astype(np.float32)
+        group = torch.from_numpy(arrays[self._group]) if self._group else None
+        return Rows(torch.from_numpy(ids), torch.from_numpy(numeric), torch.from_numpy(label), group)
