@@ -1,7 +1,7 @@
 """The feature spec: which columns a data set has, how wide their tables are, and where each lands in the model.
 
-Field names are those of the original's Oct-2022 feature spec (`feature_spec`, `source_spec`, `channel_spec`, `metadata`),
-so its files load. Needs neither torch nor the native library.
+Field names are those of the original's Oct-2022 feature spec (`feature_spec`, `source_spec`, `channel_spec`,
+`metadata`), so its files load. Needs neither torch nor the native library.
 """
 
 import json
@@ -70,7 +70,7 @@ class DeepColumn:
 
 
 def default_dim(cardinality: int) -> int:
-    """Dim of a feature that states none: 16 below 32 rows, 64 below 50,000, else 128, as the original's Outbrain sizes."""
+    """Dim of a feature that states none: 16 below 32 rows, 64 below 50,000, else 128 (the original's on Outbrain)."""
     if cardinality < 32:
         return 16
     return 64 if cardinality < 50_000 else 128
@@ -140,8 +140,8 @@ class FeatureSpec:
         embedding_sizes: Mapping[str, int] | None = None,
         combiner: str | None = None,
     ) -> "FeatureSpec":
-        """Checks `d` (the parsed YAML) and builds the spec; `where` names it in errors; a Path also gives its directory."""
-        from widedeep.feature_spec_parse import parse
+        """Checks `d` (the parsed YAML) and builds the spec; `where` names it in errors, and is its file if a Path."""
+        from widedeep.feature_spec_parse import parse  # which imports this module
 
         return parse(d, where, embedding_sizes, combiner)
 

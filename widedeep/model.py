@@ -1,0 +1,185 @@
+"""The Wide & Deep model: parameters, initial values, and a forward pass through the ops that autograd can follow.
+
+Source: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems"; sizes and initialisers are the original's.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from widedeep import ops
+from widedeep.errors import InputError
+from widedeep.feature_spec import FeatureSpec
+
+# Standard deviation of a unit normal truncated at +-2; a normal is made that much wider before truncation.
+TRUNCATED_STD = 0.87962566103423978
+PARTS = ("both", "wide", "deep")
+WIDE_INITS = ("uniform", "zeros")
+
+
+class WideDeep(nn.Module):
+    """Logit = wide(ids, numeric) + deep(ids, numeric), float32.
+
+    Wide: the sum of one learned scalar per id, a weighted sum of the numeric features, and a bias. Deep: embeddings and
+    numeric features side by side (`spec.deep_columns`) through relu layers, each followed by dropout, and one linear
+    unit.
+
+    Args:
+        spec: features; fixes tables, their sizes and their places.
+        hidden: widths of the hidden layers.
+        dropout: probability of zeroing a hidden unit in training, in [0, 1).
+        wide_init: "uniform": tables in [-0.05, 0.05), the numeric kernel glorot; "zeros": all zero.
+        seed: of the initial weights and of dropout; None draws a fresh one (`model.seed` tells it).
+        parts: "both", or only "wide" or "deep": the other part has no parameters and adds 0.
+
+    Attributes:
+        tables: ParameterList, F x [rows, D].  wide: [R], all wide tables in a row.  wide_numeric: [N].  wide_bias: [1].
+        layers: ModuleList of nn.Linear.  out: nn.Linear(H, 1).  Absent parts are empty or None.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        hidden: Sequence[int] = (1024,) * 5,
+        dropout: float = 0.1,
+        wide_init: str = "uniform",
+        seed: int | None = None,
+        parts: str = "both",
+    ):
+        super().__init__()
+        _check_arguments(hidden, dropout, wide_init, parts)
+        self.spec = spec
+        self.hidden = tuple(hidden)
+        self.dropout = float(dropout)
+        self.has_wide = parts != "deep"
+        self.has_deep = parts != "wide"
+        generator = torch.Generator()
+        self.seed = generator.seed() >> 1 if seed is None else seed  # op arguments are signed
+        generator.manual_seed(self.seed)
+        self._make_deep(generator)
+        self._make_wide(generator, wide_init)
+        self.register_buffer("dropout_step", torch.zeros(1, dtype=torch.int64), persistent=False)
+
+    def _make_deep(self, generator: torch.Generator) -> None:
+        self.tables = nn.ParameterList()
+        self.layers = nn.ModuleList()
+        self.out = None
+        if not self.has_deep:
+            return
+        for feature in self.spec.categorical:
+            table = torch.empty(feature.cardinality, feature.dim)
+            std = math.sqrt(2 / (feature.cardinality + feature.dim)) / TRUNCATED_STD
+            nn.init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std, generator=generator)
+            self.tables.append(nn.Parameter(table))
+        width = self.spec.deep_width
+        for units in self.hidden:
+            self.layers.append(_linear(width, units, generator))
+            width = units
+        self.out = _linear(width, 1, generator)
+
+    def _make_wide(self, generator: torch.Generator, wide_init: str) -> None:
+        if not self.has_wide:
+            self.wide = self.wide_numeric = self.wide_bias = None
+            return
+        N = len(self.spec.numeric)
+        wide, numeric = torch.zeros(self.spec.total_rows), torch.zeros(N)
+        if wide_init == "uniform":
+            wide.uniform_(-0.05, 0.05, generator=generator)
+            limit = math.sqrt(6 / (N + 1))
+            numeric.uniform_(-limit, limit, generator=generator)
+        self.wide, self.wide_numeric = nn.Parameter(wide), nn.Parameter(numeric)
+        self.wide_bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, ids: Tensor, numeric: Tensor) -> Tensor:
+        """Logits.
+
+        Args:
+            ids: [B, K] int32; -1 pads a multi-hot list.
+            numeric: [B, N] float32.
+        Returns:
+            [B] float32, differentiable in every parameter (dense gradients).
+        Notes:
+            In training mode each call draws new dropout masks, fixed by (`seed`, number of earlier training calls).
+        """
+        wide, deep = self.parts(ids, numeric)
+        return wide + deep
+
+    def parts(self, ids: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands of the logit: wide [B], deep [B], float32; zeros for an absent part."""
+        zeros = torch.zeros(ids.shape[0], device=ids.device)
+        if not self.has_deep:
+            return self._wide_alone(ids, numeric), zeros
+        spec = self.spec
+        wide = (self.wide, self.wide_numeric, self.wide_bias)
+        if not self.has_wide:
+            wide = (zeros.new_zeros(spec.total_rows), zeros.new_zeros(len(spec.numeric)), zeros.new_zeros(1))
+        x, wide_logit = ops.embedding_forward(
+            ids,
+            numeric,
+            list(self.tables),
+            *wide,
+            hotness=spec.hotness,
+            mean=spec.mean,
+            columns=spec.table_columns,
+            numeric_columns=spec.numeric_columns,
+            width=spec.deep_width,
+            dtype=torch.float32,
+        )
+        p = self.dropout if self.training else 0.0
+        for i, layer in enumerate(self.layers):
+            x = ops.linear_relu_dropout(x, layer.weight, layer.bias, p, self.seed, self.dropout_step, i, 0)
+        if self.training:
+            self.dropout_step = self.dropout_step + 1  # a new tensor: backward may still read the old one
+        return wide_logit, ops.head_forward(x, self.out.weight, self.out.bias, zeros)
+
+    def _wide_alone(self, ids: Tensor, numeric: Tensor) -> Tensor:
+        rows, valid = self.wide_rows(ids)
+        terms = torch.where(valid, self.wide[rows], 0.0)
+        return terms.sum(dim=1) + numeric @ self.wide_numeric + self.wide_bias
+
+    def wide_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the flat wide table that ids [B, K] stand for, int64, and which of them are ids, not padding."""
+        base = [b for b, hot in zip(self.spec.row_base, self.spec.hotness) for _ in range(hot)]
+        valid = ids >= 0
+        return ids.clamp(min=0).long() + torch.tensor(base, dtype=torch.int64, device=ids.device), valid
+
+    def named_arrays(self) -> dict[str, Tensor]:
+        """Every weight by its name in a checkpoint; the tensors share memory with the parameters."""
+        arrays = {}
+        if self.has_deep:
+            arrays |= {f"deep.table.{f.name}": t.data for f, t in zip(self.spec.categorical, self.tables)}
+            for i, layer in enumerate(self.layers):
+                arrays |= {f"deep.layer.{i}.weight": layer.weight.data, f"deep.layer.{i}.bias": layer.bias.data}
+            arrays |= {"deep.out.weight": self.out.weight.data, "deep.out.bias": self.out.bias.data}
+        if self.has_wide:
+            arrays |= self.wide_tables(self.wide.data)
+            arrays |= {"wide.numeric.weight": self.wide_numeric.data, "wide.bias": self.wide_bias.data}
+        return arrays
+
+    def wide_tables(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views of a flat [R] tensor, one per feature, called `wide.table.<feature>`."""
+        views = flat.split(list(self.spec.cardinalities)) if self.spec.categorical else ()
+        return {f"wide.table.{f.name}": view for f, view in zip(self.spec.categorical, views)}
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A layer with the original's glorot_uniform kernel and zero bias."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    limit = math.sqrt(6 / (inputs + outputs))
+    with torch.no_grad():
+        layer.weight.uniform_(-limit, limit, generator=generator)
+        layer.bias.zero_()
+    return layer
+
+
+def _check_arguments(hidden: Sequence[int], dropout: float, wide_init: str, parts: str) -> None:
+    if not all(isinstance(units, int) and units >= 1 for units in hidden):
+        raise InputError(f"hidden: expected layer widths >= 1, got {list(hidden)}")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout: expected a probability in [0, 1), got {dropout}")
+    if wide_init not in WIDE_INITS:
+        raise InputError(f"wide_init: expected one of {', '.join(WIDE_INITS)}, got {wide_init!r}")
+    if parts not in PARTS:
+        raise InputError(f"parts: expected one of {', '.join(PARTS)}, got {parts!r}")

@@ -1,0 +1,158 @@
+"""The original's two optimizers as `torch.optim.Optimizer`s over our ops, for training loops of one's own.
+
+Gradients are dense, or sparse COO with the rows of a table in one sparse dimension; equal rows are summed before the
+update. Weights must be contiguous float32.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from widedeep import ops
+
+
+class RMSprop(torch.optim.Optimizer):
+    """RMSprop of TensorFlow 2 (Keras's legacy class), no momentum: the optimizer of the deep part.
+
+        rms = rho rms + (1 - rho) g^2;    w = w - lr g / (sqrt(rms) + eps)
+
+    eps stands outside the root. A sparse gradient moves only its rows, yet the rms of every row decays in every step,
+    as if the gradient were dense: a row that comes back after k missed steps is first multiplied by rho^k.
+
+    State of each parameter: `rms` like it; `step` int64, the number of its last update, from 0; and once it has had a
+        sparse gradient, `last_step` [rows] int32, the step up to which the row's rms is decayed. Learning rates may
+        change between steps.
+    """
+
+    def __init__(self, params, lr: float = 1.2e-4, rho: float = 0.5, eps: float = 1e-7):
+        _check("lr", lr, 0)
+        _check("eps", eps, 0)
+        if not 0 <= rho < 1:
+            raise ValueError(f"rho: expected a number in [0, 1), got {rho}")
+        super().__init__(params, {"lr": lr, "rho": rho, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = _evaluate(closure)
+        for group in self.param_groups:
+            dense = []
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["rms"] = torch.zeros_like(p)
+                    state["step"] = torch.full((1,), -1, dtype=torch.int64)
+                state["step"] += 1
+                if p.grad.is_sparse:
+                    self._step_rows(p, state, group)
+                else:
+                    self._settle(p, state, group)
+                    dense.append(p)
+            if dense:
+                self._step_dense(dense, group)
+        return loss
+
+    def _step_dense(self, params: list[Tensor], group: dict) -> None:
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for p in params:
+            by_device.setdefault(p.device, []).append(p)
+        for device, some in by_device.items():
+            rms = [self.state[p]["rms"] for p in some]
+            grads = [p.grad.contiguous() for p in some]
+            lr = torch.tensor([float(group["lr"])], device=device)
+            ops.rmsprop_dense_([p.data for p in some], rms, grads, [], lr, group["rho"], group["eps"])
+
+    def _step_rows(self, p: Tensor, state: dict, group: dict) -> None:
+        rows, grads = _rows(p)
+        if "last_step" not in state:  # all steps before this one were dense: every row is up to date
+            state["last_step"] = torch.full((len(p),), int(state["step"]) - 1, dtype=torch.int32, device=p.device)
+        lr = torch.tensor([float(group["lr"])], device=p.device)
+        args = (rows, grads, lr, state["step"].to(p.device), group["rho"], group["eps"])
+        ops.rmsprop_rows_(_flat(p.data), _flat(state["rms"]), state["last_step"], *args)
+
+    def _settle(self, p: Tensor, state: dict, group: dict) -> None:
+        """Before a dense step: every row as of the step before; after it every row is up to date."""
+        if "last_step" in state:
+            before = state["step"].to(p.device) - 1
+            ops.rmsprop_settle_(_flat(state["rms"]), state["last_step"], before, group["rho"])
+            state["last_step"] += 1
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        for state in self.state.values():  # torch casts state to the parameter's dtype
+            if "last_step" in state:
+                state["last_step"] = state["last_step"].to(torch.int32)
+            state["step"] = state["step"].to("cpu", torch.int64)
+
+
+class FTRL(torch.optim.Optimizer):
+    """FTRL-proximal with learning-rate power -0.5, as TensorFlow 2's `Ftrl`: the optimizer of the wide part.
+
+        n = accum + g^2;    linear += g - (sqrt(n) - sqrt(accum)) / lr w;    accum = n
+        w = (sign(linear) l1 - linear) / (sqrt(n) / lr + 2 l2) where |linear| > l1, else 0
+
+    A sparse gradient changes only its rows. A dense one changes all: an element that never had a gradient becomes 0,
+    whatever its initial value, so that dense and sparse runs agree only from zero initial weights. The first update of
+    a weight all but erases its initial value. Source: McMahan et al. 2013, "Ad Click Prediction: a View from the
+    Trenches".
+
+    State of each parameter: `accum`, `linear`, like it.
+    """
+
+    def __init__(
+        self, params, lr: float = 0.02, initial_accumulator_value: float = 0.1, l1: float = 0.0, l2: float = 0.0
+    ):
+        if not lr > 0:
+            raise ValueError(f"lr: expected a number > 0, got {lr}")
+        for name, value in (("initial_accumulator_value", initial_accumulator_value), ("l1", l1), ("l2", l2)):
+            _check(name, value, 0)
+        defaults = {"lr": lr, "initial_accumulator_value": initial_accumulator_value, "l1": l1, "l2": l2}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = _evaluate(closure)
+        for group in self.param_groups:
+            rules = (float(group["lr"]), group["l1"], group["l2"])
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["accum"] = torch.full_like(p, group["initial_accumulator_value"])
+                    state["linear"] = torch.zeros_like(p)
+                if p.grad.is_sparse:
+                    rows, grads = _rows(p)
+                    whole = (_flat(p.data), _flat(state["accum"]), _flat(state["linear"]))
+                    ops.ftrl_rows_(*whole, rows, grads, *rules)
+                else:
+                    ops.ftrl_dense_(p.data, state["accum"], state["linear"], p.grad.contiguous(), *rules)
+        return loss
+
+
+def _evaluate(closure: Callable[[], Tensor] | None) -> Tensor | None:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def _rows(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Row numbers [n] int64 and gradients [n, D] of a sparse gradient, duplicates kept."""
+    g = p.grad
+    if g.sparse_dim() != 1:
+        raise RuntimeError(f"expected a sparse gradient with one sparse dimension, got {g.sparse_dim()}")
+    values = g._values().reshape(g._nnz(), p[0].numel() if p.dim() > 1 else 1)
+    return g._indices()[0].contiguous(), values.contiguous()
+
+
+def _flat(t: Tensor) -> Tensor:
+    """[rows, D] view: what is not rows in one dimension."""
+    return t.view(len(t), -1)
+
+
+def _check(name: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise ValueError(f"{name}: expected a number >= {low}, got {value}")

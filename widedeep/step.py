@@ -1,0 +1,176 @@
+"""One training step: forward, loss, backward and every update, as one object with two implementations.
+
+`reference` is plain torch through autograd; `fused` is our own ops. Both read and write the model's own parameters, so
+either can follow the other on a model, and both give the same result to float tolerance, with the same dropout masks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from widedeep.data import Batch
+from widedeep.dist import LocalComm
+from widedeep.errors import InputError
+from widedeep.model import WideDeep
+
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """Settings of the update rules; the defaults are the original's.
+
+    precision: of matrix products and activations, one of `PRECISIONS`. Weights, slots, logits and loss are float32
+        always.
+    """
+
+    precision: str = "fp32"
+    rho: float = 0.5
+    eps: float = 1e-7
+    wide_lr: float = 0.02
+    initial_accumulator: float = 0.1
+    l1: float = 0.0
+    l2: float = 0.0
+
+
+class Slots:
+    """Optimizer state of a model, all float32 but `last_step`.
+
+    Attributes:
+        rms: by name of a dense deep weight.  table_rms: F x [rows, D].
+        last_step: [R] int32; the update in which a row's rms was last brought up to date.  step: the last update, or
+            -1. accum, linear: [R] each, of the flat wide table. dense_accum, dense_linear: by name, of the wide
+            numeric weights and the bias.
+    """
+
+    def __init__(self, model: WideDeep, initial_accumulator: float):
+        self.model = model
+        arrays = model.named_arrays()
+        device = next(iter(arrays.values())).device
+        dense = {n: a for n, a in arrays.items() if n.startswith(("deep.layer.", "deep.out."))}
+        self.rms = {name: torch.zeros_like(a) for name, a in dense.items()}
+        self.table_rms = [torch.zeros_like(t.data) for t in model.tables]
+        self.last_step = torch.full((model.spec.total_rows,), -1, dtype=torch.int32, device=device)
+        self.step = -1
+        R = model.spec.total_rows if model.has_wide else 0
+        self.accum = torch.full((R,), initial_accumulator, device=device)
+        self.linear = torch.zeros(R, device=device)
+        wide = {n: a for n, a in arrays.items() if n in ("wide.numeric.weight", "wide.bias")}
+        self.dense_accum = {name: torch.full_like(a, initial_accumulator) for name, a in wide.items()}
+        self.dense_linear = {name: torch.zeros_like(a) for name, a in wide.items()}
+
+    def table_last_step(self) -> tuple[Tensor, ...]:
+        """Views of `last_step`, one per table."""
+        return self.last_step.split(list(self.model.spec.cardinalities)) if self.model.spec.categorical else ()
+
+    def named(self) -> dict[str, Tensor]:
+        """Every slot under `<slot>.<name of the weight>`, sharing memory; `step` is a copy."""
+        names = [f"deep.table.{f.name}" for f in self.model.spec.categorical]
+        state = {f"rms.{name}": a for name, a in self.rms.items()}
+        if self.model.has_deep:
+            state |= {f"rms.{name}": a for name, a in zip(names, self.table_rms)}
+            state |= {f"last_step.{name}": a for name, a in zip(names, self.table_last_step())}
+        if self.model.has_wide:
+            for slot, flat, dense in (
+                ("accum", self.accum, self.dense_accum),
+                ("linear", self.linear, self.dense_linear),
+            ):
+                state |= {f"{slot}.{name}": a for name, a in (self.model.wide_tables(flat) | dense).items()}
+        return state | {"step": torch.tensor([self.step])}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Copies a saved state in.
+
+        Raises:
+            InputError: an entry is missing, or of another shape: the state is of another model.
+        """
+        for name, target in self.named().items():
+            source = state.get(name)
+            if source is None or source.shape != target.shape:
+                got = "none" if source is None else f"shape {list(source.shape)}"
+                raise InputError(f"optimizer state {name}: expected shape {list(target.shape)}, got {got}")
+            target.copy_(source)
+        self.step = int(state["step"])
+
+
+class Step:
+    """What every implementation offers. Tensors of a batch must be on the step's device."""
+
+    def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
+        self.model = model
+        self.config = config
+        self.device = device
+        self.comm = comm
+        self.slots = Slots(model, config.initial_accumulator)
+
+    def train(self, batch: Batch, step: int, lr: float) -> Tensor:
+        """One update of every weight.
+
+        Args:
+            batch: this rank's part of the global batch; may have no rows. The loss is the mean over
+                `batch.global_rows`.
+            step: number of the update, from 0, growing by 1; dropout masks and the decay of rms depend on it.
+            lr: RMSprop's learning rate in this step.
+        Returns:
+            0-dim float32: this rank's share of the mean loss before the update (the shares of all ranks add up to it).
+        """
+        raise NotImplementedError
+
+    def gradients(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
+        """Dense float32 gradients of this rank's share of the loss, by name of the weight; nothing is updated."""
+        raise NotImplementedError
+
+    def parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(wide, deep) logits, [B] float32 each, dropout off; zeros for an absent part."""
+        raise NotImplementedError
+
+    def predict(self, batch: Batch) -> Tensor:
+        """[B] float32 logits, dropout off."""
+        wide, deep = self.parts(batch)
+        return wide + deep
+
+    def settle(self) -> None:
+        """Brings the rms of rows that have paused up to date, as if every update had decayed the whole table."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed run needs besides the weights: optimizer slots by name, sharing memory."""
+        return self.slots.named()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes a state that `state()` gave. Raises InputError where it does not fit the model."""
+        self.slots.load(state)
+
+
+def make_step(
+    kind: str,
+    model: WideDeep,
+    config: StepConfig | None = None,
+    device: torch.device | str | None = None,
+    comm: LocalComm | None = None,
+) -> Step:
+    """A step for `model`, which is moved to `device`.
+
+    Args:
+        kind: "reference" (plain torch), "fused" (our ops), or "auto": fused.
+        comm: the other processes; None for none.
+    Raises:
+        InputError: the kind or precision is unknown, or not there on this device.
+    """
+    config = config or StepConfig()
+    device = torch.device(device or "cpu")
+    comm = comm or LocalComm(device)
+    if config.precision not in PRECISIONS:
+        raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {config.precision!r}")
+    model.to(device)
+    if kind == "reference":
+        from widedeep.steps.reference import ReferenceStep
+
+        return ReferenceStep(model, config, device, comm)
+    if kind not in ("auto", "fused"):
+        raise InputError(f"step: expected one of auto, reference, fused, got {kind!r}")
+    from widedeep.steps.fused import FusedStep
+
+    return FusedStep(model, config, device, comm)

@@ -1,0 +1,1 @@
+"""The implementations of a training step, one file each; `widedeep.step.make_step` chooses."""

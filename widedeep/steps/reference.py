@@ -1,0 +1,181 @@
+"""The oracle: plain torch through autograd, and the update rules of `widedeep.reference`, on any device."""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from widedeep import reference
+from widedeep.data import Batch
+from widedeep.dist import LocalComm
+from widedeep.model import WideDeep
+from widedeep.step import PRECISIONS, Step, StepConfig
+from widedeep.steps.exchange import gather_rows, sum_dense_
+
+# The original's dynamic loss scale for float16.
+INITIAL_SCALE, GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0**15, 2.0, 0.5, 2000
+
+
+class ReferenceStep(Step):
+    """See `Step`. In fp16 the loss is scaled, and a step with a non-finite gradient changes nothing but the scale."""
+
+    def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
+        super().__init__(model, config, device, comm)
+        self.dtype = PRECISIONS[config.precision]
+        self.parameters = {name: p for name, p in model.named_parameters()}
+        self.scale = torch.full((), INITIAL_SCALE, device=device) if config.precision == "fp16" else None
+        self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
+
+    def train(self, batch: Batch, step: int, lr: float) -> Tensor:
+        with self._matmul_precision():
+            loss, grads = self._backward(batch, step)
+        grads = {name: g.data for name, g in grads.items()}
+        dense = [g for name, g in grads.items() if name != "wide" and not name.startswith("tables.")]
+        sum_dense_(self.comm, dense)
+        if self._finite(grads.values()):
+            with torch.no_grad():
+                self._update(batch.ids, grads, step, lr)
+        self.slots.step = step
+        return loss
+
+    def gradients(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
+        with self._matmul_precision():
+            _, grads = self._backward(batch, step)
+        if self.scale is not None:
+            grads = {name: g / self.scale for name, g in grads.items()}
+        return self._by_array_name(grads)
+
+    @torch.no_grad()
+    def parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        with self._matmul_precision():
+            return self._logits(batch, step=0, p=0.0)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        now = torch.tensor(max(self.slots.step, 0), device=self.device)
+        for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
+            reference.rmsprop_settle_(rms, last_step, now, self.config.rho)
+
+    def state(self) -> dict[str, Tensor]:
+        state = super().state()
+        return state if self.scale is None else state | {"loss_scale": self.scale, "good_steps": self.good_steps}
+
+    def load_state(self, state):
+        super().load_state(state)
+        if self.scale is not None and "loss_scale" in state:
+            self.scale.copy_(state["loss_scale"])
+            self.good_steps.copy_(state["good_steps"])
+
+    def _logits(self, batch: Batch, step: int, p: float) -> tuple[Tensor, Tensor]:
+        model, spec, ids = self.model, self.model.spec, batch.ids
+        zeros = torch.zeros(len(ids), device=self.device)
+        tables = list(model.tables) if model.has_deep else [zeros.new_zeros(c, 0) for c in spec.cardinalities]
+        wide = (model.wide, model.wide_numeric, model.wide_bias)
+        if not model.has_wide:
+            wide = (zeros.new_zeros(spec.total_rows), zeros.new_zeros(len(spec.numeric)), zeros.new_zeros(1))
+        places = (spec.table_columns, spec.numeric_columns, spec.deep_width, self.dtype)
+        x, wide_logit = reference.embedding_forward(ids, batch.numeric, tables, *wide, spec.hotness, spec.mean, *places)
+        if not model.has_deep:
+            return wide_logit, zeros
+        for i, layer in enumerate(model.layers):
+            x = reference.linear_relu_dropout(x, layer.weight, layer.bias, p, model.seed, step, i, batch.first_row)
+        return wide_logit, reference.head_forward(x.float(), model.out.weight, model.out.bias, zeros)
+
+    def _backward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """This rank's share of the mean loss, and its gradients (times the loss scale) by parameter name."""
+        wide, deep = self._logits(batch, step, self.model.dropout)
+        total = F.binary_cross_entropy_with_logits(wide + deep, batch.label, reduction="sum")
+        loss = total / batch.global_rows
+        scaled = loss if self.scale is None else loss * self.scale
+        grads = torch.autograd.grad(scaled, list(self.parameters.values()))
+        return loss.detach(), dict(zip(self.parameters, grads))
+
+    def _finite(self, grads) -> bool:
+        """Whether the update may be made; adapts the loss scale. One scale for both parts, the same on all ranks."""
+        if self.scale is None:
+            return True
+        found_inf = torch.zeros((), device=self.device)
+        scale = self.scale.clone()
+        for g in grads:
+            reference.check_finite_([g], found_inf)
+            g /= scale
+        self.comm.all_reduce_(found_inf)
+        reference.loss_scale_update_(self.scale, self.good_steps, found_inf, GROWTH, BACKOFF, GROWTH_INTERVAL)
+        return not found_inf.item()
+
+    def _update(self, ids: Tensor, grads: dict[str, Tensor], step: int, lr: float) -> None:
+        config, slots, model = self.config, self.slots, self.model
+        now = torch.tensor(step, device=self.device)
+        if model.has_deep:
+            named = self._by_array_name(grads)
+            arrays = model.named_arrays()
+            names = list(slots.rms)
+            reference.rmsprop_dense_(
+                [arrays[n] for n in names],
+                [slots.rms[n] for n in names],
+                [named[n] for n in names],
+                [],
+                lr,
+                config.rho,
+                config.eps,
+                None,
+                None,
+            )
+            last_steps = slots.table_last_step()
+            for f, (start, hot) in enumerate(zip(model.spec.hot_start, model.spec.hotness)):
+                rows = _distinct(ids[:, start : start + hot])
+                rows, values = gather_rows(self.comm, rows, grads[f"tables.{f}"][rows])
+                reference.rmsprop_rows_(
+                    model.tables[f].data,
+                    slots.table_rms[f],
+                    last_steps[f],
+                    rows,
+                    values,
+                    lr,
+                    now,
+                    config.rho,
+                    config.eps,
+                )
+        if model.has_wide:
+            rules = (config.wide_lr, config.l1, config.l2)
+            flat, valid = model.wide_rows(ids)
+            rows = _distinct(torch.where(valid, flat, -1))
+            rows, values = gather_rows(self.comm, rows, grads["wide"][rows])
+            reference.ftrl_rows_(model.wide.data, slots.accum, slots.linear, rows, values, *rules)
+            for name, attribute in (("wide.numeric.weight", "wide_numeric"), ("wide.bias", "wide_bias")):
+                weight = getattr(model, attribute).data
+                state = (slots.dense_accum[name], slots.dense_linear[name])
+                reference.ftrl_dense_(weight, *state, grads[attribute], *rules, None, None)
+
+    def _by_array_name(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients by parameter name (`tables.0`, `wide`) to those by checkpoint name."""
+        model = self.model
+        tables = {f"tables.{i}": f"deep.table.{f.name}" for i, f in enumerate(model.spec.categorical)}
+        named = {}
+        for name, g in grads.items():
+            if name == "wide":
+                named |= model.wide_tables(g)
+            elif name.startswith("layers."):
+                named[f"deep.layer.{name.removeprefix('layers.')}"] = g
+            elif name.startswith("out."):
+                named[f"deep.{name}"] = g
+            else:
+                named[tables.get(name, {"wide_numeric": "wide.numeric.weight", "wide_bias": "wide.bias"}.get(name))] = g
+        return named
+
+    @contextlib.contextmanager
+    def _matmul_precision(self):
+        """On a GPU float32 products are exact in fp32 and rounded in tf32, whatever the process has set."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.config.precision == "tf32" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def _distinct(ids: Tensor) -> Tensor:
+    """Sorted distinct ids, int64, without padding."""
+    rows = ids.reshape(-1).unique().long()
+    return rows[rows >= 0]
