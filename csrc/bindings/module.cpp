@@ -1,7 +1,23 @@
 // The Python module `_C`: importing it registers the ops; build_info() says what was built and what was left out.
 #include <pybind11/pybind11.h>
 
+#include "cpu/gemm.h"
+
 namespace py = pybind11;
+
+namespace {
+
+// Which of the compile-time variants of csrc/cpu/gemm_kernel.h this build holds.
+constexpr const char* kCpuGemm =
+#if defined(__AVX512F__)
+    "AVX-512 matrix kernel";
+#elif defined(__AVX2__) && defined(__FMA__)
+    "AVX2 matrix kernel";
+#else
+    "portable matrix kernel";
+#endif
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", [] {
@@ -9,6 +25,8 @@ PYBIND11_MODULE(_C, m) {
     info["version"] = WIDEDEEP_VERSION;
     info["compiler"] = WIDEDEEP_COMPILER;
     info["cpu_arch"] = WIDEDEEP_CPU_ARCH;
+    info["cpu_gemm"] = kCpuGemm;
+    info["cpu_gemm"] = widedeep::cpu::gemm_instructions();
     info["cuda_version"] = WIDEDEEP_CUDA_VERSION;
     info["cuda_archs"] = WIDEDEEP_CUDA_ARCHS;
     info["cuda_note"] = WIDEDEEP_CUDA_NOTE;

@@ -1,0 +1,68 @@
+# The developer's verbs. PYTHON picks the interpreter that the environment is made from; VENV= (empty) uses the active one.
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+SHELL  := /bin/bash
+
+ifeq ($(VENV),)
+PY := $(PYTHON)
+INSTALLED := build/.installed
+PY_READY  :=
+else
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+PY_READY  := $(PY)
+endif
+
+NATIVE  := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/*) $(shell find csrc -type f)
+FORMATS := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help install build test test-cuda lint fmt bench sanitize gpu-check demo headers-2.11 ptxas clean
+help:  ## this list
+	@grep -hE '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(INSTALLED)  ## environment, torch (the CPU build where there is no GPU) and this package
+
+ifneq ($(VENV),)
+$(PY):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "widedeep needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --upgrade pip
+endif
+
+# Without a GPU the small CPU build of torch is asked of its own index first; where that cannot be reached, pip's default decides.
+$(INSTALLED): $(NATIVE) | $(PY_READY)
+	@$(PY) -c 'import torch' 2>/dev/null || { command -v nvidia-smi >/dev/null && $(PY) -m pip install -q "$(TORCH)"; } \
+	  || $(PY) -m pip install -q --retries 0 --timeout 20 --index-url https://download.pytorch.org/whl/cpu "$(TORCH)" 2>/dev/null \
+	  || $(PY) -m pip install -q "$(TORCH)"
+	@command -v nvcc >/dev/null && ! ls $$(dirname $$(dirname $$(readlink -f $$(command -v nvcc))))/include/cublasLt.h >/dev/null 2>&1 \
+	  && $(PY) -m pip install -q --no-deps 'nvidia-cublas>=13,<14' || true
+	$(PY) -m pip install -q -e '.[test]'
+	@mkdir -p $(dir $@) && touch $@
+
+build:  ## compile the kernels in place with the tools already installed (no network)
+	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
+
+test: $(INSTALLED)  ## the whole suite; what needs a GPU is skipped by name where there is none
+	$(PY) -m pytest
+
+test-cuda:  ## the GPU tests alone, with the environment as it is
+	$(PY) -m pytest -m cuda
+
+lint: $(PY_READY)  ## ruff and clang-format, changing nothing
+	$(PY) -m pip install -q --group lint
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	$(PY) -m clang_format --dry-run --Werror $(FORMATS)
+
+fmt:  ## rewrite the sources as lint wants them
+	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+	$(PY) -m clang_format -i $(FORMATS)
+
+ptxas:  ## registers of every CUDA kernel of the last build; fails when one spills
+	$(PY) cmake/ptxas_report.py build
+
+demo: $(INSTALLED)  ## synthetic Outbrain -> preprocess -> train -> report, in a few minutes on a laptop
+	$(PY) -m bench.demo --out runs/demo
+
+clean:  ## forget every build and environment
+	rm -rf build $(VENV) widedeep/*.so *.egg-info

@@ -1,0 +1,71 @@
+"""What the build says of itself, and the tools around it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_build_info_names_what_was_built():
+    from widedeep._load import build_info
+
+    info = build_info()
+    assert info["version"]
+    assert info["compiler"].split()[0] in {"GNU", "Clang", "AppleClang"}
+    assert bool(info["cuda_archs"]) != bool(info["cuda_note"]), "either architectures, or the reason why there are none"
+
+
+def test_doctor_prints_one_json_object_and_succeeds():
+    done = subprocess.run([sys.executable, "-m", "widedeep", "doctor", "--json"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["healthy"] is True
+    assert facts["required"]["torch"]
+
+
+def test_doctor_tells_what_to_do_about_a_gpu_without_kernels():
+    from widedeep import doctor
+
+    facts = {
+        "required": {"torch": "2.13.0", "rich": None},
+        "optional": dict.fromkeys(doctor.OPTIONAL, "1"),
+        "devices": [{"name": "some GPU", "capability": "7.0", "memory_gib": 16.0}],
+        "cuda_kernels": False,
+        "build": {"cuda_archs": "", "cuda_note": "nvcc not found", "cublaslt": False},
+    }
+    advice = " ".join(doctor._advice(facts))
+    assert "pip install rich" in advice
+    assert "nvcc not found" in advice
+    facts |= {"cuda_kernels": True, "build": {"cuda_archs": "80-real,90a-real", "cuda_note": "", "cublaslt": False}}
+    advice = " ".join(doctor._advice(facts))
+    assert "below every architecture" in advice
+    assert "cuBLASLt" in advice
+
+
+REPORT = """ptxas info    : Compiling entry function '_Z3foov' for 'sm_90a'
+ptxas info    : Function properties for _Z3foov
+    0 bytes stack frame, {spill} bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 0 barriers
+"""
+
+
+@pytest.mark.parametrize("spill", [0, 8])
+def test_ptxas_report_fails_on_spills(tmp_path, spill):
+    (tmp_path / "foo.ptxas.txt").write_text(REPORT.format(spill=spill))
+    done = subprocess.run([sys.executable, ROOT / "cmake/ptxas_report.py", tmp_path], capture_output=True, text=True)
+    assert done.returncode == (spill > 0)
+    assert "foo" in done.stdout
+
+
+def test_nvcc_log_fails_when_wgmma_is_serialised(tmp_path):
+    fake = tmp_path / "nvcc"
+    fake.write_text("#!/bin/sh\necho 'ptxas info : (C7510) Potential Performance Loss' >&2\n")
+    fake.chmod(0o755)
+    command = [sys.executable, ROOT / "cmake/nvcc_log.py", str(fake), "-o", str(tmp_path / "x.o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "C7510" in done.stderr

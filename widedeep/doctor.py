@@ -1,0 +1,129 @@
+"""`widedeep doctor`: what is installed, what was built, what is missing and what to do about it."""
+
+import importlib.metadata as metadata
+import json as jsonlib
+import platform
+import shutil
+import sys
+
+REQUIRED = ("torch", "numpy", "pyarrow", "jsonargparse", "rich", "safetensors", "xxhash", "psutil")
+# distribution -> (what it serves, how to get it)
+OPTIONAL = {
+    "matplotlib": ("plots of `widedeep report`", "pip install 'widedeep[report]'"),
+    "tensorboard": ("`--tensorboard`", "pip install 'widedeep[tensorboard]'"),
+    "cupy-cuda13x": ("preprocessing on a GPU", "pip install 'widedeep[gpu]'"),
+}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[dict]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(
+            {
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_gib": round(properties.total_memory / 2**30, 1),
+            }
+        )
+    return found
+
+
+def _advice(facts: dict) -> list[str]:
+    """One sentence for each thing that is missing and can be mended."""
+    advice = [f"{name} is not installed: pip install {name}" for name, found in facts["required"].items() if not found]
+    build, devices = facts["build"], facts["devices"]
+    if "error" in build:
+        return [*advice, f"the compiled part does not load ({build['error']}): pip install -e . builds it again"]
+    if devices and not facts["cuda_kernels"]:
+        reason = build["cuda_note"] or "this torch is a CPU build, or libwidedeep_cuda.so was built for another torch"
+        advice.append(f"a GPU is present but the CUDA kernels are not in use: {reason}")
+    if devices and facts["cuda_kernels"]:
+        built = [int(arch.split("-")[0].rstrip("a")) for arch in build["cuda_archs"].split(",")]
+        for device in devices:
+            if int(device["capability"].replace(".", "")) < min(built):
+                advice.append(
+                    f"{device['name']} has capability {device['capability']}, below every architecture built "
+                    f"({build['cuda_archs']}): install again with WIDEDEEP_CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=<yours>"
+                )
+    if build["cuda_archs"] and not build["cublaslt"]:
+        advice.append("the CUDA build lacks cuBLASLt: pip install 'widedeep[cuda13]', then pip install -e . again")
+    for name, (serves, remedy) in OPTIONAL.items():
+        if facts["optional"][name] is None and (devices or name != "cupy-cuda13x"):
+            advice.append(f"{name} is not installed, which {serves} need: {remedy}")
+    return advice
+
+
+def diagnose() -> dict:
+    """Everything `widedeep doctor` knows, ready for JSON."""
+    facts = {
+        "widedeep": _version("widedeep"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "required": {name: _version(name) for name in REQUIRED},
+        "optional": {name: _version(name) for name in OPTIONAL},
+        "nvcc": shutil.which("nvcc"),
+        "devices": _devices() if _version("torch") else [],
+    }
+    try:
+        from widedeep import _load
+
+        facts |= {"build": _load.build_info(), "cuda_kernels": _load.has_cuda_kernels}
+    except (ImportError, OSError) as error:
+        facts |= {"build": {"error": str(error).splitlines()[0]}, "cuda_kernels": False}
+    facts["advice"] = _advice(facts)
+    facts["healthy"] = all(facts["required"].values()) and "error" not in facts["build"]
+    return facts
+
+
+def _print(facts: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("widedeep", f"{facts['widedeep']} on Python {facts['python']}, {facts['platform']}")
+    table.add_row("packages", ", ".join(f"{name} {found or 'MISSING'}" for name, found in facts["required"].items()))
+    present = [f"{name} {found}" for name, found in facts["optional"].items() if found]
+    table.add_row("extras", ", ".join(present) or "none")
+    build = facts["build"]
+    if "error" in build:
+        table.add_row("compiled part", f"does not load: {build['error']}")
+    else:
+        table.add_row("CPU kernels", f"{build['compiler']}, -march={build['cpu_arch']}, {build['cpu_gemm']}")
+        cuda = f"CUDA {build['cuda_version']} for {build['cuda_archs']}" if build["cuda_archs"] else "not built"
+        if build["cuda_archs"]:
+            cuda += ", cuBLASLt" if build["cublaslt"] else ", without cuBLASLt"
+        in_use = "in use" if facts["cuda_kernels"] else "not loaded"
+        table.add_row("CUDA kernels", f"{cuda}{': ' + build['cuda_note'] if build['cuda_note'] else ''} ({in_use})")
+    for device in facts["devices"]:
+        table.add_row("GPU", f"{device['name']}, capability {device['capability']}, {device['memory_gib']} GiB")
+    if not facts["devices"]:
+        table.add_row("GPU", "none found: training runs on the CPU")
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for line in facts["advice"]:
+        console.print(f"- {line}", markup=False)
+
+
+def run(json: bool = False) -> int:
+    """Prints the diagnosis; returns 0 when everything required is there, else 1."""
+    facts = diagnose()
+    if json:
+        jsonlib.dump(facts, sys.stdout, indent=2)
+        print()
+    else:
+        _print(facts)
+    return 0 if facts["healthy"] else 1
