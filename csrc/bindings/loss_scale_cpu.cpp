@@ -1,0 +1,40 @@
+// Loss-scale ops on the CPU. Contracts: widedeep/ops/optim.py.
+#include <torch/csrc/stable/library.h>
+
+#include "bindings/checks.h"
+#include "core/loss_scale.h"
+#include "cpu/optim.h"
+
+namespace widedeep {
+namespace {
+
+void check_finite_(std::vector<Tensor> tensors, Tensor found_inf) {
+  check_scalar(found_inf, "check_finite_", "found_inf", ScalarType::Float, found_inf);
+  for (const Tensor& t : tensors) {
+    STD_TORCH_CHECK(t.is_contiguous(), "check_finite_: tensors must be contiguous, got ", describe(t));
+    const auto type = element_type(t.scalar_type(), "check_finite_", "tensors");
+    if (!cpu::all_finite(t.const_data_ptr(), type, t.numel()))
+      *static_cast<float*>(found_inf.mutable_data_ptr()) = 1.0f;
+  }
+}
+
+void loss_scale_update_(Tensor scale, Tensor good_steps, Tensor found_inf, double growth, double backoff,
+                        int64_t interval) {
+  const char* op = "loss_scale_update_";
+  check_scalar(scale, op, "scale", ScalarType::Float, scale);
+  check_scalar(good_steps, op, "good_steps", ScalarType::Int, scale);
+  check_scalar(found_inf, op, "found_inf", ScalarType::Float, scale);
+  core::update_loss_scale(*static_cast<float*>(scale.mutable_data_ptr()),
+                          *static_cast<int32_t*>(good_steps.mutable_data_ptr()),
+                          *static_cast<const float*>(found_inf.const_data_ptr()) != 0.0f, static_cast<float>(growth),
+                          static_cast<float>(backoff), interval);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(widedeep, CPU, m) {
+  m.impl("check_finite_", TORCH_BOX(&check_finite_));
+  m.impl("loss_scale_update_", TORCH_BOX(&loss_scale_update_));
+}
+
+}  // namespace widedeep

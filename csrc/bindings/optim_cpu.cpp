@@ -1,0 +1,138 @@
+// Optimizer ops on the CPU. Contracts: widedeep/ops/optim.py.
+#include <torch/csrc/stable/library.h>
+
+#include "bindings/checks.h"
+#include "cpu/optim.h"
+
+namespace widedeep {
+namespace {
+
+float read(const Tensor& t) { return *static_cast<const float*>(t.const_data_ptr()); }
+int64_t read_step(const Tensor& t) { return *static_cast<const int64_t*>(t.const_data_ptr()); }
+float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+const float* values(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+
+bool skipped(const std::optional<Tensor>& found_inf) { return found_inf.has_value() && read(*found_inf) != 0.0f; }
+float inverse(const std::optional<Tensor>& scale) { return scale.has_value() ? 1.0f / read(*scale) : 1.0f; }
+
+void check_rows(const Tensor& rows, int64_t R, const char* op) {
+  const auto* row = static_cast<const int64_t*>(rows.const_data_ptr());
+  for (int64_t i = 0; i < rows.numel(); ++i)
+    STD_TORCH_CHECK(row[i] >= -1 && row[i] < R, op, ": rows[", i, "] is ", row[i], ", outside [-1, ", R, ")");
+}
+
+void check_same(const Tensor& t, const Tensor& like, const char* op, const std::string& name) {
+  bool fits = t.dim() == like.dim() && t.scalar_type() == ScalarType::Float && t.is_contiguous();
+  for (int64_t i = 0; fits && i < t.dim(); ++i) fits = t.size(i) == like.size(i);
+  STD_TORCH_CHECK(fits, op, ": ", name, " must be a contiguous float32 tensor of the weight's shape, got ", describe(t),
+                  " for ", describe(like));
+}
+
+void rmsprop_dense_(std::vector<Tensor> weights, std::vector<Tensor> rms, std::vector<Tensor> grads,
+                    std::vector<Tensor> copies, Tensor lr, double rho, double eps, std::optional<Tensor> grad_scale,
+                    std::optional<Tensor> found_inf) {
+  const char* op = "rmsprop_dense_";
+  const size_t count = weights.size();
+  STD_TORCH_CHECK(rms.size() == count && grads.size() == count && (copies.empty() || copies.size() == count), op,
+                  ": weights, rms, grads and copies (if any) must be lists of one length, got ", count, ", ",
+                  rms.size(), ", ", grads.size(), ", ", copies.size());
+  check_scalar(lr, op, "lr", ScalarType::Float, lr);
+  check_scalar(grad_scale, op, "grad_scale", ScalarType::Float, lr);
+  check_scalar(found_inf, op, "found_inf", ScalarType::Float, lr);
+  std::vector<cpu::DenseParameter> parameters;
+  for (size_t i = 0; i < count; ++i) {
+    const std::string at = "[" + std::to_string(i) + "]";
+    check_same(weights[i], weights[i], op, "weights" + at);
+    check_same(rms[i], weights[i], op, "rms" + at);
+    const int64_t n = weights[i].numel();
+    const auto grad_type = element_type(grads[i].scalar_type(), op, "grads");
+    STD_TORCH_CHECK(grads[i].numel() == n && grads[i].is_contiguous(), op, ": grads", at,
+                    " must be contiguous with the weight's ", n, " elements, got ", describe(grads[i]));
+    cpu::DenseParameter p{floats(weights[i]), floats(rms[i]),  grads[i].const_data_ptr(), nullptr, n,
+                          grad_type,          core::DType::f32};
+    if (!copies.empty()) {
+      STD_TORCH_CHECK(copies[i].numel() == n && copies[i].is_contiguous(), op, ": copies", at,
+                      " must be contiguous with the weight's ", n, " elements, got ", describe(copies[i]));
+      p.copy_type = element_type(copies[i].scalar_type(), op, "copies");
+      p.copy = copies[i].mutable_data_ptr();
+    }
+    parameters.push_back(p);
+  }
+  if (skipped(found_inf)) return;
+  const core::RmspropRule rule{read(lr), static_cast<float>(rho), static_cast<float>(eps)};
+  for (const auto& p : parameters) cpu::rmsprop_dense(p, rule, inverse(grad_scale));
+}
+
+void rmsprop_rows_(Tensor weight, Tensor rms, Tensor last_step, Tensor rows, Tensor grads, Tensor lr, Tensor step,
+                   double rho, double eps) {
+  const char* op = "rmsprop_rows_";
+  check(weight, op, "weight", ScalarType::Float, {kAny, kAny}, weight);
+  const int64_t R = weight.size(0), D = weight.size(1);
+  check(rms, op, "rms", ScalarType::Float, {R, D}, weight);
+  check(last_step, op, "last_step", ScalarType::Int, {R}, weight);
+  check(rows, op, "rows", ScalarType::Long, {kAny}, weight);
+  check(grads, op, "grads", ScalarType::Float, {rows.size(0), D}, weight);
+  check_scalar(lr, op, "lr", ScalarType::Float, weight);
+  check_scalar(step, op, "step", ScalarType::Long, weight);
+  check_rows(rows, R, op);
+  cpu::rmsprop_rows(floats(weight), floats(rms), static_cast<int32_t*>(last_step.mutable_data_ptr()),
+                    static_cast<const int64_t*>(rows.const_data_ptr()), values(grads), rows.size(0), D,
+                    {read(lr), static_cast<float>(rho), static_cast<float>(eps)}, read_step(step));
+}
+
+void rmsprop_settle_(Tensor rms, Tensor last_step, Tensor step, double rho) {
+  const char* op = "rmsprop_settle_";
+  check(rms, op, "rms", ScalarType::Float, {kAny, kAny}, rms);
+  check(last_step, op, "last_step", ScalarType::Int, {rms.size(0)}, rms);
+  check_scalar(step, op, "step", ScalarType::Long, rms);
+  cpu::rmsprop_settle(floats(rms), static_cast<int32_t*>(last_step.mutable_data_ptr()), rms.size(0), rms.size(1),
+                      read_step(step), static_cast<float>(rho));
+}
+
+core::FtrlRule ftrl_rule(double lr, double l1, double l2) {
+  return {static_cast<float>(lr), static_cast<float>(l1), static_cast<float>(l2)};
+}
+
+void ftrl_dense_(Tensor weight, Tensor accum, Tensor linear, Tensor grad, double lr, double l1, double l2,
+                 std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+  const char* op = "ftrl_dense_";
+  check_same(weight, weight, op, "weight");
+  check_same(accum, weight, op, "accum");
+  check_same(linear, weight, op, "linear");
+  check_same(grad, weight, op, "grad");
+  check_scalar(grad_scale, op, "grad_scale", ScalarType::Float, weight);
+  check_scalar(found_inf, op, "found_inf", ScalarType::Float, weight);
+  if (skipped(found_inf)) return;
+  cpu::ftrl_dense(floats(weight), floats(accum), floats(linear), values(grad), weight.numel(), ftrl_rule(lr, l1, l2),
+                  inverse(grad_scale));
+}
+
+void ftrl_rows_(Tensor weight, Tensor accum, Tensor linear, Tensor rows, Tensor grads, double lr, double l1,
+                double l2) {
+  const char* op = "ftrl_rows_";
+  STD_TORCH_CHECK(weight.dim() == 1 || weight.dim() == 2, op, ": weight must be [R] or [R, D], got ", describe(weight));
+  check_same(weight, weight, op, "weight");
+  check_same(accum, weight, op, "accum");
+  check_same(linear, weight, op, "linear");
+  check(rows, op, "rows", ScalarType::Long, {kAny}, weight);
+  const int64_t n = rows.size(0), D = weight.dim() == 2 ? weight.size(1) : 1;
+  STD_TORCH_CHECK(grads.scalar_type() == ScalarType::Float && grads.is_contiguous() && grads.dim() == weight.dim() &&
+                      grads.size(0) == n && grads.numel() == n * D,
+                  op, ": grads must be contiguous float32, one row of the weight per entry of rows, got ",
+                  describe(grads), " for ", n, " rows of ", D);
+  check_rows(rows, weight.size(0), op);
+  cpu::ftrl_rows(floats(weight), floats(accum), floats(linear), static_cast<const int64_t*>(rows.const_data_ptr()),
+                 values(grads), n, D, ftrl_rule(lr, l1, l2));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(widedeep, CPU, m) {
+  m.impl("rmsprop_dense_", TORCH_BOX(&rmsprop_dense_));
+  m.impl("rmsprop_rows_", TORCH_BOX(&rmsprop_rows_));
+  m.impl("rmsprop_settle_", TORCH_BOX(&rmsprop_settle_));
+  m.impl("ftrl_dense_", TORCH_BOX(&ftrl_dense_));
+  m.impl("ftrl_rows_", TORCH_BOX(&ftrl_rows_));
+}
+
+}  // namespace widedeep

@@ -1,0 +1,25 @@
+"""The package's own ops, `torch.ops.widedeep.*`, as documented functions. Importing registers them with torch.
+
+Each has a fake implementation (shapes only), so they work under torch.compile and with fake tensors; those that a model
+calls are differentiable.
+"""
+
+from widedeep.ops.optim import (
+    check_finite_,
+    ftrl_dense_,
+    ftrl_rows_,
+    loss_scale_update_,
+    rmsprop_dense_,
+    rmsprop_rows_,
+    rmsprop_settle_,
+)
+
+__all__ = [
+    "check_finite_",
+    "ftrl_dense_",
+    "ftrl_rows_",
+    "loss_scale_update_",
+    "rmsprop_dense_",
+    "rmsprop_rows_",
+    "rmsprop_settle_",
+]
