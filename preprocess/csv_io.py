@@ -2,8 +2,8 @@
 
 `blocks` cuts a file at line ends into tasks for a pool; `read_block` parses one. `.gz` and `.zst` files are
 decompressed on the way. Nulls are empty fields and `\\N`. A quoted field may hold commas but no line break. Lines count
-from 1, header included. When pyarrow or a range check refuses a block, `_diagnose` reads it again slowly to find the line
-to blame.
+from 1, header included. When pyarrow or a range check refuses a block, `_diagnose` reads it again slowly to find the
+line to blame.
 """
 
 import csv
