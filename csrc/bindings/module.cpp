@@ -5,27 +5,12 @@
 
 namespace py = pybind11;
 
-namespace {
-
-// Which of the compile-time variants of csrc/cpu/gemm_kernel.h this build holds.
-constexpr const char* kCpuGemm =
-#if defined(__AVX512F__)
-    "AVX-512 matrix kernel";
-#elif defined(__AVX2__) && defined(__FMA__)
-    "AVX2 matrix kernel";
-#else
-    "portable matrix kernel";
-#endif
-
-}  // namespace
-
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", [] {
     py::dict info;
     info["version"] = WIDEDEEP_VERSION;
     info["compiler"] = WIDEDEEP_COMPILER;
     info["cpu_arch"] = WIDEDEEP_CPU_ARCH;
-    info["cpu_gemm"] = kCpuGemm;
     info["cpu_gemm"] = widedeep::cpu::gemm_instructions();
     info["cuda_version"] = WIDEDEEP_CUDA_VERSION;
     info["cuda_archs"] = WIDEDEEP_CUDA_ARCHS;

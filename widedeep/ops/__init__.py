@@ -4,6 +4,7 @@ Each has a fake implementation (shapes only), so they work under torch.compile a
 calls are differentiable.
 """
 
+from widedeep.ops.linear import linear_dgrad_out, linear_relu_dropout, linear_relu_dropout_out, linear_wgrad_out
 from widedeep.ops.optim import (
     check_finite_,
     ftrl_dense_,
@@ -18,6 +19,10 @@ __all__ = [
     "check_finite_",
     "ftrl_dense_",
     "ftrl_rows_",
+    "linear_dgrad_out",
+    "linear_relu_dropout",
+    "linear_relu_dropout_out",
+    "linear_wgrad_out",
     "loss_scale_update_",
     "rmsprop_dense_",
     "rmsprop_rows_",

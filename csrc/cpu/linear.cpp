@@ -1,0 +1,153 @@
+#include "cpu/linear.h"
+
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+
+#include "cpu/element.h"
+#include "cpu/gemm.h"
+#include "cpu/parallel.h"
+
+namespace widedeep::cpu {
+namespace {
+
+constexpr int kStrip = kTileColumns;    // columns that draw their dropout bits at once
+constexpr int kCalls = kStrip / 8;      // the Philox calls this takes: independent lanes for the vectoriser
+constexpr int64_t kBlockRows = 64;      // rows whose column sums are taken together
+constexpr int kPartialSums = 2;         // gemm_scratch slot
+constexpr int64_t kElements = 1 << 14;  // elements below which a second thread does not pay
+
+// What each of the kStrip columns from `column` (a multiple of 32) on is multiplied by: the scale, or 0 when dropped.
+void dropout_factors(const core::Dropout& dropout, uint32_t row, int64_t column, float* __restrict__ factor) {
+  static_assert(std::endian::native == std::endian::little, "low halves come first in memory");
+  alignas(64) uint32_t words[4][kCalls];
+  const core::Dropout d = dropout;  // a copy cannot alias the words
+  const auto first = static_cast<uint32_t>(column / 8);
+  for (uint32_t i = 0; i < kCalls; ++i) {
+    const core::Philox4 bits = core::dropout_bits(d, row, first + i);
+    for (int j = 0; j < 4; ++j) words[j][i] = bits.word[j];
+  }
+  // Word j of four neighbouring calls holds the bits of columns 8 j ... 8 j + 7 of a group of 32, in order.
+  for (int group = 0; group < kCalls / 4; ++group)
+    for (int j = 0; j < 4; ++j) {
+      uint16_t halves[8];
+      std::memcpy(halves, words[j] + group * 4, sizeof halves);
+      for (int i = 0; i < 8; ++i) factor[group * 32 + j * 8 + i] = halves[i] >= d.threshold ? d.scale : 0.f;
+    }
+}
+
+// NaN stays NaN where it is kept, so that a run that diverges says so.
+inline float activate(float z, float factor) {
+  const float kept = (z < 0.f ? 0.f : z) * factor;
+  return factor == 0.f ? 0.f : kept;
+}
+
+// One row's columns [column, column + n), `column` a multiple of 32.
+template <typename T>
+void activate_row(T* __restrict__ z, const float* __restrict__ bias, int64_t n, int64_t column, uint32_t row,
+                  const core::Dropout& dropout) {
+  alignas(64) float factor[kStrip];
+  std::fill_n(factor, kStrip, 1.f);
+  for (int64_t first = 0; first < n; first += kStrip) {
+    if (dropout.threshold != 0) dropout_factors(dropout, row, column + first, factor);
+    const int64_t count = std::min<int64_t>(kStrip, n - first);
+    for (int64_t i = 0; i < count; ++i)
+      store(activate(to_float(z[first + i]) + bias[first + i], factor[i]), z[first + i]);
+  }
+}
+
+// One row times its mask, added to `sums`. The pointers may be equal, element by element.
+template <typename T>
+void mask_row(const T* dy, const T* mask, float scale, T* dz, float* __restrict__ sums, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const float value = to_float(mask[i]) > 0.f ? to_float(dy[i]) * scale : 0.f;
+    sums[i] += value;
+    store(value, dz[i]);
+  }
+}
+template <typename T>
+void add_row(const T* dy, float* __restrict__ sums, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sums[i] += to_float(dy[i]);
+}
+
+// out[n] = sum over blocks, in order, of partial[blocks, n].
+void add_partials(const float* partial, int64_t blocks, int64_t n, float* out) {
+  std::fill_n(out, n, 0.f);
+  for (int64_t block = 0; block < blocks; ++block) add_row(partial + block * n, out, n);
+}
+
+}  // namespace
+
+void linear_forward(const LinearSize& size, const float* x, const float* weight, const float* bias,
+                    const core::Dropout& dropout, int64_t first_row, float* y) {
+  gemm(size.B, size.O, size.I, {x, size.I, false}, {weight, size.I, true}, y, size.O, [&](const Tile& t) {
+    for (int64_t r = 0; r < t.rows; ++r)
+      activate_row(t.c + r * t.stride, bias + t.column, t.columns, t.column,
+                   static_cast<uint32_t>(first_row + t.row + r), dropout);
+  });
+}
+
+void linear_dgrad(const LinearSize& size, const float* dz, const float* weight, const float* mask, float scale,
+                  float* dx, float* dbias) {
+  const int64_t blocks = gemm_blocks(size.B);
+  float* partial = gemm_scratch(kPartialSums, blocks * size.I);
+  Epilogue epilogue;
+  if (mask != nullptr || dbias != nullptr)
+    epilogue = [&](const Tile& t) {
+      float* sums = partial + t.block * size.I + t.column;
+      std::fill_n(sums, t.columns, 0.f);
+      for (int64_t r = 0; r < t.rows; ++r) {
+        float* row = t.c + r * t.stride;
+        if (mask != nullptr)
+          mask_row(row, mask + (t.row + r) * size.I + t.column, scale, row, sums, t.columns);
+        else
+          add_row(row, sums, t.columns);
+      }
+    };
+  gemm(size.B, size.I, size.O, {dz, size.O, false}, {weight, size.I, false}, dx, size.I, epilogue);
+  if (dbias != nullptr) add_partials(partial, blocks, size.I, dbias);
+}
+
+void linear_wgrad(const LinearSize& size, const float* dz, const float* x, float* dweight) {
+  gemm(size.O, size.I, size.B, {dz, size.O, true}, {x, size.I, false}, dweight, size.I);
+}
+
+void bias_relu_dropout(core::DType type, void* z, const float* bias, int64_t B, int64_t O, const core::Dropout& dropout,
+                       int64_t first_row) {
+  visit(type, [&](auto* t) {
+    auto* rows = static_cast<decltype(t)>(z);
+    parallel_for(0, B, kElements / std::max<int64_t>(O, 1) + 1, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b)
+        activate_row(rows + b * O, bias, O, 0, static_cast<uint32_t>(first_row + b), dropout);
+    });
+  });
+}
+
+void mask_and_sum(core::DType type, const void* dy, const void* mask, float scale, void* dz, float* dbias, int64_t B,
+                  int64_t O) {
+  const int64_t blocks = (B + kBlockRows - 1) / kBlockRows;
+  float* partial = gemm_scratch(kPartialSums, blocks * O);
+  visit(type, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    const T *in = static_cast<const T*>(dy), *keep = static_cast<const T*>(mask);
+    T* out = static_cast<T*>(dz);
+    parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        float* sums = partial + block * O;
+        std::fill_n(sums, O, 0.f);
+        for (int64_t b = block * kBlockRows; b < std::min(B, (block + 1) * kBlockRows); ++b) {
+          if (keep != nullptr) {
+            mask_row(in + b * O, keep + b * O, scale, out + b * O, sums, O);
+          } else {
+            add_row(in + b * O, sums, O);
+            if (out != in) std::copy_n(in + b * O, O, out + b * O);
+          }
+        }
+      }
+    });
+  });
+  if (dbias != nullptr) add_partials(partial, blocks, O, dbias);
+}
+
+}  // namespace widedeep::cpu

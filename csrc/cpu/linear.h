@@ -1,0 +1,36 @@
+// One hidden layer, y = dropout(relu(x weight^T + bias)), and its gradients. All matrices are row-major and dense;
+// results are bitwise the same for any number of threads.
+#pragma once
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "core/philox.h"
+
+namespace widedeep::cpu {
+
+struct LinearSize {
+  int64_t B, I, O;  // batch rows, inputs, outputs
+};
+
+// y[B, O] from x[B, I], weight[O, I], bias[O]. Row b has the dropout of row first_row + b.
+void linear_forward(const LinearSize& size, const float* x, const float* weight, const float* bias,
+                    const core::Dropout& dropout, int64_t first_row, float* y);
+
+// dx[B, I] = dz[B, O] weight[O, I]; with a mask [B, I], multiplied by `scale` where mask > 0 and zero elsewhere.
+// dbias[I] (may be null) = column sums of that.
+void linear_dgrad(const LinearSize& size, const float* dz, const float* weight, const float* mask, float scale,
+                  float* dx, float* dbias);
+
+// dweight[O, I] = dz[B, O]^T x[B, I].
+void linear_wgrad(const LinearSize& size, const float* dz, const float* x, float* dweight);
+
+// The elementwise parts alone, for products that a library has made in another storage type; arithmetic in float.
+// z[B, O] becomes dropout(relu(z + bias)) in place.
+void bias_relu_dropout(core::DType type, void* z, const float* bias, int64_t B, int64_t O, const core::Dropout& dropout,
+                       int64_t first_row);
+// dz[B, O] = dy[B, O] * scale where mask > 0, else 0 (mask may be null: dz = dy); dz may be dy. dbias[O] (may be null)
+// = column sums of dz before it is rounded.
+void mask_and_sum(core::DType type, const void* dy, const void* mask, float scale, void* dz, float* dbias, int64_t B,
+                  int64_t O);
+
+}  // namespace widedeep::cpu

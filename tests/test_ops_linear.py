@@ -1,0 +1,229 @@
+"""Hidden layers against the plain-torch reference in float64."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from widedeep import ops, reference
+
+RAGGED = [
+    (0, 13, 16),
+    (1, 1, 1),
+    (1, 989, 33),
+    (7, 13, 33),
+    (64, 989, 16),
+    (64, 1, 1024),
+    (97, 300, 129),  # one row, one column, past whole tiles
+    (1025, 64, 130),
+    (1025, 13, 1),
+]
+P = 0.1
+# Rounding of the stored result, plus of the sums; products of a half type are rounded once before bias and mask.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+
+shapes = pytest.mark.parametrize(("B", "I", "O"), RAGGED, ids=lambda n: str(n))
+
+
+def random(*shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(sum((i + 1) * n for i, n in enumerate(shape)))
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def layer(B, I, O, dtype=torch.float32):
+    return random(B, I, dtype=dtype), random(O, I, dtype=dtype) / max(I, 1) ** 0.5, random(O, dtype=dtype)
+
+
+def poison(*shape, dtype=torch.float32):
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+def close(got, want, tolerance):
+    """Relative to the size of the result, as the error of a sum is: cancellation makes single elements small."""
+    scale = want.abs().max().item() if want.numel() else 1.0
+    torch.testing.assert_close(got.double(), want.double(), rtol=tolerance, atol=tolerance * max(scale, 1e-30))
+
+
+def step(n=3):
+    return torch.tensor(n)
+
+
+@shapes
+@pytest.mark.parametrize("p", [0.0, P])
+def test_linear_relu_dropout_matches_reference(B, I, O, p):
+    x, weight, bias = layer(B, I, O)
+    args = (p, -5, step(2**33 + 1), 4, 2**32 - 3)
+    y = poison(B, O)
+    ops.linear_relu_dropout_out(x, weight, bias, *args, y=y)
+    close(y, reference.linear_relu_dropout(x.double(), weight.double(), bias.double(), *args), TOLERANCE[x.dtype])
+    assert torch.equal(ops.linear_relu_dropout(x, weight, bias, *args), y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("O", [1, 33, 130, 1024])
+def test_dropout_drops_what_the_reference_drops(O, dtype):
+    B, p, args = 257, 0.37, (99, step(7), 2, 1000)
+    x, weight, bias = torch.zeros(B, 8, dtype=dtype), torch.zeros(O, 8, dtype=dtype), torch.ones(O, dtype=dtype)
+    y = ops.linear_relu_dropout(x, weight, bias, p, *args)
+    keep = reference.dropout_mask(B, O, p, *args)
+    assert torch.equal(y, torch.where(keep, torch.tensor(reference.dropout_scale(p)).to(dtype), 0))
+
+
+def test_dropout_statistics():
+    """Kept with probability 1 - p, alike in all rows and columns, independent of step, layer and seed."""
+    B, O, p = 2048, 512, 0.25
+    x, weight, bias = torch.zeros(B, 1), torch.zeros(O, 1), torch.ones(O)
+
+    def kept(seed, n, layer_index):
+        return (ops.linear_relu_dropout(x, weight, bias, p, seed, step(n), layer_index) > 0).double()
+
+    first = kept(1, 0, 0)
+    sigma = (p * (1 - p)) ** 0.5
+    assert abs(first.mean() - (1 - p)) < 5 * sigma / (B * O) ** 0.5
+    assert (first.mean(0) - (1 - p)).abs().max() < 6 * sigma / B**0.5
+    assert (first.mean(1) - (1 - p)).abs().max() < 6 * sigma / O**0.5
+    for other in (kept(2, 0, 0), kept(1, 1, 0), kept(1, 0, 1)):
+        correlation = ((first - (1 - p)) * (other - (1 - p))).mean() / sigma**2
+        assert abs(correlation) < 5 / (B * O) ** 0.5
+
+
+def test_rows_of_a_rank_have_the_masks_of_the_global_batch():
+    x, weight, bias = layer(100, 17, 65)
+    whole = ops.linear_relu_dropout(x, weight, bias, P, 1, step(), 0, 0)
+    part = ops.linear_relu_dropout(x[60:], weight, bias, P, 1, step(), 0, 60)
+    assert torch.equal(part > 0, whole[60:] > 0)
+
+
+def test_nan_is_not_hidden_by_relu():
+    x, weight, bias = layer(8, 5, 40)
+    x[3, 2] = float("nan")
+    assert ops.linear_relu_dropout(x, weight, bias, 0.0, 1, step(), 0)[3].isnan().all()
+
+
+@shapes
+@pytest.mark.parametrize("masked", [False, True])
+def test_linear_dgrad_matches_reference(B, I, O, masked):
+    dz, weight = random(B, O), random(O, I)
+    mask = torch.relu(random(B, I)) if masked else None
+    dx, dbias = poison(B, I), poison(I)
+    ops.linear_dgrad_out(dz, weight, mask, P, dx=dx, dbias=dbias)
+    want, sums = poison(B, I, dtype=torch.float64), poison(I, dtype=torch.float64)
+    reference.linear_dgrad_out(dz.double(), weight.double(), mask, P, dx=want, dbias=sums)
+    close(dx, want, TOLERANCE[dx.dtype])
+    close(dbias, sums, 1e-5)
+    again = poison(B, I)
+    ops.linear_dgrad_out(dz, weight, mask, P, dx=again, dbias=None)
+    assert torch.equal(again, dx)
+
+
+@shapes
+def test_linear_wgrad_matches_reference(B, I, O):
+    dz, x = random(B, O), random(B, I)
+    dweight = poison(O, I)
+    ops.linear_wgrad_out(dz, x, dweight=dweight)
+    close(dweight, dz.double().T @ x.double(), TOLERANCE[x.dtype])
+
+
+@shapes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_linear_relu_dropout_backward_matches_reference(B, I, O, dtype):
+    x, weight, bias = (t.requires_grad_() for t in layer(B, I, O, dtype))
+    dy = random(B, O, dtype=dtype)
+    y = ops.linear_relu_dropout(x, weight, bias, P, 1, step(), 0)
+    y.backward(dy)
+    want = reference.linear_relu_dropout_backward(dy.double(), y.detach().double(), x.double(), weight.double(), P)
+    for leaf, gradient in zip((x, weight, bias), want):
+        assert leaf.grad.dtype == dtype
+        # dz is rounded to the storage type before the products.
+        close(leaf.grad, gradient, TOLERANCE[dtype] * (3 if dtype == torch.bfloat16 else 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_types_match_reference(dtype):
+    B, I, O = 70, 40, 96
+    x, weight, bias = layer(B, I, O, dtype)
+    args = (P, 5, step(), 1, 9)
+    y, dx, dbias, dweight = poison(B, O, dtype=dtype), poison(B, I, dtype=dtype), poison(I), poison(O, I)
+    ops.linear_relu_dropout_out(x, weight, bias.float(), *args, y=y)
+    close(y, reference.linear_relu_dropout(x.double(), weight.double(), bias.double(), *args), TOLERANCE[dtype])
+    ops.linear_dgrad_out(y, weight, x, P, dx=dx, dbias=dbias)
+    want, sums = poison(B, I, dtype=torch.float64), poison(I, dtype=torch.float64)
+    reference.linear_dgrad_out(y.double(), weight.double(), x, P, dx=want, dbias=sums)
+    close(dx, want, TOLERANCE[dtype])
+    close(dbias, sums, TOLERANCE[dtype])
+    ops.linear_wgrad_out(y, x, dweight=dweight)
+    close(dweight, y.double().T @ x.double(), TOLERANCE[dtype])
+
+
+def test_bits_do_not_depend_on_the_number_of_threads():
+    B, I, O = 1025, 301, 260
+    x, weight, bias = layer(B, I, O)
+
+    def run():
+        y, dx, dbias, dweight = poison(B, O), poison(B, I), poison(I), poison(O, I)
+        ops.linear_relu_dropout_out(x, weight, bias, P, 5, step(), 1, 9, y=y)
+        ops.linear_dgrad_out(y, weight, x, P, dx=dx, dbias=dbias)
+        ops.linear_wgrad_out(y, x, dweight=dweight)
+        return y, dx, dbias, dweight
+
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(run())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_linear_ops_opcheck():
+    x, weight, bias = (t.requires_grad_() for t in layer(7, 13, 33))
+    opcheck(torch.ops.widedeep.linear_relu_dropout.default, (x, weight, bias, P, 1, step(), 0, 0))
+    x, weight, bias = layer(7, 13, 33)
+    y = ops.linear_relu_dropout(x, weight, bias, P, 1, step(), 0)
+    opcheck(torch.ops.widedeep.linear_relu_dropout_backward.default, (y, y, x, weight, P))
+    opcheck(
+        torch.ops.widedeep.linear_relu_dropout_out.default,
+        (x, weight, bias, P, 1, step(), 0, 0),
+        {"y": torch.zeros(7, 33)},
+    )
+    opcheck(
+        torch.ops.widedeep.linear_dgrad_out.default,
+        (y, weight, x, P),
+        {"dx": torch.zeros(7, 13), "dbias": torch.zeros(13)},
+    )
+    opcheck(torch.ops.widedeep.linear_wgrad_out.default, (y, x), {"dweight": torch.zeros(33, 13)})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a: a.update(weight=torch.zeros(33, 12)), "x must be a contiguous Float tensor"),
+        (lambda a: a.update(x=torch.zeros(13, 7).T), "not contiguous"),
+        (lambda a: a.update(weight=torch.zeros(33, 13, dtype=torch.bfloat16)), "weight must be a contiguous Float"),
+        (lambda a: a.update(bias=torch.zeros(32)), "bias must be"),
+        (lambda a: a.update(p=1.0), "p must be in [0, 1)"),
+        (lambda a: a.update(p=-0.1), "p must be in [0, 1)"),
+        (lambda a: a.update(layer=256), "layer must be in [0, 256)"),
+        (lambda a: a.update(step=torch.zeros(1)), "step must be one Long"),
+        (lambda a: a.update(x=torch.zeros(7, 13, dtype=torch.float64)), "must be float32, float16 or bfloat16"),
+    ],
+)
+def test_linear_relu_dropout_rejects(change, words):
+    x, weight, bias = layer(7, 13, 33)
+    args = {"x": x, "weight": weight, "bias": bias, "p": P, "seed": 0, "step": step(), "layer": 0, "first_row": 0}
+    change(args)
+    with pytest.raises(RuntimeError) as error:
+        ops.linear_relu_dropout(**args)
+    assert words in str(error.value)
+
+
+def test_linear_gradients_reject_wrong_shapes():
+    dz, weight = torch.zeros(7, 33), torch.zeros(33, 13)
+    with pytest.raises(RuntimeError, match="linear_dgrad: dx must be"):
+        ops.linear_dgrad_out(dz, weight, None, 0.0, dx=torch.zeros(7, 12), dbias=None)
+    with pytest.raises(RuntimeError, match="linear_dgrad: mask must be"):
+        ops.linear_dgrad_out(dz, weight, torch.zeros(7, 33), 0.0, dx=torch.zeros(7, 13), dbias=None)
+    with pytest.raises(RuntimeError, match="linear_wgrad: x must be"):
+        ops.linear_wgrad_out(dz, torch.zeros(8, 13), dweight=torch.zeros(33, 13))
