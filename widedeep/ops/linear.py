@@ -1,8 +1,8 @@
 """Hidden layers: y = dropout(relu(x weight^T + bias)) and its gradients, each one product with the rest fused into it.
 
-Dropout is not stored: the keep bit of (seed, step, layer, first_row + row, column) comes from a counter (docs/architecture.md,
-"Dropout"), and y > 0 tells the gradient what was kept. On a CPU float32 goes through our own products (any sizes, the same bits
-for any number of threads), float16 and bfloat16 through torch's with our passes after them.
+Dropout is not stored: the keep bit of (seed, step, layer, first_row + row, column) comes from a counter
+(docs/architecture.md, "Dropout"), and y > 0 tells the gradient what was kept. On a CPU float32 goes through our own
+products (any sizes, the same bits for any number of threads), float16 and bfloat16 through torch's, then our passes.
 """
 
 import torch
@@ -22,7 +22,7 @@ def linear_relu_dropout(
         x:         [B, I] float32, float16 or bfloat16, contiguous.
         weight:    [O, I] in x's dtype, contiguous.
         bias:      [O] in x's dtype or float32.
-        p:         probability of dropping an element, in [0, 1), rounded to a multiple of 1/65536; 0 switches dropout off.
+        p:         probability of dropping an element, in [0, 1), rounded to a multiple of 1/65536; 0: no dropout.
         seed:      64 bits that choose the run's masks.
         step:      one int64 on x's device; read when the op runs, so that a captured CUDA graph draws new masks.
         layer:     index of the layer, in [0, 256).
@@ -50,8 +50,9 @@ def linear_dgrad_out(
     Args:
         dz:     [B, O] float32, float16 or bfloat16, contiguous: gradient of the layer's product x weight^T + bias.
         weight: [O, I] in dz's dtype.
-        mask:   [B, I] in dz's dtype: the layer's input, where it is itself the output of relu and dropout. dx is then multiplied by
-                65536 / (65536 - round(65536 p)) where mask > 0 and set to 0 elsewhere: the gradient of the lower layer's product.
+        mask:   [B, I] in dz's dtype: the layer's input, where it is itself the output of relu and dropout. dx is then
+                multiplied by 65536 / (65536 - round(65536 p)) where mask > 0 and set to 0 elsewhere: the gradient of
+                the lower layer's product.
         p:      the lower layer's dropout, in [0, 1).
         dx:     [B, I] in dz's dtype, overwritten; must not overlap dz.
         dbias:  [I] float32 or None, overwritten with the column sums of dx.
