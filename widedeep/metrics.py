@@ -1,9 +1,9 @@
 """Metrics of click predictions: log loss, accuracy, AUC, MAP@k, group AUC, calibration.
 
-Each metric is a small object: `update` takes a batch on any device, `merge` takes the same metric of another rank or shard,
-`compute` gives the number (NaN for an empty set). What a metric holds is sums and counts of whole numbers or float64, so results do not
-hang on how the rows were batched. The exact AUC is no sum: it is a function of all rows. `Evaluation` keeps all rows of a set and
-computes everything.
+Each metric is a small object: `update` takes a batch on any device, `merge` takes the same metric of another rank or
+shard, `compute` gives the number (NaN for an empty set). A metric holds counts and float64 sums, so its value does not
+hang on how the rows were batched. The exact AUC is no sum but a function of all rows. `Evaluation` keeps all rows of a
+set and computes everything.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from widedeep.errors import RunError
-from widedeep.metrics_groups import Groups, auc_by_group, average_precision, sort_by_group
+from widedeep.metrics_groups import Groups, auc_by_group, average_precision, number_groups
 
 
 class Metric:
@@ -63,7 +63,8 @@ class BinaryAccuracy(Metric):
 class ThresholdAUC(Metric):
     """Area under the ROC curve by trapezoids over T thresholds, by the rule of Keras' `AUC`.
 
-    Thresholds are -1e-7, 1/(T-1), ..., (T-2)/(T-1), 1 + 1e-7 in float32; a row is predicted positive where prob > threshold.
+    Thresholds are -1e-7, 1/(T-1), ..., (T-2)/(T-1), 1 + 1e-7 in float32; a row is predicted positive where its
+    probability > threshold.
     """
 
     def __init__(self, thresholds: int = 200):
@@ -98,7 +99,7 @@ class ThresholdAUC(Metric):
 class MeanAveragePrecision(Metric):
     """MAP@k by the original's rule (`metrics_groups.average_precision`): displays without a click are left out.
 
-    Groups are formed within one `update`, so a group cut by the border of two batches counts as two, as in the original.
+    Groups are formed within one `update`: a group cut by the border of two batches counts as two, as in the original.
     """
 
     def __init__(self, k: int = 12):
@@ -106,8 +107,8 @@ class MeanAveragePrecision(Metric):
         self.k = k
 
     def update(self, score: Tensor, label: Tensor, group: Tensor | Groups) -> None:
-        """score: [B] floats.    label: [B], 0 or 1.    group: [B] integers, or the rows already sorted by them."""
-        groups = sort_by_group(group) if isinstance(group, Tensor) else group
+        """score: [B] floats.    label: [B], 0 or 1.    group: [B] integers, or the numbered groups."""
+        groups = number_groups(group) if isinstance(group, Tensor) else group
         values = average_precision(score, label, groups, self.k)
         self._add(precision=values.sum(), groups=_count(values))
 
@@ -118,13 +119,13 @@ class MeanAveragePrecision(Metric):
 class GroupAUC(Metric):
     """Mean of the exact AUC inside each group that has both classes, weighted by the group's rows.
 
-    Source: Zhu et al., "Optimized Cost per Click in Taobao Display Advertising", KDD 2017 (weights: impressions). Groups are formed
-    within one `update`.
+    Source: Zhu et al., "Optimized Cost per Click in Taobao Display Advertising", KDD 2017 (weights: impressions).
+    Groups are formed within one `update`.
     """
 
     def update(self, score: Tensor, label: Tensor, group: Tensor | Groups) -> None:
-        """score: [B] floats.    label: [B], 0 or 1.    group: [B] integers, or the rows already sorted by them."""
-        groups = sort_by_group(group) if isinstance(group, Tensor) else group
+        """score: [B] floats.    label: [B], 0 or 1.    group: [B] integers, or the numbered groups."""
+        groups = number_groups(group) if isinstance(group, Tensor) else group
         auc = auc_by_group(score, label, groups)
         mixed = ~auc.isnan()
         weight = groups.sizes[mixed]
@@ -135,9 +136,11 @@ class GroupAUC(Metric):
 
 
 def exact_auc(score: Tensor, label: Tensor) -> float:
-    """Area under the ROC curve, ties counted half. score: [B] floats; label: [B], 0 or 1. NaN unless both classes occur."""
+    """Area under the ROC curve, ties counted half; NaN unless both classes occur.
+
+    score: [B] finite floats.    label: [B], 0 or 1.
+    """
     everything = Groups(
-        order=torch.arange(len(score), device=score.device),
         segment=torch.zeros(len(score), dtype=torch.int64, device=score.device),
         sizes=torch.tensor([len(score)], device=score.device),
     )
@@ -150,8 +153,8 @@ def calibration(prob: Tensor, label: Tensor, bins: int = 20) -> dict[str, list]:
     Args:
         prob: [B] floats in [0, 1].    label: [B], 0 or 1.    bins: at most; fewer if there are fewer rows.
     Returns:
-        Lists of one item for each bin: `rows`, `predicted` (mean probability), `observed` (share of clicks), `lowest` and `highest`
-        (probabilities in the bin).
+        Lists of one item for each bin: `rows`, `predicted` (mean probability), `observed` (share of clicks), `lowest`
+        and `highest` (probabilities in the bin).
     """
     rows = len(prob)
     bins = min(bins, rows)
@@ -175,7 +178,8 @@ def calibration(prob: Tensor, label: Tensor, bins: int = 20) -> dict[str, list]:
 class Evaluation:
     """Every metric of one pass over an evaluation set. It keeps the rows (13 bytes each, on the device they come from).
 
-    Groups are whole: no batch or rank border cuts them. Ranking uses the float32 logits; probabilities are their float32 sigmoid.
+    Groups are whole: no batch or rank border cuts them. Ranking uses the float32 logits; probabilities are their
+    float32 sigmoid.
 
         evaluation = Evaluation(k=12)
         for batch in reader.epoch(0):
@@ -185,7 +189,7 @@ class Evaluation:
     """
 
     def __init__(self, k: int = 12, thresholds: tuple[int, int] = (200, 8000), groups: bool = True):
-        """k: of MAP.    thresholds: of `auc_200` and `auc_8000`.    groups: whether rows carry a group, for `map` and `gauc`."""
+        """k: of MAP.    thresholds: of `auc_200` and `auc_8000`.    groups: whether rows carry one, for `map` and `gauc`."""
         self.k, self.thresholds, self.groups = k, thresholds, groups
         self._logit: list[Tensor] = []
         self._label: list[Tensor] = []
@@ -200,8 +204,8 @@ class Evaluation:
 
         Args:
             logit: [B] floats.    label: [B], 0 or 1.    group: [B] int64; needed if `groups`.
-            position: place of row 0 in the evaluation set (default: after the rows so far). After `gather` rows stand in this order,
-                so that ties break as in one process.
+            position: place of row 0 in the evaluation set (default: after the rows so far). After `gather` rows stand
+                in this order, so that ties break as in one process.
         """
         if self.groups:
             if group is None:
@@ -215,7 +219,7 @@ class Evaluation:
     def running(self) -> dict[str, float]:
         """`loss`, `binary_accuracy`, `auc` (by the first count of thresholds) and `map` of this rank's rows so far.
 
-        Each row is worked on once, at the first call after its `update`. For `map`, a group that was cut by a call counts as two.
+        Each row is worked on once, at the first call after its `update`. For `map`, a group cut by a call counts as two.
         """
         loss, accuracy, auc, mean_precision = self._running
         new = slice(self._running_parts, None)
@@ -232,9 +236,9 @@ class Evaluation:
         return result | ({"map": mean_precision.compute()} if self.groups else {})
 
     def gather(self, comm) -> None:
-        """Replace this rank's rows by those of all ranks, in the order of their positions. A collective: every rank calls it.
+        """Replace this rank's rows by those of all ranks, in the order of their positions. Every rank must call it.
 
-        comm: `widedeep.dist` communicator; its `device` is where the rows are exchanged.
+        comm: of `widedeep.dist`; its `device` is where the rows are exchanged.
         """
         spans = torch.tensor(self._spans, dtype=torch.int64, device=comm.device).view(-1, 2)
         spans = comm.all_gather_rows(spans)
@@ -266,8 +270,9 @@ class Evaluation:
         """All metrics of the rows held.
 
         Returns:
-            `loss` (mean over rows, nats), `binary_accuracy`, `auc` (exact), `auc_200`, `auc_8000` (by thresholds), `map` (at k),
-            `gauc`, `rows`, `groups` (distinct). Without groups `map` and `gauc` are NaN and `groups` is 0. NaN where undefined.
+            `loss` (mean over rows, nats), `binary_accuracy`, `auc` (exact), `auc_200`, `auc_8000` (by thresholds),
+            `map` (at k), `gauc`, `rows`, `groups` (distinct). Without groups `map` and `gauc` are NaN and `groups` is
+            0. NaN where undefined.
         Raises:
             RunError: a logit is not finite: a ranking by such a model would mean nothing.
         """
@@ -303,7 +308,7 @@ def score_rows(
         metric.update(prob, label)
     mean_precision, group_auc, groups = MeanAveragePrecision(k), GroupAUC(), None
     if group is not None:
-        groups = sort_by_group(group)
+        groups = number_groups(group)
         mean_precision.update(score, label, groups)
         group_auc.update(score, label, groups)
     return {

@@ -1,4 +1,4 @@
-"""Metrics of ranking inside groups (the ads of one display): mean average precision and group AUC, without a loop over groups."""
+"""Ranking inside groups (the ads of one display): average precision and AUC of each group, without a loop over groups."""
 
 from typing import NamedTuple
 
@@ -7,71 +7,82 @@ from torch import Tensor
 
 
 class Groups(NamedTuple):
-    """Rows in the order of their groups."""
+    """Which rows belong together."""
 
-    order: Tensor  # [B] int64: original row at each place; rows of a group keep their order
-    segment: Tensor  # [B] int64: number of the group (0, 1, ...) at each place
+    segment: Tensor  # [B] int64: number of the row's group, 0 .. G-1
     sizes: Tensor  # [G] int64: rows of each group
 
 
-def sort_by_group(group: Tensor) -> Groups:
-    """Bring the rows of each group together. group: [B] integers in any order."""
-    ids, order = torch.sort(group, stable=True)
-    _, segment, sizes = torch.unique_consecutive(ids, return_inverse=True, return_counts=True)
-    return Groups(order, segment, sizes)
+def number_groups(group: Tensor) -> Groups:
+    """Number the groups 0, 1, ... in the order of their ids. group: [B] integers; the rows of a group may lie anywhere."""
+    is_sorted = bool((group[1:] >= group[:-1]).all())
+    distinct = torch.unique_consecutive if is_sorted else torch.unique
+    _, segment, sizes = distinct(group, return_inverse=True, return_counts=True)
+    return Groups(segment, sizes)
 
 
 def average_precision(score: Tensor, label: Tensor, groups: Groups, k: int) -> Tensor:
     """Average precision at k of each group that has a click, in the original's form.
 
-    Only the first clicked row of a group counts. Its rank r is the number of rows of the group with a higher score, or with the
-    same score and an earlier place; the group's value is 1 / (r + 1), and 0 from r = k on.
+    Only the first clicked row of a group counts. Its rank r is the number of rows of the group with a higher score, or
+    with the same score and an earlier place; the group's value is 1 / (r + 1), and 0 from r = k on.
 
     Args:
-        score: [B] floats, higher is better.    label: [B], clicked where > 0.    groups: of the B rows.
+        score: [B] finite floats, higher is better.    label: [B], clicked where > 0.    groups: of the B rows.
         k: ranks that count.
     Returns:
         [groups with a click] float64.
     """
-    score, clicked = score[groups.order], (label > 0)[groups.order]
-    place = clicked.nonzero().squeeze(1)
-    segment = groups.segment[place]
-    is_first = torch.ones_like(segment, dtype=torch.bool)
-    is_first[1:] = segment[1:] != segment[:-1]
-    place, segment = place[is_first], segment[is_first]
-
-    first_click = place.new_full((len(groups.sizes),), -1).index_copy_(0, segment, place)[groups.segment]
-    rival = score[first_click.clamp(min=0)]
-    here = torch.arange(len(score), device=score.device)
-    ahead = (score > rival) | ((score == rival) & (here < first_click))
-    rank = torch.zeros_like(groups.sizes).index_add_(0, groups.segment, ahead.long())[segment]
+    rows = len(score)
+    clicks = (label > 0).nonzero().squeeze(1)
+    first_click = torch.full_like(groups.sizes, rows).scatter_reduce(0, groups.segment[clicks], clicks, "amin")
+    rival_row = first_click[groups.segment]
+    rival = score[rival_row.clamp(max=max(rows - 1, 0))]
+    earlier = torch.arange(rows, device=score.device) < rival_row
+    ahead = (score > rival) | ((score == rival) & earlier)
+    rank = torch.zeros_like(groups.sizes).index_add_(0, groups.segment, ahead.long())[first_click < rows]
     return torch.where(rank < k, 1.0 / (rank + 1).double(), 0.0)
 
 
 def auc_by_group(score: Tensor, label: Tensor, groups: Groups) -> Tensor:
-    """Exact area under the ROC curve inside each group, ties counted half: the Mann-Whitney statistic from mean ranks.
+    """Exact area under the ROC curve inside each group, ties counted half: the Mann-Whitney statistic.
 
     Args:
-        score: [B] floats.    label: [B], positive where > 0.    groups: of the B rows.
+        score: [B] finite floats.    label: [B], positive where > 0.    groups: of the B rows.
     Returns:
         [G] float64, NaN where a group has only one class.
     """
-    # Stable sorts, the minor key first: by score, then by group.
-    score, by_score = torch.sort(score[groups.order], stable=True)
-    segment, by_group = torch.sort(groups.segment[by_score], stable=True)
-    score = score[by_group]
-    positive = (label > 0)[groups.order][by_score][by_group].long()
+    key, order = torch.sort((groups.segment << 32) + _rank_key(score))
+    positive = (label > 0)[order]
+    starts_run = torch.ones_like(positive)  # a run: rows of one group with the same score
+    starts_run[1:] = key[1:] != key[:-1]
+    first = starts_run.nonzero().squeeze(1)
+    segment = key[first] >> 32
+    positives = _sum_runs(positive, first)
+    negatives = torch.diff(first, append=first.new_tensor([len(positive)])) - positives
 
-    run_starts = torch.ones_like(segment, dtype=torch.bool)
-    run_starts[1:] = (score[1:] != score[:-1]) | (segment[1:] != segment[:-1])
-    run = run_starts.cumsum(0) - 1
-    last = torch.bincount(run).cumsum(0)  # one past the end of each run of equal scores
-    first = run_starts.nonzero().squeeze(1)
-    before = groups.sizes.cumsum(0) - groups.sizes
-    # Twice the mean 1-based rank is an integer, so every sum below is exact.
-    twice_rank = (first + last + 1)[run] - 2 * before[segment]
-    total = torch.zeros_like(groups.sizes)
-    positives = total.index_add(0, segment, positive)
-    rank_sum = total.index_add(0, segment, positive * twice_rank)
-    pairs = positives * (groups.sizes - positives)
-    return (rank_sum - positives * (positives + 1)).double() / (2 * pairs).double()
+    zero = torch.zeros_like(groups.sizes)
+    group_positives = zero.index_add(0, segment, positives)
+    group_negatives = groups.sizes - group_positives
+    below = negatives.cumsum(0) - negatives - (group_negatives.cumsum(0) - group_negatives)[segment]
+    # Twice the count of rightly ordered pairs is a whole number, so the sum is exact.
+    twice_pairs = zero.index_add(0, segment, positives * (2 * below + negatives))
+    return twice_pairs.double() / (2 * group_positives * group_negatives).double()
+
+
+def _sum_runs(flags: Tensor, first: Tensor) -> Tensor:
+    """How many of `flags` [B] are set in each run; a run ends where the next one begins."""
+    total = torch.zeros(len(flags) + 1, dtype=torch.int64, device=flags.device)
+    torch.cumsum(flags, 0, out=total[1:])
+    return torch.diff(total[first], append=total[-1:])
+
+
+def _rank_key(score: Tensor) -> Tensor:
+    """[B] int64 in [0, 2^32), in the order of the finite scores, and equal where they are equal.
+
+    Whole numbers, because torch sorts them several times faster than floats on a CPU.
+    """
+    if score.dtype == torch.float64:
+        return torch.unique(score, return_inverse=True)[1]
+    bits = (score.float() + 0.0).view(torch.int32)  # + 0.0: the two zeros are equal
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() + 2**31
