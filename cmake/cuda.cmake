@@ -1,7 +1,7 @@
 # libwidedeep_cuda.so: the kernels and their bindings. Looks for nvcc, not for a GPU. Sets WIDEDEEP_CUDA_{ARCHS,NOTE} and
 # WIDEDEEP_CUBLASLT for build_info().
 include(CheckLanguage)
-file(GLOB cuda_kernels CONFIGURE_DEPENDS csrc/kernels/*.cu)
+file(GLOB cuda_kernels CONFIGURE_DEPENDS csrc/kernels/*.cu csrc/kernels/*.cpp)
 file(GLOB cuda_bindings CONFIGURE_DEPENDS csrc/bindings/*_cuda.cpp)
 
 if(NOT WIDEDEEP_CUDA)
@@ -36,7 +36,7 @@ find_library(CUBLASLT_LIBRARY NAMES libcublasLt.so.13 libcublasLt.so.12 libcubla
 if(CUBLASLT_INCLUDE AND CUBLASLT_LIBRARY)
   set(WIDEDEEP_CUBLASLT ON)
 else()
-  list(FILTER cuda_kernels EXCLUDE REGEX "_cublaslt\\.cu$")
+  list(FILTER cuda_kernels EXCLUDE REGEX "_cublaslt\\.cpp$")
   message(WARNING "widedeep: cublasLt.h not found, the matrix kernels are left out; pip install 'widedeep[cuda13]' brings it")
 endif()
 

@@ -60,6 +60,18 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
   m.def("linear_dgrad_out(Tensor dz, Tensor weight, Tensor? mask, float p, *, Tensor(a!) dx, Tensor(b!)? dbias) -> ()");
   m.def("linear_wgrad_out(Tensor dz, Tensor x, *, Tensor(a!) dweight) -> ()");
 
+  // The same layer on Hopper GPUs, half types, everything fused into the product; mask keeps one bit for each element
+  // of y.
+  m.def(
+      "linear_sm90_out(Tensor x, Tensor weight, Tensor bias, float p, int seed, Tensor step, int layer, int first_row, "
+      "*,"
+      " Tensor(a!) y, Tensor(b!)? mask) -> ()");
+  m.def(
+      "linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, Tensor? mask, float p, *, Tensor(a!) dx, Tensor(b!)? dbias) "
+      "-> "
+      "()");
+  m.def("allow_tf32_(Tensor like, bool allow) -> ()");
+
   // Head: output layer, loss and its gradient in one pass over the last activation.
   m.def("head_forward(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit) -> Tensor");
   m.def(

@@ -1,0 +1,163 @@
+// Hidden layers on any GPU: cuBLASLt products with our passes around them. Contracts: widedeep/ops/linear.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+#include <tuple>
+
+#include "bindings/checks.h"
+#include "bindings/stream.h"
+#include "core/philox.h"
+#include "kernels/gemm.h"
+#include "kernels/linear_elementwise.h"
+
+namespace widedeep {
+namespace {
+
+std::atomic<bool> tf32_allowed{false};
+
+// The sizes [B, I] x [O, I] of a layer, checked against each other and against what the vector loads of a GPU need.
+struct Layer {
+  int64_t B, I, O;
+  core::DType dtype;
+};
+
+Layer layer_of(const Tensor& x, const Tensor& weight, const char* op) {
+  const core::DType dtype = element_type(x.scalar_type(), op, "the first argument");
+  STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), op, ": the first argument must be a contiguous matrix, got ",
+                  describe(x));
+  check(weight, op, "weight", x.scalar_type(), {kAny, kAny}, x);
+  STD_TORCH_CHECK(weight.size(0) % 8 == 0 && weight.size(1) % 8 == 0, op,
+                  ": on a GPU the layer's sizes must be multiples of 8, got weight ", describe(weight),
+                  "; pad with zero columns");
+  return {x.size(0), weight.size(1), weight.size(0), dtype};
+}
+
+Tensor bytes(const Tensor& like, int64_t count) { return torch::stable::new_empty(like, {count}, ScalarType::Byte); }
+
+void product(kernels::Product kind, const Layer& l, const Tensor& a, const Tensor& b, const void* bias, const Tensor& d,
+             const char* op) {
+#if WIDEDEEP_CUBLASLT
+  const Tensor workspace = bytes(a, kernels::kGemmWorkspace);
+  const kernels::Gemm problem{
+      kind,           l.B, l.I, l.O, l.dtype, element_type(d.scalar_type(), op, "the result"), tf32_allowed.load(),
+      bias != nullptr};
+  STD_CUDA_CHECK(kernels::gemm(problem, a.const_data_ptr(), b.const_data_ptr(), bias, d.mutable_data_ptr(),
+                               workspace.mutable_data_ptr(), current_stream(a)));
+#else
+  STD_TORCH_CHECK(false, op, ": this build has no cuBLASLt; `widedeep doctor` says how to get it");
+#endif
+}
+
+Tensor in_dtype_of(const Tensor& x, const Tensor& bias) {
+  return bias.scalar_type() == x.scalar_type() ? bias : torch::stable::to(bias, x.scalar_type());
+}
+
+void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int64_t seed, Tensor step, int64_t layer,
+                             int64_t first_row, Tensor y) {
+  const char* op = "linear_relu_dropout";
+  const Layer l = layer_of(x, weight, op);
+  check(x, op, "x", x.scalar_type(), {kAny, l.I}, x);
+  check(bias, op, "bias", bias.scalar_type() == ScalarType::Float ? ScalarType::Float : x.scalar_type(), {l.O}, x);
+  check(y, op, "y", x.scalar_type(), {l.B, l.O}, x);
+  check_scalar(step, op, "step", ScalarType::Long, x);
+  check_dropout(p, op);
+  STD_TORCH_CHECK(layer >= 0 && layer < 256, op, ": layer must be in [0, 256), got ", layer);
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor offset = in_dtype_of(x, bias);
+  const uint32_t threshold = core::dropout_threshold(p);
+  if (threshold == 0) {  // the library's own epilogue is nearly free; with dropout one pass does all three
+    product(kernels::Product::forward, l, x, weight, offset.const_data_ptr(), y, op);
+    return;
+  }
+  product(kernels::Product::forward, l, x, weight, nullptr, y, op);
+  const kernels::DropoutArgs dropout{threshold,
+                                     core::dropout_scale(p),
+                                     static_cast<uint64_t>(seed),
+                                     static_cast<const int64_t*>(step.const_data_ptr()),
+                                     static_cast<uint32_t>(layer),
+                                     static_cast<uint32_t>(first_row)};
+  STD_CUDA_CHECK(kernels::bias_relu_dropout(y.mutable_data_ptr(), offset.const_data_ptr(), l.B, l.O, l.dtype, dropout,
+                                            current_stream(x)));
+}
+
+Tensor linear_relu_dropout(Tensor x, Tensor weight, Tensor bias, double p, int64_t seed, Tensor step, int64_t layer,
+                           int64_t first_row) {
+  STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2, "linear_relu_dropout: x and weight must be matrices, got ",
+                  describe(x), " and ", describe(weight));
+  Tensor y = torch::stable::new_empty(x, {x.size(0), weight.size(0)});
+  linear_relu_dropout_out(x, weight, bias, p, seed, step, layer, first_row, y);
+  return y;
+}
+
+// out = in masked and scaled; dbias [N] its column sums, in two fixed-order stages.
+void masked(const Tensor& in, const void* mask, float scale, const Tensor& out, const Tensor* dbias,
+            core::DType dtype) {
+  const int64_t M = in.size(0), N = in.size(1), strips = kernels::mask_strips(M);
+  const cudaStream_t stream = current_stream(in);
+  float* sums = nullptr;
+  Tensor partial = bytes(in, dbias ? strips * N * int64_t{sizeof(float)} : 0);
+  if (dbias) sums = static_cast<float*>(partial.mutable_data_ptr());
+  STD_CUDA_CHECK(
+      kernels::mask_and_sum(in.const_data_ptr(), mask, scale, out.mutable_data_ptr(), sums, M, N, dtype, stream));
+  if (dbias)
+    STD_CUDA_CHECK(kernels::add_strips(sums, static_cast<float*>(dbias->mutable_data_ptr()), strips, N, stream));
+}
+
+void linear_dgrad_out(Tensor dz, Tensor weight, std::optional<Tensor> mask, double p, Tensor dx,
+                      std::optional<Tensor> dbias) {
+  const char* op = "linear_dgrad";
+  const Layer l = layer_of(dz, weight, op);
+  check(dz, op, "dz", dz.scalar_type(), {kAny, l.O}, dz);
+  check(dx, op, "dx", dz.scalar_type(), {l.B, l.I}, dz);
+  if (mask.has_value()) check(*mask, op, "mask", dz.scalar_type(), {l.B, l.I}, dz);
+  if (dbias.has_value()) check(*dbias, op, "dbias", ScalarType::Float, {l.I}, dz);
+  check_dropout(p, op);
+  const DeviceGuard guard(dz.get_device_index());
+  product(kernels::Product::dgrad, l, dz, weight, nullptr, dx, op);
+  if (mask.has_value() || dbias.has_value())
+    masked(dx, mask.has_value() ? mask->const_data_ptr() : nullptr, mask.has_value() ? core::dropout_scale(p) : 1.f, dx,
+           dbias.has_value() ? &*dbias : nullptr, l.dtype);
+}
+
+void linear_wgrad_out(Tensor dz, Tensor x, Tensor dweight) {
+  const char* op = "linear_wgrad";
+  const core::DType dtype = element_type(dz.scalar_type(), op, "dz");
+  check(dz, op, "dz", dz.scalar_type(), {kAny, kAny}, dz);
+  check(x, op, "x", dz.scalar_type(), {dz.size(0), kAny}, dz);
+  check(dweight, op, "dweight", ScalarType::Float, {dz.size(1), x.size(1)}, dz);
+  const DeviceGuard guard(dz.get_device_index());
+  product(kernels::Product::wgrad, {dz.size(0), x.size(1), dz.size(1), dtype}, dz, x, nullptr, dweight, op);
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_relu_dropout_backward(Tensor dy, Tensor y, Tensor x, Tensor weight,
+                                                                double p) {
+  const char* op = "linear_relu_dropout_backward";
+  const Layer l = layer_of(dy, weight, op);
+  check(dy, op, "dy", dy.scalar_type(), {kAny, l.O}, dy);
+  check(y, op, "y", dy.scalar_type(), {l.B, l.O}, dy);
+  check_dropout(p, op);
+  const DeviceGuard guard(dy.get_device_index());
+  const Tensor dz = torch::stable::new_empty(dy, {l.B, l.O}), dx = torch::stable::new_empty(dy, {l.B, l.I});
+  const Tensor dweight = torch::stable::new_empty(dy, {l.O, l.I}, ScalarType::Float);
+  const Tensor dbias = torch::stable::new_empty(dy, {l.O}, ScalarType::Float);
+  masked(dy, y.const_data_ptr(), core::dropout_scale(p), dz, &dbias, l.dtype);
+  linear_wgrad_out(dz, x, dweight);
+  product(kernels::Product::dgrad, l, dz, weight, nullptr, dx, op);
+  return {dx, dweight, dbias};
+}
+
+void allow_tf32_(Tensor like, bool allow) { tf32_allowed.store(allow); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(widedeep, CUDA, m) {
+  m.impl("linear_relu_dropout", TORCH_BOX(&linear_relu_dropout));
+  m.impl("linear_relu_dropout_backward", TORCH_BOX(&linear_relu_dropout_backward));
+  m.impl("linear_relu_dropout_out", TORCH_BOX(&linear_relu_dropout_out));
+  m.impl("linear_dgrad_out", TORCH_BOX(&linear_dgrad_out));
+  m.impl("linear_wgrad_out", TORCH_BOX(&linear_wgrad_out));
+  m.impl("allow_tf32_", TORCH_BOX(&allow_tf32_));
+}
+
+}  // namespace widedeep

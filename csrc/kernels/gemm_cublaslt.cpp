@@ -1,0 +1,206 @@
+// cuBLASLt thinks in columns: a row-major matrix [r, c] is its column-major [c, r]. So features lie on the rows of D,
+// where the bias epilogue wants them, and each product swaps its operands.
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+#include "kernels/gemm.h"
+
+namespace widedeep::kernels {
+namespace {
+
+constexpr int kProposals = 32;
+constexpr int kTimedRuns = 5;
+
+cudaDataType_t data_type(core::DType t) {
+  return t == core::DType::f32 ? CUDA_R_32F : t == core::DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
+}
+
+cudaError_t to_cuda(cublasStatus_t status) {
+  switch (status) {
+    case CUBLAS_STATUS_SUCCESS:
+      return cudaSuccess;
+    case CUBLAS_STATUS_ALLOC_FAILED:
+      return cudaErrorMemoryAllocation;
+    case CUBLAS_STATUS_NOT_SUPPORTED:
+      return cudaErrorNotSupported;
+    case CUBLAS_STATUS_INVALID_VALUE:
+      return cudaErrorInvalidValue;
+    default:
+      return cudaErrorUnknown;
+  }
+}
+
+// Descriptors of one problem in the library's terms: D [m, n] = op(first) op(second), column-major.
+struct Plan {
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t first = nullptr, second = nullptr, d = nullptr;
+
+  Plan() = default;
+  Plan(const Plan&) = delete;
+  ~Plan() {
+    if (d) cublasLtMatrixLayoutDestroy(d);
+    if (second) cublasLtMatrixLayoutDestroy(second);
+    if (first) cublasLtMatrixLayoutDestroy(first);
+    if (operation) cublasLtMatmulDescDestroy(operation);
+  }
+
+  cublasStatus_t make(const Gemm& g, const void* bias) {
+    const auto compute = g.operands == core::DType::f32 && g.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+    const auto operand = data_type(g.operands);
+    if (auto s = cublasLtMatmulDescCreate(&operation, compute, CUDA_R_32F)) return s;
+    cublasOperation_t transpose_first = CUBLAS_OP_N, transpose_second = CUBLAS_OP_N;
+    uint64_t rows_d = 0, columns_d = 0;
+    switch (g.product) {
+      case Product::forward:  // D [O, B] = (weight as [I, O])^T (x as [I, B])
+        transpose_first = CUBLAS_OP_T;
+        if (auto s = cublasLtMatrixLayoutCreate(&first, operand, g.I, g.O, g.I)) return s;
+        if (auto s = cublasLtMatrixLayoutCreate(&second, operand, g.I, g.B, g.I)) return s;
+        rows_d = g.O, columns_d = g.B;
+        break;
+      case Product::dgrad:  // D [I, B] = (weight as [I, O]) (dz as [O, B])
+        if (auto s = cublasLtMatrixLayoutCreate(&first, operand, g.I, g.O, g.I)) return s;
+        if (auto s = cublasLtMatrixLayoutCreate(&second, operand, g.O, g.B, g.O)) return s;
+        rows_d = g.I, columns_d = g.B;
+        break;
+      case Product::wgrad:  // D [I, O] = (x as [I, B]) (dz as [O, B])^T
+        transpose_second = CUBLAS_OP_T;
+        if (auto s = cublasLtMatrixLayoutCreate(&first, operand, g.I, g.B, g.I)) return s;
+        if (auto s = cublasLtMatrixLayoutCreate(&second, operand, g.O, g.B, g.O)) return s;
+        rows_d = g.I, columns_d = g.O;
+        break;
+    }
+    if (auto s = cublasLtMatrixLayoutCreate(&d, data_type(g.result), rows_d, columns_d, rows_d)) return s;
+    if (auto s = set(CUBLASLT_MATMUL_DESC_TRANSA, transpose_first)) return s;
+    if (auto s = set(CUBLASLT_MATMUL_DESC_TRANSB, transpose_second)) return s;
+    if (g.bias_relu) {
+      if (auto s = set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_RELU_BIAS)) return s;
+      if (auto s = set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)) return s;
+    }
+    return CUBLAS_STATUS_SUCCESS;
+  }
+
+ private:
+  template <typename T>
+  cublasStatus_t set(cublasLtMatmulDescAttributes_t attribute, const T& value) {
+    return cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof value);
+  }
+};
+
+struct Call {
+  cublasLtHandle_t handle;
+  const Plan& plan;
+  const void *first, *second;
+  void *d, *workspace;
+
+  cublasStatus_t run(const cublasLtMatmulAlgo_t& algorithm, cudaStream_t stream) const {
+    const float one = 1.f, zero = 0.f;
+    return cublasLtMatmul(handle, plan.operation, &one, first, plan.first, second, plan.second, &zero, d, plan.d, d,
+                          plan.d, &algorithm, workspace, kGemmWorkspace, stream);
+  }
+};
+
+std::vector<cublasLtMatmulHeuristicResult_t> proposals(const Call& call) {
+  std::vector<cublasLtMatmulHeuristicResult_t> found(kProposals);
+  cublasLtMatmulPreference_t preference = nullptr;
+  int count = 0;
+  if (cublasLtMatmulPreferenceCreate(&preference) == CUBLAS_STATUS_SUCCESS) {
+    cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kGemmWorkspace,
+                                         sizeof kGemmWorkspace);
+    const Plan& p = call.plan;
+    if (cublasLtMatmulAlgoGetHeuristic(call.handle, p.operation, p.first, p.second, p.d, p.d, preference, kProposals,
+                                       found.data(), &count) != CUBLAS_STATUS_SUCCESS)
+      count = 0;
+    cublasLtMatmulPreferenceDestroy(preference);
+  }
+  found.resize(count);
+  return found;
+}
+
+// Shortest of a few runs in milliseconds; infinity when the algorithm does not run.
+float time_of(const Call& call, const cublasLtMatmulAlgo_t& algorithm, cudaEvent_t start, cudaEvent_t stop,
+              cudaStream_t stream) {
+  float best = INFINITY;
+  for (int run = 0; run <= kTimedRuns; ++run) {
+    cudaEventRecord(start, stream);
+    if (call.run(algorithm, stream) != CUBLAS_STATUS_SUCCESS) return INFINITY;
+    cudaEventRecord(stop, stream);
+    if (cudaEventSynchronize(stop) != cudaSuccess) return INFINITY;
+    float ms = INFINITY;
+    cudaEventElapsedTime(&ms, start, stop);
+    if (run > 0) best = std::min(best, ms);  // the first run loads the kernel
+  }
+  return best;
+}
+
+cudaError_t fastest(const Call& call, cublasLtMatmulAlgo_t* chosen, bool* timed, cudaStream_t stream) {
+  const auto found = proposals(call);
+  if (found.empty()) return cudaErrorNotSupported;
+  *chosen = found[0].algo;
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  if (const cudaError_t error = cudaStreamIsCapturing(stream, &capturing)) return error;
+  *timed = capturing == cudaStreamCaptureStatusNone;
+  if (!*timed) return cudaSuccess;
+  cudaEvent_t start, stop;
+  if (const cudaError_t error = cudaEventCreate(&start)) return error;
+  if (const cudaError_t error = cudaEventCreate(&stop)) return error;
+  float best = INFINITY;
+  for (const auto& proposal : found) {
+    const float ms = time_of(call, proposal.algo, start, stop, stream);
+    if (ms < best) best = ms, *chosen = proposal.algo;
+  }
+  cudaEventDestroy(start);
+  cudaEventDestroy(stop);
+  return best < INFINITY ? cudaSuccess : cudaErrorNotSupported;
+}
+
+using Key = std::tuple<int, Product, int64_t, int64_t, int64_t, core::DType, core::DType, bool, bool>;
+
+// One handle and one set of choices for each device, kept for the life of the process.
+struct Cache {
+  std::mutex lock;
+  std::map<int, cublasLtHandle_t> handles;
+  std::map<Key, cublasLtMatmulAlgo_t> chosen;
+};
+
+Cache& cache() {
+  static Cache* kept = new Cache;  // never destroyed: at exit the CUDA context may be gone before us
+  return *kept;
+}
+
+}  // namespace
+
+cudaError_t gemm(const Gemm& g, const void* a, const void* b, const void* bias, void* d, void* workspace,
+                 cudaStream_t stream) {
+  if (g.O == 0 || g.I == 0 || (g.B == 0 && g.product != Product::wgrad)) return cudaSuccess;
+  if (g.B == 0) return cudaMemsetAsync(d, 0, g.O * g.I * bytes_of(g.result), stream);
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  Plan plan;
+  if (const auto status = plan.make(g, bias)) return to_cuda(status);
+  Cache& kept = cache();
+  const std::lock_guard<std::mutex> guard(kept.lock);
+  cublasLtHandle_t& handle = kept.handles[device];
+  if (!handle)
+    if (const auto status = cublasLtCreate(&handle)) return to_cuda(status);
+  // In columns every product reads b first.
+  const Call call{handle, plan, b, a, d, workspace};
+  const Key key{device, g.product, g.B, g.I, g.O, g.operands, g.result, g.tf32, g.bias_relu};
+  auto found = kept.chosen.find(key);
+  cublasLtMatmulAlgo_t algorithm;
+  if (found != kept.chosen.end()) {
+    algorithm = found->second;
+  } else {
+    bool timed = false;
+    if (const cudaError_t error = fastest(call, &algorithm, &timed, stream)) return error;
+    if (timed) kept.chosen.emplace(key, algorithm);
+  }
+  return to_cuda(call.run(algorithm, stream));
+}
+
+}  // namespace widedeep::kernels

@@ -1,0 +1,27 @@
+// The passes around a plain matrix product, where they are not fused into it. [M, N] row-major, rows contiguous, any
+// dtype of core/dtype.h; N a multiple of 8, pointers 16-byte aligned. One read and one write of the matrix: 4 M N bytes
+// in half types.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "kernels/gemm_sm90.h"
+
+namespace widedeep::kernels {
+
+// y = dropout(relu(y + bias)), in place; bias [N] in the dtype of y, null: none. threshold 0: no dropout.
+cudaError_t bias_relu_dropout(void* y, const void* bias, int64_t M, int64_t N, core::DType dtype, DropoutArgs dropout,
+                              cudaStream_t stream);
+
+// out = in * (mask > 0 ? scale : 0), in == out allowed; mask [M, N] in the dtype of in, null: scale alone.
+// sums [mask_strips(M), N] f32: the columns' sums over each strip of rows, in fixed order; null: not wanted.
+cudaError_t mask_and_sum(const void* in, const void* mask, float scale, void* out, float* sums, int64_t M, int64_t N,
+                         core::DType dtype, cudaStream_t stream);
+int64_t mask_strips(int64_t M);
+
+// out [N] = the sum of sums [strips, N] over the strips, in fixed order. strips == 0 writes zeros.
+cudaError_t add_strips(const float* sums, float* out, int64_t strips, int64_t N, cudaStream_t stream);
+
+}  // namespace widedeep::kernels

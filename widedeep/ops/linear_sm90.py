@@ -1,0 +1,74 @@
+"""Hidden layers on Hopper GPUs with everything fused into the product: bias, ReLU, dropout, the mask and the bias gradient.
+
+The same results as widedeep.ops.linear to rounding, float16 and bfloat16 only. A mask keeps one bit for each element of y (kept and
+positive), in an order that only linear_sm90_dgrad_out of the same shape reads.
+"""
+
+import torch
+from torch import Tensor
+
+import widedeep._load  # noqa: F401  registers torch.ops.widedeep
+
+_ops = torch.ops.widedeep
+
+
+def available(device: torch.device) -> bool:
+    """Whether the kernels of this file run on the device: compute capability 9.0 and the CUDA library loaded."""
+    return (
+        device.type == "cuda"
+        and widedeep._load.has_cuda_kernels
+        and torch.cuda.get_device_capability(device) == (9, 0)
+    )
+
+
+def mask_bytes(rows: int, columns: int) -> int:
+    """Size of a mask for an activation [rows, columns]: whole tiles of 256 x 128, one bit an element."""
+    return -(-rows // 256) * 2 * -(-columns // 128) * 128 * 16
+
+
+def linear_sm90_out(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    p: float,
+    seed: int,
+    step: Tensor,
+    layer: int,
+    first_row: int,
+    *,
+    y: Tensor,
+    mask: Tensor | None,
+) -> None:
+    """Write y = dropout(relu(x weight^T + bias)) and the mask of what was kept.
+
+    Args:
+        x, weight, bias: [B, I], [O, I], [O], one half dtype, contiguous, I and O multiples of 8.
+        p, seed, step, layer, first_row: as in widedeep.ops.linear.linear_relu_dropout.
+        y:    [B, O], overwritten.
+        mask: [mask_bytes(B, O)] uint8, overwritten; None: not kept.
+    Raises:
+        RuntimeError: wrong shape, dtype, device or stride; a GPU other than compute capability 9.0.
+    """
+    _ops.linear_sm90_out.default(x, weight, bias, p, seed, step, layer, first_row, y=y, mask=mask)
+
+
+def linear_sm90_dgrad_out(
+    dz: Tensor, weight_t: Tensor, mask: Tensor | None, p: float, *, dx: Tensor, dbias: Tensor | None
+) -> None:
+    """Write dx = dz weight, masked and scaled by what dropout and ReLU of the layer below kept, and its column sums.
+
+    Args:
+        dz:       [B, O] half dtype.
+        weight_t: [I, O], the transposed weight.
+        mask:     the mask that linear_sm90_out wrote with y [B, I]; None: the plain product.
+        p:        dropout of the layer below, in [0, 1).
+        dx:       [B, I], overwritten.
+        dbias:    [I] float32, overwritten with the column sums of dx before its rounding; None: not wanted.
+    Raises:
+        RuntimeError: as linear_sm90_out.
+    """
+    _ops.linear_sm90_dgrad_out.default(dz, weight_t, mask, p, dx=dx, dbias=dbias)
+
+
+for _name in ("linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):
+    torch.library.register_fake(f"widedeep::{_name}", lambda *args, **kwargs: None)
