@@ -149,13 +149,13 @@ class WideDeep(nn.Module):
         """Every weight by its name in a checkpoint; the tensors share memory with the parameters."""
         arrays = {}
         if self.has_deep:
-            arrays |= {f"deep.table.{f.name}": t.data for f, t in zip(self.spec.categorical, self.tables)}
+            arrays |= {f"deep.table.{f.name}": t.detach() for f, t in zip(self.spec.categorical, self.tables)}
             for i, layer in enumerate(self.layers):
-                arrays |= {f"deep.layer.{i}.weight": layer.weight.data, f"deep.layer.{i}.bias": layer.bias.data}
-            arrays |= {"deep.out.weight": self.out.weight.data, "deep.out.bias": self.out.bias.data}
+                arrays |= {f"deep.layer.{i}.weight": layer.weight.detach(), f"deep.layer.{i}.bias": layer.bias.detach()}
+            arrays |= {"deep.out.weight": self.out.weight.detach(), "deep.out.bias": self.out.bias.detach()}
         if self.has_wide:
-            arrays |= self.wide_tables(self.wide.data)
-            arrays |= {"wide.numeric.weight": self.wide_numeric.data, "wide.bias": self.wide_bias.data}
+            arrays |= self.wide_tables(self.wide.detach())
+            arrays |= {"wide.numeric.weight": self.wide_numeric.detach(), "wide.bias": self.wide_bias.detach()}
         return arrays
 
     def wide_tables(self, flat: Tensor) -> dict[str, Tensor]:

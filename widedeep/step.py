@@ -154,7 +154,7 @@ def make_step(
     """A step for `model`, which is moved to `device`.
 
     Args:
-        kind: "reference" (plain torch), "fused" (our ops), or "auto": fused.
+        kind: "reference" (plain torch), "fused" (our ops), or "auto": fused where there is one for the device.
         comm: the other processes; None for none.
     Raises:
         InputError: the kind or precision is unknown, or not there on this device.
@@ -165,12 +165,16 @@ def make_step(
     if config.precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {config.precision!r}")
     model.to(device)
-    if kind == "reference":
+    if device.type == "cpu" and config.precision == "tf32":
+        raise InputError("precision: expected fp32 or bf16 on a CPU, which has no tf32")
+    if kind not in ("auto", "reference", "fused"):
+        raise InputError(f"step: expected one of auto, reference, fused, got {kind!r}")
+    if kind == "fused" and device.type != "cpu":
+        raise InputError(f"step: expected auto or reference on {device.type}, which has no fused step")
+    if kind == "reference" or device.type != "cpu":
         from widedeep.steps.reference import ReferenceStep
 
         return ReferenceStep(model, config, device, comm)
-    if kind not in ("auto", "fused"):
-        raise InputError(f"step: expected one of auto, reference, fused, got {kind!r}")
     from widedeep.steps.fused import FusedStep
 
     return FusedStep(model, config, device, comm)

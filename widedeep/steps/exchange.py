@@ -23,3 +23,30 @@ def gather_rows(comm: LocalComm, rows: Tensor, values: Tensor) -> tuple[Tensor, 
     if comm.world == 1:
         return rows, values
     return comm.all_gather_rows(rows), comm.all_gather_rows(values)
+
+
+def gather_tables(
+    comm: LocalComm, row_base: Sequence[int], touched: Tensor, tables: Sequence[Tensor], wide: Tensor
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
+    """The touched rows of all tables on all ranks, in three collectives; rows repeat where ranks share them.
+
+    Args:
+        row_base: first flat row of each table.
+        touched: [U] int64 flat rows of this rank, table after table.
+        tables: gradients [U_f, D] of each table's rows.  wide: [U].
+    Returns:
+        (rows within the table [n] int64, gradients [n, D]) of each table; flat rows [m] int64; wide gradients [m]. All
+        in the order of ranks, so that sums have the same bits on every rank.
+    """
+    F, dims = len(tables), [values.shape[1] for values in tables]
+    counts = comm.all_gather_rows(torch.tensor([[len(values) for values in tables]], device=wide.device)).tolist()
+    flat = comm.all_gather_rows(touched)
+    packed = comm.all_gather_rows(torch.cat([*(values.reshape(-1) for values in tables), wide]))
+    row_parts = flat.split([n for per_rank in counts for n in per_rank])
+    sizes = [size for per in counts for size in (*(n * D for n, D in zip(per, dims)), sum(per))]
+    value_parts = packed.split(sizes)
+    gathered = []
+    for f, (base, D) in enumerate(zip(row_base, dims)):
+        rows = torch.cat(row_parts[f::F]) - base
+        gathered.append((rows, torch.cat(value_parts[f :: F + 1]).view(len(rows), D)))
+    return gathered, flat, torch.cat(value_parts[F :: F + 1])

@@ -1,0 +1,60 @@
+"""The arrays of the fused step: allocated once, grown when a larger batch comes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from widedeep.model import WideDeep
+
+
+class Activations:
+    """Inputs of every layer and gradients of layer inputs, of up to `capacity` rows; views of the first B rows are
+    contiguous.
+
+    Attributes:
+        wide_logit, logit, dlogit: [capacity] float32.  loss: [1].  unused_bias: [W], for an output that nobody reads.
+    """
+
+    def __init__(self, width: int, hidden: Sequence[int], dtype: torch.dtype):
+        self.widths = (width, *hidden)
+        self.dtype = dtype
+        self.loss = torch.zeros(1)
+        self.unused_bias = torch.zeros(width)
+        self.capacity = -1
+        self.grow(0)
+
+    def grow(self, rows: int) -> None:
+        """Makes room for `rows`; what the buffers held is lost."""
+        if rows <= self.capacity:
+            return
+        self.capacity = rows
+        self.inputs = [torch.empty(rows, width, dtype=self.dtype) for width in self.widths]
+        # Going back, layer i reads one gradient and writes the other.
+        self.pair = [torch.empty(rows * max(self.widths), dtype=self.dtype) for _ in range(2)]
+        self.wide_logit, self.logit, self.dlogit = (torch.empty(rows) for _ in range(3))
+
+    def rows(self, B: int) -> tuple[Tensor, list[Tensor]]:
+        """The deep input [B, W] and every hidden layer's output [B, H]."""
+        self.grow(B)
+        x, *hidden = (a[:B] for a in self.inputs)
+        return x, hidden
+
+    def gradient(self, i: int, B: int) -> Tensor:
+        """The gradient of layer i's input (i = L: of the last output), [B, width]; valid until that of i - 2 is asked."""
+        return self.pair[i % 2][: B * self.widths[i]].view(B, self.widths[i])
+
+
+class DenseGradients:
+    """Gradients of all dense weights in one flat float32 buffer, so that ranks sum them in one collective.
+
+    Attributes:
+        flat: all of them.  named: views by name of the weight, of its shape.
+    """
+
+    def __init__(self, model: WideDeep):
+        dense = {name: a for name, a in model.named_arrays().items() if ".table." not in name}
+        sizes = [a.numel() for a in dense.values()]
+        self.flat = torch.zeros(sum(sizes))
+        parts = self.flat.split(sizes) if sizes else ()
+        self.named = {name: part.view_as(a) for (name, a), part in zip(dense.items(), parts)}

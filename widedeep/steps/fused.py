@@ -1,0 +1,249 @@
+"""The fused step on a CPU: our ops on buffers that are allocated once, every update in one pass over what the batch
+touched.
+
+One step: embedding_forward; one product per layer with bias, relu and dropout in it; the head with loss and gradient;
+    two products per layer on the way back; the segments of the batch, and one pass over their rows that sums their
+    gradients and applies both optimizers.
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from widedeep import ops
+from widedeep.data import Batch
+from widedeep.dist import LocalComm
+from widedeep.errors import InputError
+from widedeep.model import WideDeep
+from widedeep.step import PRECISIONS, Step, StepConfig
+from widedeep.steps.buffers import Activations, DenseGradients
+from widedeep.steps.exchange import gather_tables
+
+PREDICT_ROWS = 4096  # the activations of a chunk stay in the cache
+
+
+class FusedStep(Step):
+    """See `Step`. In bf16 activations, their gradients and copies of the layers' weights are bfloat16; the rest is
+    float32.
+    """
+
+    def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
+        if config.precision not in ("fp32", "bf16"):
+            raise InputError(f"precision: expected fp32 or bf16 for the fused step on a CPU, got {config.precision!r}")
+        super().__init__(model, config, device, comm)
+        self.dtype = PRECISIONS[config.precision]
+        spec = model.spec
+        # A wide part alone has tables of no columns, so that one pass over the ids serves every kind of model.
+        self.spec = spec if model.has_deep else replace(spec, categorical=[replace(f, dim=0) for f in spec.categorical])
+        self.no_tables = [torch.empty(rows, 0) for rows in spec.cardinalities]
+        # A deep part alone has wide weights that stay 0.
+        R, N = spec.total_rows, len(spec.numeric)
+        self.no_wide = () if model.has_wide else tuple(torch.zeros(n) for n in (R, N, 1, R, R))
+        self.activations = Activations(self.spec.deep_width, model.hidden if model.has_deep else (), self.dtype)
+        self.grads = DenseGradients(model)
+        self.copies = {}
+        if self.dtype != torch.float32:
+            self.copies = {name: torch.empty_like(rms, dtype=self.dtype) for name, rms in self.slots.rms.items()}
+        self.copied: list[int] = []  # versions of the parameters when they were copied
+
+    def train(self, batch: Batch, step: int, lr: float) -> Tensor:
+        loss = self._backward(batch, step)
+        if self.comm.world > 1:
+            self.comm.all_reduce_(self.grads.flat)
+        rate = torch.tensor([lr], dtype=torch.float32)
+        if self.spec.categorical:
+            self._update_tables(batch.ids, rate, torch.tensor([step]))
+        self._update_dense(rate)
+        self.slots.step = step
+        return loss
+
+    def gradients(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
+        self._backward(batch, step)
+        arrays = self.model.named_arrays()
+        grads = {name: torch.zeros_like(a) for name, a in arrays.items()}
+        for name, g in self.grads.named.items():
+            grads[name].copy_(g)
+        if self.spec.categorical:
+            touched, tables, wide = self._row_gradients(batch.ids)
+            if self.model.has_wide:
+                grads |= self.model.wide_tables(torch.zeros(self.spec.total_rows).index_copy_(0, touched, wide))
+            if self.model.has_deep:
+                rows = touched.split([len(values) for values in tables])
+                for f, base, r, values in zip(self.spec.categorical, self.spec.row_base, rows, tables):
+                    grads[f"deep.table.{f.name}"].index_copy_(0, r - base, values)
+        return grads
+
+    @torch.no_grad()
+    def parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        B = len(batch.ids)
+        wide, deep = torch.zeros(B), torch.zeros(B)
+        self._refresh_copies()
+        for start in range(0, B, PREDICT_ROWS):
+            rows = slice(start, start + PREDICT_ROWS)
+            part = batch._replace(ids=batch.ids[rows], numeric=batch.numeric[rows])
+            h, wide_logit = self._forward(part, step=0, p=0.0)
+            wide[rows] = wide_logit
+            if self.model.has_deep:
+                out = self.model.out
+                deep[rows] = ops.head_forward(h, out.weight, out.bias, torch.zeros_like(wide_logit))
+        return wide, deep
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        now = torch.tensor([max(self.slots.step, 0)])
+        for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
+            ops.rmsprop_settle_(rms, last_step, now, self.config.rho)
+
+    def _tables(self) -> list[Tensor]:
+        return [t.data for t in self.model.tables] if self.model.has_deep else self.no_tables
+
+    def _wide(self) -> tuple[Tensor, ...]:
+        """Weights [R], [N], [1], and the slots accum and linear [R]."""
+        model, slots = self.model, self.slots
+        if not model.has_wide:
+            return self.no_wide
+        return model.wide.data, model.wide_numeric.data, model.wide_bias.data, slots.accum, slots.linear
+
+    def _forward(self, batch: Batch, step: int, p: float) -> tuple[Tensor, Tensor]:
+        """The last hidden layer's output [B, H] and the wide logit [B], in buffers that the next call overwrites."""
+        model, spec, buffers = self.model, self.spec, self.activations
+        x, hidden = buffers.rows(len(batch.ids))
+        wide_logit = buffers.wide_logit[: len(x)]
+        places = (spec.hotness, spec.mean, spec.table_columns, spec.numeric_columns)
+        ops.embedding_forward_out(
+            batch.ids, batch.numeric, self._tables(), *self._wide()[:3], *places, x=x, wide_logit=wide_logit
+        )
+        counter = torch.tensor([step])
+        for i, (layer, y) in enumerate(zip(model.layers, hidden)):
+            dropout = (p, model.seed, counter, i, batch.first_row)
+            ops.linear_relu_dropout_out(x, self._weight(i), layer.bias.data, *dropout, y=y)
+            x = y
+        return x, wide_logit
+
+    @torch.no_grad()
+    def _backward(self, batch: Batch, step: int) -> Tensor:
+        """Leaves dense gradients in `grads`, and dx and dlogit in `activations`; returns this rank's share of the
+        loss.
+        """
+        self._refresh_copies()
+        buffers, grads = self.activations, self.grads
+        h, wide_logit = self._forward(batch, step, self.model.dropout)
+        B = len(h)
+        dlogit = buffers.dlogit[:B]
+        if self.model.has_deep:
+            loss = self._backward_deep(batch, h, wide_logit, dlogit)
+        else:
+            loss = F.binary_cross_entropy_with_logits(wide_logit, batch.label, reduction="sum") / batch.global_rows
+            torch.sigmoid(wide_logit, out=dlogit)
+            dlogit.sub_(batch.label).div_(batch.global_rows)
+        if self.model.has_wide:
+            torch.mv(batch.numeric.T, dlogit, out=grads.named["wide.numeric.weight"])
+            torch.sum(dlogit, 0, keepdim=True, out=grads.named["wide.bias"])
+        return loss
+
+    def _backward_deep(self, batch: Batch, h: Tensor, wide_logit: Tensor, dlogit: Tensor) -> Tensor:
+        model, buffers, grads = self.model, self.activations, self.grads.named
+        p, L, B = model.dropout, len(model.layers), len(h)
+        x, hidden = buffers.rows(B)
+        inputs = [x, *hidden]
+        dz = buffers.gradient(L, B)
+        head = {"logit": buffers.logit[:B], "dlogit": dlogit, "dz": dz, "loss": buffers.loss}
+        head |= {"dweight": grads["deep.out.weight"], "dbias": grads["deep.out.bias"]}
+        head["dbias_hidden"] = grads[f"deep.layer.{L - 1}.bias"] if L else buffers.unused_bias
+        ops.head_step_out(
+            h, model.out.weight.data, model.out.bias.data, wide_logit, batch.label, batch.global_rows, p, None, **head
+        )
+        if not L:  # the head looks through a relu, and x is not the output of one
+            dz.copy_(dlogit[:, None] * model.out.weight)
+        for i in reversed(range(L)):
+            ops.linear_wgrad_out(dz, inputs[i], dweight=grads[f"deep.layer.{i}.weight"])
+            below = buffers.gradient(i, B)
+            if i:
+                dbias = grads[f"deep.layer.{i - 1}.bias"]
+                ops.linear_dgrad_out(dz, self._weight(i), inputs[i], p, dx=below, dbias=dbias)
+            else:
+                ops.linear_dgrad_out(dz, self._weight(0), None, 0.0, dx=below, dbias=None)
+            dz = below
+        return buffers.loss.reshape(()).clone()
+
+    def _row_gradients(self, ids: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Of the rows that this rank touched, sorted: flat rows [U], gradients per table [U_f, D], wide gradients [U]."""
+        spec = self.spec
+        segments = ops.embedding_segments(ids, spec.hotness, spec.cardinalities)
+        starts = segments[-1].tolist()
+        B = len(ids)
+        dx, dlogit = self.activations.gradient(0, B), self.activations.dlogit[:B]
+        shapes = (spec.hotness, spec.mean, spec.table_columns, spec.cardinalities, spec.dims)
+        tables, wide = ops.embedding_row_gradients(ids, dx, dlogit, *segments, *shapes)
+        counts = [stop - start for start, stop in pairwise(starts)]
+        touched = segments[0][: starts[-1]].long()
+        return touched, [values[:n] for values, n in zip(tables, counts)], wide[: starts[-1]]
+
+    @torch.no_grad()
+    def _update_tables(self, ids: Tensor, lr: Tensor, step: Tensor) -> None:
+        if self.comm.world > 1:
+            self._update_gathered_rows(ids, lr, step)
+            return
+        config, spec, B = self.config, self.spec, len(ids)
+        wide, _, _, accum, linear = self._wide()
+        segments = ops.embedding_segments(ids, spec.hotness, spec.cardinalities)
+        rms = self.slots.table_rms if self.model.has_deep else self.no_tables
+        dlogit = self.activations.dlogit[:B] if self.model.has_wide else torch.zeros(B)
+        ops.embedding_update_(
+            ids,
+            self.activations.gradient(0, B),
+            dlogit,
+            *segments,
+            self._tables(),
+            rms,
+            self.slots.last_step,
+            wide,
+            accum,
+            linear,
+            *(spec.hotness, spec.mean, spec.table_columns),
+            *(lr, step, config.rho, config.eps, config.wide_lr, config.l1, config.l2),
+        )
+
+    def _update_gathered_rows(self, ids: Tensor, lr: Tensor, step: Tensor) -> None:
+        config, spec = self.config, self.spec
+        tables, flat, wide = gather_tables(self.comm, spec.row_base, *self._row_gradients(ids))
+        if self.model.has_deep:
+            for f, last_step in enumerate(self.slots.table_last_step()):
+                weight, rms = self.model.tables[f].data, self.slots.table_rms[f]
+                ops.rmsprop_rows_(weight, rms, last_step, *tables[f], lr, step, config.rho, config.eps)
+        if self.model.has_wide:
+            weights, _, _, accum, linear = self._wide()
+            ops.ftrl_rows_(weights, accum, linear, flat, wide, config.wide_lr, config.l1, config.l2)
+
+    @torch.no_grad()
+    def _update_dense(self, lr: Tensor) -> None:
+        config, slots, grads = self.config, self.slots, self.grads.named
+        arrays = self.model.named_arrays()
+        if slots.rms:
+            weights, dense = [arrays[name] for name in slots.rms], [grads[name] for name in slots.rms]
+            copies = list(self.copies.values())
+            ops.rmsprop_dense_(weights, list(slots.rms.values()), dense, copies, lr, config.rho, config.eps)
+            self.copied = self._versions()
+        for name, accum in slots.dense_accum.items():
+            rules = (config.wide_lr, config.l1, config.l2)
+            ops.ftrl_dense_(arrays[name], accum, slots.dense_linear[name], grads[name], *rules)
+
+    def _weight(self, i: int) -> Tensor:
+        """Weight [O, I] of layer i in the type of the activations."""
+        return self.copies[f"deep.layer.{i}.weight"] if self.copies else self.model.layers[i].weight.data
+
+    def _versions(self) -> list[int]:
+        return [p._version for p in self.model.parameters()]
+
+    def _refresh_copies(self) -> None:
+        """Copies the weights again if someone else has written them since the last update (a checkpoint, another
+        step).
+        """
+        if self.copies and self.copied != self._versions():
+            arrays = self.model.named_arrays()
+            for name, copy in self.copies.items():
+                copy.copy_(arrays[name])
+            self.copied = self._versions()
