@@ -4,7 +4,16 @@ Each has a fake implementation (shapes only), so they work under torch.compile a
 calls are differentiable.
 """
 
+from widedeep.ops.embedding import (
+    embedding_forward,
+    embedding_forward_out,
+    embedding_row_gradients,
+    embedding_segments,
+    embedding_update_,
+)
+from widedeep.ops.head import head_forward, head_step_out
 from widedeep.ops.linear import linear_dgrad_out, linear_relu_dropout, linear_relu_dropout_out, linear_wgrad_out
+from widedeep.ops.metrics import auc_histogram_, shuffle_rows
 from widedeep.ops.optim import (
     check_finite_,
     ftrl_dense_,
@@ -16,9 +25,17 @@ from widedeep.ops.optim import (
 )
 
 __all__ = [
+    "auc_histogram_",
     "check_finite_",
+    "embedding_forward",
+    "embedding_forward_out",
+    "embedding_row_gradients",
+    "embedding_segments",
+    "embedding_update_",
     "ftrl_dense_",
     "ftrl_rows_",
+    "head_forward",
+    "head_step_out",
     "linear_dgrad_out",
     "linear_relu_dropout",
     "linear_relu_dropout_out",
@@ -27,4 +44,5 @@ __all__ = [
     "rmsprop_dense_",
     "rmsprop_rows_",
     "rmsprop_settle_",
+    "shuffle_rows",
 ]

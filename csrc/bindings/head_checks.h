@@ -1,0 +1,58 @@
+// Checks that the head and metric bindings of every device share. Contracts: widedeep/ops/head.py,
+// widedeep/ops/metrics.py.
+#pragma once
+#include <array>
+
+#include "bindings/checks.h"
+
+namespace widedeep {
+
+inline void check_head(const Tensor& h, const Tensor& weight, const Tensor& bias, const Tensor& wide_logit,
+                       const char* op) {
+  element_type(h.scalar_type(), op, "h");
+  check(h, op, "h", h.scalar_type(), {kAny, kAny}, h);
+  check(weight, op, "weight", ScalarType::Float, {1, h.size(1)}, h);
+  check(bias, op, "bias", ScalarType::Float, {1}, h);
+  check(wide_logit, op, "wide_logit", ScalarType::Float, {h.size(0)}, h);
+}
+
+// outputs: logit, dlogit, dz, dbias_hidden, dweight, dbias, loss.
+inline void check_head_step(const Tensor& h, const Tensor& label, int64_t global_rows, double p,
+                            const std::optional<Tensor>& loss_scale, const std::array<Tensor, 7>& outputs) {
+  const char* op = "head_step_out";
+  const int64_t B = h.size(0), H = h.size(1);
+  STD_TORCH_CHECK(global_rows >= 1, op, ": global_rows must be >= 1, got ", global_rows);
+  check_dropout(p, op);
+  check(label, op, "label", ScalarType::Float, {B}, h);
+  check_scalar(loss_scale, op, "loss_scale", ScalarType::Float, h);
+  check(outputs[0], op, "logit", ScalarType::Float, {B}, h);
+  check(outputs[1], op, "dlogit", ScalarType::Float, {B}, h);
+  check(outputs[2], op, "dz", h.scalar_type(), {B, H}, h);
+  check(outputs[3], op, "dbias_hidden", ScalarType::Float, {H}, h);
+  check(outputs[4], op, "dweight", ScalarType::Float, {1, H}, h);
+  check(outputs[5], op, "dbias", ScalarType::Float, {1}, h);
+  check_scalar(outputs[6], op, "loss", ScalarType::Float, h);
+}
+
+inline void check_auc_histogram(const Tensor& logit, const Tensor& label, const Tensor& positives,
+                                const Tensor& negatives) {
+  const char* op = "auc_histogram_";
+  check(logit, op, "logit", ScalarType::Float, {kAny}, logit);
+  check(label, op, "label", ScalarType::Float, {logit.size(0)}, logit);
+  check(positives, op, "positives", ScalarType::Long, {kAny}, logit);
+  check(negatives, op, "negatives", ScalarType::Long, {positives.size(0)}, logit);
+  STD_TORCH_CHECK(positives.size(0) >= 1, op, ": the histogram needs at least one bin");
+}
+
+inline void check_epoch(int64_t rows, int64_t block_rows, int64_t window_rows, int64_t start, int64_t count) {
+  STD_TORCH_CHECK(rows >= 0 && block_rows >= 1 && window_rows >= 1,
+                  "shuffle_rows: rows must be >= 0, block_rows and window_rows >= 1, got ", rows, ", ", block_rows,
+                  ", ", window_rows);
+  constexpr int64_t kLimit = int64_t{1} << 40;  // sums and products of them stay far from 2^64
+  STD_TORCH_CHECK(rows <= kLimit && block_rows <= kLimit && window_rows <= kLimit,
+                  "shuffle_rows: rows, block_rows and window_rows must be <= 2^40");
+  STD_TORCH_CHECK(start >= 0 && count >= 0 && start <= rows && count <= rows - start, "shuffle_rows: positions [",
+                  start, ", ", start, " + ", count, ") are not all within ", rows, " rows");
+}
+
+}  // namespace widedeep

@@ -1,0 +1,132 @@
+#include "cpu/head.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "core/logistic.h"
+#include "core/permute.h"
+#include "cpu/element.h"
+#include "cpu/parallel.h"
+
+namespace widedeep::cpu {
+namespace {
+
+// Row groups of the sums: at least 32 rows, and at most 128 groups, so that their partial sums stay small.
+int64_t group_rows(int64_t B) { return std::max<int64_t>(32, (B + 127) / 128); }
+
+// Eight sums side by side, so that the compiler may use vectors without reordering anything.
+float dot(const float* __restrict__ a, const float* __restrict__ b, int64_t n) {
+  constexpr int64_t kLanes = 32;
+  float lane[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] += a[i + j] * b[i + j];
+  for (; i < n; ++i) lane[0] += a[i] * b[i];
+  for (int64_t width = kLanes / 2; width > 0; width /= 2)
+    for (int64_t j = 0; j < width; ++j) lane[j] += lane[j + width];
+  return lane[0];
+}
+
+// Row b as floats: where it lies, or converted into `buffer`.
+template <typename T>
+const float* row_of(const HeadInputs& in, int64_t b, float* buffer) {
+  const T* row = static_cast<const T*>(in.h) + b * in.H;
+  if constexpr (std::is_same_v<T, float>) {
+    return row;
+  } else {
+    load_row(row, buffer, in.H);
+    return buffer;
+  }
+}
+
+// dz of a row, and its share of the three sums.
+template <typename T>
+void backward_row(const float* __restrict__ h, const float* __restrict__ weight, float dlogit, float kept_scale,
+                  T* __restrict__ dz, float* __restrict__ buffer, float* __restrict__ dweight,
+                  float* __restrict__ dbias_hidden, int64_t H) {
+  const float scaled = dlogit * kept_scale;
+  for (int64_t i = 0; i < H; ++i) {
+    const float gradient = h[i] > 0.0f ? scaled * weight[i] : 0.0f;
+    buffer[i] = gradient;
+    dbias_hidden[i] += gradient;
+    dweight[i] += dlogit * h[i];
+  }
+  store_row(buffer, dz, H);
+}
+
+template <typename T>
+void step(const HeadInputs& in, const HeadStep& out) {
+  const int64_t rows = group_rows(in.B), groups = (in.B + rows - 1) / rows, H = in.H;
+  std::vector<float> partial(groups * 2 * H, 0.0f);
+  std::vector<double> loss(groups, 0.0), dbias(groups, 0.0);
+  const float per_row = 1.0f / static_cast<float>(out.global_rows);
+
+  parallel_for(0, groups, 1, [&](int64_t first, int64_t last) {
+    std::vector<float> converted(H), gradient(H);
+    for (int64_t group = first; group < last; ++group) {
+      float* dweight = partial.data() + group * 2 * H;
+      for (int64_t b = group * rows; b < std::min(in.B, (group + 1) * rows); ++b) {
+        const float* h = row_of<T>(in, b, converted.data());
+        const float z = dot(h, in.weight, H) + in.bias + in.wide_logit[b], y = out.label[b];
+        const float dlogit = (core::sigmoid(z) - y) * per_row * out.scale;
+        out.logit[b] = z;
+        out.dlogit[b] = dlogit;
+        loss[group] += core::bce_with_logits(z, y);
+        dbias[group] += dlogit;
+        backward_row(h, in.weight, dlogit, out.kept_scale, static_cast<T*>(out.dz) + b * H, gradient.data(), dweight,
+                     dweight + H, H);
+      }
+    }
+  });
+
+  parallel_for(0, H, 256, [&](int64_t first, int64_t last) {
+    std::fill(out.dweight + first, out.dweight + last, 0.0f);
+    std::fill(out.dbias_hidden + first, out.dbias_hidden + last, 0.0f);
+    for (int64_t group = 0; group < groups; ++group) {
+      const float* dweight = partial.data() + group * 2 * H;
+      for (int64_t i = first; i < last; ++i) {
+        out.dweight[i] += dweight[i];
+        out.dbias_hidden[i] += dweight[H + i];
+      }
+    }
+  });
+  double total = 0.0, total_dbias = 0.0;
+  for (int64_t group = 0; group < groups; ++group) {
+    total += loss[group];
+    total_dbias += dbias[group];
+  }
+  *out.loss = static_cast<float>(total / static_cast<double>(out.global_rows));
+  *out.dbias = static_cast<float>(total_dbias);
+}
+
+}  // namespace
+
+void head_forward(const HeadInputs& in, float* logit) {
+  visit(in.type, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    parallel_for(0, in.B, 64, [&](int64_t first, int64_t last) {
+      std::vector<float> converted(in.H);
+      for (int64_t b = first; b < last; ++b)
+        logit[b] = dot(row_of<T>(in, b, converted.data()), in.weight, in.H) + in.bias + in.wide_logit[b];
+    });
+  });
+}
+
+void head_step(const HeadInputs& in, const HeadStep& out) {
+  visit(in.type, [&](auto* tag) { step<std::remove_pointer_t<decltype(tag)>>(in, out); });
+}
+
+void auc_histogram(const float* logit, const float* label, int64_t B, int64_t* positives, int64_t* negatives,
+                   int64_t bins) {
+  for (int64_t b = 0; b < B; ++b) ++(label[b] > 0.5f ? positives : negatives)[core::auc_bin(logit[b], bins)];
+}
+
+void shuffle_rows(const Epoch& e, int64_t start, int64_t count, int64_t* out) {
+  const core::EpochOrder order(e.rows, e.block_rows, e.window_rows, e.seed, e.epoch);
+  parallel_for(0, count, 4096, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) out[i] = static_cast<int64_t>(order(start + i));
+  });
+}
+
+}  // namespace widedeep::cpu
