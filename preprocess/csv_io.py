@@ -116,14 +116,14 @@ def blocks(path: Path, columns: Sequence[Column], block_bytes: int = BLOCK_BYTES
                 start += len(data)
 
 
-def read_block(block: Block, columns: Sequence[Column]) -> dict[str, np.ndarray | Strings]:
-    """Parses a block: {name: [n] array of `Column.dtype`, or Strings}.
+def read_block(block: Block, columns: Sequence[Column]) -> dict[str, np.ndarray | pa.DictionaryArray]:
+    """Parses a block: {name: [n] array of `Column.dtype`, or for strings a dictionary array (see `unify`)}.
 
     Raises:
         InputError: a row has the wrong number of fields, or a value the wrong type or range; names file and line.
     """
     data = block.read()
-    if not data.strip():
+    if not data or data.isspace():
         return {c.name: _empty(c) for c in columns}
     try:
         table = pa_csv.read_csv(
@@ -141,6 +141,13 @@ def read_block(block: Block, columns: Sequence[Column]) -> dict[str, np.ndarray 
         return {c.name: _to_numpy(table.column(c.name), c) for c in columns}
     except (pa.ArrowInvalid, pa.ArrowKeyError, _OutOfRange) as error:
         raise _diagnose(block, data, columns, error) from error
+
+
+def unify(pieces: Sequence[pa.DictionaryArray]) -> Strings:
+    """The string columns of consecutive blocks as one; values in order of first appearance, whatever the blocks."""
+    whole = pa.chunked_array(pieces or [_no_strings()]).unify_dictionaries()
+    codes = [_view(chunk.indices.fill_null(NULL_INT)) for chunk in whole.chunks]
+    return Strings(np.concatenate(codes), whole.chunk(0).dictionary)
 
 
 def line_of(path: Path, row: int) -> int:
@@ -197,31 +204,37 @@ def _names(columns: Sequence[Column]) -> str:
     return ", ".join(c.name for c in columns)
 
 
-def _empty(column: Column) -> np.ndarray | Strings:
-    empty = np.empty(0, column.dtype)
-    return Strings(empty, pa.array([], pa.string())) if column.kind == "string" else empty
+def _empty(column: Column) -> np.ndarray | pa.DictionaryArray:
+    return _no_strings() if column.kind == "string" else np.empty(0, column.dtype)
 
 
-def _to_numpy(chunked: pa.ChunkedArray, column: Column) -> np.ndarray | Strings:
+def _no_strings() -> pa.DictionaryArray:
+    return pa.nulls(0, pa.dictionary(pa.int32(), pa.string()))
+
+
+def _to_numpy(chunked: pa.ChunkedArray, column: Column) -> np.ndarray | pa.DictionaryArray:
     if chunked.null_count and not column.nullable:
         raise _OutOfRange("null")
     array = chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
     if column.kind == "string":
-        encoded = array.dictionary_encode()
-        codes = encoded.indices.fill_null(NULL_INT) if encoded.indices.null_count else encoded.indices
-        return Strings(codes.to_numpy(zero_copy_only=False).astype(np.int32, copy=False), encoded.dictionary)
+        return array.dictionary_encode()
     valid = array.drop_null() if array.null_count else array
     if column.kind == "time":
         array = array.cast(pa.int64())
         array = array.fill_null(NULL_TIME) if array.null_count else array
-        return array.to_numpy(zero_copy_only=False)
-    values = valid.to_numpy(zero_copy_only=False)
+        return _view(array)
+    values = _view(valid)
     # The negated form also refuses NaN.
     if values.size and not (values.min() >= column.low and values.max() <= column.high):
         raise _OutOfRange("range")
     if array.null_count:
-        values = array.fill_null(NULL_INT).to_numpy(zero_copy_only=False)
+        values = _view(array.fill_null(NULL_INT))
     return values.astype(column.dtype, copy=False)
+
+
+def _view(array: pa.Array) -> np.ndarray:
+    """A number array without nulls as numpy, without a copy."""
+    return np.from_dlpack(array)
 
 
 def _diagnose(block: Block, data: bytes, columns: Sequence[Column], error: Exception) -> InputError:

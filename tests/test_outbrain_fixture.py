@@ -58,8 +58,8 @@ PUBLISHER = {200: 70, 201: 73, 202: None, 203: 60, 100: 60, 101: 72, None: None}
 PAGE_DAYS = {1: 4, 2: 5, 3: 4.5, 4: 4, 5: 5, 6: 0, 9: 4.5, 11: 4.5, 12: 4.5}
 # Page 100 dates from 2016-06-04 00:00:00: 10 d 3:59:59.998 before time 0. Display 1 adds 20 h and misses day 11 by
 # 2 ms; displays 2, 3, 5, 6 add a day; display 9 adds 10 d 23:59:59.999 and makes 21; display 11 adds 11 d.
-# Page 101 lies in the future: 0. Page 202, ads without a page, display 12: unknown: median of train 10 10, 11 11, 11 11 0, 11 11, 11,
-# 21 = 11.
+# Page 101 lies in the future: 0. Page 202, ads without a page, display 12: unknown: median of train 10 10,
+# 11 11, 11 11 0, 11 11, 11, 21 = 11.
 LANDING_DAYS = {
     (1, 10): 10, (1, 11): 10, (1, 13): 11, (2, 10): 11, (2, 11): 11, (3, 10): 11, (3, 11): 11, (3, 12): 0, (5, 10): 11,
     (5, 11): 11, (6, 10): 11, (9, 10): 21, (4, 12): 0, (4, 10): 10, (11, 11): 21, (11, 14): 11, (12, 10): 11,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from preprocess import csv_io, hashing
 from preprocess.csv_io import NULL_INT, NULL_TIME, Column, Strings
@@ -81,7 +80,7 @@ def read_table(path: Path, columns: Sequence[Column], engine: LocalEngine, block
     for column in columns:
         pieces = [part.pop(column.name) for part in parts]
         if column.kind == "string":
-            table[column.name] = _unify(pieces)
+            table[column.name] = csv_io.unify(pieces)
         else:
             table[column.name] = np.concatenate([np.empty(0, column.dtype), *pieces])
     return table
@@ -169,15 +168,3 @@ def unique_lookup(path: Path, columns: Sequence[Column], keys: np.ndarray) -> Lo
         line = csv_io.line_of(path, row)
         raise InputError(f"{path}, line {line}: {columns[0].name} {keys[row]} a second time, expected one row each")
     return Lookup.build(keys)
-
-
-def _unify(pieces: Sequence[Strings]) -> Strings:
-    """One vocabulary, in order of first appearance, whatever the blocks."""
-    if not pieces:
-        return Strings(np.empty(0, np.int32), pa.array([], pa.string()))
-    chunks = [
-        pa.DictionaryArray.from_arrays(pa.array(piece.codes, mask=piece.codes < 0), piece.values) for piece in pieces
-    ]
-    whole = pa.chunked_array(chunks).unify_dictionaries()
-    codes = [chunk.indices.fill_null(NULL_INT).to_numpy(zero_copy_only=False) for chunk in whole.chunks]
-    return Strings(np.concatenate(codes).astype(np.int32, copy=False), whole.chunk(0).dictionary)

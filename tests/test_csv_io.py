@@ -1,0 +1,178 @@
+"""Reading CSV in blocks: every value as the csv module reads it, and every fault with its line."""
+
+import csv
+import gzip
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from preprocess import csv_io
+from preprocess.csv_io import NULL_INT, NULL_TIME, Column
+from widedeep.errors import InputError
+
+COLUMNS = (
+    Column("id"),
+    Column("big", nullable=True, high=2**53),
+    Column("score", "float", low=-10, high=10),
+    Column("place", "string", nullable=True),
+    Column("at", "time", nullable=True),
+)
+HEADER = "id,ignored,big,score,place,at\n"
+
+
+def write(tmp_path, text: str | bytes, name="t.csv"):
+    path = tmp_path / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def read(path, columns=COLUMNS, block_bytes=1 << 20):
+    """The whole file: {name: list}; strings as text or None."""
+    parts = [csv_io.read_block(block, columns) for block in csv_io.blocks(path, columns, block_bytes)]
+    result = {}
+    for column in columns:
+        pieces = [part[column.name] for part in parts]
+        if column.kind == "string":
+            codes, values = csv_io.unify(pieces)
+            assert codes.dtype == np.int32
+            result[column.name] = [None if c < 0 else values[int(c)].as_py() for c in codes]
+        else:
+            assert all(p.dtype == column.dtype for p in pieces)
+            result[column.name] = np.concatenate(pieces).tolist() if pieces else []
+    return result
+
+
+@pytest.fixture(scope="module")
+def table():
+    """500 rows as text fields, with nulls of both kinds, quoted fields and non-ASCII text."""
+    rng = random.Random(7)
+    rows = []
+    for _ in range(500):
+        place = rng.choice(["US>CA>803", "GB", "", "\\N", "São Paulo, BR", 'a "b"', "日本"])
+        big = rng.choice(["", "\\N", str(rng.randrange(2**53))])
+        at = rng.choice(["", "\\N", "2016-06-14 03:59:59", "0001-01-01 00:00:00", "9999-12-31 23:59:59"])
+        rows.append([str(rng.randrange(2**31 - 1)), rng.choice(["x", ""]), big, f"{rng.uniform(-9, 9):.6f}", place, at])
+    return rows
+
+
+def as_text(rows, newline="\n"):
+    lines = [HEADER.strip()]
+    for row in rows:
+        lines.append(",".join('"' + f.replace('"', '""') + '"' if "," in f or '"' in f else f for f in row))
+    return newline.join(lines) + newline
+
+
+def expected(rows):
+    times = {"2016-06-14 03:59:59": 1465876799000, "0001-01-01 00:00:00": -62135596800000,
+             "9999-12-31 23:59:59": 253402300799000}  # fmt: skip
+    return {
+        "id": [int(r[0]) for r in rows],
+        "big": [NULL_INT if r[2] in ("", "\\N") else int(r[2]) for r in rows],
+        "score": [float(r[3]) for r in rows],
+        "place": [None if r[4] in ("", "\\N") else r[4] for r in rows],
+        "at": [times.get(r[5], NULL_TIME) for r in rows],
+    }
+
+
+@pytest.mark.parametrize("block_bytes", [1, 37, 1000, 1 << 20])
+def test_blocks_of_any_size_give_the_same_values(table, block_bytes, tmp_path):
+    path = write(tmp_path, as_text(table))
+    assert [r for r in csv.reader(path.open())][1] == table[0]
+    assert read(path, block_bytes=block_bytes) == expected(table)
+
+
+@pytest.mark.parametrize("form", ["crlf", "bom", "no last newline", "blank lines", "gz", "zst"])
+def test_forms_of_a_file_give_the_same_values(table, form, tmp_path):
+    text = as_text(table)
+    data = {
+        "crlf": as_text(table, "\r\n").encode(),
+        "bom": b"\xef\xbb\xbf" + text.encode(),
+        "no last newline": text[:-1].encode(),
+        "blank lines": text.replace("\n", "\n\n").encode(),
+        "gz": gzip.compress(text.encode()),
+        "zst": pa.compress(text.encode(), "zstd", asbytes=True),
+    }[form]
+    path = write(tmp_path, data, f"t.csv.{form}" if form in ("gz", "zst") else "t.csv")
+    assert csv_io.find(tmp_path, "t") == path
+    assert read(path, block_bytes=1000) == expected(table)
+
+
+def test_columns_may_stand_in_any_order(tmp_path):
+    path = write(tmp_path, "b,a\n1,2\n3,4\n")
+    assert read(path, (Column("a"), Column("b"))) == {"a": [2, 4], "b": [1, 3]}
+
+
+def test_a_header_alone_is_no_rows(tmp_path):
+    assert read(write(tmp_path, HEADER)) == {c.name: [] for c in COLUMNS}
+
+
+GOOD = "1,x,2,0.5,GB,2016-01-01 00:00:00"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("1,x,2,0.5,GB", "expected 6 fields, found 5"),
+        (GOOD + ",more", "expected 6 fields, found 7"),
+        (GOOD.replace("1,x", "one,x", 1), "column id: expected an integer, found 'one'"),
+        (GOOD.replace("1,x", "1.0,x", 1), "column id: expected an integer, found '1.0'"),
+        (GOOD.replace("1,x", ",x", 1), "column id: expected an integer, found no value"),
+        (GOOD.replace("1,x", "\\N,x", 1), "column id: expected an integer, found no value"),
+        (GOOD.replace("1,x", "-1,x", 1), "column id: expected an integer from 0 to 2147483646, found '-1'"),
+        (GOOD.replace("1,x", "2147483647,x", 1), "column id: expected an integer from 0 to 2147483646"),
+        (GOOD.replace("1,x", "9" * 30 + ",x", 1), "column id: expected an integer from 0"),
+        (GOOD.replace("0.5", "11"), "column score: expected a number from -10 to 10, found '11'"),
+        (GOOD.replace("0.5", "nan"), "column score: expected a number from -10 to 10, found 'nan'"),
+        (GOOD.replace("0.5", "half"), "column score: expected a number, found 'half'"),
+        (
+            GOOD.replace("2016-01-01 00:00:00", "yesterday"),
+            "column at: expected YYYY-MM-DD HH:MM:SS, found 'yesterday'",
+        ),
+        (GOOD.replace("2016-01-01", "2016-13-01"), "column at: expected YYYY-MM-DD HH:MM:SS"),
+        (GOOD.replace("GB", "G\udcff"), "expected UTF-8 text"),
+    ],
+)
+@pytest.mark.parametrize("block_bytes", [50, 1 << 20])
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_bad_row_is_named_by_file_and_line(row, message, block_bytes, compress, tmp_path):
+    lines = [HEADER.strip(), *[GOOD] * 40, row, *[GOOD] * 3]
+    data = "\n".join(lines).encode("utf-8", "surrogateescape")
+    path = write(tmp_path, gzip.compress(data), "t.csv.gz") if compress else write(tmp_path, data)
+    with pytest.raises(InputError) as error:
+        read(path, block_bytes=block_bytes)
+    assert str(error.value).startswith(f"{path}, line 42: ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty"),
+        ("\n", "the file is empty"),
+        ("id,ignored,big,score,place\n", "line 1: column at is missing"),
+        (HEADER.replace("ignored", "id"), "line 1: column id is there twice"),
+        (b"\xff\xfe" + HEADER.encode(), "line 1: expected a header line in UTF-8"),
+    ],
+)
+def test_a_bad_header_is_named(text, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        read(write(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert csv_io.find(tmp_path, "t") is None
+    with pytest.raises(InputError, match=r"t\.csv: cannot be read"):
+        read(tmp_path / "t.csv")
+
+
+def test_a_truncated_gz_file_is_an_error(table, tmp_path):
+    data = gzip.compress(as_text(table).encode())
+    with pytest.raises(InputError, match=r"t\.csv\.gz"):
+        read(write(tmp_path, data[: len(data) // 2], "t.csv.gz"))
+
+
+def test_line_of_counts_blank_lines(tmp_path):
+    path = write(tmp_path, "a\n1\n\n2\n3\n")
+    assert [csv_io.line_of(path, row) for row in range(3)] == [2, 4, 5]
