@@ -189,7 +189,7 @@ class Evaluation:
     """
 
     def __init__(self, k: int = 12, thresholds: tuple[int, int] = (200, 8000), groups: bool = True):
-        """k: of MAP.    thresholds: of `auc_200` and `auc_8000`.    groups: whether rows carry one, for `map` and `gauc`."""
+        """k: of MAP.    thresholds: of `auc_200` and `auc_8000`.    groups: whether rows carry one (`map`, `gauc`)."""
         self.k, self.thresholds, self.groups = k, thresholds, groups
         self._logit: list[Tensor] = []
         self._label: list[Tensor] = []
@@ -219,7 +219,7 @@ class Evaluation:
     def running(self) -> dict[str, float]:
         """`loss`, `binary_accuracy`, `auc` (by the first count of thresholds) and `map` of this rank's rows so far.
 
-        Each row is worked on once, at the first call after its `update`. For `map`, a group cut by a call counts as two.
+        Each row is worked on once, at the first call after its `update`. A group cut by a call counts twice in `map`.
         """
         loss, accuracy, auc, mean_precision = self._running
         new = slice(self._running_parts, None)

@@ -1,4 +1,4 @@
-"""Ranking inside groups (the ads of one display): average precision and AUC of each group, without a loop over groups."""
+"""Ranking inside groups (the ads of one display): average precision and AUC of each group, with no loop over them."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ class Groups(NamedTuple):
 
 
 def number_groups(group: Tensor) -> Groups:
-    """Number the groups 0, 1, ... in the order of their ids. group: [B] integers; the rows of a group may lie anywhere."""
+    """Number the groups 0, 1, ... in the order of their ids. group: [B] integers, in any order."""
     is_sorted = bool((group[1:] >= group[:-1]).all())
     distinct = torch.unique_consecutive if is_sorted else torch.unique
     _, segment, sizes = distinct(group, return_inverse=True, return_counts=True)
