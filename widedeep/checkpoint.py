@@ -145,7 +145,9 @@ def locate(path: str | Path, which: str = "best") -> Path:
     root = path.parent if path.name == "checkpoint" else path
     found = Checkpoints(root).find(which)
     if found is None:
-        raise InputError(f"{path}: expected a checkpoint, or a model directory with checkpoint/step-<n>/, and found none.")
+        raise InputError(
+            f"{path}: expected a checkpoint, or a model directory with checkpoint/step-<n>/, and found none."
+        )
     return found
 
 

@@ -42,8 +42,13 @@ class Parser(ArgumentParser):
         group = self.add_argument_group(title) if title else self
         types = get_type_hints(kind)
         for f in fields(kind):
-            default = f.default_factory() if f.default_factory is not MISSING else f.default
-            how: dict[str, Any] = {"type": types[f.name], "default": default, "help": f.metadata["help"]}
+            how: dict[str, Any] = {"type": types[f.name], "help": f.metadata["help"]}
+            if f.default_factory is not MISSING:
+                how["default"] = f.default_factory()
+            elif f.default is not MISSING:
+                how["default"] = f.default
+            else:
+                how["required"] = True
             if get_origin(types[f.name]) is list:
                 how |= {"type": get_args(types[f.name])[0], "nargs": "+"}
             elif types[f.name] is bool:
@@ -127,7 +132,7 @@ def _parse(name: str, command: ModuleType, words: list[str]) -> Any:
     except ArgumentError as error:
         if str(error).startswith("Option ") and "--config" in words:
             config = words[words.index("--config") + 1]
-            raise InputError(f"{config}: unknown key: {error}") from error
+            raise InputError(f"{config}: {error}: expected names of flags of `widedeep {name}`") from error
         raise
 
 
@@ -156,5 +161,3 @@ def _complain(sentence: str, code: int) -> int:
     """One line on stderr."""
     print("widedeep: " + " ".join(sentence.split()), file=sys.stderr)
     return code
-
-

@@ -14,7 +14,9 @@ from widedeep.errors import InputError
 
 
 def option(default: Any, text: str) -> Any:
-    """A dataclass field with its help text; a list stands for a default that the command line takes as several values."""
+    """A dataclass field with its help text. A default of `...` means that a value must be given; a list, several values."""
+    if default is ...:
+        return field(metadata={"help": text})
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
@@ -54,7 +56,9 @@ class Training:
 class ModelShape:
     deep_hidden_units: list[int] = option([1024] * 5, "widths of the hidden layers")
     deep_dropout: float = option(0.1, "dropout rate after each hidden layer")
-    combiner: Literal["sum", "mean"] | None = option(None, "of multi-hot features that name none in the spec (sum when absent)")
+    combiner: Literal["sum", "mean"] | None = option(
+        None, "of multi-hot features that name none in the spec (sum when absent)"
+    )
     wide_init: Literal["uniform", "zeros"] = option("uniform", "initial weights of the wide part")
 
 
@@ -79,10 +83,36 @@ class RunMode:
     ] = option("socket_unique_interleaved", "pinning of processes to CPU cores")
     reader_mode: Literal["auto", "device", "pinned", "stream"] = option("auto", "where the rows wait")
     threads: int | None = option(None, "CPU threads of one process")
+    verify: bool = option(True, "check the checksums of the data before the first step")
     log_every: int = option(100, "steps between two log lines")
     checkpoint_every_steps: int | None = option(None, "save inside epochs too, every so many steps")
     keep_last: int = option(2, "checkpoints kept besides the best one")
     tensorboard: bool = option(False, "write TensorBoard events to model_dir/event_files")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What `widedeep evaluate` and `widedeep predict` can be told."""
+
+    model: str = option(..., "a checkpoint, or the model directory of a run")
+    dataset_path: str = option(..., "directory of the preprocessed data set")
+    fspec_file: str = option("feature_spec.yaml", "feature spec, relative to dataset_path")
+    split: Literal["train", "test"] = option("test", "which rows")
+    checkpoint: str = option("best", "best, last or step-<n>, of a model directory")
+    eval_batch_size: int = option(131072, "rows at a time, all devices together")
+    cpu: bool = option(False, "run on the CPU even if there is a GPU")
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = option(
+        None, "of matrix products (as in training, where the device can)"
+    )
+    step: Literal["auto", "reference", "fused"] = option("auto", "plain torch, or our own kernels")
+    reader_mode: Literal["auto", "device", "pinned", "stream"] = option("auto", "where the rows wait")
+    threads: int | None = option(None, "CPU threads of one process")
+    verify: bool = option(True, "check the checksums of the data first")
+
+    @classmethod
+    def of(cls, values: Any) -> "Scoring":
+        """From a namespace that has these fields among others."""
+        return cls(**{f.name: getattr(values, f.name) for f in fields(cls)})
 
 
 GROUPS = {"location": Location, "training": Training, "model": ModelShape, "mode": RunMode}
@@ -148,7 +178,7 @@ class TrainConfig:
         """
         for name, low in _AT_LEAST.items():
             value = self.flat()[name]
-            if value is not None and value < low:
+            if value is not None and not value >= low:  # so that NaN is refused too
                 raise InputError(f"--{name} must be at least {low}, got {value}.")
         t, m = self.training, self.mode
         if any(width < 1 for width in self.model.deep_hidden_units):

@@ -1,0 +1,40 @@
+"""Starts the processes of a distributed run for a test, as torchrun does, and collects what they say."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def run_ranks(world: int, *arguments: object, timeout: float = 240) -> list[str]:
+    """Runs `python *arguments` as `world` processes on this machine; returns each one's stdout, by rank."""
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    env |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for rank in range(world)
+    ]
+    try:
+        results = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, err) in zip(processes, results):
+        assert process.returncode == 0, err
+    return [out for out, _ in results]

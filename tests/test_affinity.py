@@ -1,0 +1,49 @@
+"""Which cores a process gets, on machines that are described rather than at hand."""
+
+import pytest
+
+from widedeep.affinity import choose, neighbours, node_of, parse_cores
+from widedeep.errors import InputError
+
+CORES = [[0, 8], [1, 9], [2, 10], [3, 11], [4, 12]]  # five physical cores of two threads
+
+
+def test_parse_cores():
+    assert parse_cores("0-2,8,10-11\n") == {0, 1, 2, 8, 10, 11}
+    assert parse_cores("\n") == set()
+
+
+@pytest.mark.parametrize(
+    ("mode", "want"),
+    [
+        ("all", [[0, 1, 2, 3, 4, 8, 9, 10, 11, 12]] * 2),
+        ("single", [[0], [0]]),
+        ("single_unique", [[0], [1]]),
+        ("unique_interleaved", [[0, 2, 8, 10], [1, 3, 9, 11]]),
+        ("unique_contiguous", [[0, 1, 8, 9], [2, 3, 10, 11]]),
+    ],
+)
+def test_choose(mode, want):
+    assert [choose(mode, CORES, index, 2) for index in range(2)] == want
+
+
+@pytest.mark.parametrize("mode", ["unique_interleaved", "unique_contiguous"])
+def test_shares_are_disjoint_and_equal(mode):
+    shares = [choose(mode, CORES, index, 3) for index in range(3)]
+    assert {len(share) for share in shares} == {2}
+    assert len({core for share in shares for core in share}) == 6
+
+
+def test_more_processes_than_cores_is_an_error():
+    with pytest.raises(InputError, match="6 processes share 5 CPU cores"):
+        choose("single_unique", CORES, 0, 6)
+
+
+def test_neighbours_cover_each_place_once():
+    dealt = [neighbours(rank, 5, 2) for rank in range(5)]
+    assert dealt == [(0, 3), (0, 2), (1, 3), (1, 2), (2, 3)]
+
+
+def test_node_of_takes_the_node_with_most_cores_in_common():
+    assert node_of({2, 3}, [{0, 1, 2}, {3, 2, 4}]) == {2, 3, 4}
+    assert node_of({2, 3}, []) == {2, 3}

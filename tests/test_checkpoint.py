@@ -1,0 +1,137 @@
+"""Checkpoints: what is read is what was written, damage is found and named, and nothing is lost on the way."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from widedeep.checkpoint import (
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    Checkpoints,
+    Progress,
+    load_arrays,
+    locate,
+    read_arrays,
+    read_progress,
+)
+from widedeep.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def arrays(seed: int) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    flat = torch.rand(10, generator=g)
+    return {"deep.table.a": torch.rand(4, 3, generator=g), "wide.table.a": flat[:4], "wide.table.b": flat[4:]}
+
+
+def slots(seed: int) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed + 100)
+    return {"last_step.a": torch.randint(0, 9, (4,), generator=g, dtype=torch.int32), "scale": torch.tensor(2.0**15)}
+
+
+def save(checkpoints: Checkpoints, step: int, best: bool = False):
+    progress = Progress(seed=3, rows=100, global_batch_size=10, step=step, epoch=1, position=step % 10, best=0.5)
+    return checkpoints.save(arrays(step), slots(step), progress, {"config.yaml": "a: 1\n"}, best)
+
+
+def test_round_trip_gives_the_same_bits(tmp_path):
+    path = save(Checkpoints(tmp_path), 17)
+    into = {name: torch.full_like(t, float("nan")) for name, t in arrays(17).items()}
+    load_arrays(path, MODEL, into)
+    for name, want in arrays(17).items():
+        assert torch.equal(into[name], want)
+    for name, want in slots(17).items():
+        assert torch.equal(read_arrays(path, OPTIMIZER)[name], want)
+        assert read_arrays(path, OPTIMIZER)[name].dtype == want.dtype
+    progress = read_progress(path)
+    assert (progress.step, progress.epoch, progress.position, progress.best) == (17, 1, 7, 0.5)
+
+
+def test_keeps_the_last_and_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    for step in (1, 2, 3, 4, 5):
+        save(checkpoints, step, best=step == 2)
+    assert [path.name for path in checkpoints.steps()] == ["step-2", "step-4", "step-5"]
+    assert checkpoints.find("last").name == "step-5"
+    assert checkpoints.find("best").name == "step-2"
+    assert locate(tmp_path).name == locate(tmp_path / "checkpoint").name == "step-2"
+    assert locate(tmp_path / "checkpoint" / "step-4").name == "step-4"
+    assert locate(tmp_path, "last").name == "step-5"
+
+
+def test_an_old_run_goes_only_when_the_new_one_has_saved(tmp_path):
+    save(Checkpoints(tmp_path), 50, best=True)
+    fresh = Checkpoints(tmp_path)
+    assert fresh.find("last").name == "step-50"
+    save(fresh, 10)
+    assert [path.name for path in fresh.steps()] == ["step-10"]
+    assert fresh.find("best").name == "step-10"  # the old run's best is no longer an answer
+
+
+def test_resumed_run_prunes_what_it_adopted(tmp_path):
+    first = Checkpoints(tmp_path, keep_last=2)
+    for step in (1, 2, 3):
+        save(first, step, best=step == 1)
+    second = Checkpoints(tmp_path, keep_last=2)
+    second.adopt()
+    save(second, 4)
+    assert [path.name for path in second.steps()] == ["step-1", "step-3", "step-4"]
+
+
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER, STATE, "config.yaml"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_damage_is_named_with_the_older_checkpoint(tmp_path, name, damage):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+    path = save(checkpoints, 2) / name
+    data = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(data[:-5])
+    elif damage == "flip":
+        data[len(data) // 2] ^= 0x80  # never a character of JSON
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    if damage == "remove" and name == STATE:  # not a checkpoint then
+        assert checkpoints.find("last").name == "step-1"
+        return
+    with pytest.raises(InputError, match=rf"step-2/{name}: the checkpoint is damaged.*step-1 instead"):
+        read_progress(checkpoints.find("last"))
+
+
+def test_another_model_is_refused(tmp_path):
+    path = save(Checkpoints(tmp_path), 1)
+    with pytest.raises(InputError, match="the model lacks the array 'wide.table.b'"):
+        load_arrays(path, MODEL, {name: t for name, t in arrays(1).items() if name != "wide.table.b"})
+    with pytest.raises(InputError, match=r"'deep.table.a' is float32 \[4, 3\], the model's is float32 \[5, 3\]"):
+        load_arrays(path, MODEL, arrays(1) | {"deep.table.a": torch.zeros(5, 3)})
+
+
+FULL_DISK = """
+import resource, sys
+from tests.test_checkpoint import Checkpoints, Progress, torch
+from widedeep.errors import RunError
+checkpoints = Checkpoints(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+progress = Progress(seed=1, rows=1, global_batch_size=1, step=9)
+try:
+    checkpoints.save({"big": torch.zeros(100_000)}, {}, progress, {}, True)
+except RunError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    before = save(Checkpoints(tmp_path), 1, best=True)
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert "cannot write" in done.stdout
+    assert "step-9" in done.stdout
+    assert done.stderr == ""
+    assert Checkpoints(tmp_path).find("last") == Checkpoints(tmp_path).find("best") == before
+    read_progress(before)
+    assert not [path for path in (tmp_path / "checkpoint").iterdir() if path.name.startswith(".")]

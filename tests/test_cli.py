@@ -1,0 +1,130 @@
+"""The command line: what it accepts, what it says, how fast it answers, and that errors are one sentence."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from widedeep import cli
+from widedeep.errors import InputError, RunError
+
+
+def test_overview_lists_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in cli.COMMANDS)
+
+
+def test_no_command_is_an_error(capsys):
+    assert cli.main([]) == 2
+    assert "usage: widedeep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name, capsys):
+    assert cli.main([*name.split(), "--help"]) == 0
+    assert f"usage: widedeep {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_needs_no_torch(name):
+    script = "import sys; from widedeep import cli; cli.main(sys.argv[1:]); sys.exit(any(m in sys.modules for m in ('torch', 'pyarrow')))"
+    done = subprocess.run([sys.executable, "-c", script, *name.split(), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr or "torch or pyarrow was imported"
+
+
+def printed_config(capsys, *words: str) -> dict:
+    assert cli.main(["train", *words, "--print_config"]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_the_originals_command_line(capsys):
+    words = "--amp --xla --deep_hidden_units 512 256 --num_epochs 3 --deep_warmup_epochs=1.5 --affinity socket".split()
+    config = printed_config(capsys, *words)
+    assert config["amp"] is True
+    assert config["deep_hidden_units"] == [512, 256]
+    assert (config["num_epochs"], config["deep_warmup_epochs"], config["affinity"]) == (3, 1.5, "socket")
+
+
+def test_dashes_and_the_alias(capsys):
+    config = printed_config(capsys, "--num-epochs=3", "--dataset-path", "a-b/c", "--evaluation", "--use-checkpoint")
+    assert (config["num_epochs"], config["dataset_path"]) == (3, "a-b/c")
+    assert config["evaluate"] is config["use_checkpoint"] is True
+
+
+def test_config_file_below_flags(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("num_epochs: 4\ndeep_hidden_units: [8, 8]\namp: true\n")
+    config = printed_config(capsys, "--config", str(path), "--num_epochs", "5")
+    assert (config["num_epochs"], config["deep_hidden_units"], config["amp"]) == (5, [8, 8], True)
+    config = printed_config(capsys, f"--config={path}", "--amp", "false")
+    assert (config["num_epochs"], config["amp"]) == (4, False)
+
+
+def test_printed_config_is_a_config(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(printed_config(capsys, "--seed", "5", "--combiner", "mean")))
+    assert printed_config(capsys, "--config", str(path))["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--num_epochs", "many"], "num_epochs"),
+        (["train", "--step", "magic"], "step"),
+        (["train", "--no_such_flag", "1"], "no_such_flag"),
+        (["train", "--config", "absent.yaml"], "absent.yaml"),
+        (["fly"], "unknown command 'fly'"),
+        (["preprocess"], "preprocess needs one of: outbrain, tabular"),
+        (["preprocess", "avazu"], "preprocess needs one of: outbrain, tabular"),
+    ],
+)
+def test_bad_flags_are_one_sentence(words, said, capsys):
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert said in err
+
+
+@pytest.mark.parametrize("text", ["num_epocs: 3\n", "num_epochs: [3\n", "num_epochs: many\n", "- 1\n"])
+def test_bad_config_files_are_one_sentence(tmp_path, capsys, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert cli.main(["train", "--config", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "c.yaml" in err or "num_epochs" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("a.csv, line 3: no"), 2, "widedeep: a.csv, line 3: no\n"),
+        (RunError("the loss\nis not finite"), 1, "widedeep: the loss is not finite\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/x"), 1, "widedeep: out/x: No space left on device\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "out/x"), 2, "widedeep: out/x: Permission denied\n"),
+        (MemoryError(), 1, "widedeep: out of memory\n"),
+        (KeyboardInterrupt(), 130, "widedeep: interrupted\n"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, error, code, said):
+    def fail(json):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "widedeep.doctor", type("doctor", (), {"run": staticmethod(fail)}))
+    import widedeep
+
+    monkeypatch.setattr(widedeep, "doctor", sys.modules["widedeep.doctor"], raising=False)
+    assert cli.main(["doctor"]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_defect_keeps_its_traceback_and_debug_adds_one(monkeypatch, capsys):
+    errors = [ZeroDivisionError("ours"), InputError("theirs")]
+    monkeypatch.setattr("widedeep.commands.doctor.run", lambda args: (_ for _ in ()).throw(errors.pop(0)))
+    assert cli.main(["doctor"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert cli.main(["doctor", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,75 @@
+"""Flags and their combinations: names and defaults are the original's, nonsense is refused by name."""
+
+import pytest
+
+from widedeep.config import TrainConfig
+from widedeep.errors import InputError
+
+ORIGINAL = {
+    "fspec_file": "feature_spec.yaml",
+    "log_filename": "log.json",
+    "global_batch_size": 131072,
+    "eval_batch_size": 131072,
+    "num_epochs": 20,
+    "linear_learning_rate": 0.02,
+    "deep_learning_rate": 0.00012,
+    "deep_warmup_epochs": 6,
+    "deep_hidden_units": [1024] * 5,
+    "deep_dropout": 0.1,
+    "benchmark_warmup_steps": 500,
+    "benchmark_steps": 1000,
+    "use_checkpoint": False,
+    "amp": False,
+    "evaluate": False,
+}
+
+
+def test_defaults_are_the_originals():
+    flat = TrainConfig().flat()
+    assert {name: flat[name] for name in ORIGINAL} == ORIGINAL
+
+
+def test_yaml_round_trip(tmp_path):
+    config = TrainConfig().updated(
+        num_epochs=3, deep_hidden_units=[8, 4], seed=7, precision="bf16", deep_warmup_epochs=0.5
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert TrainConfig.load(path) == config
+
+
+def test_amp_is_fp16():
+    assert TrainConfig().precision == "fp32"
+    assert TrainConfig().updated(amp=True).precision == "fp16"
+    TrainConfig().updated(amp=True, precision="fp16").check("cuda")
+
+
+@pytest.mark.parametrize(
+    ("values", "device", "words"),
+    [
+        ({"amp": True}, "cpu", "--amp needs a GPU"),
+        ({"precision": "tf32"}, "cpu", "--precision tf32 needs a GPU"),
+        ({"amp": True, "precision": "bf16"}, "cuda", "--amp means --precision fp16"),
+        ({"benchmark": True, "benchmark_warmup_steps": 9, "benchmark_steps": 9}, "cpu", "must exceed"),
+        ({"num_epochs": 2}, "cpu", r"--deep_warmup_epochs \(6\) must not exceed --num_epochs \(2\)"),
+        ({"global_batch_size": 0}, "cpu", "--global_batch_size must be at least 1"),
+        ({"deep_dropout": 1.0}, "cpu", "--deep_dropout must be in"),
+        ({"deep_dropout": float("nan")}, "cpu", "--deep_dropout must be in"),
+        ({"deep_learning_rate": float("nan")}, "cpu", "--deep_learning_rate must be at least 0"),
+        ({"deep_hidden_units": [8, 0]}, "cpu", "--deep_hidden_units must be at least 1"),
+    ],
+)
+def test_nonsense_is_refused(values, device, words):
+    with pytest.raises(InputError, match=words):
+        TrainConfig().updated(**values).check(device)
+
+
+def test_long_warm_up_is_fine_when_only_evaluating():
+    TrainConfig().updated(num_epochs=2, evaluate=True).check("cpu")
+
+
+def test_unknown_key_names_the_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("num_epocs: 3\n")
+    with pytest.raises(InputError, match=r"config.yaml: unknown key 'num_epocs'"):
+        TrainConfig.load(path)

@@ -1,0 +1,169 @@
+"""Training through the command line on planted data: it learns, says what it does, and its parts agree with one another."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from planted import planted_data
+from sklearn.metrics import log_loss, roc_auc_score
+
+from widedeep import cli
+from widedeep.checkpoint import Checkpoints, Progress
+from widedeep.config import TrainConfig
+from widedeep.train import is_finished, note_score
+
+FLAGS = (
+    "--cpu --global_batch_size 64 --eval_batch_size 150 --num_epochs 3 --deep_warmup_epochs 1 --seed 5 --threads 1"
+    " --deep_hidden_units 16 8 --deep_learning_rate 0.02 --log_every 10 --step reference"
+).split()
+
+
+def train(data: Path, out: Path, *more: str) -> int:
+    places = ["--dataset_path", data, "--model_dir", out / "model", "--results_dir", out / "results"]
+    return cli.main(["train", *map(str, places), *FLAGS, *more])
+
+
+def log_lines(path: Path) -> list[dict]:
+    return [json.loads(line.removeprefix("DLLL ")) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return planted_data(tmp_path_factory.mktemp("data") / "set", train=4003)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    assert train(data, out) == 0
+    return out
+
+
+def test_it_learns_the_planted_model(finished):
+    result = json.loads((finished / "results" / "evaluation.json").read_text())
+    assert result["auc"] > 0.75  # 0.5 for a model that has learnt nothing; 0.62 after one step an epoch
+    assert result["rows"] == 401
+    assert result["groups"] == 101
+    assert sum(result["calibration"]["rows"]) == 401
+
+
+def test_log_has_the_originals_keys(finished):
+    lines = [line for line in log_lines(finished / "results" / "log.json") if line["type"] == "LOG"]
+    assert lines[0]["step"] == "PARAMETER"
+    assert lines[0]["data"]["global_batch_size"] == 64
+    batches = [line for line in lines if "loss" in line["data"]]
+    assert [line["step"] for line in batches] == [[step, 189] for step in range(10, 189, 10)]
+    assert {"loss", "auc", "binary_accuracy"} <= batches[0]["data"].keys()
+    epochs = [line for line in lines if "loss_val" in line["data"]]
+    assert [line["step"] for line in epochs] == [[63, 189], [126, 189], [189, 189], []]
+    assert {"loss_val", "auc_val", "binary_accuracy_val", "streaming_map_val"} <= epochs[0]["data"].keys()
+    assert epochs[-1]["data"] == epochs[-2]["data"]
+
+
+def test_files_beside_the_log(finished):
+    results = finished / "results"
+    assert json.loads((results / "args.json").read_text())["num_epochs"] == 3
+    assert TrainConfig.load(results / "config.yaml").training.seed == 5
+    summary = json.loads((results / "data_summary.json").read_text())
+    assert summary["splits"]["train"]["rows"] == 4003
+    assert summary["splits"]["test"]["groups"] == 101
+
+
+def test_evaluate_and_predict_and_metrics_agree(data, finished, tmp_path, capsys):
+    common = ["--model", str(finished / "model"), "--dataset_path", str(data), "--cpu", "--step", "reference"]
+    assert cli.main(["evaluate", *common, "--checkpoint", "last", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    trained = json.loads((finished / "results" / "evaluation.json").read_text())
+    for key in ("loss", "auc", "auc_200", "map", "gauc", "binary_accuracy"):
+        assert result[key] == pytest.approx(trained[key], abs=1e-6), key
+    out = tmp_path / "p.parquet"
+    assert cli.main(["predict", *common, "--checkpoint", "last", "--out", str(out), "--eval_batch_size", "97"]) == 0
+    table = pq.read_table(out)
+    assert table.column_names == ["label", "prob", "logit", "display_id"]
+    label, prob = table["label"].to_numpy(), table["prob"].to_numpy()
+    assert roc_auc_score(label, prob) == pytest.approx(result["auc"], abs=1e-6)
+    assert log_loss(label, prob) == pytest.approx(result["loss"], abs=1e-6)
+    capsys.readouterr()
+    columns = ["--label", "label", "--score", "prob", "--group", "display_id"]
+    assert cli.main(["metrics", "--predictions", str(out), *columns, "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["map"] == pytest.approx(result["map"], abs=1e-9)
+    assert scored["auc"] == pytest.approx(result["auc"], abs=1e-9)
+
+
+def test_predict_to_csv(data, finished, tmp_path):
+    common = ["--model", str(finished / "model"), "--dataset_path", str(data), "--cpu", "--step", "reference"]
+    out = tmp_path / "p.csv"
+    assert cli.main(["predict", *common, "--split", "train", "--out", str(out)]) == 0
+    lines = out.read_text().splitlines()
+    assert lines[0] == '"label","prob","logit","display_id"'
+    assert len(lines) == 4004
+
+
+def test_evaluate_flag_scores_the_last_checkpoint(data, finished, tmp_path):
+    places = ["--model_dir", str(finished / "model"), "--results_dir", str(tmp_path)]
+    flags = [*FLAGS, "--dataset_path", str(data), *places, "--evaluation", "--use_checkpoint", "--log_every", "2"]
+    assert cli.main(["train", *flags]) == 0
+    lines = [line for line in log_lines(tmp_path / "log.json") if line["type"] == "LOG"]
+    trained = json.loads((finished / "results" / "evaluation.json").read_text())
+    assert lines[-1]["data"]["auc_val"] == pytest.approx(trained["auc_200"], abs=1e-5)
+    assert [line["step"] for line in lines if "auc" in line["data"]] == [[2]]
+
+
+@pytest.mark.parametrize(("more", "key"), [([], "train_throughput"), (["--evaluate"], "validation_throughput")])
+def test_benchmark_counts_its_measured_steps(data, tmp_path, more, key):
+    steps = ["--benchmark", "--benchmark_warmup_steps", "0", "--benchmark_steps", "5"]
+    assert train(data, tmp_path, *steps, *more) == 0
+    lines = [line for line in log_lines(tmp_path / "results" / "log.json") if line["type"] == "LOG"]
+    assert [line["step"] for line in lines if "batch_samplesps" in line["data"]] == [[1, step] for step in range(2, 6)]
+    assert lines[-1]["step"] == []
+    assert lines[-1]["data"][key] > 0
+    assert not (tmp_path / "model" / "checkpoint").exists()
+
+
+def test_training_set_size_shortens_the_epoch(data, tmp_path):
+    assert train(data, tmp_path, "--training_set_size", "700", "--num_epochs", "2") == 0
+    assert Checkpoints(tmp_path / "model").find("last").name == "step-20"  # two epochs of 700 // 64 batches
+
+
+def test_without_groups_map_is_left_out(tmp_path):
+    data = planted_data(tmp_path / "set", group=False)
+    assert train(data, tmp_path, "--num_epochs", "1") == 0
+    last = log_lines(tmp_path / "results" / "log.json")[-1]["data"]
+    assert "auc_val" in last
+    assert "streaming_map_val" not in last
+
+
+def test_seed_decides_everything_and_is_recorded(data, tmp_path):
+    one_epoch = ("--num_epochs", "1")
+    for name, seed in (("a", "9"), ("b", "9"), ("c", "10")):
+        assert train(data, tmp_path / name, *one_epoch, "--seed", seed) == 0
+    a, b, c = (
+        (Checkpoints(tmp_path / name / "model").find() / "model.safetensors").read_bytes() for name in ("a", "b", "c")
+    )
+    assert a == b != c
+    flags = [flag for flag in FLAGS if flag not in ("--seed", "5")]
+    places = ["--dataset_path", data, "--model_dir", tmp_path / "d", "--results_dir", tmp_path / "d"]
+    assert cli.main(["train", *map(str, places), *flags, *one_epoch]) == 0
+    assert yaml.safe_load((tmp_path / "d" / "config.yaml").read_text())["seed"] is not None
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path, capsys):
+    assert train(data, tmp_path, "--deep_learning_rate", "1e38", "--deep_warmup_epochs", "0") == 1
+    err = capsys.readouterr().err
+    assert "the loss is not finite" in err
+    assert "Traceback" not in err
+    assert not Checkpoints(tmp_path / "model").steps()
+
+
+def test_best_score_and_patience():
+    config = TrainConfig().updated(num_epochs=9, patience=2)
+    progress = Progress(seed=0, rows=1, global_batch_size=1)
+    history = []
+    for epoch, score in enumerate([0.5, float("nan"), 0.6, 0.55, 0.6], start=1):
+        progress.epoch, progress.metrics = epoch, {"auc_val": 0.0, "streaming_map_val": score}
+        history.append((note_score(progress), is_finished(progress, config)))
+    assert history == [(True, False), (False, False), (True, False), (False, False), (False, True)]
+    assert progress.best == 0.6

@@ -1,0 +1,73 @@
+"""`--benchmark`: throughput of training, or with `--evaluate` of the forward pass, with the original's clock.
+
+Steps 0 to max(benchmark_warmup_steps, 1) run unmeasured; the clock runs from the end of that step to the end of step benchmark_steps,
+data loading included. The data is repeated endlessly; nothing is evaluated or saved.
+"""
+
+import time
+from collections.abc import Iterator
+from itertools import count
+
+import torch
+
+from widedeep.config import TrainConfig
+from widedeep.data import Batch, Reader
+from widedeep.dist import LocalComm
+from widedeep.journal import Journal
+from widedeep.run import Run
+
+
+def benchmark(config: TrainConfig, comm: LocalComm) -> dict[str, float]:
+    """Measures, logs every step's samples/s and the whole; returns {"train_throughput" or "validation_throughput": samples/s}."""
+    run = Run.open(config, comm)
+    evaluating = config.mode.evaluate
+    reader = run.ordered_reader("test") if evaluating else run.train_reader()
+    first = max(config.mode.benchmark_warmup_steps, 1)
+    clock = Clock(comm.device)
+    rows = []
+    for index, batch in enumerate(endless(reader)):
+        if evaluating:
+            run.step.predict(batch)
+        else:
+            run.step.train(batch, index, run.learning_rate(index))
+        if index >= first:
+            clock.tick()
+            rows.append(batch.global_rows)
+        if index >= config.mode.benchmark_steps:
+            break
+    seconds = clock.intervals()
+    key = "validation_throughput" if evaluating else "train_throughput"
+    result = {key: sum(rows[1:]) / sum(seconds)}
+    with Journal(run, ("test",) if evaluating else ("train",)) as journal:
+        for index, (n, s) in enumerate(zip(rows[1:], seconds), first + 1):
+            journal.log((1, index), {"batch_samplesps": n / s})
+        journal.log((), result)
+    return result
+
+
+def endless(reader: Reader) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    for epoch in count():
+        yield from reader.epoch(epoch)
+
+
+class Clock:
+    """Times between ticks, in seconds; on a GPU of the device's own work, without stopping it."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._ticks: list = []
+
+    def tick(self) -> None:
+        if self._on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._ticks.append(event)
+        else:
+            self._ticks.append(time.perf_counter())
+
+    def intervals(self) -> list[float]:
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            return [a.elapsed_time(b) / 1000 for a, b in zip(self._ticks, self._ticks[1:])]
+        return [b - a for a, b in zip(self._ticks, self._ticks[1:])]

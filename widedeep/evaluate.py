@@ -1,0 +1,124 @@
+"""Scores of a model on a data set: logits in the order of the data, and the metrics of them."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from widedeep import checkpoint
+from widedeep.checkpoint import Checkpoints, Progress
+from widedeep.config import Scoring, TrainConfig
+from widedeep.data import Reader
+from widedeep.dist import LocalComm, choose_device
+from widedeep.errors import InputError
+from widedeep.feature_spec import FeatureSpec
+from widedeep.journal import Journal
+from widedeep.metrics import Evaluation
+from widedeep.outputs import group_column, plain, write_json
+from widedeep.run import Run, tell
+
+
+def evaluate(run: Run, reader: Reader, watch: Callable[[int, Evaluation], None] | None = None) -> Evaluation:
+    """Applies the model to all rows of `reader`; afterwards every process holds the rows of all, in the order of the data.
+
+    Args:
+        watch: called after each batch with its number (from 1) and what this process has seen.
+    """
+    mode = run.config.mode
+    groups = group_column(reader.shards) is not None and not mode.disable_map_calculation
+    evaluation = Evaluation(thresholds=(mode.num_auc_thresholds, 8000), groups=groups)
+    for index, batch in enumerate(reader.epoch(0)):
+        logit = run.step.predict(batch).clone()  # a captured step writes the next batch's into the same memory
+        evaluation.update(logit, batch.label, batch.group, index * reader.global_batch + batch.first_row)
+        if watch:
+            watch(index + 1, evaluation)
+    evaluation.gather(run.comm)
+    return evaluation
+
+
+def scored(run: Run, reader: Reader) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """(logit [G] float32, label [G] float32, group [G] int64 or None) of each global batch, on every process, in the order of the data."""
+    gather = run.comm.all_gather_rows
+    for batch in reader.epoch(0):
+        logit = gather(run.step.predict(batch))
+        yield logit, gather(batch.label), None if batch.group is None else gather(batch.group)
+
+
+def load(run: Run, directory: Path) -> Progress:
+    """Puts a checkpoint's weights into the model; returns where its run stood.
+
+    Raises:
+        InputError: it is damaged, or of another model.
+    """
+    progress = checkpoint.read_progress(directory)
+    checkpoint.load_arrays(directory, checkpoint.MODEL, run.model.named_arrays())
+    return progress
+
+
+def scoring_config(scoring: Scoring) -> tuple[TrainConfig, Path]:
+    """The config that a checkpoint was trained with, changed to what is to be scored now, and the checkpoint's directory."""
+    directory = checkpoint.locate(scoring.model, scoring.checkpoint)
+    config = TrainConfig.load(directory / checkpoint.CONFIG)
+    precision = scoring.precision or config.precision
+    if scoring.precision is None and precision in ("fp16", "tf32") and choose_device(scoring.cpu).type == "cpu":
+        precision = "fp32"
+    taken = ("dataset_path", "fspec_file", "eval_batch_size", "cpu", "step", "reader_mode", "threads", "verify")
+    values = {name: getattr(scoring, name) for name in taken}
+    fixed = {"precision": precision, "amp": False, "evaluate": True, "benchmark": False, "affinity": "disabled"}
+    return config.updated(**values, **fixed), directory
+
+
+def open_scored(config: TrainConfig, comm: LocalComm, directory: Path, split: str = "test") -> tuple[Run, Reader]:
+    """A checkpoint's model, with the rows of a data set: the model's features, the data's files and groups.
+
+    Raises:
+        InputError: the checkpoint is damaged, or the data lacks a feature of the model.
+    """
+    data = FeatureSpec.load(Path(config.location.dataset_path) / config.location.fspec_file)
+    spec = FeatureSpec.load(directory / checkpoint.SPEC)
+    spec = replace(spec, sources=data.sources, directory=data.directory, group=data.group, label=data.label)
+    run = Run.open(config, comm, spec)
+    load(run, directory)
+    return run, run.ordered_reader(split)
+
+
+def evaluate_checkpoint(
+    config: TrainConfig, comm: LocalComm, directory: Path, split: str, out: str | None, as_json: bool
+) -> dict[str, Any]:
+    """Scores a checkpoint on a split, prints the metrics, and writes them to `out` with the calibration bins."""
+    run, reader = open_scored(config, comm, directory, split)
+    evaluation = evaluate(run, reader)
+    result = evaluation.compute()
+    if comm.rank == 0:
+        if out:
+            write_json(Path(out), {"checkpoint": directory.name} | result | {"calibration": evaluation.calibration()})
+        print(
+            json.dumps(plain(result))
+            if as_json
+            else "\n".join(f"{key:<16} {value:.9g}" for key, value in result.items())
+        )
+    return result
+
+
+def evaluate_run(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
+    """`widedeep train --evaluate`: the metrics of the last checkpoint of model_dir, logged as the original does.
+
+    Raises:
+        InputError: --use_checkpoint is given and there is none.
+    """
+    checkpoints = Checkpoints(config.location.model_dir)
+    found = checkpoints.find("last")
+    if config.location.use_checkpoint and not found:
+        raise InputError(f"{checkpoints.directory}: expected a checkpoint to evaluate, and there is none.")
+    run = Run.open(config, comm)
+    step = 0
+    if config.location.use_checkpoint:
+        step = load(run, found).step
+    else:
+        tell(comm, "evaluating fresh random weights, for --use_checkpoint is not given")
+    reader = run.ordered_reader("test")
+    with Journal(run, ("test",)) as journal:
+        return journal.evaluated(step, evaluate(run, reader, journal.running))

@@ -1,0 +1,138 @@
+"""What a run says while it goes: the results directory, under the original's names. The first process writes; all of them count."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from widedeep import atomic
+from widedeep.checkpoint import Progress
+from widedeep.data import Batch
+from widedeep.logs import RunLog
+from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC
+from widedeep.outputs import data_summary, write_json, write_text
+from widedeep.run import Run
+
+UNITS = {
+    "streaming_map_val": {"unit": None},
+    "train_throughput": {"unit": "samples/s"},
+    "validation_throughput": {"unit": "samples/s"},
+}
+
+
+class Journal:
+    """Writes args.json, config.yaml, data_summary.json, the log, and evaluation.json to the results directory of a run.
+
+    A context manager; leaving it closes the log.
+
+    Args:
+        splits: those of the data that the run reads.
+        progress: where the run begins; the log of a run that continues is continued.
+    """
+
+    def __init__(self, run: Run, splits: tuple[str, ...] = ("train", "test"), progress: Progress | None = None):
+        config = run.config
+        self._run, self._progress = run, progress
+        self._results = Path(config.location.results_dir)
+        self._writes = run.comm.rank == 0
+        self._bar = None
+        if self._writes:
+            write_json(self._results / "args.json", config.flat())
+            write_text(self._results / "config.yaml", config.to_yaml())
+            shards = {name: getattr(run, f"{name}_shards") for name in splits}
+            summary = data_summary(run.spec, config.model.deep_hidden_units, shards)
+            write_json(self._results / "data_summary.json", summary)
+        self._log = RunLog(
+            self._results,
+            config.location.log_filename,
+            rank=run.comm.rank,
+            append=progress is not None and progress.step > 0,
+            events_dir=Path(config.location.model_dir) / "event_files" if config.mode.tensorboard else None,
+        )
+        self.log("PARAMETER", config.flat())
+        for metric, unit in UNITS.items():
+            self._log.metadata(metric, unit)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._close_bar()
+        with atomic.write_errors(self._results):
+            self._log.close()
+
+    def log(self, step: tuple[int, ...] | str, data: dict[str, Any]) -> None:
+        """One line of the log."""
+        with atomic.write_errors(self._results):
+            self._log.log(step, data)
+
+    def advance(self, rows: int) -> None:
+        """A training batch is done."""
+        if self._bar is None:
+            run, progress = self._run, self._progress
+            batch, training = run.config.training.global_batch_size, run.config.training
+            total = min(run.steps_per_epoch * batch, run.train_shards.rows)
+            title = f"epoch {progress.epoch + 1}/{training.num_epochs}"
+            self._bar = self._log.progress(title, total, (progress.position - 1) * batch).__enter__()
+        self._bar.advance(rows)
+
+    def batch(self, loss: float, lr: float, logit: Tensor, batch: Batch) -> None:
+        """Loss, accuracy and AUC of one training batch before its update, and the deep part's learning rate."""
+        values = {"loss": loss} | batch_values(self._run, logit, batch) | {"schedule": lr}
+        self._bar.show(loss=loss)
+        self.log((self._progress.step, self._total_steps), values)
+
+    def epoch(self, evaluation: Evaluation) -> dict[str, float]:
+        """The evaluation after an epoch; returns it under the original's keys."""
+        self._close_bar()
+        result = evaluation.compute()
+        values = log_values(result, evaluation.groups)
+        self.log((self._progress.step, self._total_steps), values)
+        self._write_evaluation(result, evaluation)
+        return values
+
+    def finish(self) -> None:
+        """The run's last evaluation once more, as its summary."""
+        self.log((), self._progress.metrics)
+
+    def running(self, batches: int, evaluation: Evaluation) -> None:
+        """What an evaluation under way has seen, every `log_every` batches; the values are those of this process's rows."""
+        if batches % self._run.config.mode.log_every == 0:
+            self.log((batches,), evaluation.running())
+
+    def evaluated(self, step: int, evaluation: Evaluation) -> dict[str, float]:
+        """The end of an evaluation that is a run of its own."""
+        result = evaluation.compute()
+        values = log_values(result, evaluation.groups)
+        self.log((step,), values)
+        self._write_evaluation(result, evaluation)
+        return values
+
+    @property
+    def _total_steps(self) -> int:
+        return self._run.steps_per_epoch * self._run.config.training.num_epochs
+
+    def _write_evaluation(self, result: dict[str, float | int], evaluation: Evaluation) -> None:
+        if self._writes:
+            write_json(self._results / "evaluation.json", result | {"calibration": evaluation.calibration()})
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+
+def log_values(result: dict[str, float | int], groups: bool) -> dict[str, float]:
+    """An evaluation's result under the original's log keys."""
+    names = {"loss_val": "loss", "auc_val": "auc_200", "binary_accuracy_val": "binary_accuracy"}
+    return {name: result[key] for name, key in (names | ({"streaming_map_val": "map"} if groups else {})).items()}
+
+
+def batch_values(run: Run, logit: Tensor, batch: Batch) -> dict[str, float]:
+    """Accuracy and AUC of one global batch, by the logits [B] of this process's rows."""
+    gather = run.comm.all_gather_rows
+    prob, label = gather(logit).sigmoid(), gather(batch.label)
+    accuracy, auc = BinaryAccuracy(), ThresholdAUC(run.config.mode.num_auc_thresholds)
+    accuracy.update(prob, label)
+    auc.update(prob, label)
+    return {"binary_accuracy": accuracy.compute(), "auc": auc.compute()}

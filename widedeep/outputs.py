@@ -1,0 +1,71 @@
+"""The files of a results directory beside the log: what was asked, what the data is, what came out."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from widedeep import atomic
+from widedeep.feature_spec import FeatureSpec
+from widedeep.shards import ShardSet
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it, making its directory.
+
+    Raises:
+        RunError: the disk is full.   InputError: the place cannot be written.
+    """
+    with atomic.write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON; numbers that JSON lacks (NaN, infinities) become null."""
+    write_text(path, json.dumps(plain(value), indent=4) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """`value` with null for numbers that JSON lacks."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def data_summary(spec: FeatureSpec, hidden: list[int], splits: dict[str, ShardSet]) -> dict[str, Any]:
+    """Rows, clicks and groups of each split; features with their tables; sizes of the model."""
+    return {
+        "splits": {name: _split(shards, spec) for name, shards in splits.items()},
+        "categorical": [
+            {"name": f.name, "cardinality": f.cardinality, "dim": f.dim, "hotness": f.hotness} for f in spec.categorical
+        ],
+        "numeric": list(spec.numeric_names),
+        "label": spec.label,
+        "group": spec.group,
+        "deep_width": spec.deep_width,
+        "parameters": spec.parameter_count(hidden),
+    }
+
+
+def group_column(shards: ShardSet) -> str | None:
+    """Name of the column whose equal values are ranked together, if these shards have it."""
+    return next((column.name for column in shards.columns.values() if column.kind == "group"), None)
+
+
+def _split(shards: ShardSet, spec: FeatureSpec) -> dict[str, Any]:
+    clicks = sum(int(part.sum(dtype=np.int64)) for part in shards.column(spec.label))
+    summary = {"rows": shards.rows, "clicks": clicks, "click_rate": clicks / shards.rows}
+    if group := group_column(shards):
+        summary["groups"] = len(np.unique(np.concatenate(shards.column(group))))
+    return summary

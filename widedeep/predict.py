@@ -1,0 +1,69 @@
+"""Predictions of a checkpoint, row by row in the order of the data, to a Parquet or CSV file."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+
+from widedeep import atomic
+from widedeep.config import TrainConfig
+from widedeep.data import Reader
+from widedeep.dist import LocalComm
+from widedeep.errors import InputError
+from widedeep.evaluate import open_scored, scored
+from widedeep.outputs import group_column
+from widedeep.run import Run, tell
+
+WRITERS = {".parquet": pyarrow.parquet.ParquetWriter, ".csv": pyarrow.csv.CSVWriter}
+
+
+def predict_checkpoint(config: TrainConfig, comm: LocalComm, directory: Path, split: str, out: str | Path) -> int:
+    """Writes the predictions of a checkpoint for a split; returns the number of rows.
+
+    Columns: label int8, prob float32, logit float32 and, where the data has groups, the group int64 under its own name. The file appears
+    under its name when it is whole; of several processes the first one writes.
+
+    Raises:
+        InputError: `out` ends in neither .parquet nor .csv, or cannot be written.   RunError: the disk is full.
+    """
+    out = Path(out)
+    if out.suffix not in WRITERS:
+        raise InputError(f"{out}: expected a name that ends in .parquet or .csv.")
+    run, reader = open_scored(config, comm, directory, split)
+    batches = tables(run, reader)
+    rows = write(out, schema(reader), batches) if comm.rank == 0 else sum(len(table) for table in batches)
+    tell(comm, f"{out}: {rows} rows by {directory}")
+    return rows
+
+
+def write(out: Path, columns: pa.Schema, batches: Iterator[pa.Table]) -> int:
+    """Writes tables one after the other to a temporary file, then renames it; returns the number of rows."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    rows = 0
+    try:
+        with atomic.write_errors(out):
+            with WRITERS[out.suffix](partial, columns) as writer:
+                for table in batches:
+                    writer.write_table(table)
+                    rows += len(table)
+            os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return rows
+
+
+def schema(reader: Reader) -> pa.Schema:
+    columns = {"label": pa.int8(), "prob": pa.float32(), "logit": pa.float32()}
+    group = group_column(reader.shards)
+    return pa.schema(columns | ({group: pa.int64()} if group else {}))
+
+
+def tables(run: Run, reader: Reader) -> Iterator[pa.Table]:
+    """One table for each batch."""
+    for logit, label, group in scored(run, reader):
+        columns = [label.to(torch.int8), torch.sigmoid(logit), logit, *([] if group is None else [group])]
+        yield pa.Table.from_arrays([pa.array(c.cpu().numpy()) for c in columns], schema=schema(reader))

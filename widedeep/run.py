@@ -1,0 +1,165 @@
+"""What every command that holds a model needs: the processes, the data set, the model and its step, put together from a config."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from widedeep import affinity
+from widedeep.config import TrainConfig
+from widedeep.data import Reader
+from widedeep.dist import LocalComm, choose_device, connect
+from widedeep.errors import InputError
+from widedeep.feature_spec import FeatureSpec
+from widedeep.model import WideDeep
+from widedeep.schedule import deep_lr
+from widedeep.shards import ShardSet
+from widedeep.step import Step, StepConfig, make_step
+
+
+def launch(config: TrainConfig, action: Callable[[TrainConfig, LocalComm], Any]) -> Any:
+    """Joins the run's processes, pins and seeds them, does `action(config, comm)`, and leaves.
+
+    Raises:
+        InputError: the configuration makes no sense on this machine.
+    """
+    device = choose_device(config.training.cpu)
+    config.check(device.type)
+    if config.mode.threads:
+        torch.set_num_threads(config.mode.threads)
+    comm = connect(device)
+    try:
+        pinned = affinity.pin(config.mode.affinity, comm.local_rank, comm.local_world, device.index)
+        if config.mode.affinity != "disabled":
+            tell(comm, pinned)
+        if config.training.xla:
+            tell(comm, "--xla has no meaning here: there is no TensorFlow graph to compile")
+        return action(config, comm)
+    finally:
+        comm.close()
+
+
+def tell(comm: LocalComm, text: str) -> None:
+    """One line for a person, from the first process only."""
+    if comm.rank == 0:
+        print(f"widedeep: {text}", file=sys.stderr)
+
+
+def open_shards(spec: FeatureSpec, mapping: str, verify: bool) -> ShardSet:
+    """The shards of a mapping (`train`, `test`) of a loaded spec, checked against it and, with `verify`, their checksums.
+
+    Raises:
+        InputError: the spec names none, they are damaged, or they do not fit the spec.
+    """
+    chunks = spec.sources.get(mapping, ())
+    where = (spec.directory or Path()) / "feature_spec.yaml"
+    if len(chunks) != 1 or chunks[0].type != "shards" or len(chunks[0].files) != 1:
+        raise InputError(
+            f"{where}: source_spec.{mapping}: expected one chunk of type shards with one directory in files; "
+            "`widedeep preprocess` makes such a data set from CSV or Parquet files."
+        )
+    shards = ShardSet.open(spec.source_files(mapping)[0], verify)
+    shards.check(spec)
+    if shards.rows == 0:
+        raise InputError(f"{shards.directory}: expected rows, and there are none.")
+    return shards
+
+
+def shared_seed(comm: LocalComm) -> int:
+    """A fresh seed, the first process's on all of them."""
+    own = int.from_bytes(os.urandom(4), "little")
+    return int(comm.all_gather_rows(torch.tensor([own], device=comm.device))[0])
+
+
+@dataclass
+class Run:
+    """One run: where its rows come from, the model, and the step that trains and applies it."""
+
+    config: TrainConfig
+    comm: LocalComm
+    spec: FeatureSpec
+    model: WideDeep
+    step: Step
+
+    @classmethod
+    def open(cls, config: TrainConfig, comm: LocalComm, spec: FeatureSpec | None = None) -> "Run":
+        """Loads the spec that `config` names, unless one is given, and builds a model with fresh weights.
+
+        `run.config.training.seed` is a number even when `config`'s is None.
+        """
+        where, shape = config.location, config.model
+        if spec is None:
+            spec = FeatureSpec.load(
+                Path(where.dataset_path) / where.fspec_file,
+                embedding_sizes=where.embedding_sizes_file,
+                combiner=shape.combiner,
+            )
+        if config.training.seed is None:
+            config = config.updated(seed=shared_seed(comm))
+        model = WideDeep(
+            spec,
+            hidden=tuple(shape.deep_hidden_units),
+            dropout=shape.deep_dropout,
+            wide_init=shape.wide_init,
+            seed=config.training.seed,
+        )
+        rules = StepConfig(precision=config.precision, wide_lr=config.training.linear_learning_rate)
+        return cls(config, comm, spec, model, make_step(config.training.step, model, rules, comm.device, comm))
+
+    @cached_property
+    def train_shards(self) -> ShardSet:
+        return open_shards(self.spec, "train", self.config.mode.verify)
+
+    @cached_property
+    def test_shards(self) -> ShardSet:
+        return open_shards(self.spec, "test", self.config.mode.verify)
+
+    def train_reader(self) -> Reader:
+        """Shuffled training batches."""
+        return self._reader(self.train_shards, self.config.training.global_batch_size, shuffle=True)
+
+    def ordered_reader(self, split: str) -> Reader:
+        """Evaluation batches of `train` or `test`, in the order of the data."""
+        shards = self.train_shards if split == "train" else self.test_shards
+        return self._reader(shards, self.config.training.eval_batch_size, shuffle=False)
+
+    def _reader(self, shards: ShardSet, batch: int, shuffle: bool) -> Reader:
+        return Reader(
+            shards,
+            batch,
+            mode=self.config.mode.reader_mode,
+            device=self.comm.device,
+            seed=self.config.training.seed,
+            shuffle=shuffle,
+            rank=self.comm.rank,
+            world=self.comm.world,
+            spec=self.spec,
+        )
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch: of the data, or of `training_set_size` (whole batches only, as in the original)."""
+        t, rows = self.config.training, self.train_shards.rows
+        if t.training_set_size is None:
+            return -(-rows // t.global_batch_size)
+        if t.training_set_size > rows:
+            raise InputError(
+                f"--training_set_size ({t.training_set_size}) must not exceed the {rows} rows of {self.train_shards.directory}."
+            )
+        return max(1, t.training_set_size // t.global_batch_size)
+
+    def learning_rate(self, step: int) -> float:
+        """Of the deep part, in update number `step` (from 0)."""
+        t = self.config.training
+        return deep_lr(
+            step,
+            base=t.deep_learning_rate,
+            steps_per_epoch=self.steps_per_epoch,
+            num_epochs=t.num_epochs,
+            warmup_epochs=t.deep_warmup_epochs,
+        )

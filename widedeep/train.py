@@ -1,0 +1,149 @@
+"""Training: one loop over epochs and batches; everything else is called."""
+
+import math
+from itertools import islice
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from widedeep import checkpoint
+from widedeep.checkpoint import Checkpoints, Progress
+from widedeep.config import TrainConfig
+from widedeep.dist import LocalComm
+from widedeep.errors import InputError, RunError
+from widedeep.evaluate import evaluate
+from widedeep.journal import Journal
+from widedeep.run import Run, tell
+
+
+def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
+    """Trains, evaluating and saving after each epoch; returns the metrics of the last evaluation.
+
+    Continues inside an epoch, with the same bits as if never stopped, when `use_checkpoint` finds a checkpoint; a finished run is
+    left alone.
+
+    Raises:
+        InputError: data, checkpoint or directories do not fit.   RunError: the loss is not finite, or the disk is full.
+    """
+    run, checkpoints, progress = start(config, comm)
+    if is_finished(progress, run.config):
+        tell(
+            comm,
+            f"{config.location.model_dir}: finished already, after {progress.epoch} epochs ({progress.step} steps)",
+        )
+        return progress.metrics
+    reader, test_reader = run.train_reader(), run.ordered_reader("test")
+    mode, watch = run.config.mode, LossWatch(comm)
+    with Journal(run, progress=progress) as journal:
+        while not is_finished(progress, run.config):
+            batches = reader.epoch(progress.epoch, progress.position)
+            for batch in islice(batches, run.steps_per_epoch - progress.position):
+                to_log = (progress.step + 1) % mode.log_every == 0
+                logit = run.step.predict(batch).clone() if to_log else None  # the update has not seen this batch yet
+                lr = run.learning_rate(progress.step)
+                watch.add(run.step.train(batch, progress.step, lr))
+                progress.step += 1
+                progress.position += 1
+                journal.advance(batch.global_rows)
+                if to_log:
+                    journal.batch(watch.check(progress.step), lr, logit, batch)
+                if mode.checkpoint_every_steps and progress.step % mode.checkpoint_every_steps == 0:
+                    watch.check(progress.step)
+                    save(run, checkpoints, progress, best=False)
+            watch.check(progress.step)
+            progress.epoch, progress.position = progress.epoch + 1, 0
+            progress.metrics = journal.epoch(evaluate(run, test_reader))
+            save(run, checkpoints, progress, note_score(progress))
+        journal.finish()
+    return progress.metrics
+
+
+def start(config: TrainConfig, comm: LocalComm) -> tuple[Run, Checkpoints, Progress]:
+    """A run at its beginning, or where its last checkpoint left it."""
+    checkpoints = Checkpoints(config.location.model_dir, config.mode.keep_last)
+    found = checkpoints.find("last")
+    if found and not (config.location.use_checkpoint or config.location.overwrite):
+        raise InputError(
+            f"{found} is there: give --use_checkpoint to continue it, --overwrite to replace it, or another --model_dir."
+        )
+    if not (found and config.location.use_checkpoint):
+        if config.location.use_checkpoint:
+            tell(comm, f"{checkpoints.directory}: no checkpoint to continue, starting afresh")
+        run = Run.open(config, comm)
+        return (
+            run,
+            checkpoints,
+            Progress(run.config.training.seed, run.train_shards.rows, config.training.global_batch_size),
+        )
+    progress = checkpoint.read_progress(found)
+    if config.training.seed not in (None, progress.seed):
+        raise InputError(f"{found}: was trained with --seed {progress.seed}, not {config.training.seed}.")
+    run = Run.open(config.updated(seed=progress.seed), comm)
+    for name, before, now in (
+        ("rows", progress.rows, run.train_shards.rows),
+        ("global_batch_size", progress.global_batch_size, config.training.global_batch_size),
+    ):
+        if before != now:
+            raise InputError(f"{found}: was trained with {before} {name}, not {now}: it cannot be continued.")
+    checkpoint.load_arrays(found, checkpoint.MODEL, run.model.named_arrays())
+    run.step.load_state(checkpoint.read_arrays(found, checkpoint.OPTIMIZER))
+    checkpoints.adopt()
+    tell(comm, f"continuing {found}: epoch {progress.epoch + 1}, batch {progress.position + 1}")
+    return run, checkpoints, progress
+
+
+def is_finished(progress: Progress, config: TrainConfig) -> bool:
+    """All epochs done, or patience at its end."""
+    patience = config.training.patience
+    return progress.epoch >= config.training.num_epochs or (patience is not None and progress.waited >= patience)
+
+
+def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> None:
+    """Writes a checkpoint from the first process; the others wait, so that none runs ahead of a failed write."""
+    if run.comm.rank == 0:
+        spec = run.spec.to_dict() | {"source_spec": {}}
+        texts = {
+            checkpoint.SPEC: yaml.safe_dump(spec, sort_keys=False, allow_unicode=True),
+            checkpoint.CONFIG: run.config.to_yaml(),
+        }
+        checkpoints.save(run.model.named_arrays(), run.step.state(), progress, texts, best)
+    run.comm.barrier()
+
+
+def note_score(progress: Progress) -> bool:
+    """Keeps the best MAP@12 (AUC where there are no groups) and counts the epochs since; says whether this epoch's is the best."""
+    score = progress.metrics.get("streaming_map_val", progress.metrics["auc_val"])
+    better = math.isfinite(score) and (progress.best is None or score > progress.best)
+    progress.best = score if better else progress.best
+    progress.waited = 0 if better else progress.waited + 1
+    return better
+
+
+class LossWatch:
+    """Notices a loss that is not finite, reading the device only where a line is logged or a checkpoint written."""
+
+    def __init__(self, comm: LocalComm):
+        self._comm = comm
+        self._sum = torch.zeros((), device=comm.device)
+        self._last = torch.zeros((), device=comm.device)
+
+    def add(self, loss: Tensor) -> None:
+        """Takes this process's share of a batch's loss."""
+        self._sum += loss
+        self._last.copy_(loss)
+
+    def check(self, step: int) -> float:
+        """The loss of the last batch.
+
+        Raises:
+            RunError: a loss since the start was not finite.
+        """
+        total, last = self._comm.all_reduce_(torch.stack([self._sum, self._last])).tolist()
+        if not math.isfinite(total):
+            raise RunError(
+                f"the loss is not finite at step {step}: a lower learning rate or --precision fp32 may help;"
+                " no checkpoint of this state was written."
+            )
+        return last
