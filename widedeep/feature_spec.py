@@ -123,7 +123,7 @@ class FeatureSpec:
         if path.is_dir():
             path = path / "feature_spec.yaml"
         try:
-            d = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+            d = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
         except (OSError, UnicodeDecodeError) as e:
             raise InputError(f"{path}: expected a readable feature spec, got {_reason(e)}") from e
         except yaml.YAMLError as e:
@@ -286,7 +286,7 @@ class FeatureSpec:
         return deep + self.total_rows + len(self.numeric) + 1
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys without a word; a feature defined twice is an error here."""
 
     def construct_mapping(self, node, deep=False):

@@ -1,0 +1,6 @@
+"""Any CSV or Parquet tables to a data set of shards, as a feature spec with transforms says."""
+
+from preprocess.tabular.config import TabularConfig
+from preprocess.tabular.pipeline import run
+
+__all__ = ["TabularConfig", "run"]

@@ -1,0 +1,150 @@
+"""A column of a chunk, dictionary-encoded whatever its source: work is done once per distinct value."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class BadCell(ValueError):
+    """A value that does not fit; `row` counts from the chunk's first."""
+
+    def __init__(self, row: int, expected: str, found: Any):
+        super().__init__(f"expected {expected}, found {str(found)[:60]!r}")
+        self.row = row
+
+
+@dataclass
+class Column:
+    """values[codes[i]] is row i, code -1 is null. codes [n] int32; values a pyarrow array without nulls."""
+
+    codes: np.ndarray
+    values: pa.Array
+
+    @classmethod
+    def of(cls, array: pa.Array | pa.ChunkedArray) -> "Column":
+        """From any scalar arrow array."""
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
+        if pa.types.is_dictionary(array.type) and array.dictionary.null_count:
+            array = array.dictionary_decode()
+        if pa.types.is_floating(array.type):
+            array = pc.if_else(pc.is_nan(array), None, array)
+        if not pa.types.is_dictionary(array.type):
+            array = array.dictionary_encode()
+        codes = array.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        return cls(codes.astype(np.int32, copy=False), array.dictionary)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def without(self, nulls: frozenset[str]) -> "Column":
+        """The same column with these texts taken as null."""
+        if not nulls:
+            return self
+        is_null = np.array([text in nulls for text in self.texts] + [True])
+        return Column(np.where(is_null[self.codes], -1, self.codes).astype(np.int32), self.values)
+
+    def take(self, per_value: np.ndarray, null: Any) -> np.ndarray:
+        """Expand one result per distinct value to one per row; `null` for nulls."""
+        return np.concatenate([per_value, np.array([null], per_value.dtype)])[self.codes]
+
+    def counts(self, chosen: np.ndarray) -> np.ndarray:
+        """How many of the rows chosen by a bool mask hold each distinct value."""
+        return np.bincount(self.codes[chosen & (self.codes >= 0)], minlength=len(self.values))
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The distinct values as text."""
+        return self.values.cast(pa.string()).to_pylist()
+
+    def numbers(self) -> np.ndarray:
+        """[n] float64, NaN for null. Raises BadCell for what is no finite number."""
+        values = self._cast(pa.float64(), "a number")
+        if not np.isfinite(values).all():
+            raise self._bad(int((~np.isfinite(values)).argmax()), "a finite number")
+        return self.take(values, np.nan)
+
+    def integers(self, low: int, high: int, null: int | None, expected: str) -> np.ndarray:
+        """[n] int64 in [low, high]; `null` for nulls, which are refused when it is None. Raises BadCell."""
+        values = self._cast(pa.int64(), expected)
+        outside = (values < low) | (values > high)
+        if outside.any() and (used := outside & (self.counts(self.codes >= 0) > 0)).any():
+            raise self._bad(int(used.argmax()), expected)
+        if null is None and (self.codes < 0).any():
+            raise BadCell(int((self.codes < 0).argmax()), expected, "no value")
+        return self.take(values, 0 if null is None else null)
+
+    def _cast(self, kind: pa.DataType, expected: str) -> np.ndarray:
+        used = np.unique(self.codes[self.codes >= 0])
+        result = np.zeros(len(self.values), kind.to_pandas_dtype())
+        try:
+            result[used] = self.values.take(pa.array(used)).cast(kind).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:
+            for code in used.tolist():
+                try:
+                    self.values[code].cast(kind)
+                except pa.ArrowInvalid:
+                    raise self._bad(code, expected) from None
+            raise
+        return result
+
+    def _bad(self, code: int, expected: str) -> BadCell:
+        return BadCell(int((self.codes == code).argmax()), expected, self.values[code].as_py())
+
+
+@dataclass
+class Lists:
+    """A multi-hot column: row i holds list codes[i] (-1: none), and `lengths` [lists] cut `elements` into lists."""
+
+    codes: np.ndarray
+    lengths: np.ndarray
+    elements: Column
+
+    @classmethod
+    def of(cls, array: pa.Array | pa.ChunkedArray) -> "Lists":
+        """From an arrow list array."""
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
+        lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+        return cls(np.arange(len(array), dtype=np.int32), lengths, Column.of(array.flatten()))
+
+    @classmethod
+    def split(cls, column: Column, separator: str) -> "Lists":
+        """From delimited text; empty pieces and the spaces around pieces are dropped."""
+        pieces = [[p for piece in text.split(separator) if (p := piece.strip())] for text in column.texts]
+        lengths = np.array([len(p) for p in pieces], np.int64)
+        flat = pa.array([p for piece in pieces for p in piece], pa.string())
+        return cls(column.codes, lengths, Column.of(flat))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def without(self, nulls: frozenset[str]) -> "Lists":
+        return Lists(self.codes, self.lengths, self.elements.without(nulls))
+
+    def chosen_elements(self, chosen: np.ndarray) -> Column:
+        """The elements of the rows chosen by a bool mask, a list as often as rows hold it."""
+        codes = self.codes[chosen & (self.codes >= 0)]
+        lengths = self.lengths[codes]
+        starts = np.cumsum(self.lengths) - self.lengths
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return Column(self.elements.codes[np.repeat(starts[codes], lengths) + within], self.elements.values)
+
+    def padded(self, per_element: np.ndarray, hotness: int) -> tuple[np.ndarray, int]:
+        """ids [n, hotness], -1 behind a list's end, and how many elements of longer lists were cut off."""
+        lists = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        place = np.arange(len(lists)) - np.repeat(np.cumsum(self.lengths) - self.lengths, self.lengths)
+        matrix = np.full((len(self.lengths) + 1, hotness), -1, np.int64)
+        fits = place < hotness
+        matrix[lists[fits], place[fits]] = per_element[fits]
+        excess = np.concatenate([np.maximum(self.lengths - hotness, 0), [0]])
+        return matrix[self.codes], int(excess[self.codes].sum())
+
+    def row_of(self, element: int) -> int:
+        """The first row that holds an element given by its place."""
+        wanted = int(np.searchsorted(np.cumsum(self.lengths), element, side="right"))
+        return int((self.codes == wanted).argmax())

@@ -1,0 +1,49 @@
+"""What a run of the tabular preprocessing is told."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from widedeep.errors import InputError
+
+
+@dataclass(frozen=True)
+class TabularConfig:
+    """Settings.
+
+    Args:
+        spec: feature spec with transforms (see `preprocess.tabular.spec`).
+        out: directory to write; an earlier data set there is replaced when the new one is complete.
+        inputs: CSV (plain, .gz, .zst; with a header) or Parquet files; empty takes the `train` files of the spec.
+        test: files of the test set; empty takes the spec's, unless `split` makes the test set from `inputs`.
+        split: "random:0.2" (a share of the rows), "last:1000" or "last:0.2" (rows at the end), "group:0.2" (a share of
+            the groups, whole ones); None with `test` files.
+        stats: directory of the `statistics` of an earlier run to apply instead of learning them.
+        seed: of random and group splits.
+        numeric: storage type of the numeric features, "float32" or "float16".
+        rows_per_shard: rows of a shard file.
+        chunk_bytes: bytes of CSV worked on at a time. The output depends neither on it nor on workers.
+        workers: threads that parse.
+    """
+
+    spec: str | Path
+    out: str | Path
+    inputs: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+    split: str | None = None
+    stats: str | Path | None = None
+    seed: int = 0
+    numeric: str = "float32"
+    rows_per_shard: int = 1 << 22
+    chunk_bytes: int = 16 << 20
+    workers: int = 1
+
+    def __post_init__(self):
+        if self.split is not None and self.test:
+            raise InputError("expected either a split or test files, got both")
+        if self.split is not None and not self.inputs:
+            raise InputError("split: expected input files to split, got none")
+        for name in ("rows_per_shard", "chunk_bytes", "workers"):
+            if (value := getattr(self, name)) < 1:
+                raise InputError(f"{name} is {value}, expected at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}, expected 0 to 2^63 - 1")

@@ -1,0 +1,238 @@
+"""The run: pass 1 learns on train rows, pass 2 writes shards."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import widedeep
+from preprocess.engine import LocalEngine
+from preprocess.tabular import source
+from preprocess.tabular.columns import BadCell, Column, Lists
+from preprocess.tabular.config import TabularConfig
+from preprocess.tabular.source import Chunk
+from preprocess.tabular.spec import Feature, TabularSpec
+from preprocess.tabular.split import Split
+from widedeep import atomic
+from widedeep.errors import InputError
+from widedeep.feature_spec import MAPPINGS
+from widedeep.shards import ShardWriter
+
+log = logging.getLogger(__name__)
+
+MARKER = "feature_spec.yaml"
+STATISTICS = "statistics/statistics.json"
+
+
+def run(config: TabularConfig) -> dict[str, Any]:
+    """Write `config.out`: feature_spec.yaml, train/, test/, statistics/, report.json.
+
+    Rows keep the input order. The directory appears only when all of it is written.
+
+    Returns:
+        The report: rows and positive rate by split; nulls and cut-off list elements by feature; cardinalities; seconds.
+    Raises:
+        InputError: the spec, a file or a value is not as expected; names file and field or line.
+        RunError: the disk is full.
+    """
+    spec = TabularSpec.load(config.spec)
+    with atomic.directory(Path(config.out), MARKER) as out, LocalEngine(config.workers) as engine:
+        return _Run(config, spec, out, engine).all()
+
+
+class _Run:
+    def __init__(self, config: TabularConfig, spec: TabularSpec, out: Path, engine: LocalEngine):
+        self.config, self.spec, self.out, self.engine = config, spec, out, engine
+        self.split = None if config.split is None else Split.parse(config.split, config.seed)
+        if self.split and self.split.kind == "group" and spec.group is None:
+            raise InputError(
+                f"{spec.path}: channel_spec.map: expected a feature for the split {config.split}, got none"
+            )
+        self.inputs = list(config.inputs or spec.sources.get("train", ()))
+        own_test = [] if config.inputs else spec.sources.get("test", ())
+        self.test = [] if self.split else list(config.test or own_test)
+        if not self.inputs and not (self.test and config.stats):
+            raise InputError("expected input files, got none; only with --stats may there be test files alone")
+        if not self.split and not self.test:
+            raise InputError("expected test files or a split such as random:0.2, got neither")
+        self.total: int | None = None
+        self.counts = {m: {"rows": 0, "positive": 0} for m in MAPPINGS}
+        self.nulls = {f.name: 0 for f in spec.features}
+        self.cut = {f.name: 0 for f in spec.features if f.hotness}
+
+    def all(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        if self.split and self.split.kind == "last":
+            column = self.spec.columns[0]
+            self.total = source.count_rows(self.inputs, column, self.engine, self.config.chunk_bytes)
+        if self.config.stats is None:
+            self.learn()
+        else:
+            load_statistics(self.spec, Path(self.config.stats))
+        (self.out / STATISTICS).parent.mkdir()
+        (self.out / STATISTICS).write_text(json.dumps(_statistics(self.spec), indent=1) + "\n", encoding="utf-8")
+        completed = self.spec.completed()
+        self.write(completed)
+        completed.save(self.out / MARKER)
+        report = self.report(completed, time.perf_counter() - started)
+        (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        return report
+
+    def chunks(self) -> Iterator[tuple[Chunk, np.ndarray]]:
+        """Every chunk of inputs and test files, with a bool mask of its test rows."""
+        read = {"columns": self.spec.columns, "engine": self.engine, "chunk_bytes": self.config.chunk_bytes}
+        row = 0
+        for chunk in source.chunks(self.inputs, **read):
+            row += len(chunk.rows)
+            yield chunk, self.is_test(chunk)
+        for chunk in source.chunks(self.test, **read, first_row=row):
+            yield chunk, np.ones(len(chunk.rows), bool)
+
+    def is_test(self, chunk: Chunk) -> np.ndarray:
+        if self.split is None:
+            return np.zeros(len(chunk.rows), bool)
+        group = None
+        if self.split.kind == "group":
+            feature = next(f for f in self.spec.features if f.kind == "group")
+            group = chunk.columns[feature.columns[0]]
+        return self.split.is_test(chunk.rows, group, self.total)
+
+    def learn(self) -> None:
+        learning = [f for f in self.spec.features if f.encoder.learns]
+        rows = 0
+        for chunk, is_test in self.chunks() if learning else ():
+            rows += int((~is_test).sum())
+            if not is_test.all():
+                for feature in learning:
+                    _learn(feature, chunk, ~is_test)
+        if learning and not rows:
+            raise InputError(f"{self.inputs[0]}: expected train rows to learn from, found none")
+        for feature in learning:
+            feature.encoder.finish()
+
+    def write(self, completed: Any) -> None:
+        options = {"rows_per_shard": self.config.rows_per_shard, "numeric": self.config.numeric}
+        with ExitStack() as stack:
+            writers = {
+                m: stack.enter_context(
+                    ShardWriter(self.out / m, completed, **options, group=self.spec.group is not None)
+                )
+                for m in MAPPINGS
+            }
+            for chunk, is_test in self.chunks():
+                arrays = {f.name: self.encode(f, chunk) for f in self.spec.features}
+                for mapping, chosen in zip(MAPPINGS, (~is_test, is_test)):
+                    part = {name: values[chosen] for name, values in arrays.items()}
+                    writers[mapping].append(part)
+                    self.counts[mapping]["rows"] += int(chosen.sum())
+                    self.counts[mapping]["positive"] += int(part[completed.label].sum())
+            for writer in writers.values():
+                writer.finish(provenance=self.provenance())
+
+    def encode(self, feature: Feature, chunk: Chunk) -> np.ndarray:
+        """The feature's rows as the shard writer takes them."""
+        parts = []
+        for name in feature.columns:
+            with chunk.blame(name):
+                values = _values(feature, chunk, name)
+                self.nulls[feature.name] += int((values.codes < 0).sum())
+                if isinstance(values, Lists):
+                    ids, cut = values.padded(_element_ids(feature, values), feature.hotness)
+                    self.cut[feature.name] += cut
+                    parts.append(ids)
+                elif feature.hotness:
+                    parts.append(np.where(values.codes < 0, -1, feature.encoder.ids(values)))
+                elif feature.kind == "categorical":
+                    return feature.encoder.ids(values)
+                else:
+                    return feature.encoder.apply(values)
+        if isinstance(values, Column):
+            # One value a column: columns that the spec's hotness leaves over are padding.
+            parts += [np.full(len(chunk.rows), -1)] * (feature.hotness - len(parts))
+            parts = [np.stack(parts, axis=1)]
+        return parts[0][:, 0] if feature.hotness == 1 else parts[0]
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "program": f"widedeep {widedeep.__version__} preprocess tabular",
+            "inputs": [str(path) for path in self.inputs],
+            "test": [str(path) for path in self.test],
+            "split": self.config.split,
+            "seed": self.config.seed,
+            "stats": None if self.config.stats is None else str(self.config.stats),
+        }
+
+    def report(self, completed: Any, seconds: float) -> dict[str, Any]:
+        for name, cut in self.cut.items():
+            if cut:
+                log.warning("%s: %d elements beyond max_hotness were left out", name, cut)
+        result: dict[str, Any] = {}
+        for mapping, count in self.counts.items():
+            rate = count["positive"] / count["rows"] if count["rows"] else None
+            result[mapping] = {"rows": count["rows"], "positive_rate": rate}
+        return result | {
+            "nulls": self.nulls,
+            "elements_cut": self.cut,
+            "cardinality": dict(zip(completed.names, completed.cardinalities)),
+            "seconds": seconds,
+        }
+
+
+def load_statistics(spec: TabularSpec, directory: Path) -> None:
+    """Give the encoders what an earlier run learned; `directory` is its output or the statistics inside.
+
+    Raises:
+        InputError: the file is missing or damaged, or was learned with other transforms.
+    """
+    path = directory / STATISTICS if (directory / STATISTICS).is_file() else directory / Path(STATISTICS).name
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))["features"]
+        for feature in spec.features:
+            if feature.encoder.learns:
+                if saved[feature.name]["transform"] != spec.transform(feature.name):
+                    raise InputError(f"{path}: {feature.name}: was learned with another transform than {spec.path} has")
+                feature.encoder.load(saved[feature.name])
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: expected the statistics of an earlier run for every feature: {error!r}") from error
+
+
+def _statistics(spec: TabularSpec) -> dict[str, Any]:
+    learned = {
+        f.name: {"transform": spec.transform(f.name), **f.encoder.state()} for f in spec.features if f.encoder.learns
+    }
+    return {"features": learned}
+
+
+def _values(feature: Feature, chunk: Chunk, name: str) -> Column | Lists:
+    values = chunk.columns[name]
+    if isinstance(values, Lists):
+        if not feature.hotness or len(feature.columns) > 1:
+            raise InputError(f"{chunk.path}: column {name}: expected one value a row for {feature.name}, found lists")
+    elif feature.separator is not None:
+        values = Lists.split(values, feature.separator)
+    return values.without(feature.nulls)
+
+
+def _learn(feature: Feature, chunk: Chunk, chosen: np.ndarray) -> None:
+    for name in feature.columns:
+        with chunk.blame(name):
+            values = _values(feature, chunk, name)
+            if isinstance(values, Lists):
+                elements = values.chosen_elements(chosen)
+                feature.encoder.learn(elements, np.ones(len(elements), bool), chunk.rows)
+            else:
+                feature.encoder.learn(values, chosen, chunk.rows)
+
+
+def _element_ids(feature: Feature, lists: Lists) -> np.ndarray:
+    """Ids of the elements; -1 for null ones."""
+    try:
+        return np.where(lists.elements.codes < 0, -1, feature.encoder.ids(lists.elements))
+    except BadCell as error:
+        error.row = lists.row_of(error.row)
+        raise

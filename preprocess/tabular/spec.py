@@ -1,0 +1,248 @@
+"""Reads a feature spec whose features carry a `transform`, and completes it with what the data taught.
+
+A transform is a mapping, or as a shorthand a name or a list of names without settings. Keys for every feature: `column`
+(the source column; default the feature's name) and `nulls` (texts taken as missing). Further keys, none of them needed:
+
+    categorical   hash: {seed}   vocabulary: {min_count}   bucketise: {edges} or {quantiles}   (none: ids as they are)
+    multi-hot     hash or vocabulary, and `separator` (delimited text; list columns need none) or `columns` (one value each)
+    numeric       fill: number, mean or median   clip: [low, high]   log: true   standardise: true
+    label         positive: value or list of values
+    map           hash: {seed}
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from preprocess.tabular import transforms
+from widedeep.errors import InputError
+from widedeep.feature_spec import MAPPINGS, FeatureSpec, UniqueKeyLoader
+
+COMMON = ("column", "nulls")
+KEYS = {
+    "categorical": (*COMMON, "hash", "vocabulary", "bucketise"),
+    "multi-hot": (*COMMON, "separator", "columns", "hash", "vocabulary"),
+    "numeric": (*COMMON, "fill", "clip", "log", "standardise"),
+    "label": (*COMMON, "positive"),
+    "group": (*COMMON, "hash"),
+}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A feature and how its values are made of source columns; `hotness` 0 for what is no multi-hot feature."""
+
+    name: str
+    kind: str
+    columns: tuple[str, ...]
+    nulls: frozenset[str]
+    encoder: Any
+    separator: str | None = None
+    hotness: int = 0
+
+
+class TabularSpec:
+    """The features of a spec with their encoders.
+
+    Attributes:
+        path: the YAML file.
+        features: categoricals, numerics, the label, and the group if there is one.
+        sources: mapping -> paths of the spec's own csv or parquet files, if it names any.
+    """
+
+    def __init__(self, path: Path, raw: dict, features: list[Feature], spec: FeatureSpec):
+        self.path, self.features = path, features
+        self._raw = raw
+        self.group = spec.group
+        self.sources = {mapping: _files(spec, mapping, path) for mapping in spec.sources}
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TabularSpec":
+        """Read and check a spec. InputError names the file and the field."""
+        path = Path(path)
+        path = path / "feature_spec.yaml" if path.is_dir() else path
+        try:
+            raw = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: expected a readable YAML file, got {' '.join(str(error).split())}") from error
+        spec = FeatureSpec.from_dict(_with_cardinalities(raw, lambda name: 1), path)
+        attributes = raw["feature_spec"]
+        features = []
+        for f in spec.categorical:
+            fields = _Fields(path, f.name, "multi-hot" if f.multi_hot else "categorical", f.transform)
+            features.append(fields.categorical((attributes[f.name] or {}).get("cardinality"), f.hotness))
+        for f in spec.numeric:
+            features.append(_Fields(path, f.name, "numeric", f.transform).numeric())
+        features.append(_Fields(path, spec.label, "label", spec.other[spec.label].get("transform")).label())
+        if spec.group:
+            features.append(_Fields(path, spec.group, "group", spec.other[spec.group].get("transform")).group())
+        return cls(path, raw, features, spec)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Source columns, each once."""
+        return tuple(dict.fromkeys(column for feature in self.features for column in feature.columns))
+
+    def transform(self, name: str) -> Any:
+        """A feature's transform as the YAML has it."""
+        return (self._raw["feature_spec"][name] or {}).get("transform")
+
+    def completed(self) -> FeatureSpec:
+        """The spec of the data set that is written: cardinalities as learned, shards as sources."""
+        learned = {f.name: f.encoder.cardinality for f in self.features if hasattr(f.encoder, "cardinality")}
+        names = [f.name for f in self.features]
+        chunks = {m: [{"type": "shards", "features": names, "files": [m]}] for m in MAPPINGS}
+        raw = _with_cardinalities(self._raw, learned.__getitem__, overwrite=True)
+        return FeatureSpec.from_dict(raw | {"source_spec": chunks}, self.path)
+
+
+def _with_cardinalities(raw: Any, cardinality: Any, overwrite: bool = False) -> Any:
+    """A copy of the parsed YAML in which categorical features that learn their cardinality from data have one."""
+    features, channels = (raw.get(k) if isinstance(raw, dict) else None for k in ("feature_spec", "channel_spec"))
+    if not isinstance(features, dict) or not isinstance(channels, dict):
+        return raw  # FeatureSpec says what is wrong with it
+    names = [n for c in ("onehot_categorical", "multihot_categorical") for n in channels.get(c) or []]
+    features = dict(features)
+    for name in names:
+        attributes = features.get(name)
+        if isinstance(attributes, dict) and (overwrite or _learns_cardinality(attributes)):
+            features[name] = attributes | {"cardinality": cardinality(name)}
+    return raw | {"feature_spec": features}
+
+
+def _learns_cardinality(attributes: dict) -> bool:
+    transform = attributes.get("transform")
+    keys = [transform] if isinstance(transform, str) else transform if isinstance(transform, list | dict) else []
+    return "cardinality" not in attributes and ("vocabulary" in keys or "bucketise" in keys)
+
+
+def _files(spec: FeatureSpec, mapping: str, path: Path) -> list[Path]:
+    chunks = spec.sources[mapping]
+    if len(chunks) != 1 or chunks[0].type == "shards":
+        raise InputError(f"{path}: source_spec.{mapping}: expected one chunk of type csv or parquet")
+    return spec.source_files(mapping)
+
+
+class _Fields:
+    """The `transform` of one feature, checked key by key."""
+
+    def __init__(self, path: Path, name: str, kind: str, transform: Any):
+        self._path, self._name, self._kind = path, name, kind
+        if isinstance(transform, str | list):
+            transform = {key: {} for key in ([transform] if isinstance(transform, str) else transform)}
+        self._fields: dict[str, Any] = dict(transform or {})
+        for key in self._fields:
+            if key not in KEYS[kind]:
+                self.fail(str(key), f"one of the keys {', '.join(KEYS[kind])}")
+        self._nulls = frozenset(self.texts("nulls"))
+
+    def fail(self, key: str, expected: str) -> NoReturn:
+        raise InputError(f"{self._path}: feature_spec.{self._name}.transform.{key}: expected {expected}")
+
+    def texts(self, key: str) -> list[str]:
+        value = self._fields.get(key, [])
+        value = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str | int | float) for item in value):
+            self.fail(key, f"a text or a list of texts, got {value!r}")
+        return [str(item) for item in value]
+
+    def flag(self, key: str) -> bool:
+        value = self._fields.get(key, False)
+        if value not in (True, False, {}):
+            self.fail(key, f"true or false, got {value!r}")
+        return value is not False
+
+    def settings(self, key: str, known: tuple[str, ...]) -> dict[str, Any]:
+        value = self._fields[key]
+        if value is None or value is True:
+            return {}
+        if not isinstance(value, Mapping) or any(k not in known for k in value):
+            self.fail(key, f"a mapping with the keys {', '.join(known)}, got {value!r}")
+        return dict(value)
+
+    def integer(self, key: str, value: Any, low: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63:
+            self.fail(key, f"an integer of at least {low}, got {value!r}")
+        return value
+
+    def feature(self, encoder: Any, **more: Any) -> Feature:
+        columns = more.pop("columns", None) or [self.source()]
+        return Feature(self._name, self._kind, tuple(columns), self._nulls, encoder, **more)
+
+    def source(self) -> str:
+        column = self._fields.get("column", self._name)
+        if not isinstance(column, str):
+            self.fail("column", f"the name of a source column, got {column!r}")
+        return column
+
+    def categorical(self, cardinality: int | None, hotness: int) -> Feature:
+        kinds = [key for key in ("hash", "vocabulary", "bucketise") if key in self._fields]
+        if len(kinds) > 1:
+            self.fail(kinds[1], f"only one of hash, vocabulary and bucketise, got {' and '.join(kinds)}")
+        encoder = getattr(self, f"_{kinds[0]}")(cardinality) if kinds else transforms.Ids(cardinality)
+        if self._kind == "categorical":
+            return self.feature(encoder)
+        columns, separator = self.texts("columns"), self._fields.get("separator")
+        if separator is not None and (not isinstance(separator, str) or not separator):
+            self.fail("separator", f"a text that stands between values, got {separator!r}")
+        if len(columns) > hotness:
+            self.fail("columns", f"at most max_hotness ({hotness}) columns, got {len(columns)}")
+        if columns and (separator or "column" in self._fields):
+            self.fail("columns", "no `column` and no `separator` beside `columns`")
+        return self.feature(encoder, columns=columns, separator=separator, hotness=hotness)
+
+    def _hash(self, cardinality: int) -> transforms.Hash:
+        seed = self.settings("hash", ("seed",)).get("seed", 0)
+        return transforms.Hash(cardinality, self.integer("hash.seed", seed, 0))
+
+    def _vocabulary(self, cardinality: int | None) -> transforms.Vocabulary:
+        least = self.settings("vocabulary", ("min_count",)).get("min_count", 1)
+        return transforms.Vocabulary(self.integer("vocabulary.min_count", least, 1), cardinality)
+
+    def _bucketise(self, cardinality: int | None) -> transforms.Buckets:
+        settings = self.settings("bucketise", ("edges", "quantiles"))
+        if len(settings) != 1:
+            self.fail("bucketise", f"edges or quantiles, got {settings!r}")
+        if "quantiles" in settings:
+            return transforms.Buckets(None, self.integer("bucketise.quantiles", settings["quantiles"], 2), cardinality)
+        edges = settings["edges"]
+        if not isinstance(edges, list) or not edges or not all(_is_number(e) for e in edges):
+            self.fail("bucketise.edges", f"a list of numbers, got {edges!r}")
+        if any(a >= b for a, b in pairwise(edges)):
+            self.fail("bucketise.edges", f"rising numbers, got {edges!r}")
+        if cardinality is not None and cardinality < len(edges) + 2:
+            self.fail(
+                "bucketise.edges", f"at most {cardinality - 2} edges for cardinality {cardinality}, got {len(edges)}"
+            )
+        return transforms.Buckets([float(e) for e in edges], 0, cardinality)
+
+    def numeric(self) -> Feature:
+        fill, clip = self._fields.get("fill"), self._fields.get("clip")
+        if fill is not None and fill not in ("mean", "median") and not _is_number(fill):
+            self.fail("fill", f"a number, mean or median, got {fill!r}")
+        if clip is not None:
+            if (
+                not isinstance(clip, list)
+                or len(clip) != 2
+                or not all(_is_number(c) for c in clip)
+                or clip[0] > clip[1]
+            ):
+                self.fail("clip", f"[low, high], got {clip!r}")
+            clip = (float(clip[0]), float(clip[1]))
+        fill = float(fill) if _is_number(fill) else fill
+        return self.feature(transforms.Number(fill, clip, self.flag("log"), self.flag("standardise")))
+
+    def label(self) -> Feature:
+        return self.feature(transforms.Label(frozenset(self.texts("positive")) if "positive" in self._fields else None))
+
+    def group(self) -> Feature:
+        seed = self.settings("hash", ("seed",)).get("seed", 0) if "hash" in self._fields else 0
+        return self.feature(transforms.Group("hash" in self._fields, self.integer("hash.seed", seed, 0)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")

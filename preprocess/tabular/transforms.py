@@ -1,0 +1,256 @@
+"""What `transform` in a feature spec may say, and the arithmetic behind it: learned on train rows, saved, applied.
+
+Every encoder has `learn(values, chosen, rows)` for pass 1, `state()` and `load(state)` for the statistics file, and an
+apply function for pass 2. Statistics do not depend on how the rows were cut into chunks.
+"""
+
+from collections import Counter
+
+import numpy as np
+import xxhash
+
+from preprocess import hashing
+from preprocess.tabular.columns import BadCell, Column
+
+SAMPLE_ROWS = 1 << 18  # values a quantile is taken from; exact for fewer rows
+
+
+class Hash:
+    """xxh3_64(UTF-8 text, seed) mod cardinality; a missing value has the bucket of `hashing.null_bucket`."""
+
+    learns = False
+
+    def __init__(self, cardinality: int, seed: int):
+        self.cardinality = cardinality
+        self._seed = seed
+        self._null = hashing.null_bucket(cardinality, seed)
+
+    def ids(self, column: Column) -> np.ndarray:
+        buckets = hashing.string_buckets(column.texts, self.cardinality, self._seed)
+        return column.take(buckets.astype(np.int64), self._null)
+
+
+class Vocabulary:
+    """Values by falling count, from id 1 (equal counts by their text); id 0 for missing, rare and unseen ones."""
+
+    learns = True
+
+    def __init__(self, min_count: int, cardinality: int | None):
+        self._min_count = min_count
+        self._fixed = cardinality
+        self._counts: Counter[str] = Counter()
+        self._ids: dict[str, int] = {}
+
+    @property
+    def cardinality(self) -> int:
+        return self._fixed or len(self._ids) + 1
+
+    def learn(self, column: Column, chosen: np.ndarray, rows: np.ndarray) -> None:
+        counts = column.counts(chosen)
+        for code in np.flatnonzero(counts).tolist():
+            self._counts[column.texts[code]] += int(counts[code])
+
+    def finish(self) -> None:
+        kept = [(-n, text) for text, n in self._counts.items() if n >= self._min_count]
+        kept = sorted(kept)[: None if self._fixed is None else self._fixed - 1]
+        self._ids = {text: i for i, (_, text) in enumerate(kept, 1)}
+
+    def state(self) -> dict:
+        return {"values": list(self._ids)}
+
+    def load(self, state: dict) -> None:
+        self._ids = {text: i for i, text in enumerate(state["values"], 1)}
+
+    def ids(self, column: Column) -> np.ndarray:
+        return column.take(np.array([self._ids.get(text, 0) for text in column.texts], np.int64), 0)
+
+
+class Buckets:
+    """Id 1 + the number of edges <= x, so that bucket i is [edge i - 1, edge i); id 0 for a missing value."""
+
+    def __init__(self, edges: list[float] | None, quantiles: int, cardinality: int | None):
+        self.learns = edges is None
+        self._fixed = cardinality
+        self._edges = None if edges is None else np.array(edges, np.float64)
+        self._quantiles = quantiles
+        self._sample = Sample()
+
+    @property
+    def cardinality(self) -> int:
+        return self._fixed or (self._quantiles - 1 if self._edges is None else len(self._edges)) + 2
+
+    def learn(self, column: Column, chosen: np.ndarray, rows: np.ndarray) -> None:
+        self._sample.add(column.numbers(), chosen, rows)
+
+    def finish(self) -> None:
+        values = self._sample.values()
+        # A cardinality given in the spec leaves room for this many edges.
+        quantiles = self._quantiles if self._fixed is None else min(self._quantiles, self._fixed - 1)
+        levels = np.arange(1, quantiles) / quantiles
+        edges = np.unique(np.quantile(values, levels, method="inverted_cdf")) if values.size else np.empty(0)
+        # An edge at the smallest value has nothing below it.
+        self._edges = edges[edges > values.min()] if values.size else edges
+
+    def state(self) -> dict:
+        return {"edges": self._edges.tolist()}
+
+    def load(self, state: dict) -> None:
+        self._edges = np.array(state["edges"], np.float64)
+
+    def ids(self, column: Column) -> np.ndarray:
+        numbers = column.numbers()
+        return np.where(np.isnan(numbers), 0, 1 + np.searchsorted(self._edges, numbers, side="right"))
+
+
+class Ids:
+    """The column holds ids already, in [0, cardinality); -1 and a missing value are padding."""
+
+    learns = False
+
+    def __init__(self, cardinality: int):
+        self.cardinality = cardinality
+
+    def ids(self, column: Column) -> np.ndarray:
+        high = self.cardinality - 1
+        return column.integers(-1, high, -1, f"an id of 0 to {high}")
+
+
+class Label:
+    """1 for the positive values, 0 for all others; without a list of them, the column holds 0 and 1."""
+
+    learns = False
+
+    def __init__(self, positive: frozenset[str] | None):
+        self._positive = positive
+
+    def apply(self, column: Column) -> np.ndarray:
+        """[n] uint8."""
+        if (column.codes < 0).any():
+            raise BadCell(int((column.codes < 0).argmax()), "a label", "no value")
+        if self._positive is None:
+            return column.integers(0, 1, None, "a label of 0 or 1").astype(np.uint8)
+        return column.take(np.array([text in self._positive for text in column.texts], np.uint8), 0)
+
+
+class Group:
+    """The column's integers, or with `hashed` the xxh3-64 of its texts without the sign bit."""
+
+    learns = False
+
+    def __init__(self, hashed: bool, seed: int):
+        self._hashed, self._seed = hashed, seed
+
+    def apply(self, column: Column) -> np.ndarray:
+        """[n] int64."""
+        if not self._hashed:
+            return column.integers(-(2**63), 2**63 - 1, None, "an integer, or `hash` in its transform")
+        if (column.codes < 0).any():
+            raise BadCell(int((column.codes < 0).argmax()), "a group", "no value")
+        digests = [xxhash.xxh3_64_intdigest(text.encode(), self._seed) >> 1 for text in column.texts]
+        return column.take(np.array(digests, np.int64), 0)
+
+
+class Number:
+    """fill, then clip, log and standardise, in that order.
+
+    log is sign(x) ln(1 + |x|). standardise subtracts the mean and divides by the standard deviation (of the population)
+    of what comes before it; a constant column becomes 0.
+    """
+
+    def __init__(self, fill: float | str | None, clip: tuple[float, float] | None, log: bool, standardise: bool):
+        self._fill_rule = fill
+        self._fill = None if isinstance(fill, str) else fill
+        self._clip, self._log, self._standardise = clip, log, standardise
+        self.learns = standardise or isinstance(fill, str)
+        self._sample = Sample()
+        self._nulls = 0
+        self._raw, self._shaped = Moments(), Moments()
+        self._mean, self._deviation = 0.0, 1.0
+
+    def learn(self, column: Column, chosen: np.ndarray, rows: np.ndarray) -> None:
+        numbers = self._checked(column)
+        present = numbers[chosen & ~np.isnan(numbers)]
+        self._nulls += int(chosen.sum()) - len(present)
+        self._raw.add(present)
+        self._shaped.add(self._shape(present))
+        if self._fill_rule == "median":
+            self._sample.add(numbers, chosen, rows)
+
+    def finish(self) -> None:
+        if isinstance(self._fill_rule, str):
+            values = self._sample.values()
+            median = float(np.quantile(values, 0.5, method="inverted_cdf")) if values.size else 0.0
+            self._fill = self._raw.mean() if self._fill_rule == "mean" else median
+        if self._standardise:
+            if self._nulls:
+                self._shaped.add(self._shape(np.array([self._fill])), self._nulls)
+            self._mean, self._deviation = self._shaped.mean(), self._shaped.deviation() or 1.0
+
+    def state(self) -> dict:
+        return {"fill": self._fill, "mean": self._mean, "deviation": self._deviation}
+
+    def load(self, state: dict) -> None:
+        self._fill, self._mean, self._deviation = state["fill"], state["mean"], state["deviation"]
+
+    def apply(self, column: Column) -> np.ndarray:
+        """[n] float32."""
+        numbers = self._checked(column)
+        if self._fill is not None:
+            numbers = np.where(np.isnan(numbers), self._fill, numbers)
+        return ((self._shape(numbers) - self._mean) / self._deviation).astype(np.float32)
+
+    def _checked(self, column: Column) -> np.ndarray:
+        numbers = column.numbers()
+        if self._fill_rule is None and (missing := np.isnan(numbers)).any():
+            raise BadCell(int(missing.argmax()), "a number, or a `fill` in its transform", "no value")
+        return numbers
+
+    def _shape(self, x: np.ndarray) -> np.ndarray:
+        if self._clip is not None:
+            x = np.clip(x, *self._clip)
+        return np.sign(x) * np.log1p(np.abs(x)) if self._log else x
+
+
+class Moments:
+    """Mean and standard deviation: Chan's merge, rounded to 11 digits, so that chunking leaves no trace."""
+
+    def __init__(self):
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: np.ndarray, times: int = 1) -> None:
+        """Take in the values, each `times` times."""
+        count = len(values) * times
+        if count == 0:
+            return
+        mean = float(values.mean())
+        squares = float(np.square(values - mean).sum()) * times
+        delta, total = mean - self._mean, self._count + count
+        self._squares += squares + delta * delta * self._count * count / total
+        self._mean += delta * count / total
+        self._count = total
+
+    def mean(self) -> float:
+        return float(f"{self._mean:.11g}")
+
+    def deviation(self) -> float:
+        """0 for a constant, whatever rounding left of it."""
+        deviation = (self._squares / self._count) ** 0.5 if self._count else 0.0
+        return float(f"{deviation:.11g}") if deviation > 1e-9 * abs(self._mean) else 0.0
+
+
+class Sample:
+    """The values of the SAMPLE_ROWS rows whose hashes are smallest: a uniform sample that chunking does not change."""
+
+    def __init__(self):
+        self._hashes, self._values = np.empty(0, np.uint64), np.empty(0)
+
+    def add(self, values: np.ndarray, chosen: np.ndarray, rows: np.ndarray) -> None:
+        chosen = chosen & ~np.isnan(values)
+        self._hashes = np.concatenate([self._hashes, hashing.hash_ids(rows[chosen])])
+        self._values = np.concatenate([self._values, values[chosen]])
+        if len(self._hashes) > SAMPLE_ROWS:
+            kept = np.argpartition(self._hashes, SAMPLE_ROWS)[:SAMPLE_ROWS]
+            self._hashes, self._values = self._hashes[kept], self._values[kept]
+
+    def values(self) -> np.ndarray:
+        return self._values
