@@ -99,7 +99,7 @@ class WideDeep(nn.Module):
             ids: [B, K] int32; -1 pads a multi-hot list.
             numeric: [B, N] float32.
         Returns:
-            [B] float32, differentiable in every parameter (dense gradients).
+            [B] float32, differentiable in every parameter; gradients of `tables` and `wide` are sparse COO.
         Notes:
             In training mode each call draws new dropout masks, fixed by (`seed`, number of earlier training calls).
         """

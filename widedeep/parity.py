@@ -77,13 +77,23 @@ def run(file: str | Path, device: str = "cpu", step: str = "auto", precision: st
 
 def replay(file: str | Path, device: str = "cpu", step: str = "auto", precision: str = "fp32") -> list[Quantity]:
     """Trains on the file's batches from its initial weights and returns every quantity that it allows to compare."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {device!r}: expected a CUDA device, and this machine has none")
+    _check_device(device)
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     golden = Golden.load(file)
     model = _model(golden)
     return _Replay(golden, make_step(step, model, _step_config(golden, precision), device), precision).quantities()
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as e:
+        raise InputError(f"device {device!r}: expected cpu or cuda") from e
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"device {device!r}: expected cpu or cuda")
+    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device!r}: expected one of the {torch.cuda.device_count()} CUDA devices here")
 
 
 def _step_config(golden: Golden, precision: str) -> StepConfig:
@@ -234,7 +244,7 @@ class _Replay:
         if variable not in self.golden:
             return
         check_shape(self.golden, variable, (len(array), 2))
-        array, want = array.astype(np.float64), self.golden[variable]
+        array, want = to_keras(name, array).astype(np.float64), self.golden[variable]
         yield array.sum(1), want[:, 0], np.abs(array).sum(1)
         norm = np.sqrt((array**2).sum(1))
         yield norm, np.sqrt(np.maximum(want[:, 1], 0)), norm

@@ -88,7 +88,7 @@ class ReferenceStep(Step):
         total = F.binary_cross_entropy_with_logits(wide + deep, batch.label, reduction="sum")
         loss = total / batch.global_rows
         scaled = loss if self.scale is None else loss * self.scale
-        grads = torch.autograd.grad(scaled, list(self.parameters.values()))
+        grads = torch.autograd.grad(scaled, list(self.parameters.values()), materialize_grads=True)
         return loss.detach(), dict(zip(self.parameters, grads))
 
     def _finite(self, grads) -> bool:
