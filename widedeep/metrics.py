@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from widedeep.errors import RunError
-from widedeep.metrics_groups import Groups, auc_by_group, average_precision, number_groups
+from widedeep.metrics_groups import Groups, auc_by_group, average_precision, number_groups, rank_key
 
 
 class Metric:
@@ -138,7 +138,7 @@ class GroupAUC(Metric):
 def exact_auc(score: Tensor, label: Tensor) -> float:
     """Area under the ROC curve, ties counted half; NaN unless both classes occur.
 
-    score: [B] finite floats.    label: [B], 0 or 1.
+    score: [B] finite floats, or their `rank_key`.    label: [B], 0 or 1.
     """
     everything = Groups(
         segment=torch.zeros(len(score), dtype=torch.int64, device=score.device),
@@ -307,6 +307,7 @@ def score_rows(
     for metric in (accuracy, coarse, fine):
         metric.update(prob, label)
     mean_precision, group_auc, groups = MeanAveragePrecision(k), GroupAUC(), None
+    score = rank_key(score)  # once for all
     if group is not None:
         groups = number_groups(group)
         mean_precision.update(score, label, groups)

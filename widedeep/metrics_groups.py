@@ -48,11 +48,11 @@ def auc_by_group(score: Tensor, label: Tensor, groups: Groups) -> Tensor:
     """Exact area under the ROC curve inside each group, ties counted half: the Mann-Whitney statistic.
 
     Args:
-        score: [B] finite floats.    label: [B], positive where > 0.    groups: of the B rows.
+        score: [B] finite floats, or their `rank_key`.    label: [B], positive where > 0.    groups: of the B rows.
     Returns:
         [G] float64, NaN where a group has only one class.
     """
-    key, order = torch.sort((groups.segment << 32) + _rank_key(score))
+    key, order = torch.sort((groups.segment << 32) + rank_key(score))
     positive = (label > 0)[order]
     starts_run = torch.ones_like(positive)  # a run: rows of one group with the same score
     starts_run[1:] = key[1:] != key[:-1]
@@ -77,12 +77,18 @@ def _sum_runs(flags: Tensor, first: Tensor) -> Tensor:
     return torch.diff(total[first], append=total[-1:])
 
 
-def _rank_key(score: Tensor) -> Tensor:
+def rank_key(score: Tensor) -> Tensor:
     """[B] int64 in [0, 2^32), in the order of the finite scores, and equal where they are equal.
 
-    Whole numbers, because torch sorts them several times faster than floats on a CPU.
+    Whole numbers, because torch sorts them several times faster than floats on a CPU. Keys are returned as they are.
     """
+    if not score.is_floating_point():
+        return score
     if score.dtype == torch.float64:
-        return torch.unique(score, return_inverse=True)[1]
-    bits = (score.float() + 0.0).view(torch.int32)  # + 0.0: the two zeros are equal
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() + 2**31
+        return torch.unique(_ordered_bits(score, torch.int64, 63), return_inverse=True)[1]
+    return _ordered_bits(score.float(), torch.int32, 31).long() + 2**31
+
+
+def _ordered_bits(score: Tensor, dtype: torch.dtype, sign: int) -> Tensor:
+    bits = (score + 0.0).view(dtype)  # + 0.0: the two zeros are equal
+    return bits ^ ((bits >> sign) & (2**sign - 1))
