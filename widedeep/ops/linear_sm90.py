@@ -1,13 +1,14 @@
-"""Hidden layers on Hopper GPUs with everything fused into the product: bias, ReLU, dropout, the mask and the bias gradient.
+"""Hidden layers on Hopper GPUs with everything fused into the product: bias, ReLU, dropout, the mask and the bias
+gradient.
 
-The same results as widedeep.ops.linear to rounding, float16 and bfloat16 only. A mask keeps one bit for each element of y (kept and
-positive), in an order that only linear_sm90_dgrad_out of the same shape reads.
+The same results as widedeep.ops.linear to rounding, float16 and bfloat16 only. A mask keeps one bit for each element
+of y (kept and positive), in an order that only linear_sm90_dgrad_out of the same shape reads.
 """
 
 import torch
 from torch import Tensor
 
-import widedeep._load  # noqa: F401  registers torch.ops.widedeep
+import widedeep._load
 
 _ops = torch.ops.widedeep
 
@@ -15,9 +16,7 @@ _ops = torch.ops.widedeep
 def available(device: torch.device) -> bool:
     """Whether the kernels of this file run on the device: compute capability 9.0 and the CUDA library loaded."""
     return (
-        device.type == "cuda"
-        and widedeep._load.has_cuda_kernels
-        and torch.cuda.get_device_capability(device) == (9, 0)
+        device.type == "cuda" and widedeep._load.has_cuda_kernels and torch.cuda.get_device_capability(device) == (9, 0)
     )
 
 
