@@ -1,6 +1,6 @@
 """What exists before anybody clicks: documents, and the ads with their campaigns and advertisers.
 
-Documents are numbered 0..documents-1 here and document_id = number + 1 in the files; ads are numbered by rank of exposure.
+Documents are numbered from 0 here and document_id = number + 1 in the files; ads are numbered by rank of exposure.
 """
 
 from dataclasses import dataclass
@@ -47,9 +47,8 @@ def category_of_topic(topic: np.ndarray) -> np.ndarray:
 
 
 def advertiser_of_campaign(draws: Draws, sizes: Sizes) -> np.ndarray:
-    rank = heavy_rank(
-        draws.uniform("campaign advertiser", np.arange(sizes.campaigns)), sizes.advertisers, sizes.advertisers / 4
-    )
+    u = draws.uniform("campaign advertiser", np.arange(sizes.campaigns))
+    rank = heavy_rank(u, sizes.advertisers, sizes.advertisers / 4)
     return draws.permutation("advertiser order", sizes.advertisers)[rank]
 
 
@@ -91,9 +90,8 @@ def build_documents(draws: Draws, sizes: Sizes) -> Documents:
         block = np.arange(start, min(start + _BLOCK, count))
         for name, values in _attributes(draws, sizes, block, home[block]).items():
             parts[name][block] = values
-    publisher = heavy_rank(
-        draws.uniform("source publisher", np.arange(sizes.sources)), sizes.publishers, sizes.publishers / 20
-    )
+    u = draws.uniform("source publisher", np.arange(sizes.sources))
+    publisher = heavy_rank(u, sizes.publishers, sizes.publishers / 20)
     publisher_of = draws.permutation("publisher order", sizes.publishers)[publisher].astype(np.int16)
     return Documents(source=source, publisher_of=publisher_of, pages=pages, landing=landing, **parts)
 

@@ -1,7 +1,7 @@
 """The planted click model: which ads a display shows, what each is worth there, and which one is clicked.
 
-The worth of an ad in a display is its standing quality plus what page, place and device make of it plus Gumbel noise, and the
-highest is clicked. So the chance of each ad is the softmax of the noiseless worths over its display, and it is known.
+The worth of an ad in a display is its standing quality plus what page, place and device make of it plus Gumbel noise,
+and the highest is clicked. So the chance of each ad is the softmax of the noiseless worths over its display: known.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,10 +17,10 @@ from preprocess.synthetic.sizes import CATEGORIES, Sizes
 from preprocess.synthetic.tables import ORIGIN_SECONDS, publication
 
 MOST_ADS = 12
-# Displays by number of ads, 2 to 12: mean 5.164 ads; a random order scores MAP@12 0.479 (0.481 in samples of the real data).
-_ADS_SHARES = np.array([0.066, 0.090, 0.318, 0.072, 0.284, 0.0075, 0.072, 0.066, 0.022, 0.001, 0.0015])
+# Displays by number of ads, 2 to 12: mean 5.164; a random order scores MAP@12 0.479 (samples of the real data 0.481).
+_ADS_SHARES = np.array([0.088, 0.092, 0.306, 0.078, 0.255, 0.007, 0.073, 0.070, 0.028, 0.001, 0.002])
 _ROUNDS = 8  # of drawing again an ad that a display already has
-_VERTICALS, _CAMPAIGN_GROUPS, _PAGE_GROUPS, _ADVERTISER_GROUPS, _QUARTERS = 13, 12, 8, 10, 4
+_VERTICALS, _CAMPAIGN_GROUPS, _PAGE_GROUPS, _ADVERTISER_GROUPS, _QUARTERS = 5, 4, 4, 4, 4
 _RANK_WEIGHTS = np.array([1.0, 0.55, 0.30])  # of a document's topics, about their confidences
 
 
@@ -28,19 +28,19 @@ _RANK_WEIGHTS = np.array([1.0, 0.55, 0.30])  # of a document's topics, about the
 class Weights:
     """Standard deviations (of the first eight) and factors (of the similarities, in [0, 1]) in logit units."""
 
-    advertiser: float = 0.45
-    campaign: float = 0.35
-    ad: float = 0.30
-    exposure: float = 0.12
-    platform_vertical: float = 0.75
-    region_campaign: float = 0.75
-    publisher_advertiser: float = 0.75
-    hour_vertical: float = 0.12
-    topics: float = 1.9
-    category: float = 0.5
+    advertiser: float = 0.3
+    campaign: float = 0.25
+    ad: float = 0.2
+    exposure: float = 0.1
+    platform_vertical: float = 0.55
+    region_campaign: float = 0.35
+    publisher_advertiser: float = 0.35
+    hour_vertical: float = 0.05
+    topics: float = 2.8
+    category: float = 1.1
     entities: float = 0.8
-    freshness: float = 0.3
-    contextual_share: float = 0.35  # slots filled with ads of the page's own category
+    freshness: float = 0.2
+    contextual_share: float = 0.5  # slots filled with ads of the page's own category
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -66,7 +66,6 @@ class Shown(NamedTuple):
 
     present: np.ndarray  # [B, 12] bool
     ad: np.ndarray  # [B, 12] int32: ad number, -1 where not present
-    worth: np.ndarray  # [B, 12] float64, -inf where not present
     probability: np.ndarray  # [B, 12] float64, 0 where not present
     clicked: np.ndarray  # [B] int64: the place that was clicked
 
@@ -97,9 +96,7 @@ def build_model(draws: Draws, sizes: Sizes, ads: Ads, weights: Weights) -> Model
         page_group=draws.integers("page group", np.arange(sizes.publishers), _PAGE_GROUPS).astype(np.int8),
         platform_vertical=table("platform x vertical", 3, _VERTICALS, weights.platform_vertical),
         region_campaign=table("region x campaign", REGIONS, _CAMPAIGN_GROUPS, weights.region_campaign),
-        publisher_advertiser=table(
-            "publisher x advertiser", _PAGE_GROUPS, _ADVERTISER_GROUPS, weights.publisher_advertiser
-        ),
+        publisher_advertiser=table("page x advertiser", _PAGE_GROUPS, _ADVERTISER_GROUPS, weights.publisher_advertiser),
         hour_vertical=table("hour x vertical", _QUARTERS, _VERTICALS, weights.hour_vertical),
     )
 
@@ -112,9 +109,8 @@ def show_ads(
     Args:
         category: [B] first category of the page, -1 = none; index: [B] display numbers.
     """
-    count = 2 + np.searchsorted(
-        np.cumsum(_ADS_SHARES / _ADS_SHARES.sum())[:-1], draws.uniform("ads", index), side="right"
-    )
+    shares = np.cumsum(_ADS_SHARES / _ADS_SHARES.sum())[:-1]
+    count = 2 + np.searchsorted(shares, draws.uniform("ads", index), side="right")
     ad = np.full((index.size, MOST_ADS), -1, np.int32)
     row, place = np.nonzero(np.arange(MOST_ADS) < count[:, None])
     for attempt in range(_ROUNDS):
@@ -151,7 +147,7 @@ def _repeated(ad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def worth(
     model: Model, documents: Documents, places: Places, ads: Ads, events: Events, row: np.ndarray, ad: np.ndarray
 ):
-    """Noiseless worth of ads in displays: [M] float64, for the display `row` ([M], index into events) and `ad` ([M])."""
+    """Noiseless worth: [M] float64, of ads ([M]) in the displays `row` ([M], index into events)."""
     weights = model.weights
     quarter = (events.timestamp // 21_600_000 % _QUARTERS)[row]
     page_group = model.page_group[documents.publisher_of[documents.source[events.page]]][row]
@@ -170,7 +166,7 @@ def worth(
 
 
 def topic_similarity(documents: Documents, page: np.ndarray, landing: np.ndarray) -> np.ndarray:
-    """Cosine of two documents' first topics under fixed weights by rank, about what the preprocessing computes: [M] float64."""
+    """Cosine of two documents' first topics, weighted by rank; about what the preprocessing computes: [M] float64."""
     norm = np.sqrt(np.concatenate([[1.0], np.cumsum(_RANK_WEIGHTS**2)]))
     dot = np.zeros(page.size)
     first, second = documents.topic[page], documents.topic[landing]
@@ -196,4 +192,4 @@ def click(
     noisy[present] -= np.log(-np.log(u + 2.0**-54))
     chance = np.exp(value - value.max(axis=1, keepdims=True))
     chance /= chance.sum(axis=1, keepdims=True)
-    return Shown(present=present, ad=ad, worth=value, probability=chance, clicked=noisy.argmax(axis=1))
+    return Shown(present=present, ad=ad, probability=chance, clicked=noisy.argmax(axis=1))

@@ -7,7 +7,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Draws:
-    """Counter-based draws: SplitMix64 (Steele, Lea, Flood 2014) started at a place hashed from the seed and a stream name."""
+    """Counter-based draws: SplitMix64 (Steele, Lea, Flood 2014), started at a hash of the seed and a stream name."""
 
     def __init__(self, seed: int):
         self.seed = int(seed)

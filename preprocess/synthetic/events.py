@@ -57,9 +57,8 @@ def _timestamps(draws: Draws, sizes: Sizes, clock: tuple, index: np.ndarray) -> 
     """Display i of n takes the place (i + u) / n of the traffic, so ids are in the order of time."""
     jitter = draws.uniform("time", index)
     known = index < sizes.displays
-    place = np.where(
-        known, (index + jitter) / sizes.displays, (index - sizes.displays + jitter) / max(sizes.test_displays, 1)
-    )
+    of_test = (index - sizes.displays + jitter) / max(sizes.test_displays, 1)
+    place = np.where(known, (index + jitter) / sizes.displays, of_test)
     hours = np.arange(DAYS * 24 + 1.0)
     hour = np.where(known, np.interp(place, clock[0], hours), np.interp(place, clock[1], hours))
     last = np.where(known, TRAIN_DAYS, DAYS) * DAY_MS - 1
@@ -69,7 +68,7 @@ def _timestamps(draws: Draws, sizes: Sizes, clock: tuple, index: np.ndarray) -> 
 def make_events(
     draws: Draws, sizes: Sizes, documents: Documents, places: Places, clock: tuple, index: np.ndarray
 ) -> Events:
-    """Events of the displays `index` ([B] int64): the first `sizes.displays` have clicks, the rest are test displays."""
+    """Events of the displays `index` ([B] int64); from number `sizes.displays` on they are test displays."""
     timestamp = _timestamps(draws, sizes, clock, index)
     user = draws.integers("user", index, sizes.users)
     # Half of the traffic goes to a lasting head, half to a window of pages that moves on with the day: news.
@@ -77,14 +76,13 @@ def make_events(
     rank = heavy_rank(draws.uniform("page", index), count, max(count / 4000, 8.0))
     moved = (rank + timestamp // DAY_MS * (count // 20)) % count
     page = documents.pages[np.where(draws.uniform("news", index) < 0.5, moved, rank)]
+    platforms = np.cumsum(_PLATFORM_SHARES)[:2]
     return Events(
         index=index,
         timestamp=timestamp,
         user=user,
         page=page,
-        platform=np.searchsorted(np.cumsum(_PLATFORM_SHARES)[:2], draws.uniform("platform", user), side="right").astype(
-            np.int8
-        ),
+        platform=np.searchsorted(platforms, draws.uniform("platform", user), side="right").astype(np.int8),
         place=np.searchsorted(places.cumulative[:-1], draws.uniform("place", user), side="right").astype(np.int16),
         no_platform=draws.uniform("no platform", index) < _NO_PLATFORM,
         no_geo=draws.uniform("no geo", index) < _NO_GEO,

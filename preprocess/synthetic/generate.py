@@ -87,8 +87,8 @@ def run(
         clicks_test: also write clicks_test.csv.
         progress: called with (stage, done, total) after every block.
     Returns:
-        The manifest: seed, sizes, planted weights, rows, bytes and xxh3-64 of each file, and under `best` MAP@12 and AUC of
-        the planted probabilities and MAP@12 of a random order, over all displays and by day.
+        The manifest: seed, sizes, planted weights; rows, bytes, xxh3-64 of each file; and under `best` MAP@12 and AUC
+        of the planted probabilities, and MAP@12 of a random order, over all displays and by day.
     Raises:
         InputError: displays < 1, or `out` is not new or empty, or cannot be created. RunError: writing failed.
     """
@@ -138,9 +138,9 @@ def _write_catalogue(world: World, part: Path, report: Progress) -> dict:
 
 def _write_displays(world: World, part: Path, workers: int, truth: bool, clicks_test: bool, report: Progress):
     """clicks_train.csv, events.csv and what was asked for besides; the files' entries and the best scores."""
-    names = {"clicks_train.csv": _CLICKS, "events.csv": _EVENTS} | (
-        {"clicks_test.csv": _CLICKS[:2]} if clicks_test else {}
-    )
+    names = {"clicks_train.csv": _CLICKS, "events.csv": _EVENTS}
+    if clicks_test:
+        names["clicks_test.csv"] = _CLICKS[:2]
     files = {name: CsvFile(part / name, columns) for name, columns in names.items()}
     planted = pq.ParquetWriter(part / "planted.parquet", _truth_schema()) if truth else None
     score, total, done = Score(), world.sizes.displays + world.sizes.test_displays, 0
@@ -168,7 +168,7 @@ def _write_displays(world: World, part: Path, workers: int, truth: bool, clicks_
 
 
 def _in_order(function: Callable, items: Iterable, workers: int) -> Iterator:
-    """Results in the order of the items, with at most workers + 1 of them under way or waiting: that bounds the memory."""
+    """Results in the order of the items, at most workers + 1 of them under way or waiting: that bounds the memory."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         for item in items:
@@ -210,9 +210,8 @@ def _test_chunk(world: World, events: Events, written: pa.Buffer) -> Chunk:
 
 
 def _truth_schema() -> pa.Schema:
-    return pa.schema(
-        {"display_id": pa.int64(), "ad_id": pa.int32(), "clicked": pa.int8(), "probability": pa.float64()}.items()
-    )
+    names = ["display_id", "ad_id", "clicked", "probability"]
+    return pa.schema(list(zip(names, [pa.int64(), pa.int32(), pa.int8(), pa.float64()])))
 
 
 def _events_table(world: World, events: Events) -> pa.Table:

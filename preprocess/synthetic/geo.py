@@ -7,21 +7,21 @@ import numpy as np
 REGIONS = 8
 DISTINCT = 2_988
 
-_STATES = (
-    "CA TX FL NY PA IL OH GA NC MI NJ VA WA AZ MA TN IN MO MD WI CO MN SC AL LA KY OR OK CT UT IA NV AR MS KS NM NE ID WV HI NH "
-    "ME MT RI DE SD ND AK DC VT WY"
-).split()
-_PROVINCES = "ON BC QC AB MB SK NS NB NL PE NT YT NU".split()
-# Ordered by traffic; the first seven are named in the samples of the real data, the tail only needs to be long.
+# Two letters each, by traffic: states of the US, provinces of Canada, and the other countries with their long tail.
+_STATES = "CATXFLNYPAILOHGANCMINJVAWAAZMATNINMOMDWICOMNSCALLAKYOROKCTUTIANVARMSKSNMNEIDWVHINHMEMTRIDESDNDAKDCVTWY"
+_PROVINCES = "ONBCQCABMBSKNSNBNLPENTYTNU"
 _COUNTRIES = (
-    "GB AU IN ZA SG NZ PH AE MY IE DE MX HK BR IL JP FR PK ID ES IT NL TH TR SE NG SA KE PR TT JM EG CO AR CH GR NO DK BE PL PT RO "
-    "KR TW VN BD LK NP QA KW OM BH LB JO IQ MA DZ TN GH UG TZ ZM ZW BW NA MU ET RW CM SN CI AO MZ MW MG SD LY SO CD GA BJ TG ML BF "
-    "NE TD GM GN LR SL CV SC RE YT KM DJ ER SS BI CG CF GQ ST LS SZ RU UA BY KZ UZ TM KG TJ AM AZ GE MD LT LV EE FI IS CZ SK HU AT "
-    "SI HR BA RS ME MK AL BG CY MT LU LI MC SM VA AD GI FO GL CL PE VE EC BO PY UY GY SR GF PA CR NI HN SV GT BZ CU DO HT BS BB LC "
-    "VC GD DM AG KN AI VG VI MS TC KY BM AW CW BQ MF MQ GP PM FK CN MO MN KP MM KH LA BN TL MV BT AF IR SY YE PS FJ PG SB VU NC PF "
-    "WS TO KI FM MH PW NR TV CK NU WF AS GU MP A1 A2 AP EU"
-).split()
+    "GBAUINZASGNZPHAEMYIEDEMXHKBRILJPFRPKIDESITNLTHTRSENGSAKEPRTTJMEGCOARCHGRNODKBEPLPTROKRTWVNBDLKNPQAKWOMBHLBJOIQ"
+    "MADZTNGHUGTZZMZWBWNAMUETRWCMSNCIAOMZMWMGSDLYSOCDGABJTGMLBFNETDGMGNLRSLCVSCREYTKMDJERSSBICGCFGQSTLSSZRUUABYKZUZ"
+    "TMKGTJAMAZGEMDLTLVEEFIISCZSKHUATSIHRBARSMEMKALBGCYMTLULIMCSMVAADGIFOGLCLPEVEECBOPYUYGYSRGFPACRNIHNSVGTBZCUDOHT"
+    "BSBBLCVCGDDMAGKNAIVGVIMSTCKYBMAWCWBQMFMQGPPMFKCNMOMNKPMMKHLABNTLMVBTAFIRSYYEPSFJPGSBVUNCPFWSTOKIFMMHPWNRTVCKNU"
+    "WFASGUMPA1A2APEU"
+)
 _ABROAD_NEAR = {"GB", "AU", "NZ", "IE"}
+
+
+def _pairs(letters: str) -> list[str]:
+    return [letters[i : i + 2] for i in range(0, len(letters), 2)]
 
 
 class Places(NamedTuple):
@@ -33,8 +33,9 @@ class Places(NamedTuple):
 def _united_states() -> list[tuple[str, float, int]]:
     places = [("US", 0.022, 3)]
     market = 500
-    for rank, state in enumerate(_STATES):
-        share = 0.78 * (rank + 4.0) ** -1.1 / sum((r + 4.0) ** -1.1 for r in range(len(_STATES)))
+    states = _pairs(_STATES)
+    for rank, state in enumerate(states):
+        share = 0.78 * (rank + 4.0) ** -1.1 / sum((r + 4.0) ** -1.1 for r in range(len(states)))
         places.append((f"US>{state}", 0.01 * share, rank % 4))
         markets = max(2, 12 - rank // 4)
         weights = 1.0 / (1.0 + np.arange(markets))
@@ -46,13 +47,13 @@ def _united_states() -> list[tuple[str, float, int]]:
 
 def places() -> Places:
     """The whole vocabulary: the United States 80 %, Canada 6.5 %, the other countries with a long tail."""
-    rows = _united_states()
-    weights = (np.arange(len(_PROVINCES)) + 1.0) ** -1.3
-    rows += [("CA", 0.001, 4)] + [(f"CA>{p}", 0.064 * w, 4) for p, w in zip(_PROVINCES, weights / weights.sum())]
-    shares = (np.arange(len(_COUNTRIES)) + 1.5) ** -1.4
+    rows, provinces, countries = _united_states(), _pairs(_PROVINCES), _pairs(_COUNTRIES)
+    weights = (np.arange(len(provinces)) + 1.0) ** -1.3
+    rows += [("CA", 0.001, 4)] + [(f"CA>{p}", 0.064 * w, 4) for p, w in zip(provinces, weights / weights.sum())]
+    shares = (np.arange(len(countries)) + 1.5) ** -1.4
     shares *= (1.0 - sum(row[1] for row in rows)) / shares.sum()
-    codes, extra = divmod(DISTINCT - len(rows) - len(_COUNTRIES), len(_COUNTRIES))
-    for rank, (country, share) in enumerate(zip(_COUNTRIES, shares)):
+    codes, extra = divmod(DISTINCT - len(rows) - len(countries), len(countries))
+    for rank, (country, share) in enumerate(zip(countries, shares)):
         region = 5 if country in _ABROAD_NEAR else 6 if rank < 20 else 7
         rows.append((country, 0.05 * share, region))
         count = codes + (rank < extra)

@@ -57,15 +57,13 @@ def fresh_directory(out: Path) -> Iterator[Path]:
         RunError: writing failed later, for instance because the disk is full.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(
-            f"{out} exists and is not an empty directory, expected a new or empty one; nothing was written"
-        )
+        raise InputError(f"{out} exists and is not an empty directory, expected a new or empty one")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise InputError(
-            f"{out} cannot be created ({error.strerror}), expected a path below a writable directory"
+            f"{out} cannot be created ({error.strerror}), expected a path in a writable directory"
         ) from error
     try:
         yield part

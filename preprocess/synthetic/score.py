@@ -31,15 +31,13 @@ def score_chunk(shown: Shown, day: np.ndarray) -> ChunkScore:
 
 
 class Score:
-    """Sums by day; add chunks in any order. State: 15 days x 2 x BINS counts."""
+    """Counts by day, so chunks may come in any order. State: 15 days x 2 x BINS int64."""
 
     def __init__(self):
         self.displays = np.zeros(DAYS, np.int64)
         self.rows = np.zeros(DAYS, np.int64)
-        self.precision = np.zeros(
-            (DAYS, MOST_ADS + 1), np.int64
-        )  # displays by rank of the click: exact, so order is no matter
-        self.size = np.zeros((DAYS, MOST_ADS + 1), np.int64)  # displays by number of ads
+        self.by_rank = np.zeros((DAYS, MOST_ADS + 1), np.int64)  # displays by rank of the click
+        self.by_size = np.zeros((DAYS, MOST_ADS + 1), np.int64)  # displays by number of ads
         self.bins = np.zeros((DAYS, 2, BINS), np.int64)
 
     def add(self, chunk: ChunkScore) -> None:
@@ -48,16 +46,16 @@ class Score:
             here, rows = chunk.day == day, day_of_row == day
             self.displays[day] += here.sum()
             self.rows[day] += rows.sum()
-            self.precision[day] += np.bincount(chunk.rank[here], minlength=MOST_ADS + 1)
-            self.size[day] += np.bincount(chunk.ads[here], minlength=MOST_ADS + 1)
+            self.by_rank[day] += np.bincount(chunk.rank[here], minlength=MOST_ADS + 1)
+            self.by_size[day] += np.bincount(chunk.ads[here], minlength=MOST_ADS + 1)
             for label in (0, 1):
                 self.bins[day, label] += np.bincount(chunk.bin[rows & (chunk.clicked == label)], minlength=BINS)
 
     def over(self, days) -> dict:
-        """Scores over some of the days: {displays, rows, map12, auc, random_map12}; MAP@12 has one click per display."""
+        """Scores over some of the days. MAP@12 with one click per display is the mean of 1 / rank of the click."""
         displays = int(self.displays[days].sum())
         reciprocal = 1.0 / np.maximum(np.arange(MOST_ADS + 1), 1)
-        by_rank, by_size = self.precision[days].sum(axis=0), self.size[days].sum(axis=0)
+        by_rank, by_size = self.by_rank[days].sum(axis=0), self.by_size[days].sum(axis=0)
         negative, positive = self.bins[days].sum(axis=0)
         below = np.cumsum(negative) - negative
         pairs = float(negative.sum()) * float(positive.sum())

@@ -6,8 +6,8 @@ from widedeep.errors import InputError
 
 FULL_DISPLAYS = 16_874_593
 RULE = (
-    "counts of the published data set times (displays / 16,874,593)^0.7 for ads, campaigns, documents and entities and ^0.5 "
-    "for advertisers, sources and publishers; categories, topics and geo strings are always all there"
+    "counts of the published data set times (displays / 16,874,593)^0.8 for ads, campaigns, documents and entities, "
+    "and ^0.5 for advertisers, sources and publishers; categories, topics and geo strings are always all there"
 )
 CATEGORIES = 97
 TOPICS = 300
@@ -40,15 +40,15 @@ class Sizes:
 
     @classmethod
     def scaled(cls, displays: int) -> "Sizes":
-        """Sublinear, so that a small set still has several clicks per ad: 38 rows per ad at 150,000 displays, 156 at full size."""
+        """Sublinear, so a small set has clicks on most ads: 60 rows an ad at 150,000 displays, 156 at full size."""
         if displays < 1:
             raise InputError(f"--displays is {displays}, expected at least 1")
         ratio = displays / FULL_DISPLAYS
-        counts = {name: round(full * ratio**0.7) for name, full in _CATALOGUE.items()}
+        counts = {name: round(full * ratio**0.8) for name, full in _CATALOGUE.items()}
         counts |= {name: round(full * ratio**0.5) for name, full in _SITES.items()}
         counts = {name: max(count, _SMALLEST[name]) for name, count in counts.items()}
         test = round(displays * 6_245_533 / FULL_DISPLAYS)
-        # Drawing users evenly from three times as many as there are events leaves the published 0.856 distinct users per event.
+        # Drawing evenly from three times as many users as events leaves the published 0.856 distinct users per event.
         return cls(displays=displays, test_displays=test, users=3 * (displays + test), **counts)
 
     def to_dict(self) -> dict:

@@ -34,7 +34,7 @@ def category_code(number: np.ndarray) -> np.ndarray:
 
 
 def publication(draws: Draws, document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Publish time in seconds since 1970 ([M] int64) and whether it is not recorded. Most are recent, some implausible."""
+    """Publish time in seconds since 1970 ([M] int64) and whether it is null. Most are recent, some implausible."""
     age = 3650.0 * 86_400 * draws.uniform("age", document) ** 5
     seconds = (_LAST_PUBLICATION - age).astype(np.int64)
     seconds -= np.where(draws.uniform("midnight", document) < 0.5, seconds % 86_400, 0)
@@ -46,7 +46,7 @@ def publication(draws: Draws, document: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def with_nulls(draws: Draws, stream: str, index: np.ndarray, values: np.ndarray, null: np.ndarray) -> pa.Array:
-    """Values as text, with nulls written in the two ways of the published files: mostly an empty field, a quarter `\\N`."""
+    """Values as text, with nulls written in both published ways: mostly an empty field, a quarter `\\N`."""
     marker = pa.array(["", NULL]).take(pa.array(draws.uniform(stream + " marker", index) < 0.25).cast(pa.int8()))
     return pc.if_else(pa.array(null), marker, pa.array(values).cast(pa.string()))
 
