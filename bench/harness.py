@@ -1,0 +1,219 @@
+"""What `bench.train` and `bench.infer` share: options, contenders, interleaved rounds, the report.
+
+Every contender starts from the same weights, must give the same logits before the clock starts, and reads the same
+batches from a shard set through the package's Reader, which is part of the time. A round measures ours and a peer in
+turn, `steps` steps each; the ratio is the median over rounds of ours / peer, so that a machine that drifts slows both.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench import peers
+from bench.job import Contender, Job, write_shards
+from bench.ours import WideDeepContender
+from widedeep.data import Batch, Reader
+from widedeep.errors import InputError
+from widedeep.feature_spec import FeatureSpec
+from widedeep.model import WideDeep
+from widedeep.shards import ShardSet
+from widedeep.step import PRECISIONS
+
+WARMUP_STEPS = 3  # compilation, capture, allocation
+EPOCH_STEPS = 8  # batches in the shard set; they are repeated
+# Largest difference of initial logits, which are of the order of 1, between two implementations of the same model.
+AGREEMENT = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
+
+Action = Callable[[Contender, Batch, int], None]
+
+
+def options(what: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", help="rows of a batch; several are measured one after the other"
+    )
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
+    parser.add_argument("--steps", type=int, default=0, help="steps of one measurement (default: about a second)")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each pair")
+    parser.add_argument("--peers", default="all", help=f"all, none, or some of {','.join(peers.PEERS)}")
+    parser.add_argument("--step", choices=("fused", "reference"), default="fused", help="which of our steps")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[1024] * 5)
+    parser.add_argument("--fspec_file", type=Path, help="feature spec (default: the seed's Outbrain model)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def main(what: str, action: Action, argv: list[str] | None = None) -> int:
+    args = options(what).parse_args(argv)
+    args.batch = args.batch or ([4096] if args.device == "cpu" else [131072, 16384])
+    try:
+        report = run(args, what, action)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report) if args.json else text(report))
+    return 0
+
+
+def run(args: argparse.Namespace, what: str, action: Action) -> dict:
+    """Measures every batch size; returns the report as plain values."""
+    spec = FeatureSpec.load(args.fspec_file) if args.fspec_file else FeatureSpec.outbrain()
+    if any(f.hotness != 1 for f in spec.categorical):
+        raise InputError("the peers know one-hot features only: a feature of the spec has hotness > 1")
+    job = _job(args, spec)
+    contenders, skipped = _contenders(args, job)
+    results = []
+    with tempfile.TemporaryDirectory(prefix="widedeep-bench-") as directory:
+        shards = Path(directory) / "train"
+        write_shards(shards, spec, EPOCH_STEPS * max(args.batch))
+        for batch in args.batch:
+            reader = Reader(ShardSet.open(shards), batch, device=job.device, spec=spec)
+            results.append(_measure(args, contenders, reader, action))
+    return {
+        "bench": what,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device_name(job.device),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "precision": args.precision,
+        "parameters": spec.parameter_count(args.hidden),
+        "versions": {c.name: c.version for c in contenders},
+        "skipped": skipped,
+        "results": results,
+    }
+
+
+def _job(args: argparse.Namespace, spec: FeatureSpec) -> Job:
+    model = WideDeep(spec, args.hidden, wide_init="uniform", seed=0)
+    return Job(spec, tuple(args.hidden), model.named_arrays(), torch.device(args.device), args.precision)
+
+
+def _contenders(args: argparse.Namespace, job: Job) -> tuple[list[Contender], dict[str, str]]:
+    """Ours first, and the peers that run here and agree with it; the others with the reason."""
+    names, skipped = peers.chosen(args.peers, args.device)
+    ours = WideDeepContender(job, args.step)
+    contenders = [ours]
+    with tempfile.TemporaryDirectory(prefix="widedeep-bench-") as directory:
+        write_shards(Path(directory) / "check", job.spec, 256, seed=1)
+        reader = Reader(ShardSet.open(Path(directory) / "check"), 256, device=job.device, spec=job.spec)
+        batch = next(iter(reader.epoch(0)))
+        want = ours.logits(batch)
+        for name in names:
+            try:
+                peer = peers.make(name, job)
+                error = float(np.abs(peer.logits(batch) - want).max())
+            except Exception as failure:  # a peer that cannot run is reported, and does not stop the others
+                skipped[name] = f"failed: {' '.join(str(failure).split())[:300]}"
+                continue
+            if error <= AGREEMENT[job.precision]:
+                contenders.append(peer)
+            else:
+                skipped[name] = f"not the same model: its logits differ by up to {error:.3g}"
+    return contenders, skipped
+
+
+def endless(reader: Reader) -> Iterator[Batch]:
+    for epoch in count():
+        for batch in reader.epoch(epoch):
+            if batch.global_rows == reader.global_batch:
+                yield batch
+
+
+def _measure(args: argparse.Namespace, contenders: list[Contender], reader: Reader, action: Action) -> dict:
+    rows = reader.global_batch
+    batches = {c.name: endless(reader) for c in contenders}
+    taken = dict.fromkeys(batches, 0)
+
+    def seconds(contender: Contender, steps: int) -> float:
+        contender.synchronize()
+        start = time.perf_counter()
+        for _ in range(steps):
+            action(contender, next(batches[contender.name]), taken[contender.name])
+            taken[contender.name] += 1
+        contender.synchronize()
+        return (time.perf_counter() - start) / steps
+
+    for contender in contenders:
+        seconds(contender, WARMUP_STEPS)
+    ours, *others = contenders
+    steps = args.steps or max(1, round(1.0 / seconds(ours, 2)))
+    own: list[float] = []
+    pairs: dict[str, list[tuple[float, float]]] = {c.name: [] for c in others}
+    for _ in range(args.rounds):
+        for peer in others or [None]:
+            own.append(seconds(ours, steps))
+            if peer is not None:
+                pairs[peer.name].append((own[-1], seconds(peer, steps)))
+    table = [_row(ours.name, own, rows)]
+    for name, times in pairs.items():
+        row = _row(name, [theirs for _, theirs in times], rows)
+        table.append(row | {"ours_over_this": statistics.median(theirs / mine for mine, theirs in times)})
+    return {"batch": rows, "steps": steps, "rounds": args.rounds, "contenders": table}
+
+
+def _row(name: str, times: list[float], rows: int) -> dict:
+    return {
+        "name": name,
+        "samples_per_s": rows / statistics.median(times),
+        "slowest": rows / max(times),
+        "fastest": rows / min(times),
+        "ms_per_step": 1000 * statistics.median(times),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def commit() -> str:
+    """Of this checkout, with `+` if files differ from it; `unknown` outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def text(report: dict) -> str:
+    lines = [
+        f"{report['bench']}: {report['parameters']:,} parameters, {report['precision']}",
+        f"{report['device']}; commit {report['commit']}; {report['date']}",
+    ]
+    for result in report["results"]:
+        lines += [
+            "",
+            f"batch {result['batch']}, {result['steps']} steps a measurement, medians of {result['rounds']} rounds",
+            f"{'':24}{'samples/s':>12}{'ms/step':>10}{'slowest':>12}{'fastest':>12}{'ours / this':>13}",
+        ]
+        for row in result["contenders"]:
+            ratio = f"{row['ours_over_this']:.2f}" if "ours_over_this" in row else ""
+            numbers = (
+                f"{row['samples_per_s']:12,.0f}{row['ms_per_step']:10.2f}{row['slowest']:12,.0f}{row['fastest']:12,.0f}"
+            )
+            lines.append(f"{row['name']:24}{numbers}{ratio:>13}")
+    lines += [""] + [f"{name}: {version}" for name, version in report["versions"].items()]
+    lines += [f"{name} left out: {reason}" for name, reason in report["skipped"].items()]
+    return "\n".join(lines)

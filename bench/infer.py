@@ -1,0 +1,15 @@
+"""Forward passes beside the peers': `python -m bench.infer --device cpu --batch 4096`. Method: bench/README.md."""
+
+import sys
+
+from bench.harness import main
+from bench.job import Contender
+from widedeep.data import Batch
+
+
+def action(contender: Contender, batch: Batch, step: int) -> None:
+    contender.predict(batch)
+
+
+if __name__ == "__main__":
+    sys.exit(main("inference", action))
