@@ -1,10 +1,17 @@
 """Collectives of several gloo processes, and whole runs of 2 and 3 processes against one."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 import torch
+from planted import planted_data
+from ranks import ROOT, run_ranks
+from safetensors.torch import load_file
 
-from ranks import run_ranks
+from widedeep.checkpoint import Checkpoints, read_progress
 from widedeep.dist import LocalComm
 
 COLLECTIVES = """
@@ -50,3 +57,66 @@ except RunError as error:
 os._exit(0)
 """
     assert run_ranks(2, "-c", script)[0].startswith("process 0 lost contact with the others")
+
+
+FLAGS = (
+    "-m widedeep train --cpu --global_batch_size 64 --eval_batch_size 150 --num_epochs 2 --deep_warmup_epochs 1 --seed 5"
+    " --threads 1 --deep_hidden_units 16 8 --deep_dropout 0.3 --deep_learning_rate 0.002 --log_every 7"
+).split()
+
+
+def whole_run(world: int, data: Path, out: Path, step: str) -> tuple[dict, dict, list[dict]]:
+    """(weights and slots, evaluation, logged values) of `world` processes; 32 steps, the last of each epoch ragged."""
+    places = ["--dataset_path", data, "--model_dir", out / "model", "--results_dir", out, "--step", step]
+    run_ranks(world, *FLAGS, *places)
+    path = Checkpoints(out / "model").find("last")
+    arrays = load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return arrays, json.loads((out / "evaluation.json").read_text()), lines
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return planted_data(tmp_path_factory.mktemp("data") / "set")
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("one")
+
+
+@pytest.fixture(scope="module")
+def alone(data, one):
+    return whole_run(1, data, one, "reference")
+
+
+@pytest.mark.parametrize(("world", "step"), [(2, "reference"), (3, "fused")])
+def test_ranks_give_the_result_of_one_process(data, alone, tmp_path, world, step):
+    want, want_evaluation, want_lines = alone
+    got, evaluation, lines = whole_run(world, data, tmp_path, step)
+    assert want.keys() == got.keys()
+    for name, array in want.items():
+        if name.startswith("last_step") or name == "step":
+            continue  # a row's rms may be settled at another step and stand for the same value
+        moved = 2e-4 if "rms" not in name else 1e-3
+        torch.testing.assert_close(got[name], array, rtol=moved, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    for key, limit in {"loss": 1e-5, "auc": 1e-4, "map": 1e-3, "gauc": 1e-3, "binary_accuracy": 1e-9}.items():
+        assert evaluation[key] == pytest.approx(want_evaluation[key], abs=limit), key
+    assert [line["step"] for line in lines] == [line["step"] for line in want_lines]
+    for line, other in zip(lines, want_lines):
+        assert line.get("loss") == pytest.approx(other.get("loss"), abs=1e-4)
+
+
+def test_evaluation_does_not_depend_on_the_number_of_processes(data, one, alone):
+    score = ["evaluate", "--model", one / "model", "--dataset_path", data, "--cpu", "--json", "--checkpoint", "last"]
+    two = json.loads(run_ranks(2, "-m", "widedeep", *score, "--step", "reference", "--eval_batch_size", "70")[0])
+    for key, value in alone[1].items():
+        if key != "calibration":
+            assert two[key] == pytest.approx(value, abs=1e-9), key
+
+
+def test_torchrun_starts_it(data, tmp_path):
+    places = ["--dataset_path", data, "--model_dir", tmp_path / "model", "--results_dir", tmp_path]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *FLAGS]
+    subprocess.run([sys.executable, *map(str, [*torchrun, *places])], check=True, capture_output=True, cwd=ROOT)
+    assert read_progress(Checkpoints(tmp_path / "model").find("last")).step == 32

@@ -11,9 +11,12 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from widedeep.errors import InputError, RunError
@@ -127,13 +130,27 @@ def _overview(words: list[str]) -> int:
 def _parse(name: str, command: ModuleType, words: list[str]) -> Any:
     parser = Parser(prog=f"widedeep {name}", description=COMMANDS[name], exit_on_error=False)
     command.add_arguments(parser)
+    for path in _config_files(words):
+        _check_config_file(path, {action.dest for action in parser._actions})
+    return parser.parse_args(words)
+
+
+def _config_files(words: list[str]) -> list[str]:
+    after = [value for word, value in pairwise(words) if word == "--config"]
+    return after + [word.partition("=")[2] for word in words if word.startswith("--config=")]
+
+
+def _check_config_file(path: str, known: set[str]) -> None:
+    """jsonargparse would refuse such a file too, but without its name."""
     try:
-        return parser.parse_args(words)
-    except ArgumentError as error:
-        if str(error).startswith("Option ") and "--config" in words:
-            config = words[words.index("--config") + 1]
-            raise InputError(f"{config}: {error}: expected names of flags of `widedeep {name}`") from error
-        raise
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: expected YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a map of flag names to values")
+    for key in values:
+        if key not in known:
+            raise InputError(f"{path}: unknown key {key!r}: expected the name of a flag")
 
 
 def _exit_code(error: Exception) -> int | None:
