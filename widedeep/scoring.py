@@ -16,8 +16,8 @@ from widedeep.errors import InputError
 from widedeep.metrics import score_rows
 from widedeep.outputs import plain
 
-# Keras' BinaryCrossentropy clips float32 probabilities to [1e-7, 1 - 1e-7] and adds 1e-7 inside each logarithm. These are
-# the smallest arguments of log(p) and log(1 - p) that come of it: a bound on the loss of a row that leaves all others be.
+# Keras clips float32 probabilities to [1e-7, 1 - 1e-7] and adds 1e-7 inside each logarithm (BinaryCrossentropy). These
+# are the smallest arguments of log(p) and log(1 - p) that come of it: a bound on a row's loss, and nothing else.
 LEAST_P = float(np.float32(1e-7)) + 1e-7
 LEAST_1_MINUS_P = 1 - float(np.float32(1 - 1e-7)) + 1e-7
 # A column without any value has the type null; its first row is then at fault, not its type.
@@ -72,7 +72,7 @@ def metrics_of(rows: Predictions, k: int = 12) -> dict[str, float | int | None]:
 
 
 def log_loss(prob: Tensor, label: Tensor) -> float:
-    """Mean of -log(p) of clicks and -log(1 - p) of other rows, in nats; one row adds at most what it may in Keras (15.4)."""
+    """Mean of -log(p) of clicks and -log(1 - p) of other rows, in nats; a row adds at most 15.4, as in Keras."""
     likelihood = torch.where(label > 0, prob.clamp(min=LEAST_P), (1 - prob).clamp(min=LEAST_1_MINUS_P))
     return -likelihood.log().mean().item()
 
