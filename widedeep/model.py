@@ -5,6 +5,8 @@ Source: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems"; sizes
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,8 @@ class WideDeep(nn.Module):
     ):
         super().__init__()
         _check_arguments(hidden, dropout, wide_init, parts)
+        if seed is not None and not 0 <= seed < 2**63:
+            raise InputError(f"seed: expected a number from 0 to 2^63 - 1, got {seed}")
         self.spec = spec
         self.hidden = tuple(hidden)
         self.dropout = float(dropout)
@@ -108,25 +112,12 @@ class WideDeep(nn.Module):
 
     def parts(self, ids: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
         """The two summands of the logit: wide [B], deep [B], float32; zeros for an absent part."""
-        zeros = torch.zeros(ids.shape[0], device=ids.device)
+        layout = self.layout
+        places = (layout.hotness, layout.mean, layout.table_columns, layout.numeric_columns, layout.deep_width)
+        x, wide_logit = ops.embedding_forward(ids, numeric, *self.lookup_weights(), *places, torch.float32)
+        zeros = torch.zeros_like(wide_logit)
         if not self.has_deep:
-            return self._wide_alone(ids, numeric), zeros
-        spec = self.spec
-        wide = (self.wide, self.wide_numeric, self.wide_bias)
-        if not self.has_wide:
-            wide = (zeros.new_zeros(spec.total_rows), zeros.new_zeros(len(spec.numeric)), zeros.new_zeros(1))
-        x, wide_logit = ops.embedding_forward(
-            ids,
-            numeric,
-            list(self.tables),
-            *wide,
-            hotness=spec.hotness,
-            mean=spec.mean,
-            columns=spec.table_columns,
-            numeric_columns=spec.numeric_columns,
-            width=spec.deep_width,
-            dtype=torch.float32,
-        )
+            return wide_logit, zeros
         p = self.dropout if self.training else 0.0
         for i, layer in enumerate(self.layers):
             x = ops.linear_relu_dropout(x, layer.weight, layer.bias, p, self.seed, self.dropout_step, i, 0)
@@ -134,10 +125,23 @@ class WideDeep(nn.Module):
             self.dropout_step = self.dropout_step + 1  # a new tensor: backward may still read the old one
         return wide_logit, ops.head_forward(x, self.out.weight, self.out.bias, zeros)
 
-    def _wide_alone(self, ids: Tensor, numeric: Tensor) -> Tensor:
-        rows, valid = self.wide_rows(ids)
-        terms = torch.where(valid, self.wide[rows], 0.0)
-        return terms.sum(dim=1) + numeric @ self.wide_numeric + self.wide_bias
+    @cached_property
+    def layout(self) -> FeatureSpec:
+        """Where embeddings and numerics go: the spec; in a wide part alone, whose tables have no columns, a copy so."""
+        if self.has_deep:
+            return self.spec
+        return replace(self.spec, categorical=[replace(f, dim=0) for f in self.spec.categorical])
+
+    def lookup_weights(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """Tables F x [rows, D], wide [R], wide numerics [N] and bias [1]; of an absent part ones that add nothing."""
+        device = next(self.parameters()).device
+        tables = list(self.tables)
+        if not self.has_deep:
+            tables = [torch.zeros(rows, 0, device=device) for rows in self.spec.cardinalities]
+        if self.has_wide:
+            return tables, self.wide, self.wide_numeric, self.wide_bias
+        sizes = (self.spec.total_rows, len(self.spec.numeric), 1)
+        return tables, *(torch.zeros(n, device=device) for n in sizes)
 
     def wide_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the flat wide table that ids [B, K] stand for, int64, and which of them are ids, not padding."""

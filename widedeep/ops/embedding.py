@@ -212,7 +212,7 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(ids, numeric)
     ctx.shapes = [tuple(t.shape) for t in tables]
     ctx.wide_rows = wide.shape[0]
-    ctx.hotness, ctx.mean, ctx.columns = inputs[6:9]
+    ctx.hotness, ctx.mean, ctx.columns, ctx.numeric_columns = inputs[6:10]
 
 
 def _backward(ctx, dx, dlogit):
@@ -236,7 +236,9 @@ def _backward(ctx, dx, dlogit):
     if wide_rows:
         wide = _sparse(torch.cat(wide_rows), torch.cat(wide_values), (ctx.wide_rows,))
     weights = (None, None, tables, wide, dlogit @ numeric, dlogit.sum(0, keepdim=True))
-    return *weights, *[None] * 6
+    # torch takes an empty list for a list of tensors, and wants a list of as many gradients.
+    lists = [None if given else [] for given in (ctx.hotness, ctx.mean, ctx.columns, ctx.numeric_columns)]
+    return *weights, *lists, None, None
 
 
 def _sparse(rows: Tensor, values: Tensor, shape: tuple) -> Tensor:

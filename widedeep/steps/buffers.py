@@ -41,7 +41,7 @@ class Activations:
         return x, hidden
 
     def gradient(self, i: int, B: int) -> Tensor:
-        """The gradient of layer i's input (i = L: of the last output), [B, width]; valid until that of i - 2 is asked."""
+        """The gradient of layer i's input (i = L: of the last output), [B, width], until that of i - 2 is asked."""
         return self.pair[i % 2][: B * self.widths[i]].view(B, self.widths[i])
 
 

@@ -6,7 +6,6 @@ One step: embedding_forward; one product per layer with bias, relu and dropout i
     gradients and applies both optimizers.
 """
 
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -35,13 +34,10 @@ class FusedStep(Step):
             raise InputError(f"precision: expected fp32 or bf16 for the fused step on a CPU, got {config.precision!r}")
         super().__init__(model, config, device, comm)
         self.dtype = PRECISIONS[config.precision]
-        spec = model.spec
-        # A wide part alone has tables of no columns, so that one pass over the ids serves every kind of model.
-        self.spec = spec if model.has_deep else replace(spec, categorical=[replace(f, dim=0) for f in spec.categorical])
-        self.no_tables = [torch.empty(rows, 0) for rows in spec.cardinalities]
-        # A deep part alone has wide weights that stay 0.
-        R, N = spec.total_rows, len(spec.numeric)
-        self.no_wide = () if model.has_wide else tuple(torch.zeros(n) for n in (R, N, 1, R, R))
+        self.spec = model.layout
+        # Stand-ins for the slots of an absent part, so that one pass over the ids serves every kind of model.
+        self.no_rms = [] if model.has_deep else [torch.zeros(rows, 0) for rows in self.spec.cardinalities]
+        self.no_slots = () if model.has_wide else tuple(torch.zeros(self.spec.total_rows) for _ in range(2))
         self.activations = Activations(self.spec.deep_width, model.hidden if model.has_deep else (), self.dtype)
         self.grads = DenseGradients(model)
         self.copies = {}
@@ -97,25 +93,14 @@ class FusedStep(Step):
         for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
             ops.rmsprop_settle_(rms, last_step, now, self.config.rho)
 
-    def _tables(self) -> list[Tensor]:
-        return [t.data for t in self.model.tables] if self.model.has_deep else self.no_tables
-
-    def _wide(self) -> tuple[Tensor, ...]:
-        """Weights [R], [N], [1], and the slots accum and linear [R]."""
-        model, slots = self.model, self.slots
-        if not model.has_wide:
-            return self.no_wide
-        return model.wide.data, model.wide_numeric.data, model.wide_bias.data, slots.accum, slots.linear
-
     def _forward(self, batch: Batch, step: int, p: float) -> tuple[Tensor, Tensor]:
         """The last hidden layer's output [B, H] and the wide logit [B], in buffers that the next call overwrites."""
         model, spec, buffers = self.model, self.spec, self.activations
         x, hidden = buffers.rows(len(batch.ids))
         wide_logit = buffers.wide_logit[: len(x)]
         places = (spec.hotness, spec.mean, spec.table_columns, spec.numeric_columns)
-        ops.embedding_forward_out(
-            batch.ids, batch.numeric, self._tables(), *self._wide()[:3], *places, x=x, wide_logit=wide_logit
-        )
+        weights = model.lookup_weights()
+        ops.embedding_forward_out(batch.ids, batch.numeric, *weights, *places, x=x, wide_logit=wide_logit)
         counter = torch.tensor([step])
         for i, (layer, y) in enumerate(zip(model.layers, hidden)):
             dropout = (p, model.seed, counter, i, batch.first_row)
@@ -170,7 +155,7 @@ class FusedStep(Step):
         return buffers.loss.reshape(()).clone()
 
     def _row_gradients(self, ids: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Of the rows that this rank touched, sorted: flat rows [U], gradients per table [U_f, D], wide gradients [U]."""
+        """Of the rows this rank touched, sorted: flat rows [U], gradients per table [U_f, D], wide gradients [U]."""
         spec = self.spec
         segments = ops.embedding_segments(ids, spec.hotness, spec.cardinalities)
         starts = segments[-1].tolist()
@@ -188,21 +173,21 @@ class FusedStep(Step):
             self._update_gathered_rows(ids, lr, step)
             return
         config, spec, B = self.config, self.spec, len(ids)
-        wide, _, _, accum, linear = self._wide()
+        tables, wide, *_ = self.model.lookup_weights()
+        wide_slots = (self.slots.accum, self.slots.linear) if self.model.has_wide else self.no_slots
         segments = ops.embedding_segments(ids, spec.hotness, spec.cardinalities)
-        rms = self.slots.table_rms if self.model.has_deep else self.no_tables
+        rms = self.slots.table_rms if self.model.has_deep else self.no_rms
         dlogit = self.activations.dlogit[:B] if self.model.has_wide else torch.zeros(B)
         ops.embedding_update_(
             ids,
             self.activations.gradient(0, B),
             dlogit,
             *segments,
-            self._tables(),
+            tables,
             rms,
             self.slots.last_step,
             wide,
-            accum,
-            linear,
+            *wide_slots,
             *(spec.hotness, spec.mean, spec.table_columns),
             *(lr, step, config.rho, config.eps, config.wide_lr, config.l1, config.l2),
         )
@@ -215,8 +200,8 @@ class FusedStep(Step):
                 weight, rms = self.model.tables[f].data, self.slots.table_rms[f]
                 ops.rmsprop_rows_(weight, rms, last_step, *tables[f], lr, step, config.rho, config.eps)
         if self.model.has_wide:
-            weights, _, _, accum, linear = self._wide()
-            ops.ftrl_rows_(weights, accum, linear, flat, wide, config.wide_lr, config.l1, config.l2)
+            weights = (self.model.wide, self.slots.accum, self.slots.linear)
+            ops.ftrl_rows_(*weights, flat, wide, config.wide_lr, config.l1, config.l2)
 
     @torch.no_grad()
     def _update_dense(self, lr: Tensor) -> None:

@@ -68,14 +68,11 @@ class ReferenceStep(Step):
             self.good_steps.copy_(state["good_steps"])
 
     def _logits(self, batch: Batch, step: int, p: float) -> tuple[Tensor, Tensor]:
-        model, spec, ids = self.model, self.model.spec, batch.ids
-        zeros = torch.zeros(len(ids), device=self.device)
-        tables = list(model.tables) if model.has_deep else [zeros.new_zeros(c, 0) for c in spec.cardinalities]
-        wide = (model.wide, model.wide_numeric, model.wide_bias)
-        if not model.has_wide:
-            wide = (zeros.new_zeros(spec.total_rows), zeros.new_zeros(len(spec.numeric)), zeros.new_zeros(1))
-        places = (spec.table_columns, spec.numeric_columns, spec.deep_width, self.dtype)
-        x, wide_logit = reference.embedding_forward(ids, batch.numeric, tables, *wide, spec.hotness, spec.mean, *places)
+        model, layout = self.model, self.model.layout
+        places = (layout.hotness, layout.mean, layout.table_columns, layout.numeric_columns, layout.deep_width)
+        weights = model.lookup_weights()
+        x, wide_logit = reference.embedding_forward(batch.ids, batch.numeric, *weights, *places, self.dtype)
+        zeros = torch.zeros_like(wide_logit)
         if not model.has_deep:
             return wide_logit, zeros
         for i, layer in enumerate(model.layers):

@@ -1,0 +1,208 @@
+"""The model: its size, initial values, forward pass and gradients."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from widedeep.data import Batch
+from widedeep.errors import InputError
+from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
+from widedeep.model import WideDeep
+from widedeep.optim import FTRL, RMSprop
+from widedeep.step import make_step
+
+SPECS = {
+    "one-hot and multi-hot": FeatureSpec(
+        [
+            CategoricalFeature("a", 11, 4),
+            CategoricalFeature("c", 6, 3),
+            CategoricalFeature("l", 9, 5, hotness=3),
+            CategoricalFeature("m", 8, 2, hotness=2, combiner="mean"),
+        ],
+        [NumericFeature("b"), NumericFeature("m_"), NumericFeature("B")],
+        label="y",
+    ),
+    "no categorical": FeatureSpec([], [NumericFeature("x"), NumericFeature("w")], label="y"),
+    "no numeric": FeatureSpec([CategoricalFeature("a", 5, 3), CategoricalFeature("b", 4, 2)], [], label="y"),
+    "multi-hot only": FeatureSpec([CategoricalFeature("l", 9, 5, hotness=4)], [], label="y"),
+}
+
+
+def inputs(spec, B, device="cpu", seed=0):
+    """Random ids (multi-hot lists end in padding, some are empty), numerics and labels."""
+    g = torch.Generator().manual_seed(1000 * B + seed)
+    columns = []
+    for f in spec.categorical:
+        ids = torch.randint(f.cardinality, (B, f.hotness), generator=g, dtype=torch.int32)
+        if f.hotness > 1:
+            length = torch.randint(f.hotness + 1, (B, 1), generator=g)
+            ids[torch.arange(f.hotness) >= length] = -1
+        columns.append(ids)
+    ids = torch.cat(columns, 1) if columns else torch.empty(B, 0, dtype=torch.int32)
+    numeric = torch.randn(B, len(spec.numeric), generator=g)
+    label = (torch.rand(B, generator=g) < 0.4).float()
+    return ids.to(device), numeric.to(device), label.to(device)
+
+
+def slow_logits(model, ids, numeric):
+    """Row by row in float64, from the checkpoint's names: (wide, deep)."""
+    spec, w = model.spec, {name: a.double().cpu() for name, a in model.named_arrays().items()}
+    wide, deep = [], []
+    for row, numbers in zip(ids.tolist(), numeric.double().cpu()):
+        pieces = {f.name: numbers[i : i + 1] for i, f in enumerate(spec.numeric)}
+        total = w["wide.bias"][0] if model.has_wide else torch.tensor(0.0)
+        if model.has_wide:
+            total = total + (numbers * w["wide.numeric.weight"]).sum()
+        first = 0
+        for f in spec.categorical:
+            named = [i for i in row[first : first + f.hotness] if i >= 0]
+            first += f.hotness
+            if model.has_wide:
+                total = total + sum(w[f"wide.table.{f.name}"][i] for i in named)
+            if model.has_deep:
+                vector = sum((w[f"deep.table.{f.name}"][i] for i in named), torch.zeros(f.dim).double())
+                if f.combiner == "mean" and named:
+                    vector = vector / len(named)
+                pieces[f"{f.name}_embedding"] = vector
+        wide.append(total)
+        if model.has_deep:
+            h = torch.cat([pieces[name] for name in sorted(pieces)])
+            for i in range(len(model.hidden)):
+                h = torch.relu(w[f"deep.layer.{i}.weight"] @ h + w[f"deep.layer.{i}.bias"])
+            deep.append((w["deep.out.weight"] @ h + w["deep.out.bias"])[0])
+    zeros = torch.zeros(len(ids)).double()
+    return torch.stack(wide) if model.has_wide else zeros, torch.stack(deep) if model.has_deep else zeros
+
+
+@pytest.fixture(scope="module")
+def outbrain():
+    return WideDeep(FeatureSpec.outbrain(), seed=1)
+
+
+def test_outbrain_has_the_published_number_of_parameters(outbrain):
+    assert sum(p.numel() for p in outbrain.parameters()) == 90_512_767
+    assert sum(a.numel() for a in outbrain.named_arrays().values()) == 90_512_767
+
+
+def test_initial_tables_are_truncated_normal(outbrain):
+    for f, table in zip(outbrain.spec.categorical, outbrain.tables):
+        std = math.sqrt(2 / (f.cardinality + f.dim))
+        n = table.numel()
+        assert table.abs().max() <= 2.2737 * std
+        if n > 10_000:
+            assert table.std().item() == pytest.approx(std, rel=4 / math.sqrt(n))
+            assert abs(table.mean().item()) < 5 * std / math.sqrt(n)
+            assert table.abs().max() > 2.2 * std
+
+
+def test_initial_layers_are_glorot_uniform_and_biases_zero(outbrain):
+    widths = [989, 1024, 1024, 1024, 1024, 1024, 1]
+    for layer, (i, o) in zip([*outbrain.layers, outbrain.out], pairwise(widths)):
+        assert layer.weight.shape == (o, i)
+        limit = math.sqrt(6 / (i + o))
+        assert 0.98 * limit < layer.weight.abs().max() <= limit
+        assert layer.weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.05)
+        assert (layer.bias == 0).all()
+
+
+def test_initial_wide_weights(outbrain):
+    assert -0.05 <= outbrain.wide.min() < -0.0499
+    assert 0.0499 < outbrain.wide.max() < 0.05
+    assert outbrain.wide_numeric.abs().max() <= math.sqrt(6 / 14)
+    assert outbrain.wide_numeric.abs().max() > 0.1
+    assert (outbrain.wide_bias == 0).all()
+    zeros = WideDeep(SPECS["one-hot and multi-hot"], hidden=[4], wide_init="zeros", seed=1)
+    assert not zeros.wide.any()
+    assert not zeros.wide_numeric.any()
+
+
+def test_a_seed_fixes_the_weights():
+    spec = SPECS["one-hot and multi-hot"]
+    a, b, c = (WideDeep(spec, hidden=[4, 3], seed=seed) for seed in (7, 7, 8))
+    for name, array in a.named_arrays().items():
+        assert torch.equal(array, b.named_arrays()[name])
+    assert not torch.equal(a.wide, c.wide)
+    fresh = [WideDeep(spec, hidden=[4]) for _ in range(2)]
+    assert fresh[0].seed != fresh[1].seed
+    again = WideDeep(spec, hidden=[4], seed=fresh[0].seed)
+    assert torch.equal(again.out.weight, fresh[0].out.weight)
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("hidden", [[], [7, 5]], ids=str)
+def test_forward_matches_a_slow_one(name, parts, hidden, device):
+    model = WideDeep(SPECS[name], hidden=hidden, seed=2, parts=parts).to(device).eval()
+    for B in (1, 6):
+        ids, numeric, _ = inputs(model.spec, B, device)
+        wide, deep = slow_logits(model, ids, numeric)
+        for got, want in zip(model.parts(ids, numeric), (wide, deep)):
+            assert got.dtype == torch.float32
+            torch.testing.assert_close(got.cpu().double(), want, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(model(ids, numeric).cpu().double(), wide + deep, rtol=1e-5, atol=2e-6)
+    assert model(*inputs(model.spec, 0, device)[:2]).shape == (0,)
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_loop_of_ones_own_gives_what_the_step_gives(name, parts, device):
+    """Autograd through the model and our optimizers, against the step, which has its own backward pass."""
+    models = [WideDeep(SPECS[name], hidden=[9, 6], dropout=0.0, seed=3, parts=parts).to(device) for _ in range(2)]
+    model = models[0].train()
+    deep = [*model.tables, *model.layers.parameters(), *(model.out.parameters() if model.has_deep else ())]
+    wide = [model.wide, model.wide_numeric, model.wide_bias] if model.has_wide else []
+    optimizers = [kind(weights) for kind, weights in ((RMSprop, deep), (FTRL, wide)) if weights]
+    step = make_step("auto", models[1], device=device)
+    for i in range(5):
+        ids, numeric, label = inputs(model.spec, 16, device, seed=i)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(ids, numeric), label)
+        model.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        got = step.train(Batch(ids, numeric, label, None, 0, 16), i, 1.2e-4)
+        torch.testing.assert_close(got, loss.detach(), rtol=1e-5, atol=1e-6)
+    for array_name, want in models[1].named_arrays().items():
+        torch.testing.assert_close(model.named_arrays()[array_name], want, rtol=2e-4, atol=2e-6, msg=array_name)
+
+
+def test_dropout_is_on_in_training_only(device):
+    model = WideDeep(SPECS["one-hot and multi-hot"], hidden=[64, 64], dropout=0.5, seed=4).to(device)
+    ids, numeric, _ = inputs(model.spec, 32, device)
+    first, second = model(ids, numeric), model(ids, numeric)
+    assert not torch.equal(first, second)
+    again = WideDeep(model.spec, hidden=[64, 64], dropout=0.5, seed=4).to(device)
+    assert torch.equal(again(ids, numeric), first)
+    model.eval()
+    assert torch.equal(model(ids, numeric), model(ids, numeric))
+    first.sum().backward()  # through the masks of its own call
+
+
+def test_named_arrays_share_memory_and_cover_every_weight():
+    model = WideDeep(SPECS["one-hot and multi-hot"], hidden=[4], seed=0)
+    arrays = model.named_arrays()
+    assert {"deep.table.a", "deep.layer.0.weight", "deep.out.bias", "wide.table.m", "wide.numeric.weight"} < set(arrays)
+    for array in arrays.values():
+        array.fill_(3)
+    assert all((p == 3).all() for p in model.parameters())
+    assert [list(arrays[f"wide.table.{n}"].shape) for n in "aclm"] == [[11], [6], [9], [8]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hidden": [0]}, "hidden: expected layer widths >= 1"),
+        ({"dropout": 1.0}, "dropout: expected a probability in"),
+        ({"dropout": 0.999999}, "dropout: expected a probability in"),
+        ({"dropout": float("nan")}, "dropout: expected a probability in"),
+        ({"wide_init": "ones"}, "wide_init: expected one of uniform, zeros, got 'ones'"),
+        ({"parts": "none"}, "parts: expected one of both, wide, deep, got 'none'"),
+        ({"seed": -1}, "seed: expected a number from 0"),
+    ],
+)
+def test_bad_settings_are_refused(settings, words):
+    with pytest.raises(InputError) as error:
+        WideDeep(SPECS["no categorical"], **settings)
+    assert words in str(error.value)
