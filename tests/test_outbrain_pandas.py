@@ -182,7 +182,7 @@ def test_no_click_rows_is_an_error(tmp_path):
         ({"workers": 0}, "workers is 0"),
         ({"chunk_rows": 0}, "chunk_rows is 0"),
         ({"data_path": "nowhere"}, "nowhere: expected a directory"),
-        ({"memory_limit": 10**7}, "memory_limit is 0.01 GiB, expected at least"),
+        ({"memory_limit": 10**7}, "memory_limit is 10 MiB, expected at least"),
         ({"stats": "nowhere"}, "expected statistics.json"),
     ],
 )

@@ -19,14 +19,14 @@ class OutbrainConfig:
         data_path: directory of the raw CSVs (plain, .gz or .zst).
         out: directory to write; an earlier data set there is replaced when the new one is complete.
         flavour: which formulas; "nvtabular".
-        memory_limit: bytes that all processes together may use, or None; see `pipeline.chunk_rows`.
+        memory_limit: bytes that the run may use, or None; see `memory`.
         chunk_rows: click rows transformed at a time, or None: 262,144, or what the memory limit allows.
-        workers: processes. Output bytes depend neither on it nor on chunk_rows.
+        workers: threads. Output bytes depend neither on it nor on chunk_rows.
         stats: directory of the `statistics` of an earlier run to apply instead of learning them, or None.
         seed: of the 80/20 split of displays.
         numeric: storage type of the numeric features.
         rows_per_shard: rows of a shard file.
-        device: "cpu" (numpy) or "cuda" (cupy, one process).
+        device: "cpu" (numpy) or "cuda" (cupy, one worker).
     """
 
     data_path: str | Path
@@ -51,6 +51,6 @@ class OutbrainConfig:
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}, expected 0 to 2^63 - 1")
         if self.device == "cuda" and self.workers != 1:
-            raise InputError(f"workers is {self.workers}, expected 1 with device 'cuda': the GPU works in one process")
+            raise InputError(f"workers is {self.workers}, expected 1 with device 'cuda'")
         if not Path(self.data_path).is_dir():
             raise InputError(f"{self.data_path}: expected a directory of raw Outbrain CSV files")

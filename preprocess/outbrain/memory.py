@@ -1,0 +1,70 @@
+"""What fits into `memory_limit`. Upper bounds, measured on 20 million rows (numpy 2.4, pyarrow 26, x86-64).
+
+A run holds at most
+    while reading:       process + workers x 8 x block + tables being built (bytes of a CSV x a factor, one at a time)
+    while transforming:  process + tables + rows_per_shard x 100 + (2 workers + 1) x chunk rows x 300
+where process = 128 MiB, and tables, which all threads share, are pages of files that the system may drop and reread.
+Sorting test rows that do not ascend by display takes 26 bytes each on top of the process.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from preprocess import csv_io
+from preprocess.outbrain.config import DEFAULT_CHUNK_ROWS, OutbrainConfig
+from widedeep.errors import InputError
+
+PROCESS = 128 << 20
+BLOCK_FACTOR = 8
+BUILD_FACTOR = {"events": 1.5, "promoted_content": 3.0, "documents_meta": 3.0}
+ATTRIBUTE_FACTOR = 4.0
+EXPANSION = 5  # decompressed bytes a compressed byte
+SHARD_ROW, CHUNK_ROW = 100, 300
+MIN_BLOCK, MIN_CHUNK_ROWS = 1 << 18, 4096
+
+
+def block_bytes(config: OutbrainConfig, files: Mapping[str, Path | None]) -> int:
+    """Bytes of CSV parsed at a time.
+
+    Args:
+        files: by name of the raw file; None where it is absent.
+    Raises:
+        InputError: the limit leaves no room to read the largest table.
+    """
+    if config.memory_limit is None:
+        return csv_io.BLOCK_BYTES
+    build = max((_build_bytes(n, p) for n, p in files.items() if p is not None and n != "clicks_train"), default=0)
+    each = BLOCK_FACTOR * config.workers
+    room = (config.memory_limit - PROCESS - build) // each
+    if room < MIN_BLOCK:
+        raise _too_small(config, PROCESS + build + MIN_BLOCK * each, "fewer workers need less")
+    return min(csv_io.BLOCK_BYTES, room)
+
+
+def chunk_rows(config: OutbrainConfig, table_bytes: int) -> int:
+    """Click rows transformed at a time.
+
+    Raises:
+        InputError: fewer than 4096 rows would fit.
+    """
+    wanted = config.chunk_rows or DEFAULT_CHUNK_ROWS
+    if config.memory_limit is None:
+        return wanted
+    fixed = PROCESS + table_bytes + config.rows_per_shard * SHARD_ROW
+    each = (2 * config.workers + 1) * CHUNK_ROW
+    rows = (config.memory_limit - fixed) // each
+    if rows < MIN_CHUNK_ROWS:
+        raise _too_small(config, fixed + MIN_CHUNK_ROWS * each, "fewer workers or a smaller rows_per_shard need less")
+    return min(wanted, rows)
+
+
+def _build_bytes(name: str, path: Path) -> int:
+    size = path.stat().st_size * (1 if path.suffix == ".csv" else EXPANSION)
+    return int(size * BUILD_FACTOR.get(name, ATTRIBUTE_FACTOR))
+
+
+def _too_small(config: OutbrainConfig, need: int, advice: str) -> InputError:
+    return InputError(
+        f"memory_limit is {config.memory_limit / 2**20:.0f} MiB, expected at least {-(-need // 2**20)} MiB for this"
+        f" data set; {advice}"
+    )

@@ -1,0 +1,70 @@
+"""Times the stages of a run and shows how far each is: a bar on a terminal, a log line at the end everywhere."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Stage:
+    """rows, seconds: of the work done so far; `advance` moves the bar as well."""
+
+    name: str
+    rows: int = 0
+    seconds: float = 0.0
+    _bar: Progress | None = None
+    _task: int = 0
+
+    def advance(self, rows: int) -> None:
+        self.rows += rows
+        if self._bar is not None:
+            self._bar.advance(self._task, rows)
+
+    def to_dict(self) -> dict[str, float]:
+        rate = self.rows / max(self.seconds, 1e-9)
+        return {"rows": self.rows, "seconds": self.seconds, "rows_per_second": rate}
+
+
+class Stages:
+    """The stages of a run, in order, by name."""
+
+    def __init__(self):
+        self.done: dict[str, Stage] = {}
+        self._console = Console(stderr=True)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
+        """A block of work on `total` rows, or on a number not known before."""
+        stage = Stage(name)
+        start = time.perf_counter()
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            TextColumn("{task.completed:>14,.0f} rows"),
+            _RowsPerSecond(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
+            stage._bar, stage._task = bar, bar.add_task(name, total=total)
+            yield stage
+        stage._bar = None
+        stage.seconds = time.perf_counter() - start
+        self.done[name] = stage
+        rate = stage.to_dict()["rows_per_second"]
+        log.info("%-18s %12d rows  %8.1f s  %11.0f rows/s", name, stage.rows, stage.seconds, rate)
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        return {name: stage.to_dict() for name, stage in self.done.items()}
+
+
+class _RowsPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f} rows/s")
