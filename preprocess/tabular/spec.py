@@ -4,7 +4,7 @@ A transform is a mapping, or as a shorthand a name or a list of names without se
 (the source column; default the feature's name) and `nulls` (texts taken as missing). Further keys, none of them needed:
 
     categorical   hash: {seed}   vocabulary: {min_count}   bucketise: {edges} or {quantiles}   (none: ids as they are)
-    multi-hot     hash or vocabulary, and `separator` (delimited text; list columns need none) or `columns` (one value each)
+    multi-hot     hash or vocabulary; `separator` of delimited text (lists need none), or `columns` of one value each
     numeric       fill: number, mean or median   clip: [low, high]   log: true   standardise: true
     label         positive: value or list of values
     map           hash: {seed}
@@ -122,9 +122,10 @@ def _learns_cardinality(attributes: dict) -> bool:
 
 def _files(spec: FeatureSpec, mapping: str, path: Path) -> list[Path]:
     chunks = spec.sources[mapping]
-    if len(chunks) != 1 or chunks[0].type == "shards":
-        raise InputError(f"{path}: source_spec.{mapping}: expected one chunk of type csv or parquet")
-    return spec.source_files(mapping)
+    if len(chunks) != 1:
+        raise InputError(f"{path}: source_spec.{mapping}: expected one chunk with all columns, got {len(chunks)}")
+    # The spec of a finished data set names its shards: it says how rows were made, not where they came from.
+    return [] if chunks[0].type == "shards" else spec.source_files(mapping)
 
 
 class _Fields:
