@@ -58,7 +58,7 @@ def read(directory: Path) -> RunFiles:
     files = RunFiles(name=directory.resolve().name)
     files.arguments = _read_object(directory / "args.json", files.missing)
     records = _read_records(directory, files)
-    files.training = _by_step(records, "loss")
+    files.training = _by_step([record for record in records if len(record["step"]) == 2], "loss")  # of how many steps
     files.validation = _by_step(records, "loss_val")
     files.evaluation = _read_object(directory / "evaluation.json", files.missing)
     files.data = _read_object(directory / "data_summary.json", files.missing)
