@@ -130,7 +130,7 @@ def embedding_forward_out(*args, x, wide_logit):
 
 def embedding_segments(ids, hotness, rows):
     n = ids.numel()
-    base = torch.tensor([sum(rows[:f]) for f, k in enumerate(hotness) for _ in range(k)], device=ids.device)
+    base = torch.tensor([sum(rows[:f]) for f, k in enumerate(hotness) for _ in range(k)], device=ids.device).long()
     flat = (ids.long() + base).reshape(-1)
     entries = torch.nonzero(ids.reshape(-1) >= 0).squeeze(1)
     order = torch.argsort(flat[entries], stable=True)
@@ -160,7 +160,7 @@ def _table_gradients(ids, dx, dlogit, hotness, mean, columns, rows, dims):
         sample = torch.nonzero(valid)[:, 0]
         tables.append(dx.new_zeros(rows[f], dims[f]).index_add_(0, index[valid], row_gradient[sample]))
         wide.append(dlogit.new_zeros(rows[f]).index_add_(0, index[valid], dlogit[sample]))
-    return tables, torch.cat(wide)
+    return tables, torch.cat([dlogit.new_zeros(0), *wide])
 
 
 def embedding_row_gradients(ids, dx, dlogit, unique, offsets, entries, table_start, hotness, mean, columns, rows, dims):

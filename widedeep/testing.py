@@ -108,7 +108,7 @@ def random_ids(B: int, tables: list[tuple], kind: str = "zipf", key=()) -> Tenso
     "padding".
     """
     g = generator("ids", B, tables, kind, key)
-    parts = []
+    parts = [torch.empty(B, 0)]
     for rows, _, hotness, _ in tables:
         if kind == "padding":
             parts.append(torch.full((B, hotness), -1))

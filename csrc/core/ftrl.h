@@ -17,7 +17,7 @@ WD_HOST_DEVICE inline void ftrl(float& w, float& accum, float& linear, float g, 
   const float n = accum + g * g;
   const float root = sqrtf(n);
   const float z = linear + g - (root - sqrtf(accum)) / rule.lr * w;
-  const float clipped = fminf(fmaxf(z, -rule.l1), rule.l1);
+  const float clipped = z < -rule.l1 ? -rule.l1 : (z > rule.l1 ? rule.l1 : z);
   const float curvature = root / rule.lr + 2.0f * rule.l2;
   w = z == clipped ? 0.0f : (clipped - z) / curvature;  // also where accum starts at 0 and nothing was seen yet
   accum = n;

@@ -63,6 +63,8 @@ struct RowSum {
     return 1.0f / static_cast<float>(std::count_if(ids, ids + f.hotness, [](int32_t id) { return id >= 0; }));
   }
 
+  // sum = or += the gradient that the entry's sample gives its row.
+  template <bool kFirst>
   void add(const Feature& f, int64_t entry, float* __restrict__ sum) {
     const T* in = source(f, entry);
     const float* values;
@@ -73,26 +75,27 @@ struct RowSum {
       values = row.data();
     }
     const float weight = share(f, entry);
-    for (int64_t d = 0; d < f.dim; ++d) sum[d] += weight * values[d];
+    for (int64_t d = 0; d < f.dim; ++d) sum[d] = weight * values[d] + (kFirst ? 0.0f : sum[d]);
+  }
+
+  // The same for entries [from, to), from < to; returns the wide part.
+  float add_chunk(const Feature& f, int64_t from, int64_t to, float* sum) {
+    add<true>(f, s.entries[from], sum);
+    float wide = g.dlogit[s.entries[from] / batch.K];
+    for (int64_t i = from + 1; i < to; ++i) {
+      add<false>(f, s.entries[i], sum);
+      wide += g.dlogit[s.entries[i] / batch.K];
+    }
+    return wide;
   }
 
   // Gradient of distinct row u, a row of feature f: the deep part in `total`; returns the wide part.
   float operator()(const Feature& f, int64_t u) {
     const int64_t first = s.offsets[u], last = s.offsets[u + 1];
-    std::fill_n(total.data(), f.dim, 0.0f);
-    float wide = 0.0f;
-    for (int64_t from = first; from < last; from += kChunk) {
-      const int64_t to = std::min(last, from + kChunk);
-      float* sum = from == first ? total.data() : chunk.data();
-      if (from != first) std::fill_n(sum, f.dim, 0.0f);
-      float wide_chunk = 0.0f;
-      for (int64_t i = from; i < to; ++i) {
-        add(f, s.entries[i], sum);
-        wide_chunk += g.dlogit[s.entries[i] / batch.K];
-      }
-      if (from != first)
-        for (int64_t d = 0; d < f.dim; ++d) total[d] += chunk[d];
-      wide += wide_chunk;
+    float wide = add_chunk(f, first, std::min(last, first + kChunk), total.data());
+    for (int64_t from = first + kChunk; from < last; from += kChunk) {
+      wide += add_chunk(f, from, std::min(last, from + kChunk), chunk.data());
+      for (int64_t d = 0; d < f.dim; ++d) total[d] += chunk[d];
     }
     return wide;
   }
