@@ -73,10 +73,8 @@ class WideDeep(nn.Module):
         if not self.has_deep:
             return
         for feature in self.spec.categorical:
-            table = torch.empty(feature.cardinality, feature.dim)
             std = math.sqrt(2 / (feature.cardinality + feature.dim)) / TRUNCATED_STD
-            nn.init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std, generator=generator)
-            self.tables.append(nn.Parameter(table))
+            self.tables.append(nn.Parameter(_truncated_normal(feature.cardinality, feature.dim, std, generator)))
         width = self.spec.deep_width
         for units in self.hidden:
             self.layers.append(_linear(width, units, generator))
@@ -166,6 +164,16 @@ class WideDeep(nn.Module):
         """Views of a flat [R] tensor, one per feature, called `wide.table.<feature>`."""
         views = flat.split(list(self.spec.cardinalities)) if self.spec.categorical else ()
         return {f"wide.table.{f.name}": view for f, view in zip(self.spec.categorical, views)}
+
+
+def _truncated_normal(rows: int, dim: int, std: float, generator: torch.Generator) -> Tensor:
+    """[rows, dim] draws of a normal, cut at two of its standard deviations: the inverse of its distribution function.
+
+    `nn.init.trunc_normal_` takes ten times as long.
+    """
+    within = math.erf(math.sqrt(2))  # probability of lying inside
+    draws = torch.empty(rows, dim).uniform_(-within, within, generator=generator)
+    return draws.erfinv_().mul_(math.sqrt(2) * std).clamp_(-2 * std, 2 * std)
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
