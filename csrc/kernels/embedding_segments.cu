@@ -1,6 +1,6 @@
-// Sort (flat row, position) pairs, number the distinct rows by a scan over the places where the row changes, and
-// scatter. The sort is stable, so positions stay ascending within a row. Sizes depend on B and K alone: no host waits
-// for a count.
+// embedding_segments: sort (flat row, position) pairs, number the distinct rows by a scan over the places where the row
+// changes, and scatter. The sort is stable, so positions stay ascending within a row. Sizes depend on B and K alone: no
+// host waits for a count.
 #include <thrust/iterator/counting_iterator.h>
 #include <thrust/iterator/transform_iterator.h>
 
@@ -9,6 +9,7 @@
 
 #include "kernels/common.cuh"
 #include "kernels/embedding.h"
+#include "kernels/optim.h"
 
 namespace widedeep::kernels {
 namespace {
@@ -118,6 +119,16 @@ Workspace carve(void* memory, int64_t n, int64_t rows) {
   return w;
 }
 
+__global__ void __launch_bounds__(kThreads)
+    list_rows_kernel(const int64_t* __restrict__ rows, int64_t n, int64_t R, uint32_t* __restrict__ keys,
+                     int32_t* __restrict__ positions) {
+  for (int64_t i = global_thread(); i < n; i += grid_threads()) {
+    if (rows[i] >= R) __trap();  // past the table: stop before it is written
+    keys[i] = static_cast<uint32_t>(rows[i] < 0 ? R : rows[i]);
+    positions[i] = static_cast<int32_t>(i);
+  }
+}
+
 }  // namespace
 
 size_t segments_workspace(int64_t n, int64_t rows) { return 4 * aligned(n * 4) + cub_bytes(n, rows); }
@@ -142,6 +153,18 @@ cudaError_t embedding_segments(const Batch& batch, const Features& features, int
     return error;
   scatter_kernel<<<grid, kThreads, 0, stream>>>(w.sorted, w.rank, n, static_cast<uint32_t>(rows), features, out);
   return cudaGetLastError();
+}
+
+size_t sort_rows_workspace(int64_t n, int64_t R) { return segments_workspace(n, R); }
+
+cudaError_t sort_rows(const int64_t* rows, int64_t n, int64_t R, uint32_t* sorted, int32_t* order, void* workspace,
+                      cudaStream_t stream) {
+  if (n == 0) return cudaSuccess;
+  Workspace w = carve(workspace, n, R);
+  list_rows_kernel<<<grid_for(n, kThreads), kThreads, 0, stream>>>(rows, n, R, w.keys, w.positions);
+  if (const cudaError_t error = cudaGetLastError()) return error;
+  return cub::DeviceRadixSort::SortPairs(w.cub, w.cub_bytes, w.keys, sorted, w.positions, order, n, 0, key_bits(R),
+                                         stream);
 }
 
 }  // namespace widedeep::kernels

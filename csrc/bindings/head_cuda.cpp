@@ -1,0 +1,58 @@
+// Output layer and loss on a GPU. Contracts: widedeep/ops/head.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "bindings/head_checks.h"
+#include "bindings/stream.h"
+#include "core/philox.h"
+#include "kernels/head.h"
+
+namespace widedeep {
+namespace {
+
+float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+const float* values(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+
+kernels::HeadInputs inputs(const Tensor& h, const Tensor& weight, const Tensor& bias, const Tensor& wide_logit,
+                           const char* op) {
+  check_head(h, weight, bias, wide_logit, op);
+  STD_TORCH_CHECK(h.size(1) % 8 == 0 && h.size(1) <= kernels::kMaxHead, op,
+                  ": on a GPU the last hidden layer must have a multiple of 8 units, at most ", kernels::kMaxHead,
+                  ", got ", h.size(1));
+  return {
+      h.const_data_ptr(), element_type(h.scalar_type(), op, "h"), h.size(0), h.size(1), values(weight), values(bias),
+      values(wide_logit)};
+}
+
+Tensor head_forward(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit) {
+  const auto in = inputs(h, weight, bias, wide_logit, "head_forward");
+  const DeviceGuard guard(h.get_device_index());
+  Tensor logit = torch::stable::new_empty(wide_logit, {in.B});
+  STD_CUDA_CHECK(kernels::head_forward(in, floats(logit), current_stream(h)));
+  return logit;
+}
+
+void head_step_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tensor label, int64_t global_rows, double p,
+                   std::optional<Tensor> loss_scale, Tensor logit, Tensor dlogit, Tensor dz, Tensor dbias_hidden,
+                   Tensor dweight, Tensor dbias, Tensor loss) {
+  const auto in = inputs(h, weight, bias, wide_logit, "head_step_out");
+  check_head_step(h, label, global_rows, p, loss_scale, {logit, dlogit, dz, dbias_hidden, dweight, dbias, loss});
+  const DeviceGuard guard(h.get_device_index());
+  const Tensor memory =
+      torch::stable::new_empty(h, {static_cast<int64_t>(kernels::head_workspace(in.H))}, ScalarType::Byte);
+  const kernels::HeadStep out{
+      values(label),          global_rows,          loss_scale.has_value() ? values(*loss_scale) : nullptr,
+      core::dropout_scale(p), floats(logit),        floats(dlogit),
+      dz.mutable_data_ptr(),  floats(dbias_hidden), floats(dweight),
+      floats(dbias),          floats(loss)};
+  STD_CUDA_CHECK(kernels::head_step(in, out, memory.mutable_data_ptr(), current_stream(h)));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(widedeep, CUDA, m) {
+  m.impl("head_forward", TORCH_BOX(&head_forward));
+  m.impl("head_step_out", TORCH_BOX(&head_step_out));
+}
+
+}  // namespace widedeep

@@ -1,0 +1,67 @@
+// Loss scale, AUC histogram and epoch order on a GPU. Contracts: widedeep/ops/optim.py, widedeep/ops/metrics.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "bindings/head_checks.h"
+#include "bindings/stream.h"
+#include "kernels/optim.h"
+
+namespace widedeep {
+namespace {
+
+float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+const float* values(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+int64_t* longs(const Tensor& t) { return static_cast<int64_t*>(t.mutable_data_ptr()); }
+
+void check_finite_(std::vector<Tensor> tensors, Tensor found_inf) {
+  check_scalar(found_inf, "check_finite_", "found_inf", ScalarType::Float, found_inf);
+  const DeviceGuard guard(found_inf.get_device_index());
+  for (const Tensor& t : tensors) {
+    STD_TORCH_CHECK(t.is_contiguous() && t.is_cuda(),
+                    "check_finite_: tensors must be contiguous on found_inf's device, got ", describe(t));
+    const auto type = element_type(t.scalar_type(), "check_finite_", "tensors");
+    STD_CUDA_CHECK(
+        kernels::check_finite(t.const_data_ptr(), type, t.numel(), floats(found_inf), current_stream(found_inf)));
+  }
+}
+
+void loss_scale_update_(Tensor scale, Tensor good_steps, Tensor found_inf, double growth, double backoff,
+                        int64_t interval) {
+  const char* op = "loss_scale_update_";
+  check_scalar(scale, op, "scale", ScalarType::Float, scale);
+  check_scalar(good_steps, op, "good_steps", ScalarType::Int, scale);
+  check_scalar(found_inf, op, "found_inf", ScalarType::Float, scale);
+  const DeviceGuard guard(scale.get_device_index());
+  STD_CUDA_CHECK(kernels::loss_scale_update(floats(scale), static_cast<int32_t*>(good_steps.mutable_data_ptr()),
+                                            values(found_inf), static_cast<float>(growth), static_cast<float>(backoff),
+                                            interval, current_stream(scale)));
+}
+
+void auc_histogram_(Tensor logit, Tensor label, Tensor positives, Tensor negatives) {
+  check_auc_histogram(logit, label, positives, negatives);
+  const DeviceGuard guard(logit.get_device_index());
+  STD_CUDA_CHECK(kernels::auc_histogram(values(logit), values(label), logit.size(0), longs(positives), longs(negatives),
+                                        positives.size(0), current_stream(logit)));
+}
+
+Tensor shuffle_rows(int64_t rows, int64_t block_rows, int64_t window_rows, int64_t seed, int64_t epoch, int64_t start,
+                    int64_t count, torch::stable::Device device) {
+  check_epoch(rows, block_rows, window_rows, start, count);
+  Tensor out = torch::stable::empty({count}, ScalarType::Long, std::nullopt, device);
+  STD_TORCH_CHECK(out.is_cuda(), "shuffle_rows: the CUDA implementation was asked for another device");
+  const DeviceGuard guard(out.get_device_index());
+  STD_CUDA_CHECK(
+      kernels::shuffle_rows(rows, block_rows, window_rows, seed, epoch, start, count, longs(out), current_stream(out)));
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(widedeep, CUDA, m) {
+  m.impl("check_finite_", TORCH_BOX(&check_finite_));
+  m.impl("loss_scale_update_", TORCH_BOX(&loss_scale_update_));
+  m.impl("auc_histogram_", TORCH_BOX(&auc_histogram_));
+  m.impl("shuffle_rows", TORCH_BOX(&shuffle_rows));
+}
+
+}  // namespace widedeep
