@@ -261,7 +261,7 @@ class ThreadComm:
 @pytest.mark.parametrize("groups", [True, False], ids=["groups", "no-groups"])
 def test_ranks_see_what_one_process_sees(world, groups):
     logit, label, group = rows(1000, 150, levels=3)  # ties everywhere: the order of rows matters
-    batch, shares = 128, [0, 70, 128, 128][:world] + [128]  # uneven, and none for the third
+    batch, shares = 128, {1: [0, 128], 2: [0, 70, 128], 3: [0, 70, 128, 128]}[world]  # uneven, and none for the third
     single = Evaluation(groups=groups)
     single.update(logit, label, group if groups else None)
     parts = [Evaluation(groups=groups) for _ in range(world)]

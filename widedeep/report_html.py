@@ -53,6 +53,7 @@ th, td { padding: 7px 12px 7px 0; text-align: left; border-bottom: 1px solid var
 tr:last-child td { border-bottom: 0; }
 th { font-size: 13px; font-weight: 600; color: var(--soft); }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.note { padding-left: 12px; }
 .notice { margin: 20px 0 0; padding: 10px 16px; background: #fffbeb; border: 1px solid #fde68a; border-radius: 10px; }
 details summary { cursor: pointer; padding: 6px 0; }
 code { font: 13px ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }

@@ -1,0 +1,144 @@
+"""The records of a run, and where each of them goes."""
+
+import io
+import json
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from widedeep import logs
+from widedeep.errors import InputError
+from widedeep.logs import RunLog
+
+
+def dlll(path):
+    """Objects of a DLLL file, its prefix checked."""
+    lines = path.read_text().splitlines()
+    assert all(line.startswith("DLLL {") for line in lines)
+    return [json.loads(line.removeprefix("DLLL "), parse_constant=pytest.fail) for line in lines]
+
+
+def metric_lines(path):
+    return [json.loads(line, parse_constant=pytest.fail) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def a_run(directory, **options):
+    with RunLog(directory, **options) as log:
+        log.metadata("train_throughput", {"unit": "samples/s"})
+        log.log("PARAMETER", {"amp": False, "model_dir": directory, "deep_hidden_units": [1024, 1024]})
+        log.log((100, 9100), {"loss": 0.4512})
+        log.log((455, 9100), {"loss_val": 0.43, "auc_val": float("nan")})
+        log.log((), {"loss_val": np.float32(0.5), "streaming_map_val": torch.tensor(0.25)})
+
+
+def test_dlll_lines_have_the_originals_keys(tmp_path):
+    a_run(tmp_path)
+    unit, parameters, training, validation, summary = dlll(tmp_path / "log.json")
+    assert set(unit) == {"timestamp", "datetime", "elapsedtime", "type", "metric", "metadata"}
+    assert (unit["type"], unit["metric"]) == ("METADATA", "train_throughput")
+    assert unit["metadata"] == {"unit": "samples/s"}
+    assert set(training) == {"timestamp", "datetime", "elapsedtime", "type", "step", "data"}
+    for name in ("timestamp", "datetime", "elapsedtime"):
+        assert isinstance(training[name], str)
+    assert float(training["timestamp"]) > 1e9
+    assert 0 <= float(training["elapsedtime"]) < 600
+    assert (training["type"], training["step"], training["data"]) == ("LOG", [100, 9100], {"loss": 0.4512})
+    assert parameters["step"] == "PARAMETER"
+    assert parameters["data"] == {"amp": False, "model_dir": str(tmp_path), "deep_hidden_units": [1024, 1024]}
+    assert validation["data"]["auc_val"] is None  # JSON has no NaN
+    assert (summary["step"], summary["data"]) == ([], {"loss_val": 0.5, "streaming_map_val": 0.25})
+
+
+def test_metric_lines_are_flat(tmp_path):
+    a_run(tmp_path)
+    lines = metric_lines(tmp_path)
+    assert [line.pop("seconds") >= 0 for line in lines] == [True] * 3
+    assert lines[0] == {"step": [100, 9100], "loss": 0.4512}
+    assert lines[1] == {"step": [455, 9100], "loss_val": 0.43, "auc_val": None}
+
+
+def test_other_ranks_write_nothing(tmp_path, capsys):
+    a_run(tmp_path / "results", rank=1)
+    with RunLog(tmp_path / "results", rank=3).progress("epoch 1/1", 100) as bar:
+        bar.advance(100)
+    assert not (tmp_path / "results").exists()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_new_run_empties_the_files_and_a_resumed_one_continues_them(tmp_path):
+    a_run(tmp_path, log_filename="other.json")
+    a_run(tmp_path, log_filename="other.json")
+    assert len(dlll(tmp_path / "other.json")) == 5
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": [5')  # a killed run
+    with RunLog(tmp_path, "other.json", append=True) as log:
+        log.log((500, 9100), {"loss": 0.4})
+    assert len(dlll(tmp_path / "other.json")) == 6
+    *_, torn, last = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert torn == '{"step": [5'
+    assert json.loads(last)["loss"] == 0.4
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.log((1, 2), {"loss": 1.0})
+        assert len(dlll(tmp_path / "log.json")) == len(metric_lines(tmp_path)) == 1
+
+
+def test_tensorboard_holds_the_same_numbers(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    a_run(tmp_path, events_dir=tmp_path / "events")
+    events = accumulator.EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert [(e.step, round(e.value, 4)) for e in events.Scalars("loss")] == [(100, 0.4512)]
+    assert [(e.step, round(e.value, 4)) for e in events.Scalars("loss_val")] == [(455, 0.43)]
+
+
+def test_tensorboard_absent(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"pip install 'widedeep\[tensorboard\]'"):
+        RunLog(tmp_path, events_dir=tmp_path / "events")
+
+
+def test_unwritable_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"log\.json"):
+        RunLog(tmp_path / "file" / "results")
+
+
+def test_plain_lines_off_terminals(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logs, "SECONDS_BETWEEN_LINES", 0.0)
+    with caplog.at_level(logging.INFO, "widedeep"), RunLog(tmp_path) as log:
+        log.metadata("train_throughput", {"unit": "samples/s"})
+        with log.progress("epoch 3/20", total=1000, done=200) as bar:
+            bar.show(loss=0.43219)
+            bar.advance(300)
+        log.log((100, 9100), {"loss": 0.25})
+        log.log((), {"train_throughput": 1234.5})
+    progress, step, end = caplog.messages
+    assert progress.startswith("epoch 3/20  50 % of 1000 rows")
+    assert progress.endswith("loss 0.43219")
+    assert step == "step 100/9100  loss 0.25"
+    assert end == "finished  train_throughput 1234.5 samples/s"
+
+
+def test_bar_on_a_terminal(tmp_path):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    with logs.RowProgress(console, "epoch 1/2", total=1000) as bar:
+        bar.advance(400)
+        bar.show(loss=0.5)
+        bar.advance(600)
+    assert "epoch 1/2" in screen.getvalue()
+    assert "loss 0.5" in screen.getvalue()
+    assert "rows/s" in screen.getvalue()
+
+
+def test_closing_leaves_logging_as_it_was(tmp_path):
+    before = list(logs.logger.handlers), logs.logger.level
+    a_run(tmp_path)
+    assert (logs.logger.handlers, logs.logger.level) == before

@@ -1,0 +1,158 @@
+"""The page of a run: what is on it, and what it says of files that are not there."""
+
+import base64
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from widedeep import report
+from widedeep.errors import InputError
+from widedeep.logs import RunLog
+from widedeep.metrics import Evaluation
+from widedeep.outputs import write_json
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Page(HTMLParser):
+    """Text, images, and whether every tag that opens is closed."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.words, self.images, self.links = [], [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href"):
+                self.links.append(value)
+                self.images.append(base64.b64decode(value.removeprefix("data:image/png;base64,"), validate=True))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A results directory as a training leaves it."""
+    directory = tmp_path / "run <1>"
+    write_json(directory / "args.json", {"global_batch_size": 4096, "note": "<script>", "log_filename": "log.json"})
+    with RunLog(directory) as log:
+        log.log("PARAMETER", {"global_batch_size": 4096})
+        for step in range(1, 201):
+            log.log((step, 200), {"loss": 0.4 + 1 / step, "schedule": 1e-4})
+            if step % 50 == 0:
+                log.log((step, 200), {"loss_val": 0.41, "auc_val": 0.7 + step / 1e4, "streaming_map_val": 0.6})
+        log.log((), {"loss_val": 0.41})
+    logit = torch.linspace(-4, 1, 500)
+    evaluation = Evaluation()
+    evaluation.update(logit, (logit.sigmoid() > 0.3).float(), torch.arange(500) // 5)
+    write_json(directory / "evaluation.json", evaluation.compute() | {"calibration": evaluation.calibration()})
+    write_json(directory / "baselines.json", {"popularity": {"map": 0.54321, "auc": 0.6}})
+    split = {"rows": 59761827, "clicks": 11500000, "click_rate": 0.19243, "groups": 1154321}
+    features = [{"name": "ad_id", "cardinality": 250000, "dim": 128, "hotness": 1}]
+    summary = {"splits": {"train": split}, "categorical": features, "numeric": ["ad_ctr"], "parameters": 90512767}
+    write_json(directory / "data_summary.json", summary)
+    return directory
+
+
+def test_page_holds_everything(results):
+    out = report.run(results)
+    assert out == results / "report.html"
+    page = Page(out.read_text())
+    assert len(page.images) == 4
+    assert all(image.startswith(PNG) for image in page.images)
+    assert all(link.startswith("data:") for link in page.links)  # nothing to fetch
+    for words in ("run <1>", "4 epochs", "200 steps", "90,512,767 parameters", "59,761,827", "19.24 %", "0.54321"):
+        assert words in page.text
+    assert "Not in the run" not in page.text
+    assert "<script>" in page.text  # as text: the parser would have seen a tag
+    names = {path.name for path in (results / "plots").iterdir()}
+    assert names == {"loss.png", "ranking.png", "calibration.png", "learning_rate.png"}
+
+
+def test_missing_files_are_named(results):
+    for name in ("args.json", "data_summary.json", "baselines.json", "metrics.jsonl", "log.json"):
+        (results / name).unlink()
+    page = Page(report.run(results).read_text())
+    assert "not shown here: args.json, metrics.jsonl and log.json, data_summary.json" in page.text
+    assert len(page.images) == 1
+
+
+def test_only_a_log(results, tmp_path):
+    for name in ("args.json", "data_summary.json", "baselines.json", "evaluation.json"):
+        (results / name).unlink()
+    page = Page(report.run(results, tmp_path / "elsewhere" / "page.html").read_text())
+    assert "evaluation.json" in page.text
+    assert len(page.images) == 3
+    assert not (results / "plots").exists()
+
+
+def test_dlll_log_serves_where_there_is_no_table(results):
+    with_table = report.read(results)
+    (results / "metrics.jsonl").unlink()
+    from_log = report.read(results)
+    for records in ("training", "validation"):
+        pairs = list(zip(getattr(with_table, records), getattr(from_log, records), strict=True))
+        assert pairs
+        for one, other in pairs:
+            assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_resumed_and_torn_logs(results):
+    with (results / "metrics.jsonl").open("a") as file:
+        file.write('{"step": [200, 2\n{"step": [150, 200], "seconds": 9, "loss": 0.125}\n')
+        file.write('{"step": [3], "seconds": 9, "loss": 7.0}\n')  # a running value of an evaluation, no training batch
+    records = report.read(results).training
+    assert [record["step"] for record in records] == list(range(1, 201))
+    assert records[149]["loss"] == 0.125
+
+
+def test_evaluation_without_groups(results):
+    evaluation = json.loads((results / "evaluation.json").read_text())
+    write_json(results / "evaluation.json", evaluation | {"map": None, "gauc": None, "groups": 0})
+    (results / "baselines.json").unlink()
+    page = Page(report.run(results).read_text())
+    assert "MAP@12 0" not in page.text.split("Epochs")[0]
+
+
+def test_bad_input(tmp_path, results):
+    with pytest.raises(InputError, match="expected a run's results"):
+        report.run(tmp_path)
+    (results / "evaluation.json").write_text("{")
+    with pytest.raises(InputError, match=r"evaluation\.json: expected JSON"):
+        report.run(results)
+    (results / "evaluation.json").write_text("[]")
+    with pytest.raises(InputError, match="expected a JSON object, got list"):
+        report.run(results)
+    assert not (results / "report.html").exists()
+
+
+def test_matplotlib_absent(results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install 'widedeep\[report\]'"):
+        report.run(results)
+
+
+def test_unwritable_place(results, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match="cannot write"):
+        report.run(results, tmp_path / "file" / "page.html")
+    assert (tmp_path / "file").read_text() == "kept"

@@ -1,0 +1,149 @@
+"""`widedeep metrics`: a file of predictions in, one object or a table out."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+
+from widedeep import scoring
+from widedeep.errors import InputError
+
+KEYS = ["rows", "groups", "logloss", "accuracy", "auc", "auc_200", "auc_8000", "map", "gauc"]
+
+
+def score(capsys, path, label="y", prob="p", group="g", **options):
+    assert scoring.run(path, label, prob, group, json=True, **options) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def table(rows=600):
+    rng = np.random.default_rng(rows)
+    prob = rng.integers(1, 60, rows) / 61
+    return pa.table({"g": np.sort(rng.integers(0, rows // 5, rows)), "y": rng.random(rows) < prob, "p": prob})
+
+
+def write(directory, data, name="p.csv"):
+    path = directory / name
+    if name.endswith(".csv"):
+        data = data.set_column(1, "y", data["y"].cast(pa.int8()))
+        pa.csv.write_csv(data, path)
+    else:
+        pa.parquet.write_table(data, path)
+    return path
+
+
+def test_real_predictions(shared, capsys):
+    path = shared / "data" / "outbrain-sample" / "glm_predictions.csv"
+    result = score(capsys, path, "clicked", "prob", "display_id", k=12)
+    assert list(result) == KEYS
+    assert (result["rows"], result["groups"]) == (50312, 9997)
+    assert result["map"] == pytest.approx(0.620411083642553, abs=1e-14)
+    assert result["auc"] == pytest.approx(0.687419036, abs=1e-9)
+    assert result["logloss"] == pytest.approx(0.460982013, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
+def test_golden_predictions(shared, tmp_path, capsys, name):
+    with np.load(shared / "golden" / "metrics.npz") as golden:
+        data = pa.table({"g": golden["display_ids"], "y": golden["labels"] > 0, "p": golden["probs"]})
+        result = score(capsys, write(tmp_path, data, name))
+        for key, name, limit in [
+            ("auc_200", "auc200", 1e-6),
+            ("auc_8000", "auc8000", 1e-6),
+            ("accuracy", "binary_accuracy", 1e-7),
+            ("logloss", "bce_from_probs", 1e-6),
+            ("map", "map12_grouped", 1e-9),
+        ]:
+            assert result[key] == pytest.approx(float(golden[name]), abs=limit), key
+
+
+def test_agrees_with_sklearn(tmp_path, capsys):
+    data = table()
+    result = score(capsys, write(tmp_path, data))
+    label, prob = data["y"].to_numpy(), data["p"].to_numpy()
+    assert result["auc"] == pytest.approx(roc_auc_score(label, prob), abs=1e-12)
+    assert result["logloss"] == pytest.approx(log_loss(label, prob), abs=1e-12)
+    assert result["accuracy"] == accuracy_score(label, prob > 0.5)
+    assert result["groups"] == len(set(data["g"].to_pylist()))
+
+
+def test_csv_and_parquet_agree(tmp_path, capsys):
+    data = table()
+    text = data.set_column(0, "g", pa.array([f"display {g}" for g in data["g"].to_pylist()]))
+    results = [score(capsys, write(tmp_path, rows, name)) for rows in (data, text) for name in ("p.csv", "p.parquet")]
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], abs=1e-12)
+    coded = text.set_column(0, "g", text["g"].dictionary_encode())
+    assert score(capsys, write(tmp_path, coded, "p.parquet")) == results[1]
+
+
+def test_without_groups(tmp_path, capsys):
+    result = score(capsys, write(tmp_path, table()), group=None)
+    assert list(result) == KEYS
+    assert result["map"] is result["gauc"] is result["groups"] is None
+
+
+def test_saturated_probabilities_have_a_finite_loss(tmp_path, capsys):
+    path = tmp_path / "p.csv"
+    path.write_text("y,p\n1,0\n0,1\n1,1\n0,0\n")
+    assert score(capsys, path, group=None)["logloss"] == pytest.approx(15.4 / 2, abs=0.05)
+
+
+def test_one_class_prints_null(tmp_path, capsys):
+    path = tmp_path / "p.csv"
+    path.write_text("y,p,g\n0,0.5,1\n0,0.25,1\n")
+    result = score(capsys, path)
+    assert result["auc"] is result["auc_200"] is result["map"] is result["gauc"] is None
+
+
+def test_table_for_people(tmp_path, capsys):
+    assert scoring.run(write(tmp_path, table()), "y", "p", "g", k=5) == 0
+    text = capsys.readouterr().out
+    assert "MAP@5" in text
+    assert "600" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "header line"),
+        ("y,p,g\n", "expected rows"),
+        ("y,p\n1,0.5\n", "one column 'g'; there are only y, p"),
+        ("y,p,g,p\n1,0.5,1,0.5\n", "one column 'p'; it stands there twice"),
+        ("y,p,g\n1,0.5,1\n0,abc,2\n", "line 3, column 'p': expected a number, got 'abc'"),
+        ("y,p,g\n1,0.5,1\n0,,2\n", "line 3, column 'p': expected a number, got no value"),
+        ("y,p,g\n1,0.5,1\n0,NaN,2\n", "line 3, column 'p': expected a number, got no value"),
+        ("y,p,g\n1,0.5,1\n\n0,1.5,2\n", "line 4, column 'p': expected a probability in [0, 1], got 1.5"),
+        ("y,p,g\n1,0.5,1\n0,-0.1,2\n", "line 3, column 'p': expected a probability in [0, 1], got -0.1"),
+        ("y,p,g\n1,0.5,1\n2,0.5,2\n", "line 3, column 'y': expected a label of 0 or 1, got 2"),
+        ("y,p,g\n1,0.5,1\nyes,0.5,2\n", "line 3, column 'y': expected a number, got 'yes'"),
+        ("y,p,g\n1,0.5,1\n0,0.5,\n", "line 3, column 'g': expected a group id, got no value"),
+        ("y,p,g\n1,0.5,1\n0,0.5\n", "line 3: Expected 3 columns, got 2"),
+        ("y,p,g\n1,2016-06-14,1\n", "column 'p': expected numbers, got the type date32[day]"),
+    ],
+)
+def test_bad_csv(tmp_path, text, words):
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        scoring.run(path, "y", "p", "g")
+    assert str(error.value).startswith(str(path))
+    assert words in str(error.value)
+
+
+def test_bad_parquet(tmp_path):
+    path = tmp_path / "bad.parquet"
+    path.write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="expected a Parquet file"):
+        scoring.run(path, "y", "p", "g")
+    with pytest.raises(InputError, match="there is none"):
+        scoring.run(tmp_path / "absent.csv", "y", "p", "g")
+    pa.parquet.write_table(pa.table({"y": [0, 1], "p": [0.5, float("nan")]}), path)
+    with pytest.raises(InputError, match=r"row 2, column 'p': expected a probability in \[0, 1\], got nan"):
+        scoring.run(path, "y", "p")
+    with pytest.raises(InputError, match="--k: expected a whole number above 0"):
+        scoring.run(path, "y", "p", k=0)
