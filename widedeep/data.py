@@ -9,7 +9,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from widedeep._load import has_cuda_kernels
 from widedeep.errors import InputError
+from widedeep.ops import shuffle_rows
 from widedeep.readers.prefetch import prefetch, transfer
 from widedeep.readers.rows import READ_ROWS, Layout, Rows, Slice
 from widedeep.shards import ShardSet
@@ -134,8 +136,7 @@ class Reader:
             if order is None:
                 yield piece, rows.cut(piece.start, piece.stop)
             else:
-                index = torch.from_numpy(order.rows_at(piece.start, piece.stop)).to(rows.label.device)
-                yield piece, rows.select(index)
+                yield piece, rows.select(_index(order, piece, rows.label.device))
 
     def _streamed(self, slices: Iterator[Slice], order: EpochOrder | None) -> Iterator[tuple[Slice, Rows]]:
         chunks = prefetch(_chunks(slices, partial(_fetch, self._layout, order)), depth=2)
@@ -143,6 +144,14 @@ class Reader:
         if self.device.type == "cpu":
             return batches
         return transfer(batches, self.device)
+
+
+def _index(order: EpochOrder, piece: Slice, device: torch.device) -> Tensor:
+    """Rows at the slice's positions, [B] int64 on `device`; computed there where our kernels are."""
+    if device.type == "cuda" and has_cuda_kernels:
+        epoch = (order.rows, order.block_rows, order.window_rows, order.seed, order.epoch)
+        return shuffle_rows(*epoch, piece.start, piece.stop - piece.start, device)
+    return torch.from_numpy(order.rows_at(piece.start, piece.stop)).to(device)
 
 
 def _chunks(slices: Iterator[Slice], fetch: Callable[[list[Slice]], Rows]) -> Iterator[list[tuple[Slice, Rows]]]:

@@ -28,8 +28,8 @@ class EpochOrder:
     def __init__(self, rows: int, seed: int, epoch: int, block_rows: int = BLOCK_ROWS, window_rows: int = WINDOW_ROWS):
         if min(block_rows, window_rows) < 1:
             raise ValueError(f"block_rows and window_rows are at least 1, not {block_rows} and {window_rows}")
-        self.rows = rows
-        self._block_rows = block_rows
+        self.rows, self.seed, self.epoch = rows, seed, epoch
+        self.block_rows, self.window_rows = block_rows, window_rows
         self._key = _absorb(_absorb(0, seed & _MASK), epoch & _MASK)
         blocks = -(-rows // block_rows)
         order = feistel(np.arange(blocks), blocks, _absorb(self._key, 1))
