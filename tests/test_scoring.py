@@ -81,6 +81,18 @@ def test_csv_and_parquet_agree(tmp_path, capsys):
     assert score(capsys, write(tmp_path, coded, "p.parquet")) == results[1]
 
 
+def test_types_that_change_late_in_a_file(tmp_path, capsys):
+    path = tmp_path / "p.csv"
+    start = "y,p,g\n" + "0,0,1\n1,1,1\n" * 200_000  # more than the block from which types are inferred
+    path.write_text(start + "1,0.25,x\n0, 0.5,x\n")
+    result = score(capsys, path)
+    assert (result["rows"], result["groups"]) == (400_002, 2)
+    assert result["auc"] < 1
+    path.write_text(start + "1,0.25,x\n0,oops,x\n")
+    with pytest.raises(InputError, match="line 400003, column 'p': expected a number, got 'oops'"):
+        scoring.run(path, "y", "p", "g")
+
+
 def test_without_groups(tmp_path, capsys):
     result = score(capsys, write(tmp_path, table()), group=None)
     assert list(result) == KEYS

@@ -21,7 +21,7 @@ from widedeep.outputs import plain
 LEAST_P = float(np.float32(1e-7)) + 1e-7
 LEAST_1_MINUS_P = 1 - float(np.float32(1 - 1e-7)) + 1e-7
 # A column without any value has the type null; its first row is then at fault, not its type.
-NUMERIC_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+IS_NUMERIC = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean, pa.types.is_null)
 
 
 class Predictions(NamedTuple):
@@ -85,7 +85,7 @@ def read_predictions(path: Path, label: str, score: str, group: str | None = Non
     """
     if not path.is_file():
         raise InputError(f"{path}: expected a CSV or Parquet file, and there is none")
-    names = [name for name in (label, score, group) if name is not None]
+    names = [name for name in dict.fromkeys((label, score, group)) if name is not None]
     table = _read_parquet(path, names) if _is_parquet(path) else _read_csv(path, names)
     if table.num_rows == 0:
         raise InputError(f"{path}: expected rows of predictions, and there are none")
@@ -111,7 +111,7 @@ class _Column:
         if pa.types.is_string(self.values.type) or pa.types.is_large_string(self.values.type):
             self.values = _parse(self.values, self._fail)
         kind = self.values.type
-        if not any(is_kind(kind) for is_kind in NUMERIC_TYPES):
+        if not any(is_kind(kind) for is_kind in IS_NUMERIC):
             raise InputError(f"{self.path}: column {self.name!r}: expected numbers, got the type {kind}")
         if self.values.null_count:
             self._fail(int(np.argmax(self.values.is_null().to_numpy())), "a number", "no value")
@@ -139,14 +139,15 @@ class _Column:
 
 def _parse(values: pa.ChunkedArray, fail) -> pa.ChunkedArray:
     """Text as float64; `fail(row, wanted, got)` at the first that is no number."""
+    values = pc.utf8_trim_whitespace(values)
     try:
         return pc.cast(values, pa.float64())
     except pa.ArrowInvalid:
-        for row, text in enumerate(values.to_pylist()):
+        for row, text in enumerate(values):
             try:
-                float(text if text is not None else "nan")
-            except ValueError:
-                fail(row, "a number", repr(text))
+                text.cast(pa.float64())
+            except pa.ArrowInvalid:
+                fail(row, "a number", repr(text.as_py()))
         raise
 
 
@@ -171,15 +172,26 @@ def _read_csv(path: Path, names: list[str]) -> pa.Table:
     try:
         columns = csv.read_csv(pa.py_buffer(header.rstrip(b"\r\n") + b"\n")).column_names
         _check_names(path, names, columns)
-        # One thread: only then does an error name its line.
-        return csv.read_csv(
-            path, csv.ReadOptions(use_threads=False), convert_options=csv.ConvertOptions(include_columns=names)
-        )
+        try:
+            return _parse_csv(path, names, {})
+        except pa.ArrowInvalid as error:
+            if "conversion error" not in str(error):
+                raise
+        # A later block of the file breaks the type that the first one promised (0 and 1, then 0.5): no promise, then.
+        return _parse_csv(path, names, dict.fromkeys(names, pa.string()))
     except pa.ArrowInvalid as error:
         text = re.sub(
             r"CSV parse error: (?:Row #(\d+): )?", lambda m: f"line {m[1]}: " if m[1] else "", _first_line(error)
         )
         raise InputError(f"{path}: {text}") from error
+
+
+def _parse_csv(path: Path, names: list[str], types: dict[str, pa.DataType]) -> pa.Table:
+    """One thread: only then does an error name its line."""
+    from pyarrow import csv
+
+    convert = csv.ConvertOptions(include_columns=names, column_types=types, strings_can_be_null=True)
+    return csv.read_csv(path, csv.ReadOptions(use_threads=False), convert_options=convert)
 
 
 def _is_parquet(path: Path) -> bool:
