@@ -28,7 +28,12 @@ NULL_TIME = np.iinfo(np.int64).min
 MAX_ID = 2**31 - 2
 BLOCK_BYTES = 16 << 20
 SUFFIXES = (".csv", ".csv.gz", ".csv.zst")
-_TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+# What pyarrow takes: ASCII only, blanks around numbers are ignored.
+_PATTERNS = {
+    "int": re.compile(r"-?[0-9]+"),
+    "float": re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE),
+    "time": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,3})?)?)?)?"),
+}
 _EXPECTED = {"int": "an integer", "float": "a number", "string": "text", "time": "YYYY-MM-DD HH:MM:SS"}
 _TYPES = {"int": pa.int64(), "float": pa.float64(), "string": pa.string(), "time": pa.timestamp("ms")}
 
@@ -138,8 +143,11 @@ def read_block(block: Block, columns: Sequence[Column]) -> dict[str, np.ndarray 
                 timestamp_parsers=[pa_csv.ISO8601],
             ),
         )
+        # An unclosed quote swallows the lines that follow, without a word.
+        if b'"' in data and table.num_rows != sum(1 for line in data.splitlines() if line):
+            raise _Refused("a quoted field spans lines")
         return {c.name: _to_numpy(table.column(c.name), c) for c in columns}
-    except (pa.ArrowInvalid, pa.ArrowKeyError, _OutOfRange) as error:
+    except (pa.ArrowInvalid, pa.ArrowKeyError, _Refused) as error:
         raise _diagnose(block, data, columns, error) from error
 
 
@@ -163,8 +171,8 @@ def line_of(path: Path, row: int) -> int:
     return line
 
 
-class _OutOfRange(ValueError):
-    pass
+class _Refused(ValueError):
+    """Parsed by pyarrow, but not what the columns allow."""
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -214,7 +222,7 @@ def _no_strings() -> pa.DictionaryArray:
 
 def _to_numpy(chunked: pa.ChunkedArray, column: Column) -> np.ndarray | pa.DictionaryArray:
     if chunked.null_count and not column.nullable:
-        raise _OutOfRange("null")
+        raise _Refused("null")
     array = chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
     if column.kind == "string":
         return array.dictionary_encode()
@@ -226,7 +234,7 @@ def _to_numpy(chunked: pa.ChunkedArray, column: Column) -> np.ndarray | pa.Dicti
     values = _view(valid)
     # The negated form also refuses NaN.
     if values.size and not (values.min() >= column.low and values.max() <= column.high):
-        raise _OutOfRange("range")
+        raise _Refused("range")
     if array.null_count:
         values = _view(array.fill_null(NULL_INT))
     return values.astype(column.dtype, copy=False)
@@ -248,7 +256,10 @@ def _diagnose(block: Block, data: bytes, columns: Sequence[Column], error: Excep
             return InputError(f"{block.path}, line {line}: expected UTF-8 text")
         if not text:
             continue
-        fields = next(csv.reader([text]))
+        try:
+            fields = next(csv.reader([text], strict=True))
+        except csv.Error as fault:
+            return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {fault}")
         if len(fields) != len(block.header):
             return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {len(fields)}")
         for column in columns:
@@ -267,27 +278,22 @@ def _lines_before(block: Block) -> int:
 
 
 def _fault(column: Column, field: str) -> str | None:
-    expected = _EXPECTED[column.kind]
+    expected, found = _EXPECTED[column.kind], f"found {field[:60]!r}"
     if column.kind in ("int", "float"):
-        field = field.strip()
+        field = field.strip(" \t")
     if field in NULLS:
         return None if column.nullable else f"expected {expected}, found no value"
     if column.kind == "string":
         return None
-    found = f"found {field[:60]!r}"
+    if not _PATTERNS[column.kind].fullmatch(field):
+        return f"expected {expected}, {found}"
     if column.kind == "time":
         try:
-            datetime.strptime(field.partition(".")[0], _TIME_FORMAT)
+            datetime.fromisoformat(field)
         except ValueError:
             return f"expected {expected}, {found}"
         return None
-    try:
-        value = int(field) if column.kind == "int" and re.fullmatch(r"-?\d+", field) else None
-        value = float(field) if column.kind == "float" else value
-    except ValueError:
-        value = None
-    if value is None:
-        return f"expected {expected}, {found}"
+    value = int(field) if column.kind == "int" else float(field)
     if not column.low <= value <= column.high:
         return f"expected {expected} from {column.low:g} to {column.high:.10g}, {found}"
     return None

@@ -14,12 +14,17 @@ from typing import Any
 from widedeep.errors import InputError
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 class LocalEngine:
     """`map` over `workers` threads; with one worker, in the calling thread. A with-block ends the pool."""
 
     def __init__(self, workers: int | None = None):
         """workers: None for one a core that this process may use."""
-        self.workers = workers if workers is not None else len(os.sched_getaffinity(0))
+        self.workers = cores() if workers is None else workers
         if self.workers < 1:
             raise InputError(f"workers is {workers}, expected at least 1")
         self._pool = ThreadPoolExecutor(self.workers) if self.workers > 1 else None

@@ -3,10 +3,13 @@
 import csv
 import gzip
 import random
+import re
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from preprocess import csv_io
 from preprocess.csv_io import NULL_INT, NULL_TIME, Column
@@ -146,6 +149,13 @@ def test_a_bad_row_is_named_by_file_and_line(row, message, block_bytes, compress
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("row", ['2,"GB', '"2,GB', '2,"GB\n3",US'])
+def test_an_unclosed_quote_swallows_no_line(row, tmp_path):
+    path = write(tmp_path, f"id,place\n1,GB\n{row}\n3,US\n4,US\n")
+    with pytest.raises(InputError, match=r"t\.csv, line 3: expected 2 fields, found unexpected end of data"):
+        read(path, (Column("id"), Column("place", "string")))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -176,3 +186,39 @@ def test_a_truncated_gz_file_is_an_error(table, tmp_path):
 def test_line_of_counts_blank_lines(tmp_path):
     path = write(tmp_path, "a\n1\n\n2\n3\n")
     assert [csv_io.line_of(path, row) for row in range(3)] == [2, 4, 5]
+
+
+PIECES = [
+    ",",
+    "\n",
+    "\r",
+    '"',
+    "\\N",
+    "\0",
+    "\udcff",
+    "-",
+    "9" * 25,
+    "nan",
+    " ",
+    "1e5",
+    "\u0661",
+    "2016-02-30 00:00:00",
+]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=st.lists(st.tuples(st.integers(0, 150), st.sampled_from(PIECES), st.integers(0, 6)), max_size=4))
+def test_any_damage_gives_values_or_a_line(edits, tmp_path):
+    """Whatever is written over a good file: either it still reads, the same in any blocks, or the line is named."""
+    text = HEADER + (GOOD + "\n") * 4
+    for at, piece, removed in edits:
+        text = text[:at] + piece + text[at + removed :]
+    path = write(tmp_path, text.encode("utf-8", "surrogateescape"))
+    outcomes = []
+    for block_bytes in (40, 1 << 20):
+        try:
+            outcomes.append(read(path, block_bytes=block_bytes))
+        except InputError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+    assert isinstance(outcomes[0], dict) or re.search(r", line \d+: |the file is empty", outcomes[0])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from preprocess.engine import cores
 from preprocess.xp import DEVICES
 from widedeep.errors import InputError
 
@@ -21,7 +22,7 @@ class OutbrainConfig:
         flavour: which formulas; "nvtabular".
         memory_limit: bytes that the run may use, or None; see `memory`.
         chunk_rows: click rows transformed at a time, or None: 262,144, or what the memory limit allows.
-        workers: threads. Output bytes depend neither on it nor on chunk_rows.
+        workers: threads, or None: one a core, 1 with "cuda". Output bytes depend neither on it nor on chunk_rows.
         stats: directory of the `statistics` of an earlier run to apply instead of learning them, or None.
         seed: of the 80/20 split of displays.
         numeric: storage type of the numeric features.
@@ -34,7 +35,7 @@ class OutbrainConfig:
     flavour: str = "nvtabular"
     memory_limit: int | None = None
     chunk_rows: int | None = None
-    workers: int = 1
+    workers: int | None = None
     stats: str | Path | None = None
     seed: int = 0
     numeric: str = "float32"
@@ -45,6 +46,8 @@ class OutbrainConfig:
         for name, allowed in (("flavour", FLAVOURS), ("numeric", NUMERIC_TYPES), ("device", DEVICES)):
             if (value := getattr(self, name)) not in allowed:
                 raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+        if self.workers is None:
+            object.__setattr__(self, "workers", 1 if self.device == "cuda" else cores())
         for name in ("memory_limit", "chunk_rows", "workers", "rows_per_shard"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} is {value}, expected at least 1")
