@@ -80,6 +80,8 @@ def build_documents(draws: Draws, sizes: Sizes) -> Documents:
     landing = order[first : first + sizes.promoted_documents]
     source, home = _sources(draws, sizes, landing)
     count = sizes.documents
+    advertised = np.zeros(count, bool)
+    advertised[landing] = True
     parts = {"category": np.empty((count, 2), np.int8), "topic": np.empty((count, HELD), np.int16)}
     parts |= {
         "topics": np.empty(count, np.uint8),
@@ -88,7 +90,7 @@ def build_documents(draws: Draws, sizes: Sizes) -> Documents:
     }
     for start in range(0, count, _BLOCK):
         block = np.arange(start, min(start + _BLOCK, count))
-        for name, values in _attributes(draws, sizes, block, home[block]).items():
+        for name, values in _attributes(draws, sizes, block, home[block], advertised[block]).items():
             parts[name][block] = values
     u = draws.uniform("source publisher", np.arange(sizes.sources))
     publisher = heavy_rank(u, sizes.publishers, sizes.publishers / 20)
@@ -111,19 +113,26 @@ def _sources(draws: Draws, sizes: Sizes, landing: np.ndarray) -> tuple[np.ndarra
     return source, home
 
 
-def _attributes(draws: Draws, sizes: Sizes, document: np.ndarray, home: np.ndarray) -> dict:
-    """Categories, topics and entities of a block of documents, keyed as in Documents."""
+def _coverage(sizes: Sizes, advertised: np.ndarray, share: float) -> np.ndarray:
+    """Chance that a document has an attribute: `share` over all of them, 0.99 for landing pages."""
+    others = (share * sizes.documents - 0.99 * sizes.promoted_documents) / (sizes.documents - sizes.promoted_documents)
+    return np.where(advertised, 0.99, others)
+
+
+def _attributes(draws: Draws, sizes: Sizes, document: np.ndarray, home: np.ndarray, advertised: np.ndarray):
+    """Categories, topics and entities of a block of documents: a dict keyed as in Documents."""
     leaning = home * np.int64(TOPICS) // CATEGORIES + 1 + draws.integers("home topic", document, 3)
     rank = heavy_rank(draws.uniform("any topic", document), TOPICS, 60.0)
     first = np.where(draws.uniform("leans", document) < 0.6, leaning % TOPICS, rank * 7 % TOPICS)
     topics = 1 + np.floor(np.log1p(-draws.uniform("topics", document)) / np.log(1 - 1 / 4.56)).astype(np.int64)
-    topics = np.where(draws.uniform("has topic", document) < _HAS_TOPIC, np.minimum(topics, 39), 0)
+    has_topic = draws.uniform("has topic", document) < _coverage(sizes, advertised, _HAS_TOPIC)
+    topics = np.where(has_topic, np.minimum(topics, 39), 0)
     topic = np.stack([first] + [(first + topic_offsets(draws, document, s)) % TOPICS for s in range(1, HELD)], axis=1)
     entities = 1 + np.searchsorted(_ENTITY_COUNTS[:-1], draws.uniform("entities", document), side="right")
     entities = np.where(draws.uniform("has entity", document) < _HAS_ENTITY, entities, 0)
     topic = np.where(np.arange(HELD) < topics[:, None], topic, -1)
     entity = np.stack([entity_number(draws, sizes, document, topic[:, 0], slot) for slot in range(2)], axis=1)
-    has_category = draws.uniform("has category", document) < _HAS_CATEGORY
+    has_category = draws.uniform("has category", document) < _coverage(sizes, advertised, _HAS_CATEGORY)
     main = category_of_topic(first)
     other = (main + 1 + draws.integers("second category", document, CATEGORIES - 1)) % CATEGORIES
     two = has_category & (draws.uniform("two categories", document) < 0.938)

@@ -28,19 +28,19 @@ _RANK_WEIGHTS = np.array([1.0, 0.55, 0.30])  # of a document's topics, about the
 class Weights:
     """Standard deviations (of the first eight) and factors (of the similarities, in [0, 1]) in logit units."""
 
-    advertiser: float = 0.3
-    campaign: float = 0.25
-    ad: float = 0.2
+    advertiser: float = 0.25
+    campaign: float = 0.2
+    ad: float = 0.15
     exposure: float = 0.1
     platform_vertical: float = 0.55
-    region_campaign: float = 0.35
-    publisher_advertiser: float = 0.35
+    region_campaign: float = 0.3
+    publisher_advertiser: float = 0.3
     hour_vertical: float = 0.05
-    topics: float = 2.8
+    topics: float = 2.9
     category: float = 1.1
     entities: float = 0.8
     freshness: float = 0.2
-    contextual_share: float = 0.5  # slots filled with ads of the page's own category
+    contextual_share: float = 0.4  # slots filled with ads of the page's own category
 
     def to_dict(self) -> dict:
         return asdict(self)
