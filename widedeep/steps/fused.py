@@ -177,11 +177,10 @@ class FusedStep(Step):
         wide_slots = (self.slots.accum, self.slots.linear) if self.model.has_wide else self.no_slots
         segments = ops.embedding_segments(ids, spec.hotness, spec.cardinalities)
         rms = self.slots.table_rms if self.model.has_deep else self.no_rms
-        dlogit = self.activations.dlogit[:B] if self.model.has_wide else torch.zeros(B)
         ops.embedding_update_(
             ids,
             self.activations.gradient(0, B),
-            dlogit,
+            self.activations.dlogit[:B],
             *segments,
             tables,
             rms,
