@@ -14,8 +14,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--flavour", type=Literal["nvtabular"], default="nvtabular", help="whose formulas")
     parser.add_argument("--stats", type=str | None, default=None, help="apply the statistics of an earlier run")
     parser.add_argument("--seed", type=int, default=0, help="of the 80/20 split of displays")
-    parser.add_argument("--workers", type=int, default=1, help="processes; the output does not depend on it")
-    parser.add_argument("--memory_limit", type=str | None, default=None, help="of all processes together, such as 8G")
+    parser.add_argument("--workers", type=int | None, default=None, help="threads; one a core if not given")
+    parser.add_argument("--memory_limit", type=str | None, default=None, help="memory of the run, such as 8G")
     parser.add_argument("--chunk_rows", type=int | None, default=None, help="rows worked on at a time")
     parser.add_argument("--rows_per_shard", type=int, default=1 << 22, help="rows of a shard file")
     parser.add_argument("--numeric", type=Literal["float32", "float16"], default="float32", help="stored type")
@@ -28,17 +28,37 @@ def run(args) -> int:
     values = {name: value for name, value in vars(args).items() if name != "config"}
     values["memory_limit"] = parse_bytes(args.memory_limit)
     report = outbrain.run(outbrain.OutbrainConfig(**values))
-    for split in ("train", "test"):
-        part = report[split]
-        rate = "no rows" if part["click_rate"] is None else f"click rate {part['click_rate']:.4f}"
-        print(f"{args.out}/{split}: {part['rows']} rows, {part['displays']} displays, {rate}")
-    if absent := report["missing_files"]:
-        print(f"missing, taken as null: {', '.join(absent)}")
-    seconds = sum(stage["seconds"] for stage in report["stages"].values())
-    print(
-        f"{report['rows'] / max(seconds, 1e-9):,.0f} rows/s, peak {report['peak_process_bytes'] / 2**30:.1f} GiB a process"
-    )
+    show(report)
     return 0
+
+
+def show(report: dict) -> None:
+    """The report as two tables: nulls by feature, and the time of each stage."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    train, test = report["train"], report["test"]
+    nulls = Table("nulls", "train", "test")
+    for name in train["nulls"]:
+        if train["nulls"][name] or test["nulls"][name]:
+            nulls.add_row(name, f"{train['nulls'][name]:,}", f"{test['nulls'][name]:,}")
+    if nulls.row_count:
+        console.print(nulls)
+    stages = Table("stage", "rows", "seconds", "rows/s")
+    for name, stage in report["stages"].items():
+        stages.add_row(name, f"{stage['rows']:,}", f"{stage['seconds']:.1f}", f"{stage['rows_per_second']:,.0f}")
+    console.print(stages)
+    for split, part in (("train", train), ("test", test)):
+        rate = "no rows" if part["click_rate"] is None else f"click rate {part['click_rate']:.4f}"
+        print(f"{split}: {part['rows']} rows, {part['displays']} displays, {rate}")
+    absent = report["ads_not_promoted"]
+    if absent["ads"]:
+        print(f"not in promoted_content.csv: {absent['ads']} ads, {absent['rows']} rows")
+    if report["missing_files"]:
+        print(f"missing, taken as null: {', '.join(report['missing_files'])}")
+    seconds = sum(stage["seconds"] for stage in report["stages"].values())
+    print(f"{report['rows'] / max(seconds, 1e-9):,.0f} rows/s, peak {report['peak_process_bytes'] / 2**30:.1f} GiB")
 
 
 def parse_bytes(text: str | None) -> int | None:
