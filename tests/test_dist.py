@@ -99,7 +99,9 @@ def test_ranks_give_the_result_of_one_process(data, alone, tmp_path, world, step
         if name.startswith("last_step") or name == "step":
             continue  # a row's rms may be settled at another step and stand for the same value
         moved = 2e-4 if "rms" not in name else 1e-3
-        torch.testing.assert_close(got[name], array, rtol=moved, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            got[name], array, rtol=moved, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
     for key, limit in {"loss": 1e-5, "auc": 1e-4, "map": 1e-3, "gauc": 1e-3, "binary_accuracy": 1e-9}.items():
         assert evaluation[key] == pytest.approx(want_evaluation[key], abs=limit), key
     assert [line["step"] for line in lines] == [line["step"] for line in want_lines]

@@ -86,7 +86,7 @@ def test_finished_run_is_left_alone(data, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
     log = (tmp_path / "results" / "log.json").read_bytes()
     assert cli.main(words(data, tmp_path, "reference", "--use_checkpoint")) == 0
-    assert "finished already" in capsys.readouterr().err
+    assert "finished already" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
     assert (tmp_path / "results" / "log.json").read_bytes() == log
 
@@ -127,4 +127,4 @@ def test_missing_checkpoint_warns_in_training_and_stops_evaluation(data, tmp_pat
     assert cli.main(words(data, tmp_path, "reference", "--evaluate", "--use_checkpoint")) == 2
     assert "expected a checkpoint to evaluate" in capsys.readouterr().err
     assert cli.main(words(data, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "1")) == 0
-    assert "no checkpoint to continue" in capsys.readouterr().err
+    assert "no checkpoint to continue" in capsys.readouterr().out

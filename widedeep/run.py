@@ -1,7 +1,6 @@
 """What every command that holds a model needs: the processes, the data set, the model and its step, put together from a config."""
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,9 +44,9 @@ def launch(config: TrainConfig, action: Callable[[TrainConfig, LocalComm], Any])
 
 
 def tell(comm: LocalComm, text: str) -> None:
-    """One line for a person, from the first process only."""
+    """One line for a person, from the first process only, on stdout: stderr is for the log and for errors."""
     if comm.rank == 0:
-        print(f"widedeep: {text}", file=sys.stderr)
+        print(text, flush=True)
 
 
 def open_shards(spec: FeatureSpec, mapping: str, verify: bool) -> ShardSet:

@@ -173,6 +173,6 @@ def _ascends(parts: list) -> bool:
 def _write(rows: np.ndarray, path: Path) -> list[tuple[Path, int, int, int, bool]]:
     if not len(rows):
         return []
-    np.save(path, rows)
+    store.save_array(path, rows)
     display = rows["display_id"]
     return [(path, len(rows), int(display[0]), int(display[-1]), bool((display[1:] >= display[:-1]).all()))]

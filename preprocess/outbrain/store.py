@@ -1,5 +1,7 @@
 """Tables on disk: one .npy file an array, memory-mapped by every worker, so that a table is in memory once."""
 
+import errno
+import os
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -17,9 +19,16 @@ def save(directory: Path, group: str, table: Any) -> None:
     for field in fields(table):
         value = getattr(table, field.name)
         if isinstance(value, np.ndarray):
-            np.save(directory / f"{group}.{field.name}.npy", value)
+            save_array(directory / f"{group}.{field.name}.npy", value)
         else:
             save(directory, f"{group}.{field.name}", value)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """`np.save`, which does not notice when the disk has no room for its last buffer."""
+    np.save(path, array)
+    if path.stat().st_size <= array.nbytes:  # the file has a header too
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 @cache
