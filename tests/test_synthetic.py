@@ -301,7 +301,7 @@ def test_memory_of_a_chunk_does_not_grow_with_the_set():
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
-    assert peaks[1] < 60e6
+    assert peaks[1] < 25e6
 
 
 def test_few_chunks_are_under_way_at_once():

@@ -23,7 +23,7 @@ from preprocess.synthetic.output import CsvFile, csv_bytes, fresh_directory
 from preprocess.synthetic.score import ChunkScore, Score, score_chunk
 from preprocess.synthetic.sizes import FULL_DISPLAYS, RULE, Sizes
 
-CHUNK = 1 << 15  # displays at a time: about 60 MB of temporaries a worker
+CHUNK = 1 << 15  # displays at a time: 21 MB of temporaries a worker
 _CLICKS = ["display_id", "ad_id", "clicked"]
 _EVENTS = ["display_id", "uuid", "document_id", "timestamp", "platform", "geo_location"]
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 @dataclass(frozen=True)
 class World:
-    """Everything that is built once and read by every chunk; some 100 MB at full size."""
+    """Everything that is built once and read by every chunk; 81 MB of arrays at full size."""
 
     draws: Draws
     sizes: Sizes
