@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from preprocess.tabular import transforms
-from preprocess.tabular.columns import Column, Lists
+from preprocess.tabular.columns import BadCell, Column, Lists
 
 
 def test_moments_do_not_depend_on_the_pieces():
@@ -47,3 +47,17 @@ def test_columns_and_lists_hold_what_arrow_holds():
     sliced = Lists.of(pa.array([["a"], ["b", "c"], ["d"]]).slice(1))
     assert sliced.elements.texts == ["b", "c", "d"]
     assert [lists.row_of(element) for element in range(4)] == [0, 3, 3, 3]
+
+
+def test_values_that_no_row_holds_may_be_anything():
+    column = Column.of(pa.array(["1", "?", "nan", "2", None])).without(frozenset({"?", "nan"}))
+    np.testing.assert_array_equal(column.numbers(), [1, np.nan, np.nan, 2, np.nan])
+    assert column.integers(0, 2, -1, "0 to 2").tolist() == [1, -1, -1, 2, -1]
+    with pytest.raises(BadCell, match=r"0 to 1, found '2'") as caught:
+        column.integers(0, 1, -1, "0 to 1")
+    assert caught.value.row == 3
+    unnamed = Column.of(pa.array(["1", "?", "x", "inf"])).without(frozenset({"?"}))
+    with pytest.raises(BadCell, match="a number, found 'x'"):
+        unnamed.numbers()
+    with pytest.raises(BadCell, match="a finite number, found 'inf'"):
+        unnamed.without(frozenset({"x"})).numbers()

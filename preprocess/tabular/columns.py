@@ -64,33 +64,42 @@ class Column:
     def numbers(self) -> np.ndarray:
         """[n] float64, NaN for null. Raises BadCell for what is no finite number."""
         values = self._cast(pa.float64(), "a number")
-        if not np.isfinite(values).all():
-            raise self._bad(int((~np.isfinite(values)).argmax()), "a finite number")
+        if not np.isfinite(values).all() and (used := ~np.isfinite(values) & self._is_used()).any():
+            raise self._bad(int(used.argmax()), "a finite number")
         return self.take(values, np.nan)
 
     def integers(self, low: int, high: int, null: int | None, expected: str) -> np.ndarray:
         """[n] int64 in [low, high]; `null` for nulls, which are refused when it is None. Raises BadCell."""
         values = self._cast(pa.int64(), expected)
         outside = (values < low) | (values > high)
-        if outside.any() and (used := outside & (self.counts(self.codes >= 0) > 0)).any():
+        if outside.any() and (used := outside & self._is_used()).any():
             raise self._bad(int(used.argmax()), expected)
         if null is None and (self.codes < 0).any():
             raise BadCell(int((self.codes < 0).argmax()), expected, "no value")
         return self.take(values, 0 if null is None else null)
 
+    def _is_used(self) -> np.ndarray:
+        return self.counts(self.codes >= 0) > 0
+
     def _cast(self, kind: pa.DataType, expected: str) -> np.ndarray:
-        used = np.unique(self.codes[self.codes >= 0])
+        try:
+            return self.values.cast(kind).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:
+            # Values that no row holds, such as texts taken as null, may be anything.
+            used = np.flatnonzero(self._is_used())
         result = np.zeros(len(self.values), kind.to_pandas_dtype())
         try:
             result[used] = self.values.take(pa.array(used)).cast(kind).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid:
-            for code in used.tolist():
-                try:
-                    self.values[code].cast(kind)
-                except pa.ArrowInvalid:
-                    raise self._bad(code, expected) from None
-            raise
+            raise self._bad(next(code for code in used.tolist() if not self._fits(code, kind)), expected) from None
         return result
+
+    def _fits(self, code: int, kind: pa.DataType) -> bool:
+        try:
+            self.values[code].cast(kind)
+        except pa.ArrowInvalid:
+            return False
+        return True
 
     def _bad(self, code: int, expected: str) -> BadCell:
         return BadCell(int((self.codes == code).argmax()), expected, self.values[code].as_py())
