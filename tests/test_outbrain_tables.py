@@ -1,0 +1,150 @@
+"""Parts of the Outbrain preprocessing on inputs that real data seldom shows: sparse ids, constants, no train rows."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from outbrain_oracle import features, similarity
+
+from preprocess.outbrain import OutbrainConfig, clicks, run
+from preprocess.outbrain import similarity as similarity_module
+from preprocess.outbrain.clicks import AdCounts
+from preprocess.outbrain.lookup import Lookup, first_duplicate, with_null
+from preprocess.outbrain.similarity import Attributes
+from preprocess.outbrain.statistics import KeyCounts, Statistics, _median, _scale
+from widedeep.feature_spec import FeatureSpec
+from widedeep.shards import ShardSet
+
+SMALL = Path(__file__).parent / "data" / "outbrain"
+
+
+@pytest.mark.parametrize(("n", "largest"), [(0, 0), (1, 0), (1, 2**31 - 2), (1000, 3000), (1000, 2**31 - 2)])
+def test_lookup_finds_what_a_dictionary_finds(n, largest):
+    rng = np.random.default_rng(n + largest % 97)
+    keys = np.unique(rng.integers(0, largest + 1, n, dtype=np.int32))
+    if n:
+        keys[-1] = largest
+    rng.shuffle(keys)
+    lookup = Lookup.build(keys)
+    asked = np.concatenate([[-1, 0, 1, largest, 2**31 - 1], keys, keys + 1, rng.integers(0, 2**31 - 1, 500)])
+    asked = np.clip(asked, -1, 2**31 - 1).astype(np.int32)
+    rows = {int(key): i for i, key in enumerate(keys)}
+    assert lookup.find(asked).tolist() == [rows.get(int(key), -1) for key in asked]
+    column = with_null(keys, -7)
+    assert column[lookup.find(np.array([-1], np.int32))].tolist() == [-7]
+
+
+@pytest.mark.parametrize(
+    ("keys", "row"), [([], None), ([3], None), ([1, 2, 3], None), ([3, 1, 2], None), ([1, 1], 1), ([5, 2, 7, 2, 5], 3)]
+)
+def test_first_duplicate_is_the_first_row_seen_before(keys, row):
+    assert first_duplicate(np.array(keys, np.int32)) == row
+
+
+@pytest.mark.parametrize("merge_entries", [1, 50, 1 << 19])
+@pytest.mark.parametrize("vocabulary", [3, 70, 5000])
+def test_similarity_matches_dictionaries(merge_entries, vocabulary, tmp_path, monkeypatch):
+    """Documents of 1 to 60 attributes, some pairs twice, documents without attributes, unknown ones and nulls."""
+    monkeypatch.setattr(similarity_module, "_MERGE_ENTRIES", merge_entries)
+    rng = np.random.default_rng(vocabulary)
+    documents = np.repeat(np.arange(0, 400, 2), rng.integers(1, 60, 200)).astype(np.int32)
+    attributes = rng.integers(0, vocabulary, len(documents)).astype(np.int32)
+    confidences = rng.uniform(0, 1, len(documents))
+    table = pd.DataFrame({"document_id": documents, "topic_id": attributes, "confidence_level": confidences})
+    table.sample(frac=1, random_state=1).to_csv(tmp_path / "documents_topics.csv", index=False, float_format="%.17g")
+    left, right = rng.integers(-1, 420, (2, 3000)).astype(np.int32)
+    left[:200] = right[:200]
+    got = Attributes.build(documents, attributes, confidences).similarity(left, right)
+    want = similarity(tmp_path, "topics", list(zip(left.tolist(), right.tolist())))
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+    assert (got > 0).sum() > 100
+
+
+def test_an_attribute_of_every_document_weighs_nothing():
+    """df = N, so idf = 0 and the norm of every document is 0: similarity 0, not a division by zero."""
+    got = Attributes.build(np.arange(4, dtype=np.int32), np.zeros(4, np.int32), np.ones(4))
+    assert got.similarity(np.arange(4, dtype=np.int32), np.arange(4, dtype=np.int32)).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("values", [[], [4], [4, 9], [0, 0, 7], [1, 2, 2, 8], list(range(100))])
+def test_median_of_a_histogram(values):
+    want = float(np.median(values)) if values else 0.0
+    assert _median(np.bincount(values, minlength=200).astype(np.int64)) == want
+
+
+@pytest.mark.parametrize("rows", [[], [1], [1, 1, 1], [6, 4, 1, 1], [10**6, 3, 3]])
+@pytest.mark.parametrize("without_key", [0, 1, 50])
+def test_scale_is_that_of_the_rows_written_out(rows, without_key):
+    rows = np.array(rows, np.int64)
+    if not (n := int(rows.sum()) + without_key):
+        assert _scale(rows, 0) == (0.0, 0.0)
+        return
+    logs = np.log1p(np.concatenate([np.repeat(rows, rows), np.zeros(without_key)]))
+    mean, std = _scale(rows, n)
+    assert mean == pytest.approx(logs.mean(), rel=1e-6)
+    assert std == pytest.approx(logs.std(ddof=1) if logs.min() != logs.max() else 0.0, rel=1e-6)
+
+
+def test_a_constant_count_is_only_centred():
+    counts = KeyCounts.group(*(np.array(v) for v in ([1, 2, 3], [2, 2, 2], [0, 1, 2])))
+    statistics = Statistics(6, {}, {"ad_id": np.log(3.0)}, {"ad_id": 0.0}, {"ad_id": counts})
+    got = statistics.scaled_count("ad_id", np.array([1, 9], np.int32))
+    np.testing.assert_allclose(got, [0, -np.log(3)], atol=1e-6)
+
+
+def test_ad_counts_merge_to_the_counts_of_all_rows():
+    rng = np.random.default_rng(1)
+    ad, train, clicked = rng.integers(0, 50, 1000), rng.random(1000) < 0.7, rng.integers(0, 2, 1000)
+    whole = clicks.count_ads(ad, train, clicked)
+    cuts = [slice(0, 1), slice(1, 1), slice(1, 700), slice(700, 1000)]
+    merged = AdCounts.merge(clicks.count_ads(ad[c], train[c], clicked[c]) for c in cuts)
+    for name in ("ad", "rows", "train_rows", "train_clicks"):
+        np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name))
+    chosen = ad == whole.ad[7]
+    assert whole.rows[7] == chosen.sum()
+    assert whole.train_clicks[7] == (chosen & train & (clicked == 1)).sum()
+
+
+def scaled_copy(target: Path, factors: dict[str, int]) -> Path:
+    """The small tables with ids multiplied, so that they are sparse."""
+    target.mkdir()
+    for path in SMALL.glob("*.csv"):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        for column in set(table) & set(factors):
+            table[column] = [v if v in ("", "\\N") else str(int(v) * factors[column]) for v in table[column]]
+        table.to_csv(target / path.name, index=False)
+    return target
+
+
+def test_sparse_ids_give_what_pandas_gives(tmp_path):
+    data = scaled_copy(tmp_path / "data", {"ad_id": 140_000_000, "document_id": 8_000_000, "display_id": 170_000_000})
+    run(OutbrainConfig(data, tmp_path / "out", workers=1))
+    spec = FeatureSpec.load(tmp_path / "out")
+    want = features(data, dict(zip(spec.names, spec.cardinalities)))
+    sides = {"train": want[want.train], "test": want[~want.train].sort_values("display_id", kind="stable")}
+    for split, table in sides.items():
+        shards = ShardSet.open(tmp_path / "out" / split)
+        got = shards.read(0, shards.rows)
+        for name in (*spec.names, "clicked"):
+            np.testing.assert_array_equal(got[name], table[name], err_msg=name)
+        for name in spec.numeric_names:
+            np.testing.assert_allclose(got[name], table[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("time", "empty"), [("1036800000", "train"), ("0", None)])
+def test_all_rows_may_fall_on_one_side(time, empty, tmp_path):
+    data = shutil.copytree(SMALL, tmp_path / "data")
+    events = pd.read_csv(data / "events.csv", dtype=str, keep_default_na=False)
+    events["timestamp"] = time
+    events.to_csv(data / "events.csv", index=False)
+    report = run(OutbrainConfig(data, tmp_path / "out"))
+    assert report["rows"] == 18
+    if empty:
+        assert report[empty]["rows"] == 0
+        assert report[empty]["click_rate"] is None
+        shards = ShardSet.open(tmp_path / "out" / "test")
+        got = shards.read(0, shards.rows)
+        assert not got["ad_id_ctr"].any()
+        assert not got["ad_id_count"].any()
