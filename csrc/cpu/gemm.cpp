@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <new>
 
 #include "cpu/gemm_kernel.h"
+#include "cpu/gemm_pack.h"
 #include "cpu/parallel.h"
 
 namespace widedeep::cpu {
@@ -22,6 +22,7 @@ constexpr int64_t kBlockPanels = 16;
 constexpr int64_t kSlab = 4 * kDepth;
 // Tasks wanted of one product; more row blocks than that are not split further.
 constexpr int64_t kTasks = 12;
+constexpr int64_t kSlack = 8;  // floats that packing may write behind its panels
 // Panels of B between two epilogues: a group of C is still in the first- or second-level cache.
 constexpr int64_t kGroupPanels = kTileColumns / kColumns;
 
@@ -81,11 +82,9 @@ void multiply_block(const Problem& p, int64_t block, Range slab, Range panels, c
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const Range k = part(slab.end - slab.begin, chunks, chunk);
     const int64_t depth = k.end - k.begin;
-    float* a = gemm_scratch(0, (lines.end - lines.begin) * kRows * depth);
-    for (int64_t line = lines.begin; line < lines.end; ++line)
-      pack_panel<kRows>(p.a.data, p.a.stride, p.a.transposed, line * kRows,
-                        std::min<int64_t>(kRows, p.M - line * kRows), slab.begin + k.begin, depth,
-                        a + (line - lines.begin) * kRows * depth);
+    float* a = gemm_scratch(0, (lines.end - lines.begin) * kRows * depth + kSlack);
+    pack_panels<kRows>(p.a.data, p.a.stride, p.a.transposed, rows.begin, rows.end - rows.begin, slab.begin + k.begin,
+                       depth, a);
     const float* b = packed + k.begin * p.column_panels() * kColumns;
     const bool last = slab.end == p.K && chunk + 1 == chunks;
     for (int64_t group = panels.begin; group < panels.end; group += kGroupPanels) {
@@ -100,14 +99,16 @@ void multiply_block(const Problem& p, int64_t block, Range slab, Range panels, c
   }
 }
 
-void pack_slab(const Problem& p, Range slab, int64_t panel, float* packed) {
+// A group of column panels of a slab of B.
+void pack_slab(const Problem& p, Range slab, int64_t group, float* packed) {
   const int64_t chunks = std::max<int64_t>(1, ceil_div(slab.end - slab.begin, kDepth));
+  const int64_t panel = group * kGroupPanels, column = panel * kColumns;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const Range k = part(slab.end - slab.begin, chunks, chunk);
     const int64_t depth = k.end - k.begin;
-    pack_panel<kColumns>(p.b.data, p.b.stride, !p.b.transposed, panel * kColumns,
-                         std::min<int64_t>(kColumns, p.N - panel * kColumns), slab.begin + k.begin, depth,
-                         packed + (k.begin * p.column_panels() + panel * depth) * kColumns);
+    pack_panels<kColumns>(p.b.data, p.b.stride, !p.b.transposed, column, std::min<int64_t>(kTileColumns, p.N - column),
+                          slab.begin + k.begin, depth,
+                          packed + (k.begin * p.column_panels() + panel * depth) * kColumns);
   }
 }
 
@@ -156,10 +157,10 @@ void gemm(int64_t M, int64_t N, int64_t K, MatrixView a, MatrixView b, float* c,
   const int64_t blocks = gemm_blocks(M), panels = p.column_panels(), slabs = std::max<int64_t>(1, ceil_div(K, kSlab));
   // Few row blocks: split the columns too, by whole groups, so that there is work for more threads.
   const int64_t groups = ceil_div(panels, kGroupPanels), splits = std::min(groups, ceil_div(kTasks, blocks));
-  float* packed = gemm_scratch(1, ceil_div(K, slabs) * panels * kColumns);
+  float* packed = gemm_scratch(1, ceil_div(K, slabs) * panels * kColumns + kSlack);
   for (int64_t s = 0; s < slabs; ++s) {
     const Range slab = part(K, slabs, s);
-    for_each_task(panels, [&](int64_t panel) { pack_slab(p, slab, panel, packed); });
+    for_each_task(groups, [&](int64_t group) { pack_slab(p, slab, group, packed); });
     for_each_task(blocks * splits, [&](int64_t task) {
       const Range g = part(groups, splits, task % splits);
       multiply_block(p, task / splits, slab, {g.begin * kGroupPanels, std::min(g.end * kGroupPanels, panels)}, packed);

@@ -1,7 +1,6 @@
-// The innermost loop of the matrix product and the packing of its panels, once for all vector widths.
+// The innermost loop of the matrix product, once for all vector widths.
 #pragma once
 #include <cstdint>
-#include <cstring>
 
 namespace widedeep::cpu {
 
@@ -49,32 +48,6 @@ inline void multiply_tile(int64_t depth, const float* __restrict__ a, const floa
       float* p = c + i * stride + j * kLanes;
       store(p, Accumulate ? load(p) + sum[i][j] : sum[i][j]);
     }
-}
-
-// Copies lines [line, line + lines) x depth [k, k + depth) of a matrix to one panel: panel[k][Width], missing lines are
-// zero. `contiguous`: the lines lie next to each other in memory (stride apart along the depth).
-template <int Width>
-inline void pack_panel(const float* data, int64_t stride, bool contiguous, int64_t line, int64_t lines, int64_t k,
-                       int64_t depth, float* __restrict__ panel) {
-  if (lines < Width) std::memset(panel, 0, sizeof(float) * Width * depth);
-  if (contiguous) {
-    const float* source = data + k * stride + line;
-    if (lines == Width)
-      for (int64_t d = 0; d < depth; ++d) std::memcpy(panel + d * Width, source + d * stride, sizeof(float) * Width);
-    else
-      for (int64_t d = 0; d < depth; ++d)
-        for (int64_t i = 0; i < lines; ++i) panel[d * Width + i] = source[d * stride + i];
-    return;
-  }
-  const float* source = data + line * stride + k;
-  if (lines == Width) {
-    for (int64_t d = 0; d < depth; ++d)
-#pragma GCC unroll 32
-      for (int i = 0; i < Width; ++i) panel[d * Width + i] = source[i * stride + d];
-  } else {
-    for (int64_t i = 0; i < lines; ++i)
-      for (int64_t d = 0; d < depth; ++d) panel[d * Width + i] = source[i * stride + d];
-  }
 }
 
 }  // namespace widedeep::cpu

@@ -1,0 +1,103 @@
+"""The matrix product in every instruction set it is written for, not only that of the installed build."""
+
+import ctypes
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# architecture level: (what gemm_instructions() says, the flag of /proc/cpuinfo that running it needs)
+LEVELS = {
+    "x86-64": ("portable matrix kernel", "sse2"),
+    "x86-64-v3": ("AVX2 matrix kernel", "avx2"),
+    "x86-64-v4": ("AVX-512 matrix kernel", "avx512f"),
+}
+SHAPES = [
+    (1, 1, 1),
+    (7, 5, 3),
+    (6, 16, 8),
+    (13, 33, 1),
+    (100, 129, 301),  # past whole panels in every direction
+    (14, 989, 257),
+    (97, 1, 1030),  # more than one slab of the depth
+    (1, 300, 2000),
+]
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def gemm(request, tmp_path_factory):
+    """The compiled probe of one level; compiled even where it cannot run."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None or platform.machine() != "x86_64":
+        pytest.skip("needs a C++ compiler for x86-64")
+    words, flag = LEVELS[request.param]
+    library = tmp_path_factory.mktemp("gemm") / "gemm.so"
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", f"-march={request.param}"]
+    sources = [ROOT / "tests" / "native" / "gemm_probe.cpp", ROOT / "csrc" / "cpu" / "gemm.cpp"]
+    command = [compiler, *flags, "-fPIC", "-shared", f"-I{ROOT / 'csrc'}", *sources, "-o", library]
+    subprocess.run(command, check=True)
+    if f" {flag} " not in Path("/proc/cpuinfo").read_text().replace("\n", " "):
+        pytest.skip(f"this processor has no {flag}: compiled, not run")
+    lib = ctypes.CDLL(str(library))
+    lib.probe_instructions.restype = ctypes.c_char_p
+    assert lib.probe_instructions().decode() == words
+    return lib
+
+
+def pointer(array):
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+def sizes(*values):
+    return [ctypes.c_int64(v) for v in values]
+
+
+def stored(matrix, transposed, extra, fill=np.nan):
+    """(memory, row stride) of a matrix, or of its transpose, in rows longer than needed; poison fills the rest."""
+    matrix = matrix.T if transposed else matrix
+    memory = np.full((matrix.shape[0], matrix.shape[1] + extra), fill, np.float32)
+    memory[:, : matrix.shape[1]] = matrix
+    return memory, memory.shape[1]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("transposed", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=["AB", "ABt", "AtB", "AtBt"])
+def test_gemm_matches_float64(gemm, shape, transposed):
+    M, N, K = shape
+    g = np.random.default_rng(shape)
+    a, b = g.standard_normal((M, K), np.float32), g.standard_normal((K, N), np.float32)
+    a_memory, a_stride = stored(a, transposed[0], 3)
+    b_memory, b_stride = stored(b, transposed[1], 5)
+    c, c_stride = stored(np.full((M, N), np.nan), False, 2, fill=77)
+    gemm.probe_gemm(
+        *sizes(M, N, K),
+        *(pointer(a_memory), ctypes.c_int64(a_stride), transposed[0]),
+        *(pointer(b_memory), ctypes.c_int64(b_stride), transposed[1]),
+        *(pointer(c), ctypes.c_int64(c_stride)),
+    )
+    want = a.astype(np.float64) @ b.astype(np.float64)
+    np.testing.assert_allclose(c[:, :N], want, rtol=0, atol=2e-7 * K**0.5 * max(1, np.abs(want).max()))
+    assert (c[:, N:] == 77).all()
+
+
+def test_gemm_of_depth_zero_is_zero(gemm):
+    c = np.full((9, 20), np.nan, np.float32)
+    nothing = np.zeros(1, np.float32)
+    one = ctypes.c_int64(1)
+    gemm.probe_gemm(
+        *sizes(9, 20, 0), pointer(nothing), one, 0, pointer(nothing), one, 0, pointer(c), ctypes.c_int64(20)
+    )
+    assert (c == 0).all()
+
+
+@pytest.mark.parametrize(("M", "N", "K"), [(7, 5, 3), (100, 300, 40), (200, 129, 1100)])
+def test_epilogue_sees_every_finished_element_once(gemm, M, N, K):
+    g = np.random.default_rng(0)
+    a, b = g.standard_normal((M, K), np.float32), g.standard_normal((K, N), np.float32)
+    c, visits = np.full((M, N), np.nan, np.float32), np.zeros((M, N), np.int64)
+    gemm.probe_epilogue(*sizes(M, N, K), pointer(a), pointer(b), pointer(c), pointer(visits))
+    assert (visits == 1).all()
