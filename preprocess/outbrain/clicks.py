@@ -22,7 +22,7 @@ MISSING_AGE = layout.MAX_AGE_DAYS + 1
 
 @dataclass(frozen=True)
 class Task:
-    """Block `index` of clicks_train.csv; its rows are written to `work`, where the tables are."""
+    """Block `index` of clicks_train.csv; its rows are written to `work`, the directory of the tables."""
 
     block: Block
     index: int

@@ -72,25 +72,21 @@ class _Run:
             if path is None:
                 log.warning("%s.csv is missing: what it would give is null", Path(config.data_path) / name)
         self.block_bytes = memory.block_bytes(config, self.files)
+        self.given = None if config.stats is None else Statistics.load(config.stats)
 
     def all(self) -> dict[str, Any]:
         self.read_tables()
         scan = self.scan_clicks()
         promoted = store.load(self.work, "promoted", tables.Promoted, "cpu")
-        if self.config.stats is None:
-            statistics = Statistics.learn(scan.ads, scan.ages, promoted)
-        else:
-            statistics = Statistics.load(self.config.stats)
+        statistics = self.given or Statistics.learn(scan.ads, scan.ages, promoted)
         store.save(self.work, "ads", Ads.build(scan.ads.ad, promoted, statistics, self.buckets))
         store.save(self.work, "ages", transform.Ages.build(statistics))
         statistics.save(self.out / "statistics")
         absent = promoted.lookup.find(scan.ads.ad) < 0
-        del promoted
         rows = memory.chunk_rows(self.config, store.size(self.work))
         nulls = {split: self.write(scan, split, rows) for split in SPLITS}
         self.spec.save(self.out / MARKER)
-        report = self.report(scan, nulls)
-        report["ads_not_promoted"] = {"ads": int(absent.sum()), "rows": int(scan.ads.rows[absent].sum())}
+        report = self.report(scan, nulls, absent)
         shutil.rmtree(self.work)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report
@@ -167,7 +163,8 @@ class _Run:
             )
         return nulls
 
-    def report(self, scan: Scan, nulls: dict[str, dict[str, int]]) -> dict[str, Any]:
+    def report(self, scan: Scan, nulls: dict[str, dict[str, int]], absent: np.ndarray) -> dict[str, Any]:
+        """nulls: by split and feature; absent: [ads] bool, the ads of the clicks that promoted_content.csv lacks."""
         splits = {}
         for split in SPLITS:
             rows, clicked = scan.rows(split), scan.clicks[split]
@@ -181,7 +178,7 @@ class _Run:
         return {
             "rows": sum(s["rows"] for s in splits.values()),
             **splits,
-            "ads_not_promoted": {},
+            "ads_not_promoted": {"ads": int(absent.sum()), "rows": int(scan.ads.rows[absent].sum())},
             "missing_files": [f"{name}.csv" for name, path in self.files.items() if path is None],
             "stages": self.stages.to_dict(),
             "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -12,6 +12,7 @@ import numpy as np
 from preprocess.xp import array_module
 
 T = TypeVar("T")
+_MAPPED_FROM = 4096  # bytes
 
 
 def save(directory: Path, group: str, table: Any) -> None:
@@ -40,9 +41,9 @@ def load(directory: Path, group: str, kind: type[T], device: str) -> T:
         if not path.exists():
             values[field.name] = load(directory, f"{group}.{field.name}", field.type, device)
             continue
-        # An empty file cannot be mapped; the plain view drops memmap's slow indexing.
-        empty = np.load(path, mmap_mode="r").size == 0 if path.stat().st_size > 256 else True
-        array = np.load(path) if empty else np.load(path, mmap_mode="r").view(np.ndarray)
+        # A small file (an empty array cannot be mapped) is read. The plain view drops memmap's slow indexing.
+        mode = "r" if path.stat().st_size > _MAPPED_FROM else None
+        array = np.load(path, mmap_mode=mode).view(np.ndarray)
         values[field.name] = array if device == "cpu" else array_module(device).asarray(array)
     return kind(**values)
 

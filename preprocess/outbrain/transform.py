@@ -125,5 +125,5 @@ def features(
 
 
 def _narrow(buckets: int) -> type:
-    """Fewer bytes between processes: the unsigned type that a shard stores."""
+    """The unsigned type that a shard stores."""
     return next(t for t in (np.uint8, np.uint16, np.uint32) if buckets <= np.iinfo(t).max)
