@@ -274,6 +274,10 @@ def test_embedding_opcheck(tables, device):
     args = case.forward_args(torch.float32)
     opcheck(OPS.embedding_forward.default, args)
     opcheck(OPS.embedding_forward.default, case.forward_args(torch.bfloat16))
+    leaves = make(9, tables, "zipf", device)
+    for t in (*leaves.tables, leaves.wide, leaves.wide_numeric, leaves.wide_bias):
+        t.requires_grad_()
+    opcheck(OPS.embedding_forward.default, leaves.forward_args(torch.float32))
     x, logit = ops.embedding_forward(*args)
     opcheck(OPS.embedding_forward_out.default, args[:10], {"x": x, "wide_logit": logit})
     opcheck(OPS.embedding_segments.default, (case.ids, case.hotness, case.rows))

@@ -3,6 +3,7 @@
 
 #include "cpu/element.h"
 #include "cpu/embedding.h"
+#include "cpu/optim.h"
 #include "cpu/parallel.h"
 
 namespace widedeep::cpu {
@@ -157,10 +158,8 @@ void embedding_update(const Batch& batch, const Segments& s, const Gradients& g,
           const Feature& feature = batch.features[f];
           const int64_t row = s.unique[u], at = (row - feature.row_base) * feature.dim;
           const float decay = core::rmsprop_catch_up(update.step, update.last_step[row], update.rmsprop.rho);
-          float* __restrict__ w = feature.table + at;
-          float* __restrict__ rms = feature.rms + at;
-          for (int64_t d = 0; d < feature.dim; ++d)
-            core::rmsprop(w[d], rms[d], gradient[d] * update.inverse_scale, decay, update.rmsprop);
+          rmsprop_span(feature.table + at, feature.rms + at, gradient, feature.dim, decay, update.inverse_scale,
+                       update.rmsprop);
           core::ftrl(update.wide[row], update.accum[row], update.linear[row], wide_gradient * update.inverse_scale,
                      update.ftrl);
           update.last_step[row] = static_cast<int32_t>(update.step);

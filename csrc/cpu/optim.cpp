@@ -18,11 +18,6 @@ constexpr int64_t kBlocksPerThread = 8;
 
 int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
 
-void rmsprop_span(float* __restrict__ w, float* __restrict__ rms, const float* __restrict__ g, int64_t n, float decay,
-                  float inverse_scale, core::RmspropRule rule) {
-  for (int64_t i = 0; i < n; ++i) core::rmsprop(w[i], rms[i], g[i] * inverse_scale, decay, rule);
-}
-
 void ftrl_span(float* __restrict__ w, float* __restrict__ accum, float* __restrict__ linear,
                const float* __restrict__ g, int64_t n, float inverse_scale, core::FtrlRule rule) {
   for (int64_t i = 0; i < n; ++i) core::ftrl(w[i], accum[i], linear[i], g[i] * inverse_scale, rule);
@@ -61,6 +56,11 @@ void for_distinct_rows(const int64_t* rows, const float* grads, int64_t n, int64
 }
 
 }  // namespace
+
+void rmsprop_span(float* __restrict__ w, float* __restrict__ rms, const float* __restrict__ g, int64_t n, float decay,
+                  float inverse_scale, core::RmspropRule rule) {
+  for (int64_t i = 0; i < n; ++i) core::rmsprop(w[i], rms[i], g[i] * inverse_scale, decay, rule);
+}
 
 void rmsprop_dense(const DenseParameter& p, core::RmspropRule rule, float inverse_scale) {
   visit(p.grad_type, [&](auto* grad_tag) {

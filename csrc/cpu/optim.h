@@ -9,6 +9,10 @@
 
 namespace widedeep::cpu {
 
+// n elements whose gradients are g * inverse_scale; decay multiplies rms before the step's own.
+void rmsprop_span(float* __restrict__ w, float* __restrict__ rms, const float* __restrict__ g, int64_t n, float decay,
+                  float inverse_scale, core::RmspropRule rule);
+
 // One dense RMSprop parameter of n elements. grad: of storage type grad_type, multiplied by inverse_scale when read.
 // copy: of storage type copy_type, written with the new weight; null where there is none.
 struct DenseParameter {
