@@ -96,6 +96,12 @@ def find(directory: str | Path, name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def read_header(path: Path) -> tuple[str, ...]:
+    """The column names. InputError when the file is missing, unreadable or empty."""
+    with _open(path) as file:
+        return _header(path, _call(path, file.readline), ())
+
+
 def blocks(path: Path, columns: Sequence[Column], block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
     """Cuts the file after its header into blocks of about `block_bytes`, at line ends.
 
@@ -194,7 +200,8 @@ def _call(path: Path, read, *arguments):
 
 def _header(path: Path, line: bytes, columns: Sequence[Column]) -> tuple[str, ...]:
     if not line.strip():
-        raise InputError(f"{path}: the file is empty, expected a header line with {_names(columns)}")
+        wanted = f" with {_names(columns)}" if columns else ""
+        raise InputError(f"{path}: the file is empty, expected a header line{wanted}")
     try:
         header = tuple(next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")])))
     except (UnicodeDecodeError, csv.Error) as error:

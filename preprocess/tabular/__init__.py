@@ -1,6 +1,7 @@
 """Any CSV or Parquet tables to a data set of shards, as a feature spec with transforms says."""
 
 from preprocess.tabular.config import TabularConfig
+from preprocess.tabular.infer import infer_spec
 from preprocess.tabular.pipeline import run
 
-__all__ = ["TabularConfig", "run"]
+__all__ = ["TabularConfig", "infer_spec", "run"]

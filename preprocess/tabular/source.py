@@ -60,6 +60,14 @@ def count_rows(paths: Sequence[str | Path], column: str, engine: LocalEngine, ch
     return sum(len(chunk.rows) for chunk in chunks(paths, [column], engine, chunk_bytes))
 
 
+def column_names(path: Path) -> list[str]:
+    """The columns of a file, in order. InputError when it cannot be read, or is empty."""
+    if _is_parquet(path):
+        with _parquet_errors(path):
+            return pq.read_schema(path).names
+    return list(csv_io.read_header(path))
+
+
 def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() in PARQUET_SUFFIXES
 
@@ -74,13 +82,18 @@ def _csv(path: Path, columns: Sequence[str], engine: LocalEngine, chunk_bytes: i
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Column | Lists]]:
+    with _parquet_errors(path), pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if missing := [name for name in columns if name not in names]:
+            raise InputError(f"{path}: column {missing[0]} is missing; the file has {', '.join(names)[:200]}")
+        for batch in file.iter_batches(PARQUET_ROWS, columns=list(columns)):
+            yield {name: _column(path, name, batch.column(name)) for name in columns}
+
+
+@contextlib.contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if missing := [name for name in columns if name not in names]:
-                raise InputError(f"{path}: column {missing[0]} is missing; the file has {', '.join(names)[:200]}")
-            for batch in file.iter_batches(PARQUET_ROWS, columns=list(columns)):
-                yield {name: _column(path, name, batch.column(name)) for name in columns}
+        yield
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error
 
