@@ -13,7 +13,7 @@ NUMERIC = (NumericFeature("age"), NumericFeature("price"))
 
 
 def planted_rows(rows: int, ads: int, seed: int) -> dict[str, np.ndarray]:
-    """Displays of `ads` rows each; the log-odds of a click are a fixed function of the features, and one row of a display at least is clicked."""
+    """Displays of `ads` rows each; the log-odds of a click are a fixed function of the features."""
     rng = np.random.default_rng(seed)
     weights = np.random.default_rng(0)
     ad, site, tag = weights.normal(size=50), weights.normal(size=7), weights.normal(size=20)

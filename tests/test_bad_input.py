@@ -1,7 +1,8 @@
-"""Bad input through the command line: an exit code, one sentence that names the place, and nothing lost that was there."""
+"""Bad input through the command line: an exit code, one sentence that names the place, and nothing lost."""
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,10 @@ from planted import planted_data
 from widedeep import cli
 
 OUTBRAIN = Path(__file__).parent / "data" / "outbrain"
-FLAGS = (
+FLAGS = shlex.split(
     "--cpu --global_batch_size 64 --num_epochs 1 --deep_warmup_epochs 0 --seed 5 --threads 1 --deep_hidden_units 8"
     " --step reference --affinity disabled"
-).split()
+)
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def test_damage_is_named_with_the_older_checkpoint(tmp_path, name, damage):
 
 def test_another_model_is_refused(tmp_path):
     path = save(Checkpoints(tmp_path), 1)
-    with pytest.raises(InputError, match="the model lacks the array 'wide.table.b'"):
+    with pytest.raises(InputError, match=r"the model lacks the array 'wide\.table\.b'"):
         load_arrays(path, MODEL, {name: t for name, t in arrays(1).items() if name != "wide.table.b"})
     with pytest.raises(InputError, match=r"'deep.table.a' is float32 \[4, 3\], the model's is float32 \[5, 3\]"):
         load_arrays(path, MODEL, arrays(1) | {"deep.table.a": torch.zeros(5, 3)})

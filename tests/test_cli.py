@@ -1,6 +1,7 @@
 """The command line: what it accepts, what it says, how fast it answers, and that errors are one sentence."""
 
 import errno
+import shlex
 import subprocess
 import sys
 
@@ -30,7 +31,12 @@ def test_every_command_has_help(name, capsys):
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_needs_no_torch(name):
-    script = "import sys; from widedeep import cli; cli.main(sys.argv[1:]); sys.exit(any(m in sys.modules for m in ('torch', 'pyarrow')))"
+    script = """
+import sys
+from widedeep import cli
+cli.main(sys.argv[1:])
+sys.exit(any(name in sys.modules for name in ("torch", "pyarrow")))
+"""
     done = subprocess.run([sys.executable, "-c", script, *name.split(), "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr or "torch or pyarrow was imported"
 
@@ -41,7 +47,9 @@ def printed_config(capsys, *words: str) -> dict:
 
 
 def test_the_originals_command_line(capsys):
-    words = "--amp --xla --deep_hidden_units 512 256 --num_epochs 3 --deep_warmup_epochs=1.5 --affinity socket".split()
+    words = shlex.split(
+        "--amp --xla --deep_hidden_units 512 256 --num_epochs 3 --deep_warmup_epochs=1.5 --affinity socket"
+    )
     config = printed_config(capsys, *words)
     assert config["amp"] is True
     assert config["deep_hidden_units"] == [512, 256]

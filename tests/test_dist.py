@@ -1,6 +1,7 @@
 """Collectives of several gloo processes, and whole runs of 2 and 3 processes against one."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -59,10 +60,10 @@ os._exit(0)
     assert run_ranks(2, "-c", script)[0].startswith("process 0 lost contact with the others")
 
 
-FLAGS = (
-    "-m widedeep train --cpu --global_batch_size 64 --eval_batch_size 150 --num_epochs 2 --deep_warmup_epochs 1 --seed 5"
-    " --threads 1 --deep_hidden_units 16 8 --deep_dropout 0.3 --deep_learning_rate 0.002 --log_every 7"
-).split()
+FLAGS = shlex.split(
+    "-m widedeep train --cpu --global_batch_size 64 --eval_batch_size 150 --num_epochs 2 --deep_warmup_epochs 1"
+    " --seed 5 --threads 1 --deep_hidden_units 16 8 --deep_dropout 0.3 --deep_learning_rate 0.002 --log_every 7"
+)
 
 
 def whole_run(world: int, data: Path, out: Path, step: str) -> tuple[dict, dict, list[dict]]:

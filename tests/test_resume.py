@@ -1,7 +1,8 @@
-"""A training process is killed inside an epoch; the run that continues it ends with the same bits as one that was never stopped."""
+"""A training killed inside an epoch, when continued, ends with the same bits as one that was never stopped."""
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from safetensors.torch import load_file
 from widedeep import cli
 from widedeep.checkpoint import Checkpoints, read_progress
 
-FLAGS = (
-    "--cpu --global_batch_size 32 --eval_batch_size 128 --num_epochs 3 --deep_warmup_epochs 1 --seed 5 --deep_dropout 0.2"
-    " --deep_hidden_units 16 8 --deep_learning_rate 0.01 --checkpoint_every_steps 7 --log_every 10 --threads 1"
-).split()
+FLAGS = shlex.split(
+    "--cpu --global_batch_size 32 --eval_batch_size 128 --num_epochs 3 --deep_warmup_epochs 1"
+    " --seed 5 --deep_dropout 0.2 --deep_hidden_units 16 8 --deep_learning_rate 0.01 --checkpoint_every_steps 7"
+    " --log_every 10 --threads 1"
+)
 
 
 def words(data: Path, out: Path, step: str, *more: str) -> list[str]:

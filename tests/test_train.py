@@ -1,6 +1,7 @@
-"""Training through the command line on planted data: it learns, says what it does, and its parts agree with one another."""
+"""Training through the command line on planted data: it learns, says what it does, and its parts agree."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,10 +15,10 @@ from widedeep.checkpoint import Checkpoints, Progress
 from widedeep.config import TrainConfig
 from widedeep.train import is_finished, note_score
 
-FLAGS = (
+FLAGS = shlex.split(
     "--cpu --global_batch_size 64 --eval_batch_size 150 --num_epochs 3 --deep_warmup_epochs 1 --seed 5 --threads 1"
     " --deep_hidden_units 16 8 --deep_learning_rate 0.02 --log_every 10 --step reference"
-).split()
+)
 
 
 def train(data: Path, out: Path, *more: str) -> int:
@@ -167,3 +168,9 @@ def test_best_score_and_patience():
         history.append((note_score(progress), is_finished(progress, config)))
     assert history == [(True, False), (False, False), (True, False), (False, False), (False, True)]
     assert progress.best == 0.6
+
+
+def test_tensorboard_events(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    assert train(data, tmp_path, "--num_epochs", "1", "--tensorboard") == 0
+    assert list((tmp_path / "model" / "event_files").glob("events.out.tfevents.*"))

@@ -1,7 +1,7 @@
 """Pins a process to CPU cores near its GPU, or near one another: the original's choices under both releases' names.
 
-Cores come from NVML for a GPU, else from the NUMA nodes that Linux lists; a machine with one node and no GPU gains nothing from
-pinning, and the process says so and stays free.
+Cores come from NVML for a GPU, else from the NUMA nodes that Linux lists; a machine with one node and no GPU gains
+nothing from pinning, and the process says so and stays free.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def pin(mode: str, local_rank: int, local_world: int, gpu: int | None) -> str:
 
 
 def choose(mode: str, cores: Sequence[Sequence[int]], index: int, count: int) -> list[int]:
-    """The logical cores of process `index` of `count` that share `cores` (one list of hyper-threads for each physical core)."""
+    """The logical cores of process `index` of `count` that share `cores` (a list of hyper-threads each)."""
     if mode == "all":
         mine = list(cores)
     elif mode == "single":

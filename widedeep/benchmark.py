@@ -1,7 +1,7 @@
 """`--benchmark`: throughput of training, or with `--evaluate` of the forward pass, with the original's clock.
 
-Steps 0 to max(benchmark_warmup_steps, 1) run unmeasured; the clock runs from the end of that step to the end of step benchmark_steps,
-data loading included. The data is repeated endlessly; nothing is evaluated or saved.
+Steps 0 to max(benchmark_warmup_steps, 1) run unmeasured; the clock runs from the end of that step to the end of step
+benchmark_steps, data loading included. The data is repeated endlessly; nothing is evaluated or saved.
 """
 
 import time
@@ -14,35 +14,46 @@ from widedeep.config import TrainConfig
 from widedeep.data import Batch, Reader
 from widedeep.dist import LocalComm
 from widedeep.journal import Journal
-from widedeep.run import Run
+from widedeep.run import Run, tell
 
 
 def benchmark(config: TrainConfig, comm: LocalComm) -> dict[str, float]:
-    """Measures, logs every step's samples/s and the whole; returns {"train_throughput" or "validation_throughput": samples/s}."""
+    """Measures; logs samples/s of each step and of all; returns {"train_throughput" or "validation_throughput": it}."""
     run = Run.open(config, comm)
     evaluating = config.mode.evaluate
+    key = "validation_throughput" if evaluating else "train_throughput"
+    with Journal(run, ("test",) if evaluating else ("train",)) as journal:
+        rows, seconds = measure(run)
+        result = {key: sum(rows) / sum(seconds)}
+        for index, (n, s) in enumerate(zip(rows, seconds), first_step(config) + 1):
+            journal.log((1, index), {"batch_samplesps": n / s})
+        journal.log((), result)
+    tell(comm, f"{key} : {result[key]:.1f} samples/s")
+    return result
+
+
+def measure(run: Run) -> tuple[list[int], list[float]]:
+    """Rows and seconds of each measured step."""
+    evaluating = run.config.mode.evaluate
     reader = run.ordered_reader("test") if evaluating else run.train_reader()
-    first = max(config.mode.benchmark_warmup_steps, 1)
-    clock = Clock(comm.device)
+    clock = Clock(run.comm.device)
     rows = []
     for index, batch in enumerate(endless(reader)):
         if evaluating:
             run.step.predict(batch)
         else:
             run.step.train(batch, index, run.learning_rate(index))
-        if index >= first:
+        if index >= first_step(run.config):
             clock.tick()
             rows.append(batch.global_rows)
-        if index >= config.mode.benchmark_steps:
+        if index >= run.config.mode.benchmark_steps:
             break
-    seconds = clock.intervals()
-    key = "validation_throughput" if evaluating else "train_throughput"
-    result = {key: sum(rows[1:]) / sum(seconds)}
-    with Journal(run, ("test",) if evaluating else ("train",)) as journal:
-        for index, (n, s) in enumerate(zip(rows[1:], seconds), first + 1):
-            journal.log((1, index), {"batch_samplesps": n / s})
-        journal.log((), result)
-    return result
+    return rows[1:], clock.intervals()
+
+
+def first_step(config: TrainConfig) -> int:
+    """The step at whose end the clock starts."""
+    return max(config.mode.benchmark_warmup_steps, 1)
 
 
 def endless(reader: Reader) -> Iterator[Batch]:

@@ -1,11 +1,12 @@
 """Checkpoints: weights and optimizer state as safetensors, the place in the data as JSON, whole or not at all.
 
-    <model_dir>/checkpoint/step-<n>/    model.safetensors  optimizer.safetensors  state.json  feature_spec.yaml  config.yaml
+    <model_dir>/checkpoint/step-<n>/    {model,optimizer}.safetensors  state.json  feature_spec.yaml  config.yaml
     <model_dir>/checkpoint/last, best   the name of a directory beside them
 
 state.json lists size and xxh3-64 of the other files, so that damage is found before a damaged weight is used.
 """
 
+import errno
 import json
 import os
 import re
@@ -32,8 +33,9 @@ SPEC, CONFIG = "feature_spec.yaml", "config.yaml"
 class Progress:
     """Where a run stands; all that a resumed run needs besides weights and optimizer state.
 
-    `step` updates are done in all, `position` of them in epoch number `epoch` (from 0). `rows` and `global_batch_size` say what one
-    position means. `metrics` are those of the last evaluation, `best` the best score so far, `waited` the epochs since.
+    `step` updates are done in all, `position` of them in epoch number `epoch` (from 0). `rows` and
+    `global_batch_size` say what one position means. `metrics` are those of the last evaluation, `best` the best score
+    so far, `waited` the epochs since.
     """
 
     seed: int
@@ -66,7 +68,7 @@ class Checkpoints:
         return sorted((path for path in found if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
 
     def find(self, which: str = "last") -> Path | None:
-        """The directory of `last`, of `best`, or of `step-<n>`; the newest one where an index names none; None if there are none."""
+        """The directory of `last`, `best` or `step-<n>`; the newest where an index is stale; None if there are none."""
         name = which
         if which in ("last", "best"):
             index = self.directory / which
@@ -75,8 +77,19 @@ class Checkpoints:
             return self.directory / name
         return self.steps()[-1] if which in ("last", "best") and self.steps() else None
 
+    def prepare(self) -> None:
+        """Makes the directory, so that a place that cannot be written is known before the first step.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with atomic.write_errors(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.directory, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.directory))
+
     def adopt(self) -> None:
-        """Counts the checkpoints that are there as this run's own: a resumed run keeps and prunes them as if it had written them."""
+        """Takes the checkpoints that are there for this run's own, to be kept and pruned as if it had written them."""
         self._mine = [path.name for path in self.steps()]
 
     def save(
@@ -118,7 +131,7 @@ class Checkpoints:
         os.replace(temporary, self.directory / index)
 
     def _prune(self) -> None:
-        """Keeps this run's last few and its best; whatever else stood here belonged to a run that was to be replaced."""
+        """Keeps this run's last few and its best; whatever else is here belonged to a run that was replaced."""
         self._mine = [name for name in self._mine if (self.directory / name).is_dir()]
         best = self.directory / "best"
         keep = set(self._mine[-self._keep_last :])

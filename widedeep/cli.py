@@ -1,7 +1,7 @@
 """The command line: finds the command, lets it declare its flags, runs it, and turns errors into one sentence.
 
-A command is a module of `widedeep.commands` with `add_arguments(parser)` and `run(args) -> int`; only the one asked for is
-imported. This is the one module that imports jsonargparse.
+A command is a module of `widedeep.commands` with `add_arguments(parser)` and `run(args) -> int`; only the one asked
+for is imported. This is the one module that imports jsonargparse.
 """
 
 import contextlib
@@ -41,19 +41,14 @@ class Parser(ArgumentParser):
     """An ArgumentParser that also takes the options of a config dataclass."""
 
     def add_options(self, kind: type, title: str | None = None) -> None:
-        """Adds one flag for each field of a dataclass made with `config.option`; lists take several values."""
+        """Adds one flag for each field of a dataclass made with `config.option`; tuples take several values."""
         group = self.add_argument_group(title) if title else self
         types = get_type_hints(kind)
         for f in fields(kind):
             how: dict[str, Any] = {"type": types[f.name], "help": f.metadata["help"]}
-            if f.default_factory is not MISSING:
-                how["default"] = f.default_factory()
-            elif f.default is not MISSING:
-                how["default"] = f.default
-            else:
-                how["required"] = True
-            if get_origin(types[f.name]) is list:
-                how |= {"type": get_args(types[f.name])[0], "nargs": "+"}
+            how |= {"required": True} if f.default is MISSING else {"default": f.default}
+            if get_origin(types[f.name]) is tuple:
+                how |= {"type": get_args(types[f.name])[0], "nargs": "+", "default": list(f.default)}
             elif types[f.name] is bool:
                 how |= {"nargs": "?", "const": True}
             group.add_argument(f"--{f.name}", **how)

@@ -14,11 +14,9 @@ from widedeep.errors import InputError
 
 
 def option(default: Any, text: str) -> Any:
-    """A dataclass field with its help text. A default of `...` means that a value must be given; a list, several values."""
+    """A dataclass field with its help text. Default `...`: a value must be given; a tuple: several values."""
     if default is ...:
         return field(metadata={"help": text})
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
@@ -54,7 +52,7 @@ class Training:
 
 @dataclass(frozen=True)
 class ModelShape:
-    deep_hidden_units: list[int] = option([1024] * 5, "widths of the hidden layers")
+    deep_hidden_units: tuple[int, ...] = option((1024,) * 5, "widths of the hidden layers")
     deep_dropout: float = option(0.1, "dropout rate after each hidden layer")
     combiner: Literal["sum", "mean"] | None = option(
         None, "of multi-hot features that name none in the spec (sum when absent)"
@@ -139,7 +137,7 @@ class TrainConfig:
         for name, value in values.items():
             if name not in known:
                 raise InputError(f"{where}: unknown key {name!r}.")
-            parts[known[name]][name] = value
+            parts[known[name]][name] = tuple(value) if isinstance(value, list) else value
         return cls(**{group: kind(**parts[group]) for group, kind in GROUPS.items()})
 
     @classmethod
@@ -154,8 +152,9 @@ class TrainConfig:
         return cls.from_flat(values, str(path))
 
     def flat(self) -> dict[str, Any]:
-        """All values under their flat names, in the order of the groups."""
-        return {name: value for group in asdict(self).values() for name, value in group.items()}
+        """All values under their flat names, in the order of the groups, as YAML and JSON have them."""
+        values = {name: value for group in asdict(self).values() for name, value in group.items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.flat(), sort_keys=False)
@@ -213,7 +212,7 @@ _AT_LEAST = {
     "patience": 1,
     "num_auc_thresholds": 2,
     "benchmark_warmup_steps": 0,
-    "benchmark_steps": 1,
+    "benchmark_steps": 2,
     "threads": 1,
     "log_every": 1,
     "checkpoint_every_steps": 1,

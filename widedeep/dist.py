@@ -1,7 +1,7 @@
 """The processes of a run: who is who, and the three collectives that training and evaluation need.
 
-`torchrun` starts one process for each device and says so in the environment; without it a run is one process. nccl joins GPUs, gloo
-CPUs.
+`torchrun` starts one process for each device and says so in the environment; without it a run is one process. nccl
+joins GPUs, gloo CPUs.
 """
 
 import contextlib

@@ -22,7 +22,7 @@ from widedeep.run import Run, tell
 
 
 def evaluate(run: Run, reader: Reader, watch: Callable[[int, Evaluation], None] | None = None) -> Evaluation:
-    """Applies the model to all rows of `reader`; afterwards every process holds the rows of all, in the order of the data.
+    """Applies the model to all rows of `reader`; then every process holds all, in the order of the data.
 
     Args:
         watch: called after each batch with its number (from 1) and what this process has seen.
@@ -40,7 +40,7 @@ def evaluate(run: Run, reader: Reader, watch: Callable[[int, Evaluation], None] 
 
 
 def scored(run: Run, reader: Reader) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """(logit [G] float32, label [G] float32, group [G] int64 or None) of each global batch, on every process, in the order of the data."""
+    """Logit [G] float32, label [G] float32, group [G] int64 or None of each global batch, in order, everywhere."""
     gather = run.comm.all_gather_rows
     for batch in reader.epoch(0):
         logit = gather(run.step.predict(batch))
@@ -59,7 +59,7 @@ def load(run: Run, directory: Path) -> Progress:
 
 
 def scoring_config(scoring: Scoring) -> tuple[TrainConfig, Path]:
-    """The config that a checkpoint was trained with, changed to what is to be scored now, and the checkpoint's directory."""
+    """The config that a checkpoint was trained with, changed to what is to be scored now, and its directory."""
     directory = checkpoint.locate(scoring.model, scoring.checkpoint)
     config = TrainConfig.load(directory / checkpoint.CONFIG)
     precision = scoring.precision or config.precision

@@ -1,4 +1,4 @@
-"""What a run says while it goes: the results directory, under the original's names. The first process writes; all of them count."""
+"""What a run says while it goes: the results directory, written by the first process, counted by all."""
 
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class Journal:
         self.log((), self._progress.metrics)
 
     def running(self, batches: int, evaluation: Evaluation) -> None:
-        """What an evaluation under way has seen, every `log_every` batches; the values are those of this process's rows."""
+        """What an evaluation under way has seen, every `log_every` batches; of this process's rows."""
         if batches % self._run.config.mode.log_every == 0:
             self.log((batches,), evaluation.running())
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def data_summary(spec: FeatureSpec, hidden: list[int], splits: dict[str, ShardSet]) -> dict[str, Any]:
+def data_summary(spec: FeatureSpec, hidden: Sequence[int], splits: dict[str, ShardSet]) -> dict[str, Any]:
     """Rows, clicks and groups of each split; features with their tables; sizes of the model."""
     return {
         "splits": {name: _split(shards, spec) for name, shards in splits.items()},
@@ -67,5 +68,7 @@ def _split(shards: ShardSet, spec: FeatureSpec) -> dict[str, Any]:
     clicks = sum(int(part.sum(dtype=np.int64)) for part in shards.column(spec.label))
     summary = {"rows": shards.rows, "clicks": clicks, "click_rate": clicks / shards.rows}
     if group := group_column(shards):
-        summary["groups"] = len(np.unique(np.concatenate(shards.column(group))))
+        values = np.concatenate(shards.column(group))
+        is_sorted = bool((values[1:] >= values[:-1]).all())
+        summary["groups"] = len(np.unique(values)) if not is_sorted else 1 + int((values[1:] != values[:-1]).sum())
     return summary

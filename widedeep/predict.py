@@ -24,8 +24,8 @@ WRITERS = {".parquet": pyarrow.parquet.ParquetWriter, ".csv": pyarrow.csv.CSVWri
 def predict_checkpoint(config: TrainConfig, comm: LocalComm, directory: Path, split: str, out: str | Path) -> int:
     """Writes the predictions of a checkpoint for a split; returns the number of rows.
 
-    Columns: label int8, prob float32, logit float32 and, where the data has groups, the group int64 under its own name. The file appears
-    under its name when it is whole; of several processes the first one writes.
+    Columns: label int8, prob float32, logit float32 and, where the data has groups, the group int64 under its own
+    name. The file appears under its name when it is whole; of several processes the first one writes.
 
     Raises:
         InputError: `out` ends in neither .parquet nor .csv, or cannot be written.   RunError: the disk is full.

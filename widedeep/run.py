@@ -1,4 +1,4 @@
-"""What every command that holds a model needs: the processes, the data set, the model and its step, put together from a config."""
+"""What every command that holds a model needs: the processes, the data set, the model, its step."""
 
 import os
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def tell(comm: LocalComm, text: str) -> None:
 
 
 def open_shards(spec: FeatureSpec, mapping: str, verify: bool) -> ShardSet:
-    """The shards of a mapping (`train`, `test`) of a loaded spec, checked against it and, with `verify`, their checksums.
+    """The shards of a mapping (`train`, `test`) of a spec, checked against it; with `verify`, their checksums too.
 
     Raises:
         InputError: the spec names none, they are damaged, or they do not fit the spec.
@@ -102,7 +102,7 @@ class Run:
             config = config.updated(seed=shared_seed(comm))
         model = WideDeep(
             spec,
-            hidden=tuple(shape.deep_hidden_units),
+            hidden=shape.deep_hidden_units,
             dropout=shape.deep_dropout,
             wide_init=shape.wide_init,
             seed=config.training.seed,
@@ -140,6 +140,17 @@ class Run:
             spec=self.spec,
         )
 
+    def describe(self) -> str:
+        """One line about the data and the model."""
+        t = self.config.training
+        size = self.spec.parameter_count(self.config.model.deep_hidden_units)
+        processes = f"{self.comm.world} processes on {self.comm.device.type}"
+        return (
+            f"{self.train_shards.rows:,} train and {self.test_shards.rows:,} test rows, {size:,} parameters,"
+            f" {self.steps_per_epoch} steps an epoch, {t.num_epochs} epochs, {self.config.precision}, {processes},"
+            f" seed {t.seed}"
+        )
+
     @cached_property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch: of the data, or of `training_set_size` (whole batches only, as in the original)."""
@@ -148,7 +159,8 @@ class Run:
             return -(-rows // t.global_batch_size)
         if t.training_set_size > rows:
             raise InputError(
-                f"--training_set_size ({t.training_set_size}) must not exceed the {rows} rows of {self.train_shards.directory}."
+                f"--training_set_size ({t.training_set_size}) must not exceed the {rows} rows"
+                f" of {self.train_shards.directory}."
             )
         return max(1, t.training_set_size // t.global_batch_size)
 

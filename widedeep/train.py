@@ -21,8 +21,8 @@ from widedeep.run import Run, tell
 def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     """Trains, evaluating and saving after each epoch; returns the metrics of the last evaluation.
 
-    Continues inside an epoch, with the same bits as if never stopped, when `use_checkpoint` finds a checkpoint; a finished run is
-    left alone.
+    Continues inside an epoch, with the same bits as if never stopped, when `use_checkpoint` finds a checkpoint; a
+    finished run is left alone.
 
     Raises:
         InputError: data, checkpoint or directories do not fit.   RunError: the loss is not finite, or the disk is full.
@@ -34,7 +34,9 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
             f"{config.location.model_dir}: finished already, after {progress.epoch} epochs ({progress.step} steps)",
         )
         return progress.metrics
+    checkpoints.prepare()
     reader, test_reader = run.train_reader(), run.ordered_reader("test")
+    tell(comm, run.describe())
     mode, watch = run.config.mode, LossWatch(comm)
     with Journal(run, progress=progress) as journal:
         while not is_finished(progress, run.config):
@@ -66,7 +68,8 @@ def start(config: TrainConfig, comm: LocalComm) -> tuple[Run, Checkpoints, Progr
     found = checkpoints.find("last")
     if found and not (config.location.use_checkpoint or config.location.overwrite):
         raise InputError(
-            f"{found} is there: give --use_checkpoint to continue it, --overwrite to replace it, or another --model_dir."
+            f"{found} is there: give --use_checkpoint to continue it, --overwrite to replace it, or"
+            " another --model_dir."
         )
     if not (found and config.location.use_checkpoint):
         if config.location.use_checkpoint:
@@ -113,7 +116,7 @@ def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> 
 
 
 def note_score(progress: Progress) -> bool:
-    """Keeps the best MAP@12 (AUC where there are no groups) and counts the epochs since; says whether this epoch's is the best."""
+    """Keeps the best MAP@12 (AUC without groups) and counts the epochs since; whether this epoch's is the best."""
     score = progress.metrics.get("streaming_map_val", progress.metrics["auc_val"])
     better = math.isfinite(score) and (progress.best is None or score > progress.best)
     progress.best = score if better else progress.best

@@ -1,4 +1,4 @@
-"""`widedeep synth`: synthetic raw CSVs in the Outbrain layout, with clicks from a planted model whose best score is known."""
+"""`widedeep synth`: synthetic raw CSVs in the Outbrain layout, clicked by a planted model."""
 
 
 def add_arguments(parser) -> None:
