@@ -1,5 +1,6 @@
 """Batches of a shard set: the same rows in the same order in every mode, and for any number of ranks together."""
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -157,11 +158,13 @@ def _index(order: EpochOrder, piece: Slice, device: torch.device) -> Tensor:
 def _chunks(slices: Iterator[Slice], fetch: Callable[[list[Slice]], Rows]) -> Iterator[list[tuple[Slice, Rows]]]:
     """Fetch several steps at once: one ordered sweep over the files, then cut into batches."""
     taken: list[Slice] = []
+    rows = 0
     for piece in slices:
         taken.append(piece)
-        if sum(s.stop - s.start for s in taken) >= READ_ROWS:
+        rows += piece.stop - piece.start
+        if rows >= READ_ROWS:
             yield _cut(taken, fetch(taken))
-            taken = []
+            taken, rows = [], 0
     if taken:
         yield _cut(taken, fetch(taken))
 
@@ -178,7 +181,8 @@ def _cut(slices: list[Slice], rows: Rows) -> list[tuple[Slice, Rows]]:
 
 def _fitting_mode(size: int, device: torch.device) -> str:
     """The fastest mode whose `size` bytes leave the larger part of the memory to the model."""
-    host = psutil.virtual_memory().available
+    # Under torchrun every process of this host holds its own copy.
+    host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         if size <= free // 2:
