@@ -130,6 +130,15 @@ def test_id_bucket_spreads_sequential_ids(core):
     assert ((counts - 200) ** 2 / 200).sum() < 170  # chi-square of 100 degrees of freedom, p < 1e-5 above
 
 
+def test_preprocessing_puts_ids_into_the_same_buckets(core):
+    from preprocess import hashing
+
+    values = np.concatenate([np.arange(200), [2**31, 2**62, -1, -(2**63)]]).astype(np.int64)
+    for seed, buckets in [(0, 300000), (hashing.SEED, 4), (2**63 + 5, 2500)]:
+        want = [core.probe_id_bucket(U64(int(v) & MASK), U64(seed), U64(buckets)) for v in values]
+        np.testing.assert_array_equal(hashing.id_buckets(values, buckets, seed), want)
+
+
 def feistel(core, n, key, i):
     i = np.ascontiguousarray(i, np.uint64)
     out, back = np.empty_like(i), np.empty_like(i)

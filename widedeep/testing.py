@@ -1,6 +1,4 @@
-"""Inputs and tolerances shared by the tests and the benches: random, but the same for the same shape on every
-machine.
-"""
+"""Inputs and tolerances shared by the tests and the benches: random, but the same for the same shape everywhere."""
 
 import zlib
 from dataclasses import dataclass
@@ -8,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Largest error against the float64 reference fed with the same rounded inputs: (relative, absolute). Float covers
-# sums over a few thousand terms; the half types are one rounding of the result, and a little for a float that sat
-# near the middle.
+# Largest error (relative, absolute) against the float64 reference fed with the same rounded inputs. float32 covers sums
+# of a few thousand terms; the half types one rounding of the result, and a little for a float that sat near the middle.
 TOLERANCE = {
     torch.float32: (1e-5, 1e-6),
     torch.float16: (1.1e-3, 1e-6),
@@ -19,8 +16,9 @@ TOLERANCE = {
 
 
 def assert_close(got: Tensor, want: Tensor, dtype: torch.dtype | None = None, scale: float = 1.0) -> None:
-    """Compare with a float64 reference at the tolerance of `dtype` (default: got's), absolute part relative to want's
-    size.
+    """Compare with a float64 reference at the tolerance of `dtype` (default: got's) times `scale`.
+
+    A tenth of the relative part counts for every element by the size of the largest one: sums cancel.
     """
     rtol, atol = TOLERANCE[dtype or got.dtype]
     size = want.abs().max().item() if want.numel() else 1.0
@@ -82,8 +80,7 @@ class EmbeddingCase:
         return EmbeddingCase(self.ids, self.numeric.double(), tables, *wide, *rest)
 
 
-# (rows, dim, hotness, mean): mixed widths, none a multiple of 8 in two cases, one-hot and multi-hot, a table of one
-# row.
+# (rows, dim, hotness, mean): widths that are and are not multiples of 8, one-hot and multi-hot, a table of one row.
 SMALL_TABLES = [(50, 16, 1, 0), (7, 3, 1, 0), (1, 4, 1, 0), (300, 33, 3, 0), (20, 8, 4, 1)]
 # The seed's Outbrain tables.
 OUTBRAIN_TABLES = [
@@ -104,8 +101,9 @@ OUTBRAIN_TABLES = [
 
 
 def random_ids(B: int, tables: list[tuple], kind: str = "zipf", key=()) -> Tensor:
-    """[B, K] int32. kind: "zipf" (few busy rows, padding in multi-hot features), "hot" (one row takes the batch),
-    "padding".
+    """Ids [B, K] int32 for tables as in SMALL_TABLES.
+
+    kind: "zipf" (a few busy rows, padding in multi-hot features), "hot" (one row takes the batch) or "padding" (all).
     """
     g = generator("ids", B, tables, kind, key)
     parts = [torch.empty(B, 0)]
@@ -127,9 +125,7 @@ def random_ids(B: int, tables: list[tuple], kind: str = "zipf", key=()) -> Tenso
 def embedding_case(
     B: int, tables=tuple(SMALL_TABLES), numeric: int = 5, kind: str = "zipf", device="cpu", key=()
 ) -> EmbeddingCase:
-    """A batch over the given tables; numerics stand between the tables' columns, and the width leaves padding at the
-    end.
-    """
+    """A batch over the given tables; numerics stand between their columns, and padding at the end of the width."""
     tables = list(tables)
     columns, numeric_columns, at = [], [], 0
     for f, (_, dim, _, _) in enumerate(tables):

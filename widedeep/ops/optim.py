@@ -1,9 +1,9 @@
-"""Optimizer updates and the dynamic loss scale, in place. The rules of one element: csrc/core/rmsprop.h and
-csrc/core/ftrl.h.
+"""Optimizer updates and the dynamic loss scale, in place.
 
-Every `lr`, `step`, `grad_scale` and `found_inf` that is a tensor has one element and lives on the weights' device, so
-that a captured CUDA graph reads the value of the day. Gradients are divided by `grad_scale` (the loss scale they were
-multiplied by); with `found_inf` != 0 nothing is written. All updates give the same bits for any number of threads.
+The rules of one element stand in csrc/core/rmsprop.h and csrc/core/ftrl.h. Every `lr`, `step`, `grad_scale` and
+`found_inf` that is a tensor has one element and lives on the weights' device, so that a captured CUDA graph reads the
+value of the day. Gradients are divided by `grad_scale` (the loss scale they were multiplied by); with `found_inf` != 0
+nothing is written. All updates give the same bits for any number of threads.
 """
 
 from collections.abc import Sequence
@@ -71,8 +71,9 @@ def rmsprop_rows_(
 
 
 def rmsprop_settle_(rms: Tensor, last_step: Tensor, step: Tensor, rho: float) -> None:
-    """Decay every row's rms to what a dense optimizer holds after `step`: rms *= rho^(step - last_step), last_step =
-    step.
+    """Decay every row's rms to what a dense optimizer holds after `step`.
+
+    rms *= rho^(step - last_step); last_step = step.
 
     Args:
         rms, last_step: [R, D] float32 and [R] int32, both updated.
@@ -145,8 +146,7 @@ def loss_scale_update_(
     backoff: float = 0.5,
     interval: int = 2000,
 ) -> None:
-    """Move the dynamic loss scale: times backoff (never below 1) after an overflow, times growth after `interval`
-    good steps.
+    """Move the dynamic loss scale: down after an overflow (never below 1), up after `interval` good steps in a row.
 
     Args:
         scale, good_steps: one float32 and one int32, both updated.
