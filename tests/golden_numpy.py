@@ -15,6 +15,7 @@ class Case:
     numeric: list = field(default_factory=lambda: ["user_ctr", "hour", "zeta", "item_age"])
     hidden: list = field(default_factory=lambda: [24, 12])
     parts: str = "both"
+    wide_bias: bool = True
     batch: int = 48
     steps: int = 14
     heldout: int = 96
@@ -84,7 +85,8 @@ class _Run:
             if case.numeric:
                 limit = np.sqrt(6 / (len(case.numeric) + 1))
                 weights["wide/dense/kernel"] = rng.uniform(-limit, limit, (len(case.numeric), 1))
-            weights["wide/dense/bias"] = np.zeros(1)
+            if case.wide_bias:
+                weights["wide/dense/bias"] = np.zeros(1)
         return {n: w.astype(np.float32).astype(np.float64) for n, w in weights.items()}
 
     def _data(self, rows):
@@ -101,7 +103,7 @@ class _Run:
         wide, deep, acts = np.zeros(len(ids)), np.zeros(len(ids)), []
         if case.parts != "deep":
             numerics = sorted(case.numeric) if case.wrong == "wide numerics sorted" else case.numeric
-            wide += w["wide/dense/bias"]
+            wide += w.get("wide/dense/bias", 0)
             if case.numeric:
                 places = [case.numeric.index(n) for n in numerics]
                 wide += numeric[:, places].astype(float) @ w["wide/dense/kernel"][:, 0]
@@ -153,7 +155,8 @@ class _Run:
                 if case.wrong == "wide numerics sorted":
                     places = [case.numeric.index(n) for n in sorted(case.numeric)]
                 grads["wide/dense/kernel"] = numeric[:, places].astype(float).T @ g[:, None]
-            grads["wide/dense/bias"] = g.sum(keepdims=True)
+            if case.wide_bias:
+                grads["wide/dense/bias"] = g.sum(keepdims=True)
         return grads, squares
 
     def update(self, ids, grads, squares, lr):
@@ -259,4 +262,5 @@ class _Run:
             "deep_optimizer": {"rho": case.rho, "epsilon": case.eps, "momentum": 0.0, "centered": False},
             "linear_optimizer": {"initial_accumulator_value": case.accumulator, "l1": case.l1, "l2": case.l2},
             "wide_numeric_order": case.numeric,
+            "variables": [{"name": name} for name in self.weights],
         }

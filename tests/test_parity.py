@@ -20,6 +20,8 @@ ODD = {
     "no categoricals": Case(categorical=[]),
     "no categoricals, deep only": Case(categorical=[], parts="deep"),
     "no categoricals, wide only": Case(categorical=[], parts="wide", hidden=[]),
+    "no numerics, no wide bias": Case(numeric=[], wide_bias=False),
+    "numerics, no wide bias": Case(wide_bias=False),
     "no hidden layer": Case(hidden=[]),
     "one hidden layer": Case(hidden=[5]),
     "four hidden layers": Case(hidden=[9, 17, 33, 3]),
@@ -80,9 +82,9 @@ def test_real_tensorflow_on_a_gpu(name, step, shared):
     assert failing(parity.replay(shared / "golden" / f"{name}.npz", "cuda", step)) == []
 
 
-@pytest.mark.parametrize(("name", "step"), [("tiny", "reference"), ("tiny", "fused"), ("outbrain_small", "fused")])
-def test_bfloat16_keeps_losses_and_predictions(name, step, shared):
-    quantities = parity.replay(shared / "golden" / f"{name}.npz", "cpu", step, "bf16")
+@pytest.mark.parametrize("step", STEPS)
+def test_bfloat16_keeps_losses_and_predictions(step, shared):
+    quantities = parity.replay(shared / "golden" / "tiny.npz", "cpu", step, "bf16")
     assert failing(quantities) == []
     names = " ".join(q.quantity for q in quantities)
     assert "weights" not in names
@@ -136,6 +138,28 @@ def test_a_file_without_optional_settings(whole, tmp_path):
     config = json.loads(whole["config"].tobytes())
     kept = {k: v for k, v in config.items() if k not in ("format", "heldout", "deep_optimizer", "wide_numeric_order")}
     golden_numpy.edit(tmp_path / "g.npz", whole, config=np.frombuffer(json.dumps(kept).encode(), np.uint8))
+    assert failing(parity.replay(tmp_path / "g.npz")) == []
+
+
+@pytest.mark.parametrize("part", ["wide", "deep"])
+def test_one_part_alone_needs_no_settings_of_the_other(part, tmp_path):
+    whole = golden_numpy.write(tmp_path / "g.npz", Case(parts=part, numeric=[], hidden=[] if part == "wide" else [6]))
+    config = json.loads(whole["config"].tobytes())
+    unused = {
+        "wide": [
+            "deep_learning_rate",
+            "steps_per_epoch",
+            "num_epochs",
+            "deep_warmup_epochs",
+            "deep_optimizer",
+            "hidden",
+        ],
+        "deep": ["linear_learning_rate", "linear_optimizer"],
+    }
+    for key in [*unused[part], "numeric", "wide_numeric_order"]:
+        del config[key]
+    config = np.frombuffer(json.dumps(config).encode(), np.uint8)
+    golden_numpy.edit(tmp_path / "g.npz", whole, ["numeric", "heldout"], config=config)
     assert failing(parity.replay(tmp_path / "g.npz")) == []
 
 
@@ -211,7 +235,13 @@ def test_a_malformed_file_is_refused(changes, words, whole, tmp_path):
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["config", "ids", "labels", "loss", "init/deep/dense_0/bias", "end/deep/dense_1/bias"])
+ABSENT = [
+    *("config", "ids", "labels", "loss", "init/deep/dense_0/bias", "end/deep/dense_1/bias"),
+    *("init/wide/emb/page", "init/wide/dense/bias", "grad0/wide/dense/kernel", "slot/accum/wide/emb/user"),
+]
+
+
+@pytest.mark.parametrize("name", ABSENT)
 def test_an_absent_array_is_named(name, whole, tmp_path):
     golden_numpy.edit(tmp_path / "bad.npz", whole, [name])
     with pytest.raises(InputError, match=f"bad.npz: {name}: expected"):

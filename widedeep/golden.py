@@ -23,6 +23,11 @@ FIXED = {
     "deep_optimizer": {"momentum": 0.0, "centered": False},
     "linear_optimizer": {"learning_rate_power": -0.5, "l2_shrinkage": 0.0, "beta": 0.0},
 }
+# What a file with one part alone may leave out of its config.
+UNUSED = {
+    "deep": {"deep_learning_rate": 0.0, "steps_per_epoch": 1, "num_epochs": 1, "deep_warmup_epochs": 0},
+    "wide": {"linear_learning_rate": 1.0},
+}
 
 
 def keras_name(name: str) -> str:
@@ -111,6 +116,18 @@ class Golden:
         """Whether the file has results of this group (`grad0`, `step1`, `step10`, `end`, `slot`)."""
         return any(name.startswith(f"{group}/") for name in self.arrays)
 
+    def lacks(self, variable: str) -> bool:
+        """Whether the file's model has no such wide weight (say, none for numerics), so that ours must stay 0.
+
+        An array that is simply not there is an error instead: reading `init/<variable>` tells.
+        """
+        if f"init/{variable}" in self.arrays or not variable.startswith("wide/"):
+            return False
+        if variable.startswith("wide/dense/") and not self.config["numeric"]:
+            return True
+        listed = self.config.get("variables")
+        return isinstance(listed, list) and variable not in [v.get("name") for v in listed if isinstance(v, dict)]
+
     def rows(self, variable: str) -> np.ndarray | slice:
         """Which rows of a variable the file holds outside `init/`."""
         return self.arrays.get(f"rows/{variable}", slice(None))
@@ -133,20 +150,23 @@ def _check(g: Golden) -> None:
     if config.get("format", FORMAT) != FORMAT:
         g.fail("config.format", f"{FORMAT!r}, got {config['format']!r}")
     _check_features(g)
-    for key, low in (("steps", 1), ("batch", 1), ("steps_per_epoch", 1)):
-        _number(g, config, key, low, integer=True)
+    for part, defaults in UNUSED.items():
+        if g.parts not in ("both", part):
+            config.update({key: value for key, value in defaults.items() if config.get(key) is None})
+    for key in ("steps", "batch", "steps_per_epoch"):
+        _number(g, config, key, 1, integer=True)
     for key in ("deep_learning_rate", "linear_learning_rate", "num_epochs", "deep_warmup_epochs"):
         _number(g, config, key, 0)
-    hidden = config.get("hidden", [])
+    hidden = config.get("hidden") or []
     if not isinstance(hidden, list) or not all(_is_int(h) and h >= 1 for h in hidden):
         g.fail("config.hidden", f"a list of integers >= 1, got {hidden!r}")
     config["hidden"] = hidden
     if config.get("deep_dropout", 0) != 0:
         g.fail("config.deep_dropout", "0 (random masks cannot be replayed)")
     for section, fixed in FIXED.items():
-        settings = config.setdefault(section, {})
+        settings = config[section] = config.get(section) or {}
         if not isinstance(settings, dict):
-            g.fail(f"config.{section}", "an object")
+            g.fail(f"config.{section}", f"an object, got {settings!r}")
         for key, value in fixed.items():
             if settings.get(key, value) != value:
                 g.fail(f"config.{section}.{key}", f"{value}, got {settings[key]!r}")
@@ -159,6 +179,7 @@ def _check(g: Golden) -> None:
 def _check_features(g: Golden) -> None:
     config = g.config
     for key in ("categorical", "numeric"):
+        config[key] = config.get(key) or []
         if not isinstance(config.get(key), list):
             g.fail(f"config.{key}", f"a list, got {config.get(key)!r}")
     for i, c in enumerate(config["categorical"]):
@@ -177,6 +198,10 @@ def _check_features(g: Golden) -> None:
 
 def _check_arrays(g: Golden) -> None:
     S, B, C, N = g.config["steps"], g.config["batch"], len(g.config["categorical"]), len(g.config["numeric"])
+    if not C:
+        g.arrays.setdefault("ids", np.zeros((S, B, 0), np.int32))
+    if not N:
+        g.arrays.setdefault("numeric", np.zeros((S, B, 0), np.float32))
     shapes = {"ids": (S, B, C), "numeric": (S, B, N), "labels": (S, B), "loss": (S,)}
     if "heldout/ids" in g:
         H = len(g["heldout/ids"])

@@ -115,8 +115,9 @@ def _model(golden: Golden) -> WideDeep:
     model = WideDeep(golden.spec, golden.config["hidden"], dropout=0.0, seed=0, parts=golden.parts)
     for name, target in model.named_arrays().items():
         variable = f"init/{keras_name(name)}"
-        if not target.numel() and variable not in golden:
-            continue  # the numeric weights of a model without numeric features
+        if golden.lacks(keras_name(name)):
+            target.zero_()
+            continue
         shape = to_keras(name, np.empty(tuple(target.shape))).shape
         check_shape(golden, variable, shape)
         target.copy_(torch.from_numpy(from_keras(name, golden[variable], tuple(target.shape))))
@@ -130,6 +131,7 @@ class _Replay:
         self.exact = precision == "fp32"
         self.limits = LIMITS if self.exact else LIMITS | ROUNDED_LIMITS[precision]
         self.found: list[Quantity] = []
+        self.absent = {name for name in step.model.named_arrays() if golden.lacks(keras_name(name))}
         self.initial = self._weights()
         self.moved = dict.fromkeys(self.initial, SMALLEST_MOVE)
 
@@ -151,10 +153,11 @@ class _Replay:
                 )
             )
             losses.append(self.step.train(self._batch(*arrays), i, rates[-1]))
+            self._hold_absent()
             for label in {1: "step1", 10: "step10"}.get(i + 1), "end" if i + 1 == config["steps"] else None:
                 if label and self.exact and g.has(label):
                     self._compare_weights(label)
-        if "lr_deep" in g:
+        if "lr_deep" in g and g.parts != "wide":
             want = g["lr_deep"].astype(np.float64)
             self._add("learning rate", "", np.abs(np.array(rates) - want) / np.maximum(want, TINY))
         self._add("loss", ", every step", torch.stack(losses).double().cpu().numpy() - g["loss"])
@@ -174,7 +177,12 @@ class _Replay:
         return Batch(tensor(ids, np.int32), tensor(numeric, np.float32), tensor(label, np.float32), None, 0, len(ids))
 
     def _weights(self) -> dict[str, np.ndarray]:
-        return {name: _numpy(a) for name, a in self.step.model.named_arrays().items() if a.numel()}
+        return {name: _numpy(a) for name, a in self.step.model.named_arrays().items() if name not in self.absent}
+
+    def _hold_absent(self) -> None:
+        arrays = self.step.model.named_arrays()
+        for name in self.absent:
+            arrays[name].zero_()
 
     def _orders(self) -> None:
         """The file's column orders are part of what it states; a difference counts columns."""
@@ -252,7 +260,7 @@ class _Replay:
     def _compare_gradients(self, batch: Batch) -> None:
         whole, sums = [], []
         for name, gradient in self.step.gradients(batch).items():
-            if not gradient.numel():
+            if name in self.absent:
                 continue
             array = _numpy(gradient)
             ours, want = self._stored("grad0", name, array)
@@ -280,7 +288,7 @@ class _Replay:
 
     def _compare_slots(self) -> None:
         self.step.settle()
-        state = {name: _numpy(a) for name, a in self.step.state().items() if a.numel()}
+        state = {name: _numpy(a) for name, a in self.step.state().items() if name.split(".", 1)[-1] not in self.absent}
         for slot in ("rms", "accum", "linear"):
             elements, sums = [], []
             for name, array in ((n.removeprefix(f"{slot}."), a) for n, a in state.items() if n.startswith(f"{slot}.")):
