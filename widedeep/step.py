@@ -4,6 +4,7 @@
 either can follow the other on a model, and both give the same result to float tolerance, with the same dropout masks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -86,16 +87,18 @@ class Slots:
         Raises:
             InputError: an entry is missing, or of another shape: the state is of another model.
         """
-        for name, target in self.named().items():
+        targets = self.named()
+        for name, target in targets.items():
             source = state.get(name)
             if source is None or source.shape != target.shape:
                 got = "none" if source is None else f"shape {list(source.shape)}"
                 raise InputError(f"optimizer state {name}: expected shape {list(target.shape)}, got {got}")
-            target.copy_(source)
+        for name, target in targets.items():
+            target.copy_(state[name])
         self.step = int(state["step"])
 
 
-class Step:
+class Step(ABC):
     """What every implementation offers. Tensors of a batch must be on the step's device."""
 
     def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
@@ -105,6 +108,7 @@ class Step:
         self.comm = comm
         self.slots = Slots(model, config.initial_accumulator)
 
+    @abstractmethod
     def train(self, batch: Batch, step: int, lr: float) -> Tensor:
         """One update of every weight.
 
@@ -116,24 +120,23 @@ class Step:
         Returns:
             0-dim float32: this rank's share of the mean loss before the update (the shares of all ranks add up to it).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def gradients(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
         """Dense float32 gradients of this rank's share of the loss, by name of the weight; nothing is updated."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(wide, deep) logits, [B] float32 each, dropout off; zeros for an absent part."""
-        raise NotImplementedError
 
     def predict(self, batch: Batch) -> Tensor:
         """[B] float32 logits, dropout off."""
         wide, deep = self.parts(batch)
         return wide + deep
 
+    @abstractmethod
     def settle(self) -> None:
         """Brings the rms of rows that have paused up to date, as if every update had decayed the whole table."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs besides the weights: optimizer slots by name, sharing memory."""

@@ -9,8 +9,7 @@ from widedeep.model import WideDeep
 
 
 class Activations:
-    """Inputs of every layer and gradients of layer inputs, of up to `capacity` rows; views of the first B rows are
-    contiguous.
+    """Inputs of every layer and gradients of layer inputs, of up to `capacity` rows; views of B rows are contiguous.
 
     Attributes:
         wide_logit, logit, dlogit: [capacity] float32.  loss: [1].  unused_bias: [W], for an output that nobody reads.

@@ -1,9 +1,8 @@
-"""The fused step on a CPU: our ops on buffers that are allocated once, every update in one pass over what the batch
-touched.
+"""The fused step on a CPU: our ops on buffers that are allocated once, updates in one pass over what the batch touched.
 
 One step: embedding_forward; one product per layer with bias, relu and dropout in it; the head with loss and gradient;
-    two products per layer on the way back; the segments of the batch, and one pass over their rows that sums their
-    gradients and applies both optimizers.
+two products per layer on the way back; the segments of the batch, and one pass over their rows that sums their
+gradients and applies both optimizers.
 """
 
 from itertools import pairwise
@@ -25,9 +24,7 @@ PREDICT_ROWS = 4096  # the activations of a chunk stay in the cache
 
 
 class FusedStep(Step):
-    """See `Step`. In bf16 activations, their gradients and copies of the layers' weights are bfloat16; the rest is
-    float32.
-    """
+    """See `Step`. In bf16 activations, their gradients and copies of the layers' weights are bfloat16, nothing else."""
 
     def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
         if config.precision not in ("fp32", "bf16"):
@@ -110,9 +107,7 @@ class FusedStep(Step):
 
     @torch.no_grad()
     def _backward(self, batch: Batch, step: int) -> Tensor:
-        """Leaves dense gradients in `grads`, and dx and dlogit in `activations`; returns this rank's share of the
-        loss.
-        """
+        """Returns this rank's share of the loss; leaves dense gradients in `grads`, dx and dlogit in `activations`."""
         self._refresh_copies()
         buffers, grads = self.activations, self.grads
         h, wide_logit = self._forward(batch, step, self.model.dropout)
