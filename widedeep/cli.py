@@ -25,6 +25,7 @@ COMMANDS = {
     "synth": "write synthetic raw CSVs in the Outbrain layout",
     "preprocess outbrain": "raw Outbrain CSVs to shards",
     "preprocess tabular": "your own CSV or Parquet tables to shards",
+    "spec infer": "propose a feature spec from your tables",
     "train": "train, and evaluate after each epoch",
     "evaluate": "metrics of a checkpoint on a data set",
     "predict": "probabilities of a checkpoint to a Parquet or CSV file",

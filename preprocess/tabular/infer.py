@@ -16,6 +16,7 @@ from widedeep.errors import InputError
 MAX_ROWS = 1 << 20
 FEW_VALUES = 16  # numbers with no more distinct values are taken as categories
 MANY_VALUES = 100_000  # more distinct texts than this are hashed, fewer make a vocabulary
+LABELS = ("label", "click", "clicked", "is_click", "is_clicked", "target", "y")  # names taken when none is given
 POSITIVE_TEXTS = ("1", "true", "yes", "y", "t", "click", "clicked", "positive")
 SEPARATORS = "|;"
 
@@ -66,21 +67,24 @@ class _Seen:
 
 
 def infer_spec(
-    inputs: list[str], label: str, *, group: str | None = None, max_rows: int = MAX_ROWS
+    inputs: list[str], label: str | None = None, *, group: str | None = None, max_rows: int = MAX_ROWS
 ) -> tuple[dict[str, Any], list[str]]:
     """A proposal from the first `max_rows` rows.
 
     Numbers of more than 16 distinct values become numeric features (with log where they are far from symmetric) and,
     in buckets, categorical ones. Texts, and other numbers, become categorical: by vocabulary, or hashed when there are
     very many. Lists and texts with `|` or `;` become multi-hot. Columns that hold one value, or texts that hardly
-    repeat, are left out.
+    repeat, are left out. Without a `label` the column is taken whose name is one of `LABELS`.
 
     Returns:
         The spec as a dict for YAML, and a sentence about each column that was left out.
     Raises:
         InputError: a file is malformed or empty, or lacks the label or the group.
     """
+    if max_rows < 1:
+        raise InputError(f"max_rows is {max_rows}, expected at least 1")
     names = source.column_names(Path(inputs[0]))
+    label = label or _guessed_label(inputs[0], names)
     for name in filter(None, (label, group)):
         if name not in names:
             raise InputError(f"{inputs[0]}: column {name} is missing; the file has {', '.join(names)[:200]}")
@@ -97,6 +101,14 @@ def infer_spec(
     if not rows:
         raise InputError(f"{inputs[0]}: expected rows, found none")
     return _proposal(seen, label, group)
+
+
+def _guessed_label(path: str, names: list[str]) -> str:
+    found = [name for name in names if name.lower() in LABELS]
+    if len(found) != 1:
+        told = f"found {' and '.join(found)}" if found else f"the file has {', '.join(names)[:200]}"
+        raise InputError(f"{path}: expected --label, or one column called {', '.join(LABELS)}; {told}")
+    return found[0]
 
 
 def _proposal(seen: dict[str, _Seen], label: str, group: str | None) -> tuple[dict[str, Any], list[str]]:

@@ -1,0 +1,39 @@
+"""`widedeep spec infer`: proposes a feature spec from the data, for a person to look over."""
+
+from widedeep.errors import InputError
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("inputs", type=str, nargs="+", help="CSV, Parquet or Arrow files")
+    parser.add_argument("--label", type=str | None, default=None, help="column of clicked or not; guessed by its name")
+    parser.add_argument("--group", type=str | None, default=None, help="column of what is ranked together")
+    parser.add_argument("--max_rows", type=int, default=1 << 20, help="rows to look at")
+    parser.add_argument("--out", type=str | None, default=None, help="new YAML file; else the spec is printed")
+
+
+def run(args) -> int:
+    import sys
+    from pathlib import Path
+
+    import yaml
+
+    from preprocess import tabular
+    from widedeep.outputs import write_text
+
+    if args.out is not None and Path(args.out).exists():
+        raise InputError(f"{args.out}: exists already, and may have been edited; expected the name of a new file")
+
+    spec, left_out = tabular.infer_spec(args.inputs, args.label, group=args.group, max_rows=args.max_rows)
+    text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=120)
+    for sentence in left_out:
+        print(f"left out: {sentence}", file=sys.stderr)
+    if args.out is None:
+        print(text, end="")
+        return 0
+    write_text(Path(args.out), text)
+    sizes = {channel: len(names) for channel, names in spec["channel_spec"].items()}
+    print(
+        f"{args.out}: {sizes['onehot_categorical']} one-hot, {sizes['multihot_categorical']} multi-hot and "
+        f"{sizes['numerical']} numeric features, label {spec['channel_spec']['label'][0]}"
+    )
+    return 0
