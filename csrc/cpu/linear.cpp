@@ -14,8 +14,14 @@ namespace {
 constexpr int kStrip = kTileColumns;    // columns that draw their dropout bits at once
 constexpr int kCalls = kStrip / 8;      // the Philox calls this takes: independent lanes for the vectoriser
 constexpr int64_t kBlockRows = 64;      // rows whose column sums are taken together
+constexpr int64_t kAhead = 8;           // rows that are asked for in advance
 constexpr int kPartialSums = 2;         // gemm_scratch slot
 constexpr int64_t kElements = 1 << 14;  // elements below which a second thread does not pay
+
+// Rows of a tile lie pages apart, where no hardware prefetcher follows.
+inline void prefetch(const float* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(row + i);
+}
 
 // What each of the kStrip columns from `column` (a multiple of 32) on is multiplied by: the scale, or 0 when dropped.
 void dropout_factors(const core::Dropout& dropout, uint32_t row, int64_t column, float* __restrict__ factor) {
@@ -82,9 +88,11 @@ void add_partials(const float* partial, int64_t blocks, int64_t n, float* out) {
 void linear_forward(const LinearSize& size, const float* x, const float* weight, const float* bias,
                     const core::Dropout& dropout, int64_t first_row, float* y) {
   gemm(size.B, size.O, size.I, {x, size.I, false}, {weight, size.I, true}, y, size.O, [&](const Tile& t) {
-    for (int64_t r = 0; r < t.rows; ++r)
+    for (int64_t r = 0; r < t.rows; ++r) {
+      if (r + kAhead < t.rows) prefetch(t.c + (r + kAhead) * t.stride, t.columns);
       activate_row(t.c + r * t.stride, bias + t.column, t.columns, t.column,
                    static_cast<uint32_t>(first_row + t.row + r), dropout);
+    }
   });
 }
 
@@ -99,10 +107,14 @@ void linear_dgrad(const LinearSize& size, const float* dz, const float* weight, 
       std::fill_n(sums, t.columns, 0.f);
       for (int64_t r = 0; r < t.rows; ++r) {
         float* row = t.c + r * t.stride;
-        if (mask != nullptr)
-          mask_row(row, mask + (t.row + r) * size.I + t.column, scale, row, sums, t.columns);
-        else
+        if (r + kAhead < t.rows) prefetch(row + kAhead * t.stride, t.columns);
+        if (mask == nullptr) {
           add_row(row, sums, t.columns);
+          continue;
+        }
+        const float* keep = mask + (t.row + r) * size.I + t.column;
+        if (r + kAhead < t.rows) prefetch(keep + kAhead * size.I, t.columns);
+        mask_row(row, keep, scale, row, sums, t.columns);
       }
     };
   gemm(size.B, size.I, size.O, {dz, size.O, false}, {weight, size.I, false}, dx, size.I, epilogue);
