@@ -22,6 +22,8 @@ THRESHOLDS = {
 }
 ATTRIBUTES = {"categories": "category_id", "topics": "topic_id", "entities": "entity_id"}
 
+LISTS = {"topic_id_list": "topics", "entity_id_list": "entities", "category_id_list": "categories"}
+
 
 def mix(value: int, key: int) -> int:
     z = (value ^ key) % 2**64
@@ -97,13 +99,24 @@ def similarity(directory: Path, kind: str, pairs: list[tuple]) -> list[float]:
     return result
 
 
+def lists(directory: Path, kind: str, documents: pd.Series, buckets: int) -> list[list[int]]:
+    """The first three attributes of each document in file order, hashed; -1 fills up."""
+    of = defaultdict(list)
+    for document, attribute, _ in read(directory, f"documents_{kind}").itertuples(index=False):
+        of[document].append(bucket(attribute, buckets))
+    return [[*of.get(document, []), -1, -1, -1][:3] for document in documents]
+
+
 def features(directory: Path, cardinalities: dict[str, int]) -> pd.DataFrame:
-    """One row a click row, in file order: the 26 features, clicked, display_id and train."""
+    """One row a click row, in file order: the 26 features, clicked, display_id and train, and the multi-hot features
+    that `cardinalities` names."""
     rows = joined(directory)
     train = rows[rows.train]
     out = rows[["display_id", "clicked", "train", "platform"]].copy()
     for name, buckets in cardinalities.items():
-        if name != "platform":
+        if name in LISTS:
+            out[name] = lists(directory, LISTS[name], rows.document_id, buckets)
+        elif name != "platform":
             out[name] = rows[name].map(lambda value, n=buckets: bucket(value, n))
     out["publish_time_days_since_published"] = np.log1p(days(rows, "publish_time"))
     out["publish_time_promo_days_since_published"] = np.log1p(days(rows, "publish_time_promo"))

@@ -72,6 +72,13 @@ def test_outbrain_has_the_published_size():
     assert (spec.label, spec.group) == ("clicked", "display_id")
 
 
+def test_outbrain_multihot_has_the_published_size():
+    spec = FeatureSpec.outbrain("outbrain-multihot")
+    assert (sum(spec.dims), spec.deep_width, spec.total_rows, spec.id_columns) == (1235, 1248, 682_754, 22)
+    assert spec.parameter_count([1024] * 5) == 91_777_245
+    assert spec.hotness == (1,) * 13 + (3,) * 3
+
+
 def test_unknown_preset_lists_the_known():
     with pytest.raises(InputError, match=r"'criteo'.*outbrain, outbrain-128"):
         FeatureSpec.outbrain("criteo")

@@ -16,8 +16,11 @@ import pytest
 import xxhash
 
 from preprocess.outbrain import OutbrainConfig, run
+from widedeep.data import Reader
 from widedeep.feature_spec import FeatureSpec
+from widedeep.model import WideDeep
 from widedeep.shards import ShardSet
+from widedeep.step import StepConfig, make_step
 
 DATA = Path(__file__).parent / "data" / "outbrain"
 
@@ -76,6 +79,17 @@ TOPICS = {(200, 100): 0.847917}
 # Entities: N = 200 + 1, df = 1 and 2: idf 5.303305, 4.610158. Page 200: 3.712313 and 0.922032, length 3.825103; page
 # 101 points along the second: 0.922032 / 3.825103.
 ENTITIES = {(200, 101): 0.241048}
+
+# Multi-hot features: the first three attributes of the event page as the file has them, repeated ones too. A page
+# without any, no page, and an unknown page have none.
+LISTS = {
+    "topic_id_list": (350, {200: [1, 2], 201: [7, 7, 8]}),
+    "entity_id_list": (
+        10000,
+        {200: ["f9eec25663db4cd83183f5c805186f16", "55ebcfbdaff1d6f60b3907151f38527a"]},
+    ),
+    "category_id_list": (100, {200: [1000, 1001], 201: [1006, 1003, 1004], 203: [1000]}),
+}
 
 # Rates: ad 10: 3/6; ad 11 has 4 < 5 rows. Page 100, source 50, publisher 60, campaign 7: 10 rows, 4 clicks. Advertiser
 # 3: 11 rows, 4 clicks. Everything else has too few rows.
@@ -141,6 +155,21 @@ def expected(display: int, ad: int) -> dict[str, float]:
     }
 
 
+def expected_lists(display: int) -> dict[str, list[int]]:
+    lists = {}
+    for name, (buckets, by_page) in LISTS.items():
+        values = by_page.get(PAGE[display], [])
+        ids = [text_bucket(v, buckets) if isinstance(v, str) else id_bucket(v, buckets) for v in values]
+        lists[name] = ids + [-1] * (3 - len(ids))
+    return lists
+
+
+@pytest.fixture(scope="module")
+def multihot(tmp_path_factory):
+    out = tmp_path_factory.mktemp("multihot") / "out"
+    return out, run(OutbrainConfig(DATA, out, rows_per_shard=5, chunk_rows=4, multihot=True))
+
+
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     out = tmp_path_factory.mktemp("outbrain") / "out"
@@ -162,6 +191,42 @@ def test_every_feature_has_the_hand_computed_value(output, split, rows, clicks):
         assert got[name].tolist() == [row[name] for row in want], name
     for name in spec.numeric_names:
         np.testing.assert_allclose(got[name], [row[name] for row in want], rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("split", "rows"), [("train", TRAIN_ROWS), ("test", TEST_ROWS)])
+def test_multi_hot_features_hold_the_first_three_of_the_event_page(output, multihot, split, rows):
+    spec = FeatureSpec.load(multihot[0])
+    assert (sum(spec.dims), spec.hotness) == (1235, (1,) * 13 + (3,) * 3)
+    shards = ShardSet.open(multihot[0] / split, verify=True)
+    shards.check(spec)
+    got = shards.read(0, shards.rows)
+    want = [expected_lists(display) for display, _ in rows]
+    for name in LISTS:
+        assert got[name].tolist() == [row[name] for row in want], name
+    plain = ShardSet.open(output[0] / split).read(0, shards.rows)
+    for name, values in plain.items():
+        np.testing.assert_array_equal(got[name], values, err_msg=name)
+    nulls = multihot[1][split]["nulls"]
+    assert {name: nulls[name] for name in LISTS} == {name: sum(row[name] == [-1] * 3 for row in want) for name in LISTS}
+
+
+@pytest.mark.parametrize("kind", ["fused", "reference"])
+def test_multi_hot_data_trains(multihot, kind):
+    """The loss on twelve rows falls, and in the multi-hot tables the rows that the lists name move, and no other."""
+    spec = FeatureSpec.load(multihot[0])
+    model = WideDeep(spec, hidden=(16,), dropout=0.0, seed=1)
+    before = {name: array.clone() for name, array in model.named_arrays().items()}
+    step = make_step(kind, model, StepConfig(), "cpu")
+    reader = Reader(ShardSet.open(multihot[0] / "train"), 12, device="cpu", seed=3, spec=spec)
+    losses = []
+    for epoch in range(8):
+        for batch in reader.epoch(epoch):
+            losses.append(float(step.train(batch, epoch, 0.01)))
+    assert losses[-1] < 0.7 * losses[0]
+    for name in LISTS:
+        moved = (model.named_arrays()[f"deep.table.{name}"] != before[f"deep.table.{name}"]).any(1)
+        named = {i for display, _ in TRAIN_ROWS for i in expected_lists(display)[name] if i >= 0}
+        assert set(moved.nonzero().ravel().tolist()) == named
 
 
 def test_test_rows_ascend_by_display_and_keep_their_order_inside(output):

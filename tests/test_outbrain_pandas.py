@@ -31,7 +31,7 @@ def raw(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(raw, tmp_path_factory):
-    config = OutbrainConfig(raw, tmp_path_factory.mktemp("output") / "one", rows_per_shard=20_000)
+    config = OutbrainConfig(raw, tmp_path_factory.mktemp("output") / "one", rows_per_shard=20_000, multihot=True)
     return dataclasses.replace(config, stats=None), run(config)
 
 
@@ -51,7 +51,7 @@ def test_every_feature_matches_pandas(raw, config):
         assert shards.rows == len(table) > 5000
         got = shards.read(0, shards.rows)
         for name in (*spec.names, "clicked", *(["display_id"] if split == "test" else [])):
-            np.testing.assert_array_equal(got[name], table[name], err_msg=f"{split} {name}")
+            np.testing.assert_array_equal(got[name], np.array(table[name].tolist()), err_msg=f"{split} {name}")
         for name in spec.numeric_names:
             assert table[name].nunique() > 3, f"{name} says nothing"
             np.testing.assert_allclose(got[name], table[name], rtol=1e-5, atol=1e-6, err_msg=f"{split} {name}")

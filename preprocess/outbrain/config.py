@@ -23,6 +23,7 @@ class OutbrainConfig:
         memory_limit: bytes that the run may use, or None; see `memory`.
         chunk_rows: click rows transformed at a time, or None: 262,144, or what the memory limit allows.
         workers: threads, or None: one a core, 1 with "cuda". Output bytes depend neither on it nor on chunk_rows.
+        multihot: three multi-hot features more, and the embedding dims of the Oct-2022 release.
         stats: directory of the `statistics` of an earlier run to apply instead of learning them, or None.
         seed: of the 80/20 split of displays.
         numeric: storage type of the numeric features.
@@ -36,6 +37,7 @@ class OutbrainConfig:
     memory_limit: int | None = None
     chunk_rows: int | None = None
     workers: int | None = None
+    multihot: bool = False
     stats: str | Path | None = None
     seed: int = 0
     numeric: str = "float32"

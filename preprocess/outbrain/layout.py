@@ -36,6 +36,9 @@ ATTRIBUTES = {
     "entities": (Column("document_id"), Column("entity_id", "string"), _CONFIDENCE),
 }
 
+LISTS = {"topics": "topic_id_list", "entities": "entity_id_list", "categories": "category_id_list"}
+"""Kind of attribute -> the multi-hot feature it gives."""
+
 CTR_MIN_ROWS = {
     "ad_id": 5,
     "source_id_promo": 10,

@@ -3,6 +3,7 @@
 A run holds at most
     while reading:       process + workers x 8 x block + tables being built (bytes of a CSV x a factor, one at a time)
     while transforming:  process + tables + rows_per_shard x 100 + (2 workers + 1) x chunk rows x 300
+                         (with multi-hot features 116 and 350)
 where process = 128 MiB, and tables, which all threads share, are pages of files that the system may drop and reread.
 Sorting test rows that do not ascend by display takes 26 bytes each on top of the process.
 """
@@ -20,6 +21,7 @@ BUILD_FACTOR = {"events": 1.5, "promoted_content": 3.0, "documents_meta": 3.0}
 ATTRIBUTE_FACTOR = 4.0
 EXPANSION = 5  # decompressed bytes a compressed byte
 SHARD_ROW, CHUNK_ROW = 100, 300
+MULTIHOT_SHARD_ROW, MULTIHOT_CHUNK_ROW = 16, 50  # on top of them
 MIN_BLOCK, MIN_CHUNK_ROWS = 1 << 18, 4096
 
 
@@ -50,8 +52,10 @@ def chunk_rows(config: OutbrainConfig, table_bytes: int) -> int:
     wanted = config.chunk_rows or DEFAULT_CHUNK_ROWS
     if config.memory_limit is None:
         return wanted
-    fixed = PROCESS + table_bytes + config.rows_per_shard * SHARD_ROW
-    each = (2 * config.workers + 1) * CHUNK_ROW
+    shard_row = SHARD_ROW + (MULTIHOT_SHARD_ROW if config.multihot else 0)
+    chunk_row = CHUNK_ROW + (MULTIHOT_CHUNK_ROW if config.multihot else 0)
+    fixed = PROCESS + table_bytes + config.rows_per_shard * shard_row
+    each = (2 * config.workers + 1) * chunk_row
     rows = (config.memory_limit - fixed) // each
     if rows < MIN_CHUNK_ROWS:
         raise _too_small(config, fixed + MIN_CHUNK_ROWS * each, "fewer workers or a smaller rows_per_shard need less")

@@ -62,7 +62,8 @@ class _Run:
         self.config, self.out, self.engine = config, out, engine
         self.work = out / "work"
         self.work.mkdir()
-        self.spec = dataclasses.replace(FeatureSpec.outbrain(), metadata={"flavour": config.flavour})
+        spec = FeatureSpec.outbrain("outbrain-multihot" if config.multihot else "outbrain")
+        self.spec = dataclasses.replace(spec, metadata={"flavour": config.flavour})
         self.buckets = dict(zip(self.spec.names, self.spec.cardinalities))
         self.stages = Stages()
         self.files = {name: csv_io.find(config.data_path, name) for name in (*REQUIRED, *OPTIONAL)}
@@ -111,10 +112,14 @@ class _Run:
             del documents, promoted
         for kind in layout.ATTRIBUTES:
             with self.stages.stage(kind) as done:
-                attributes = tables.read_attributes(self.files[f"documents_{kind}"], kind, self.engine, block)
+                buckets = self.buckets.get(layout.LISTS[kind])
+                path = self.files[f"documents_{kind}"]
+                attributes, lists = tables.read_attributes(path, kind, self.engine, block, buckets)
                 store.save(self.work, kind, attributes)
+                if lists is not None:
+                    store.save(self.work, layout.LISTS[kind], lists)
                 done.advance(len(attributes.attribute))
-                del attributes
+                del attributes, lists
 
     def scan_clicks(self) -> Scan:
         path, config = self.files["clicks_train"], self.config

@@ -12,6 +12,7 @@ from preprocess import csv_io, hashing
 from preprocess.csv_io import NULL_INT, NULL_TIME, Column, Strings
 from preprocess.engine import LocalEngine
 from preprocess.outbrain import layout
+from preprocess.outbrain.lists import Lists
 from preprocess.outbrain.lookup import Lookup, first_duplicate, with_null
 from preprocess.outbrain.similarity import Attributes
 from widedeep.errors import InputError
@@ -143,19 +144,30 @@ def read_promoted(path: Path, engine: LocalEngine, block_bytes: int, documents: 
     )
 
 
-def read_attributes(path: Path | None, kind: str, engine: LocalEngine, block_bytes: int) -> Attributes:
-    """kind: one of `layout.ATTRIBUTES`. Without a file every similarity is 0."""
+def read_attributes(
+    path: Path | None, kind: str, engine: LocalEngine, block_bytes: int, buckets: int | None
+) -> tuple[Attributes, Lists | None]:
+    """kind: one of `layout.ATTRIBUTES`; buckets: of the multi-hot feature, if it is wanted.
+
+    Without a file every similarity is 0 and every list is empty.
+    """
     columns = layout.ATTRIBUTES[kind]
     if path is None:
         none = np.empty(0, np.int32)
-        return Attributes.build(none, none, np.empty(0))
+        return Attributes.build(none, none, np.empty(0)), None if buckets is None else Lists.build(none, none)
     table = read_table(path, columns, engine, block_bytes)
     documents, attributes, confidences = (table[c.name] for c in columns)
+    lists = None
     if isinstance(attributes, Strings):
+        if buckets is not None:
+            hashed = hashing.string_buckets(attributes.values.to_pylist(), buckets)
+            lists = Lists.build(documents, hashed[attributes.codes])
         attributes = attributes.codes
     else:
+        if buckets is not None:
+            lists = Lists.build(documents, hashing.id_buckets(attributes, buckets))
         attributes = np.unique(attributes, return_inverse=True)[1].astype(np.int32)
-    return Attributes.build(documents, attributes, confidences)
+    return Attributes.build(documents, attributes, confidences), lists
 
 
 def unique_lookup(path: Path, columns: Sequence[Column], keys: np.ndarray) -> Lookup:

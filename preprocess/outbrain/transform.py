@@ -1,4 +1,4 @@
-"""Pass 2: rows (display, ad, clicked) to the 13 + 13 features, the label and the group."""
+"""Pass 2: rows (display, ad, clicked) to the features, the label and the group."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import numpy as np
 from preprocess import hashing
 from preprocess.outbrain import ads, layout, store
 from preprocess.outbrain.clicks import MISSING_AGE, Scan, age_in_days
+from preprocess.outbrain.lists import Lists
 from preprocess.outbrain.similarity import Attributes
 from preprocess.outbrain.statistics import Statistics
 from preprocess.outbrain.tables import Documents, Events, Geo
@@ -56,13 +57,16 @@ class Tables:
     ads: ads.Ads
     ages: Ages
     attributes: dict[str, Attributes]
+    lists: dict[str, Lists]
 
     @classmethod
-    def load(cls, work: Path, device: str) -> "Tables":
+    def load(cls, work: Path, device: str, multihot: bool) -> "Tables":
+        """multihot: the lists too; without, `lists` is empty."""
         kinds = {"events": Events, "geo": Geo, "documents": Documents, "ads": ads.Ads, "ages": Ages}
         return cls(
             **{name: store.load(work, name, kind, device) for name, kind in kinds.items()},
             attributes={kind: store.load(work, kind, Attributes, device) for kind in layout.ATTRIBUTES},
+            lists={kind: store.load(work, layout.LISTS[kind], Lists, device) for kind in layout.LISTS if multihot},
         )
 
 
@@ -78,7 +82,9 @@ def run(task: Task) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     xp = array_module(task.device)
     rows = np.load(task.path, mmap_mode="r")[task.start : task.stop]
     display, ad = (xp.asarray(np.ascontiguousarray(rows[name])) for name in ("display_id", "ad_id"))
-    columns, nulls = features(display, ad, Tables.load(task.work, task.device), dict(task.buckets), xp)
+    buckets = dict(task.buckets)
+    multihot = not buckets.keys().isdisjoint(layout.LISTS.values())
+    columns, nulls = features(display, ad, Tables.load(task.work, task.device, multihot), buckets, xp)
     columns = {name: to_host(values) for name, values in columns.items()}
     columns["clicked"] = np.ascontiguousarray(rows["clicked"])
     if task.grouped:
@@ -89,7 +95,10 @@ def run(task: Task) -> tuple[dict[str, np.ndarray], dict[str, int]]:
 def features(
     display: Any, ad: Any, tables: Tables, buckets: dict[str, int], xp: ModuleType = np
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """display, ad: [n] int32 -> {feature: [n]}, categoricals unsigned and numerics float32, and {feature: nulls}."""
+    """display, ad: [n] int32 -> {feature: [n]}, categoricals unsigned and numerics float32, and {feature: nulls}.
+
+    Multi-hot features are [n, 3] signed, -1 = padding; empty lists count as nulls.
+    """
     event = tables.events.lookup.find(display, xp)
     document = tables.events.document[event]
     timestamp = tables.events.timestamp[event]
@@ -121,6 +130,10 @@ def features(
     out |= {name: tables.ads.numeric[i][row] for i, name in enumerate(ads.NUMERIC)}
     for kind, attributes in tables.attributes.items():
         out[layout.SIMILARITY + kind] = attributes.similarity(document, landing, xp).astype(xp.float32)
+    for kind, lists in tables.lists.items():
+        name = layout.LISTS[kind]
+        out[name] = lists.ids[tables.attributes[kind].lookup.find(document, xp)]
+        nulls[name] = int((out[name][:, 0] < 0).sum())
     return out, nulls
 
 

@@ -1,4 +1,4 @@
-"""`widedeep preprocess outbrain`: the raw Kaggle CSVs to shards, with the original's 26 features."""
+"""`widedeep preprocess outbrain`: the raw Kaggle CSVs to shards, with the original's 26 features, or its later 29."""
 
 from typing import Literal
 
@@ -12,6 +12,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--data_path", type=str, required=True, help="directory of the raw CSVs (plain, .gz or .zst)")
     parser.add_argument("--out", type=str, required=True, help="directory of the data set to write")
     parser.add_argument("--flavour", type=Literal["nvtabular"], default="nvtabular", help="whose formulas")
+    parser.add_argument("--multihot", action="store_true", help="topics, entities and categories of the event page too")
     parser.add_argument("--stats", type=str | None, default=None, help="apply the statistics of an earlier run")
     parser.add_argument("--seed", type=int, default=0, help="of the 80/20 split of displays")
     parser.add_argument("--workers", type=int | None, default=None, help="threads; one a core if not given")
