@@ -26,6 +26,7 @@ COMMANDS = {
     "preprocess outbrain": "raw Outbrain CSVs to shards",
     "preprocess tabular": "your own CSV or Parquet tables to shards",
     "spec infer": "propose a feature spec from your tables",
+    "describe": "what is in a data set: rows, clicks, values, numbers",
     "train": "train, and evaluate after each epoch",
     "evaluate": "metrics of a checkpoint on a data set",
     "predict": "probabilities of a checkpoint to a Parquet or CSV file",

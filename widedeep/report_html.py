@@ -1,13 +1,13 @@
 """The page of a report: plain HTML with its style and plots inside, so that one file is all there is to send."""
 
 import base64
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from widedeep import __version__
+from widedeep.html_page import document, number, percent, section, table
 
 if TYPE_CHECKING:
     from widedeep.report import RunFiles
@@ -30,36 +30,6 @@ CAPTIONS = {
     "calibration": "Where points lie on the diagonal, predicted click rates can be read as frequencies.",
     "learning_rate": "As it was at each logged step.",
 }
-STYLE = """
-:root { color-scheme: light; --ink: #0f172a; --soft: #64748b; --line: #e2e8f0; --blue: #2563eb; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f8fafc; color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 64px; }
-h1 { font-size: 26px; margin: 0; letter-spacing: -0.01em; }
-h2 { font-size: 17px; margin: 40px 0 12px; }
-p { margin: 4px 0; }
-.soft, figcaption, td.note { color: var(--soft); font-size: 13px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 24px 0 8px; }
-.tile, .card { background: #fff; border: 1px solid var(--line); border-radius: 10px; }
-.tile { padding: 14px 16px; }
-.tile b { display: block; font-size: 24px; font-weight: 600; font-variant-numeric: tabular-nums; }
-.card { padding: 6px 16px; overflow-x: auto; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; }
-figure { margin: 0; padding: 14px 14px 10px; }
-figure img { width: 100%; display: block; }
-figcaption { padding: 4px 6px; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: 7px 12px 7px 0; text-align: left; border-bottom: 1px solid var(--line); }
-tr:last-child td { border-bottom: 0; }
-th { font-size: 13px; font-weight: 600; color: var(--soft); }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-td.note { padding-left: 12px; }
-.notice { margin: 20px 0 0; padding: 10px 16px; background: #fffbeb; border: 1px solid #fde68a; border-radius: 10px; }
-details summary { cursor: pointer; padding: 6px 0; }
-code { font: 13px ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-@media (max-width: 520px) { .plots { grid-template-columns: 1fr; } }
-@media print { body { background: #fff; } .card, .tile { break-inside: avoid; } }
-"""
 
 
 def page(files: "RunFiles", plots: dict[str, bytes]) -> str:
@@ -69,12 +39,7 @@ def page(files: "RunFiles", plots: dict[str, bytes]) -> str:
         figures = "".join(_figure(name, png) for name, png in plots.items())
         parts.append(f'<h2>Learning and calibration</h2><div class="plots">{figures}</div>')
     parts += [_metrics(files), _epochs(files.validation), _data(files.data), _arguments(files.arguments)]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(files.name)} - Wide &amp; Deep run</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{chr(10).join(part for part in parts if part)}\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"{files.name} - Wide & Deep run", parts)
 
 
 def _header(files: "RunFiles") -> str:
@@ -96,7 +61,7 @@ def _header(files: "RunFiles") -> str:
 def _tiles(evaluation: dict[str, Any]) -> str:
     shown = [name for name in TILES if evaluation.get(name) is not None]
     tiles = (
-        f'<div class="tile"><span class="soft">{METRICS[name][0]}</span><b>{_number(evaluation[name])}</b></div>'
+        f'<div class="tile"><span class="soft">{METRICS[name][0]}</span><b>{number(evaluation[name])}</b></div>'
         for name in shown
     )
     return f'<div class="tiles">{"".join(tiles)}</div>' if shown else ""
@@ -125,7 +90,7 @@ def _metrics(files: "RunFiles") -> str:
         values = [column.get(key) for column in columns.values()]
         if any(value is not None for value in values):
             rows.append([label, *values, note])
-    return _section("Metrics of the evaluation set", ["", *columns, ""], rows) if rows else ""
+    return section("Metrics of the evaluation set", ["", *columns, ""], rows) if rows else ""
 
 
 def _epochs(validation: Sequence[dict[str, Any]]) -> str:
@@ -140,7 +105,7 @@ def _epochs(validation: Sequence[dict[str, Any]]) -> str:
         [epoch, record["step"], *(record.get(key) for key in names), _duration(record.get("seconds"))]
         for epoch, record in enumerate(validation, 1)
     ]
-    return _section("Epochs", ["epoch", "steps", *names.values(), "time since the start"], rows) if rows else ""
+    return section("Epochs", ["epoch", "steps", *names.values(), "time since the start"], rows) if rows else ""
 
 
 def _data(data: dict[str, Any]) -> str:
@@ -148,17 +113,17 @@ def _data(data: dict[str, Any]) -> str:
     parts = []
     if splits:
         rows = [
-            [name, split.get("rows"), split.get("clicks"), _percent(split.get("click_rate")), split.get("groups")]
+            [name, split.get("rows"), split.get("clicks"), percent(split.get("click_rate")), split.get("groups")]
             for name, split in splits.items()
         ]
-        parts.append(_section("Data", ["split", "rows", "clicks", "click rate", "displays"], rows))
+        parts.append(section("Data", ["split", "rows", "clicks", "click rate", "displays"], rows))
     if features := data.get("categorical"):
         rows = [[f["name"], f["cardinality"], f["dim"], f["hotness"]] for f in features]
-        table = _table(["categorical feature", "rows of its table", "dim", "hotness"], rows)
+        tables = table(["categorical feature", "rows of its table", "dim", "hotness"], rows)
         numeric = ", ".join(map(str, data.get("numeric", ())))
         parts.append(
             f'<details class="card"><summary>{len(features)} categorical and {len(data.get("numeric", ()))} numeric '
-            f'features</summary>{table}<p class="soft">Numeric: {escape(numeric)}</p></details>'
+            f'features</summary>{tables}<p class="soft">Numeric: {escape(numeric)}</p></details>'
         )
     return "\n".join(parts)
 
@@ -172,41 +137,6 @@ def _arguments(arguments: dict[str, Any]) -> str:
     )
     summary = f"<summary>{len(arguments)} arguments</summary>"
     return f'<h2>Arguments</h2><details class="card">{summary}<table>{rows}</table></details>'
-
-
-def _section(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    return f'<h2>{escape(title)}</h2><div class="card">{_table(head, rows)}</div>'
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Numbers to the right; the last column of words is a note."""
-    last = len(head) - 1
-    cells = "".join(f"<th{_number_class(i > 0 and bool(name))}>{escape(str(name))}</th>" for i, name in enumerate(head))
-    body = []
-    for row in rows:
-        line = []
-        for i, value in enumerate(row):
-            is_note = isinstance(value, str) and i == last and not head[i]
-            css = ' class="note"' if is_note else _number_class(i > 0)
-            line.append(f"<td{css}>{escape(value) if isinstance(value, str) else _number(value)}</td>")
-        body.append(f"<tr>{''.join(line)}</tr>")
-    return f"<table><tr>{cells}</tr>{''.join(body)}</table>"
-
-
-def _number_class(is_number: bool) -> str:
-    return ' class="number"' if is_number else ""
-
-
-def _number(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "&ndash;"
-    if isinstance(value, (int, float)):
-        return f"{value:,}" if isinstance(value, int) else f"{value:.5f}"
-    return escape(str(value))
-
-
-def _percent(value: float | None) -> str | None:
-    return None if value is None else f"{100 * value:.2f} %"
 
 
 def _duration(seconds: float | None) -> str | None:

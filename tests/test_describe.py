@@ -1,0 +1,137 @@
+"""The data report: every number against plain counting, memory in pieces, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from widedeep import cli, describe
+from widedeep.describe_page import page
+from widedeep.errors import InputError
+from widedeep.feature_spec import FeatureSpec
+from widedeep.shards import ShardWriter
+
+
+def write_set(directory, rows, seed=0, cardinality=50):
+    """A data set of one one-hot and one multi-hot feature and a number; gives the arrays of its splits."""
+    chunks = {m: [{"type": "shards", "features": ["ad", "tags", "x", "click"], "files": [m]}] for m in rows}
+    spec = FeatureSpec.from_dict(
+        {
+            "feature_spec": {
+                "ad": {"cardinality": cardinality},
+                "tags": {"cardinality": 9, "max_hotness": 3},
+                "x": {},
+                "click": {},
+            },
+            "source_spec": chunks,
+            "channel_spec": {
+                "onehot_categorical": ["ad"],
+                "multihot_categorical": ["tags"],
+                "numerical": ["x"],
+                "label": ["click"],
+                "map": [],
+            },
+        },
+        "test",
+    )
+    directory.mkdir()
+    spec.save(directory / "feature_spec.yaml")
+    splits = {}
+    for name, count in rows.items():
+        rng = np.random.default_rng((seed, count))
+        ad = np.minimum(rng.geometric(0.2, count) - 2, cardinality - 1)
+        tags = np.where(rng.random((count, 3)) < 0.4, -1, rng.integers(0, 9, (count, 3)))
+        click = (rng.random(count) < 0.1 + 0.02 * ad).astype(np.uint8)
+        splits[name] = {"ad": ad, "tags": tags, "x": rng.lognormal(0, 1, count).astype(np.float32), "click": click}
+        with ShardWriter(directory / name, spec, rows_per_shard=70) as writer:
+            writer.append(splits[name])
+    return splits
+
+
+@pytest.mark.parametrize("dense", [1 << 22, 0])
+def test_numbers_are_those_of_plain_counting(tmp_path, monkeypatch, dense):
+    monkeypatch.setattr(describe, "ROWS", 33)
+    monkeypatch.setattr(describe, "DENSE", dense)
+    splits = write_set(tmp_path / "data", {"train": 300, "test": 100})
+    report = describe.describe(tmp_path / "data")
+    for name, arrays in splits.items():
+        assert report["splits"][name]["clicks"] == arrays["click"].sum()
+        for feature in ("ad", "tags"):
+            ids = arrays[feature].reshape(len(arrays["click"]), -1)
+            got = report["categorical"][feature][name]
+            flat, clicks = ids[ids >= 0], np.broadcast_to(arrays["click"][:, None], ids.shape)[ids >= 0]
+            values = sorted(set(flat.tolist()), key=lambda v: (-(flat == v).sum(), v))
+            assert got["used"] == len(values)
+            assert got["padding"] == pytest.approx((ids < 0).mean())
+            assert got["empty_rows"] == (ids < 0).all(axis=1).sum()
+            assert got["mean_length"] == pytest.approx((ids >= 0).sum(axis=1).mean())
+            for n in (1, 10, 100):
+                assert got["head"][str(n)] == pytest.approx(np.isin(flat, values[:n]).mean())
+            assert [entry["id"] for entry in got["top"]] == values[:10]
+            for entry in got["top"]:
+                assert entry["rows"] == (flat == entry["id"]).sum()
+                assert entry["click_rate"] == pytest.approx(clicks[flat == entry["id"]].mean())
+            if name == "test":
+                assert got["unseen"] == pytest.approx((~np.isin(flat, splits["train"][feature])).mean())
+        x = arrays["x"].astype(np.float64)
+        number = report["numeric"]["x"][name]
+        assert [number[k] for k in ("min", "max", "mean", "std")] == pytest.approx(
+            [x.min(), x.max(), x.mean(), x.std()]
+        )
+        assert list(number["quantiles"].values()) == pytest.approx(np.quantile(x, describe.LEVELS))
+
+
+def test_quantiles_of_many_rows_are_of_a_sample(tmp_path, monkeypatch):
+    splits = write_set(tmp_path / "data", {"train": 5000, "test": 9})
+    monkeypatch.setattr(describe, "SAMPLE_ROWS", 2000)
+    quantiles = describe.describe(tmp_path / "data" / "train")["numeric"]["x"]["train"]["quantiles"]
+    ranks = [float((splits["train"]["x"] <= q).mean()) for q in quantiles.values()]
+    assert ranks == pytest.approx(describe.LEVELS, abs=0.05)
+    assert ranks != pytest.approx(describe.LEVELS, abs=1e-4)
+
+
+def test_a_split_without_rows_and_a_huge_table(tmp_path):
+    write_set(tmp_path / "data", {"train": 40, "test": 0}, cardinality=2**31 - 1)
+    report = describe.describe(tmp_path / "data")
+    assert report["splits"]["test"] == {"rows": 0, "clicks": 0, "click_rate": None}
+    assert report["categorical"]["ad"]["test"]["top"] == []
+    assert report["numeric"]["x"]["test"] is None
+    assert "nan" not in page(report)
+
+
+def test_words_and_nulls_of_tables(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("town,size,click\n" + "<Rome>,1,1\n" * 8 + ",2,0\n" * 2)
+    (tmp_path / "spec.yaml").write_text(
+        "feature_spec: {town: {transform: vocabulary}, size: {}, click: {}}\n"
+        "channel_spec: {onehot_categorical: [town], multihot_categorical: [], numerical: [size], label: [click],"
+        " map: []}"
+    )
+    words = ["preprocess", "tabular", tmp_path / "a.csv", "--spec", tmp_path / "spec.yaml", "--split", "last:2"]
+    assert cli.main([*map(str, words), "--out", str(tmp_path / "out")]) == 0
+    for suffix in (".html", ".json"):
+        assert cli.main(["describe", str(tmp_path / "out"), "--out", str(tmp_path / f"report{suffix}")]) == 0
+    assert "<Rome>" in capsys.readouterr().out
+    html = (tmp_path / "report.html").read_text()
+    assert "&lt;Rome&gt;" in html
+    assert "<Rome>" not in html
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["categorical"]["town"]["nulls"] == 2
+    assert report["categorical"]["town"]["train"]["top"][0]["value"] == "<Rome>"
+    assert report["categorical"]["town"]["test"]["top"][0]["value"] == "(missing, rare or unseen)"
+    assert report["categorical"]["town"]["test"]["unseen"] == 1
+    assert cli.main(["describe", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == report
+
+
+def test_what_is_no_data_set_is_refused(tmp_path):
+    write_set(tmp_path / "data", {"train": 40, "test": 5})
+    with pytest.raises(InputError, match="expected a data set"):
+        describe.describe(tmp_path)
+    assert cli.main(["describe", str(tmp_path / "data"), "--out", "report.pdf"]) == 2
+    part = tmp_path / "data" / "test" / "part-00000.shard"
+    part.write_bytes(part.read_bytes()[:-1] + b"\1")
+    with pytest.raises(InputError, match="is damaged"):
+        describe.describe(tmp_path / "data")
+    (tmp_path / "data" / "test" / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"manifest\.json: not found"):
+        describe.describe(tmp_path / "data")
