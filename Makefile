@@ -14,6 +14,8 @@ INSTALLED := $(VENV)/.installed
 PY_READY  := $(PY)
 endif
 
+# The toolkit behind nvcc (which may be a wrapper); empty where there is none.
+CUDA    := $(shell command -v nvcc >/dev/null && realpath "$$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^\#\$$ TOP=//p')")
 NATIVE  := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/*) $(shell find csrc -type f)
 FORMATS := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -35,8 +37,7 @@ $(INSTALLED): $(NATIVE) | $(PY_READY)
 	@$(PY) -c 'import torch' 2>/dev/null || { command -v nvidia-smi >/dev/null && $(PY) -m pip install -q "$(TORCH)"; } \
 	  || $(PY) -m pip install -q --retries 0 --timeout 20 --index-url https://download.pytorch.org/whl/cpu "$(TORCH)" 2>/dev/null \
 	  || $(PY) -m pip install -q "$(TORCH)"
-	@command -v nvcc >/dev/null && ! ls $$(dirname $$(dirname $$(readlink -f $$(command -v nvcc))))/include/cublasLt.h >/dev/null 2>&1 \
-	  && $(PY) -m pip install -q --no-deps 'nvidia-cublas>=13,<14' || true
+	@test -z "$(CUDA)" || test -e "$(CUDA)/include/cublasLt.h" || $(PY) -m pip install -q --no-deps 'nvidia-cublas>=13,<14'
 	$(PY) -m pip install -q -e '.[test]'
 	@mkdir -p $(dir $@) && touch $@
 
@@ -57,6 +58,15 @@ lint: $(PY_READY)  ## ruff and clang-format, changing nothing
 fmt:  ## rewrite the sources as lint wants them
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 	$(PY) -m clang_format -i $(FORMATS)
+
+HEADERS_2_11 := build/torch-2.11
+headers-2.11: $(PY_READY)  ## compile-check the bindings against the headers of the oldest supported torch
+	@test -d $(HEADERS_2_11)/torch || { $(PY) -m pip download -q torch==2.11.0 --no-deps -d $(HEADERS_2_11) \
+	  && $(PY) -m zipfile -e $(HEADERS_2_11)/torch-2.11.0-*.whl $(HEADERS_2_11) && rm $(HEADERS_2_11)/*.whl; }
+	@for source in csrc/bindings/schema.cpp csrc/bindings/*_cpu.cpp $(if $(CUDA),csrc/bindings/*_cuda.cpp); do \
+	  $(CXX) -std=c++20 -fsyntax-only -Wall -Wextra -Wno-unused-parameter -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA \
+	    -isystem $(HEADERS_2_11)/torch/include -isystem "$(CUDA)/include" \
+	    -Icsrc $$source || exit 1; done && echo "the bindings compile against torch 2.11"
 
 ptxas:  ## registers of every CUDA kernel of the last build; fails when one spills
 	$(PY) cmake/ptxas_report.py build

@@ -39,14 +39,18 @@ class CMakeBuild(build_ext):
         if isolated():
             shutil.rmtree(build, ignore_errors=True)
         torch = torch_dir()
-        if not isolated() and f"={torch}\n" not in (cache.read_text() if (cache := build / "CMakeCache.txt").exists() else ""):
+        if not isolated() and f"={torch}\n" not in (
+            cache.read_text() if (cache := build / "CMakeCache.txt").exists() else ""
+        ):
             shutil.rmtree(build, ignore_errors=True)  # another torch: nothing in the cache can be trusted
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DWIDEDEEP_TORCH_DIR={torch}"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DWIDEDEEP_VERSION={self.distribution.get_version()}"]
         # cmake and ninja beside this interpreter go before the system's, which may be too old for its nvcc.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         subprocess.check_call(configure + os.environ.get("WIDEDEEP_CMAKE_ARGS", "").split())
-        subprocess.check_call(["cmake", "--build", str(build), "--parallel", os.environ.get("MAX_JOBS", str(os.cpu_count()))])
+        subprocess.check_call(
+            ["cmake", "--build", str(build), "--parallel", os.environ.get("MAX_JOBS", str(os.cpu_count()))]
+        )
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         staging = build / "install"
         shutil.rmtree(staging, ignore_errors=True)

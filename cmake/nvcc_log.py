@@ -1,6 +1,7 @@
 """Runs one nvcc command, keeps its ptxas report beside the object, and fails when ptxas had to serialise wgmma.
 
-ptxas only warns (C7510) when it cannot keep wgmma instructions in flight; the kernel then runs at a fraction of its speed.
+ptxas only warns (C7510) when it cannot keep wgmma instructions in flight; the kernel then runs at a fraction of its
+speed.
 """
 
 import subprocess
@@ -13,7 +14,9 @@ if "-o" in command:
     target = Path(command[command.index("-o") + 1])
     if target.suffix == ".o":
         target.with_suffix(".ptxas.txt").write_text(done.stderr)
-shown = [line for line in done.stderr.splitlines() if not line.startswith("ptxas info") and "bytes stack frame" not in line]
+shown = [
+    line for line in done.stderr.splitlines() if not line.startswith("ptxas info") and "bytes stack frame" not in line
+]
 if shown:
     print("\n".join(shown), file=sys.stderr)
 if "C7510" in done.stderr:

@@ -27,7 +27,7 @@ def device(request) -> str:
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder of external check data (golden numbers, real rows) beside the checkout; absent outside the project's own CI."""
+    """The folder of external check data (golden numbers, real rows) beside the checkout; skips without it."""
     if not SHARED.is_dir():
         pytest.skip("the folder of external check data is not beside this checkout")
     return SHARED

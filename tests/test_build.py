@@ -20,7 +20,9 @@ def test_build_info_names_what_was_built():
 
 
 def test_doctor_prints_one_json_object_and_succeeds():
-    done = subprocess.run([sys.executable, "-m", "widedeep", "doctor", "--json"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "widedeep", "doctor", "--json"], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["healthy"] is True

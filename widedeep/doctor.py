@@ -55,7 +55,8 @@ def _advice(facts: dict) -> list[str]:
             if int(device["capability"].replace(".", "")) < min(built):
                 advice.append(
                     f"{device['name']} has capability {device['capability']}, below every architecture built "
-                    f"({build['cuda_archs']}): install again with WIDEDEEP_CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=<yours>"
+                    f"({build['cuda_archs']}): install again with "
+                    "WIDEDEEP_CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=<yours>"
                 )
     if build["cuda_archs"] and not build["cublaslt"]:
         advice.append("the CUDA build lacks cuBLASLt: pip install 'widedeep[cuda13]', then pip install -e . again")
