@@ -42,12 +42,19 @@ __device__ __forceinline__ void produce(Shared& s, const Params& p, const CUtens
   }
 }
 
+// Every warp of both blocks says by itself that it has read a stage: a warp's wait covers its own quarter of a wgmma.
+constexpr uint32_t kReaders = 4 * kCluster;
+
+__device__ __forceinline__ void release(Shared& s, int stage) {
+  uint32_t lane;  // read anew: kept, it would cost a register that the accumulators need
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  if (lane < kCluster) barrier_arrive_at(smem_address(&s.empty[stage]), lane);
+}
+
 // The product of one tile. Stage s is handed back to both producers of the cluster once the next stage's wgmmas are in
 // flight.
 template <typename T>
 __device__ __forceinline__ void multiply(Shared& s, float (&acc)[2][64], Turn& turn, int depth_blocks) {
-  const int thread = threadIdx.x % 128;
-  int last = 0;
   for (int k = 0; k < depth_blocks; ++k, turn.advance(1)) {
     barrier_wait(smem_address(&s.full[turn.stage]), turn.parity);
     const uint32_t a = smem_address(s.stages[turn.stage]), b = a + kStageBytes / 2;
@@ -61,33 +68,35 @@ __device__ __forceinline__ void multiply(Shared& s, float (&acc)[2][64], Turn& t
     }
     wgmma_commit();
     wgmma_wait<1>();
-    if (k > 0 && thread < kCluster) barrier_arrive_at(smem_address(&s.empty[last]), thread);
-    last = turn.stage;
+    if (k > 0) release(s, turn.stage > 0 ? turn.stage - 1 : kStages - 1);
   }
   wgmma_wait<0>();
-  if (thread < kCluster) barrier_arrive_at(smem_address(&s.empty[last]), thread);
+  release(s, turn.stage > 0 ? turn.stage - 1 : kStages - 1);
 }
 
 template <typename T, Epilogue kEpilogue, bool kFlag>
 __device__ __forceinline__ void consume(Shared& s, const Params& p) {
   const int group = threadIdx.x / 128 - 1;
   const int clusters = gridDim.x / kCluster;
-  const uint32_t rank = cluster_rank();
   float acc[2][64];
   Turn turn;
   turn.advance(group * p.depth_blocks);
   for (int tile = blockIdx.x / kCluster + group * clusters; tile < p.tiles; tile += 2 * clusters) {
-    const int tile_m = tile / p.tiles_n * kCluster + rank;
-    const int tile_n = tile % p.tiles_n;
-    const uint4* mask = p.mask + (int64_t{tile_m} * p.tiles_n + tile_n) * 128 + threadIdx.x % 128;
+    const auto mask_of = [&] {
+      const int64_t tile_m = tile / p.tiles_n * kCluster + cluster_rank();
+      return p.mask + (tile_m * p.tiles_n + tile % p.tiles_n) * 128 + threadIdx.x % 128;
+    };
     if (kEpilogue == Epilogue::kGradient && kFlag)  // on its way during the product; held, it would cost four registers
-      asm volatile("prefetch.global.L1 [%0];" ::"l"(mask));
+      asm volatile("prefetch.global.L1 [%0];" ::"l"(mask_of()));
     multiply<T>(s, acc, turn, p.depth_blocks);
-    turn.advance(p.depth_blocks);  // the other warpgroup's tile
+    turn.advance(p.depth_blocks);   // the other warpgroup's tile
+    asm volatile("" : "+r"(tile));  // its places are found anew, for the same reason
+    const int tile_m = tile / p.tiles_n * kCluster + cluster_rank();
+    const int tile_n = tile % p.tiles_n;
     if constexpr (kEpilogue == Epilogue::kForward)
       finish_forward<T, kFlag>(s, acc, p, tile_m, tile_n);
     else
-      finish_gradient<T, kFlag>(s, acc, p, kFlag ? *mask : uint4{}, tile_m, tile_n);
+      finish_gradient<T, kFlag>(s, acc, p, kFlag ? *mask_of() : uint4{}, tile_m, tile_n);
   }
 }
 #endif
@@ -102,10 +111,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(smem_address(&s.full[stage]), 1);
-      barrier_init(smem_address(&s.empty[stage]), kCluster);
+      barrier_init(smem_address(&s.empty[stage]), kReaders);
     }
     fence_barrier_init();
   }
+  __syncwarp();  // the cluster barriers want whole warps
   cluster_sync();
   if (threadIdx.x < 128) {
     register_shrink<40>();
@@ -114,11 +124,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       prefetch_map(&b);
       produce<T>(s, p, &a, &b);
     }
-    __syncwarp();  // the cluster barrier below wants whole warps
   } else {
     register_grow<232>();
     consume<T, kEpilogue, kFlag>(s, p);
   }
+  __syncwarp();
   cluster_sync();  // a block stays until its peer's last multicast and arrivals have landed
 #endif
 }

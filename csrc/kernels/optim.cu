@@ -51,7 +51,11 @@ __global__ void __launch_bounds__(kThreads) rmsprop_dense_kernel(const __grid_co
   const float inverse_scale = inverse(s.grad_scale);
   const int64_t n = p.rows * p.columns;
   for (int64_t i = global_thread(); i < n; i += grid_threads()) {
-    const int64_t row = i / p.columns, column = i % p.columns;
+    int64_t row = 0, column = i;
+    if (p.rows > 1) {  // most weights have fewer than 2^32 elements, and their division is several times cheaper
+      row = n <= UINT32_MAX ? static_cast<uint32_t>(i) / static_cast<uint32_t>(p.columns) : i / p.columns;
+      column = i - row * p.columns;
+    }
     const float g = load(p.grad, p.grad_type, row * p.grad_pitch + column) * inverse_scale;
     core::rmsprop(p.weight[i], p.rms[i], g, 1.f, rule);
     if (p.copy) store(p.copy, p.copy_type, row * p.copy_pitch + column, p.weight[i]);
@@ -119,10 +123,23 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    check_finite_kernel(const void* values, core::DType type, int64_t n, float* found_inf) {
+// Whether a 32-bit word holds an infinity or a NaN: a whole float, or either of two half values.
+__device__ __forceinline__ bool bad_word(uint32_t word, core::DType type) {
+  if (type == core::DType::f32) return (word & 0x7F800000u) == 0x7F800000u;
+  const uint32_t exponent = type == core::DType::f16 ? 0x7C00u : 0x7F80u;
+  return (word & exponent) == exponent || (word >> 16 & exponent) == exponent;
+}
+
+// The first `vectors` 16-byte pieces of values as such, the elements from `first_single` on one by one.
+__global__ void __launch_bounds__(kThreads) check_finite_kernel(const void* values, core::DType type, int64_t vectors,
+                                                                int64_t first_single, int64_t n, float* found_inf) {
   bool bad = false;
-  for (int64_t i = global_thread(); i < n; i += grid_threads()) bad |= !isfinite(load(values, type, i));
+#pragma unroll 4
+  for (int64_t i = global_thread(); i < vectors; i += grid_threads()) {
+    const uint4 v = static_cast<const uint4*>(values)[i];
+    bad |= bad_word(v.x, type) || bad_word(v.y, type) || bad_word(v.z, type) || bad_word(v.w, type);
+  }
+  for (int64_t i = first_single + global_thread(); i < n; i += grid_threads()) bad |= !isfinite(load(values, type, i));
   if (bad) *found_inf = 1.f;  // every writer writes the same
 }
 
@@ -199,7 +216,10 @@ cudaError_t rmsprop_settle(float* rms, int32_t* last_step, int64_t rows, int64_t
 
 cudaError_t check_finite(const void* values, core::DType type, int64_t n, float* found_inf, cudaStream_t stream) {
   if (n == 0) return cudaSuccess;
-  check_finite_kernel<<<grid_for(n, kThreads, 132 * 8), kThreads, 0, stream>>>(values, type, n, found_inf);
+  const int64_t lanes = 16 / core::bytes_of(type);
+  const int64_t vectors = reinterpret_cast<uintptr_t>(values) % 16 == 0 ? n / lanes : 0;
+  const int grid = grid_for(vectors > 0 ? vectors : n, kThreads, 132 * 8);
+  check_finite_kernel<<<grid, kThreads, 0, stream>>>(values, type, vectors, vectors * lanes, n, found_inf);
   return cudaGetLastError();
 }
 
