@@ -1,4 +1,4 @@
-"""Any CSV or Parquet tables to a data set of shards, as a feature spec with transforms says."""
+"""Any CSV, Parquet or Arrow tables to a data set of shards, as a feature spec with transforms says."""
 
 from preprocess.tabular.config import TabularConfig
 from preprocess.tabular.infer import infer_spec

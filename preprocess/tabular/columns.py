@@ -48,6 +48,10 @@ class Column:
         is_null = np.array([text in nulls for text in self.texts] + [True])
         return Column(np.where(is_null[self.codes], -1, self.codes).astype(np.int32), self.values)
 
+    def where(self, present: np.ndarray) -> "Column":
+        """The same column with null where a bool mask is False."""
+        return Column(np.where(present, self.codes, -1).astype(np.int32), self.values)
+
     def take(self, per_value: np.ndarray, null: Any) -> np.ndarray:
         """Expand one result per distinct value to one per row; `null` for nulls."""
         return np.concatenate([per_value, np.array([null], per_value.dtype)])[self.codes]
@@ -123,8 +127,9 @@ class Lists:
 
     @classmethod
     def split(cls, column: Column, separator: str) -> "Lists":
-        """From delimited text; empty pieces and the spaces around pieces are dropped."""
-        pieces = [[p for piece in text.split(separator) if (p := piece.strip())] for text in column.texts]
+        """From delimited text, in brackets or not; empty pieces and the spaces around pieces are dropped."""
+        texts = [text[1:-1] if text[:1] + text[-1:] == "[]" else text for text in column.texts]
+        pieces = [[p for piece in text.split(separator) if (p := piece.strip())] for text in texts]
         lengths = np.array([len(p) for p in pieces], np.int64)
         flat = pa.array([p for piece in pieces for p in piece], pa.string())
         return cls(column.codes, lengths, Column.of(flat))
@@ -157,3 +162,10 @@ class Lists:
         """The first row that holds an element given by its place."""
         wanted = int(np.searchsorted(np.cumsum(self.lengths), element, side="right"))
         return int((self.codes == wanted).argmax())
+
+
+def single(values: Column | Lists) -> Column:
+    """A column of one value a row. Raises BadCell for lists."""
+    if isinstance(values, Lists):
+        raise BadCell(0, "one value a row", "lists")
+    return values

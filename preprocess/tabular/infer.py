@@ -1,6 +1,7 @@
 """Propose a feature spec from the data: types, transforms and embedding dims, for a person to look over."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from preprocess.engine import LocalEngine
 from preprocess.tabular import source
 from preprocess.tabular.columns import BadCell, Column, Lists
 from preprocess.tabular.config import TabularConfig
+from preprocess.tabular.spec import csv_format
 from widedeep.errors import InputError
 
 MAX_ROWS = 1 << 20
@@ -67,7 +69,13 @@ class _Seen:
 
 
 def infer_spec(
-    inputs: list[str], label: str | None = None, *, group: str | None = None, max_rows: int = MAX_ROWS
+    inputs: list[str],
+    label: str | None = None,
+    *,
+    group: str | None = None,
+    max_rows: int = MAX_ROWS,
+    delimiter: str = ",",
+    columns: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """A proposal from the first `max_rows` rows.
 
@@ -75,6 +83,7 @@ def infer_spec(
     in buckets, categorical ones. Texts, and other numbers, become categorical: by vocabulary, or hashed when there are
     very many. Lists and texts with `|` or `;` become multi-hot. Columns that hold one value, or texts that hardly
     repeat, are left out. Without a `label` the column is taken whose name is one of `LABELS`.
+    delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header.
 
     Returns:
         The spec as a dict for YAML, and a sentence about each column that was left out.
@@ -83,14 +92,17 @@ def infer_spec(
     """
     if max_rows < 1:
         raise InputError(f"max_rows is {max_rows}, expected at least 1")
-    names = source.column_names(Path(inputs[0]))
+    described = {"delimiter": delimiter} if delimiter != "," else {}
+    described |= {"columns": list(columns)} if columns else {}
+    csv = csv_format(inputs[0], described)
+    names = source.column_names(Path(inputs[0]), csv)
     label = label or _guessed_label(inputs[0], names)
     for name in filter(None, (label, group)):
         if name not in names:
             raise InputError(f"{inputs[0]}: column {name} is missing; the file has {', '.join(names)[:200]}")
     seen = {name: _Seen() for name in names}
     with LocalEngine(1) as engine:
-        chunks = source.chunks(inputs, names, engine, TabularConfig.chunk_bytes)
+        chunks = source.chunks(inputs, names, engine, TabularConfig.chunk_bytes, csv=csv)
         rows = 0
         for chunk in chunks:
             for name, values in chunk.columns.items():
@@ -100,7 +112,8 @@ def infer_spec(
                 break
     if not rows:
         raise InputError(f"{inputs[0]}: expected rows, found none")
-    return _proposal(seen, label, group)
+    spec, left_out = _proposal(seen, label, group)
+    return spec | ({"metadata": {"csv": described}} if described else {}), left_out
 
 
 def _guessed_label(path: str, names: list[str]) -> str:

@@ -13,11 +13,11 @@ import numpy as np
 import widedeep
 from preprocess.engine import LocalEngine
 from preprocess.tabular import source
-from preprocess.tabular.columns import BadCell, Column, Lists
+from preprocess.tabular.columns import BadCell, Column, Lists, single
 from preprocess.tabular.config import TabularConfig
 from preprocess.tabular.source import Chunk
 from preprocess.tabular.spec import Feature, TabularSpec
-from preprocess.tabular.split import Split
+from preprocess.tabular.split import parse
 from widedeep import atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS
@@ -48,11 +48,14 @@ def run(config: TabularConfig) -> dict[str, Any]:
 class _Run:
     def __init__(self, config: TabularConfig, spec: TabularSpec, out: Path, engine: LocalEngine):
         self.config, self.spec, self.out, self.engine = config, spec, out, engine
-        self.split = None if config.split is None else Split.parse(config.split, config.seed)
-        if self.split and self.split.kind == "group" and spec.group is None:
-            raise InputError(
-                f"{spec.path}: channel_spec.map: expected a feature for the split {config.split}, got none"
-            )
+        self.split = None
+        if config.split is not None:
+            group = next((f.columns[0] for f in spec.features if f.kind == "group"), None)
+            if config.split.startswith("group:") and group is None:
+                raise InputError(
+                    f"{spec.path}: channel_spec.map: expected a feature for the split {config.split}, got none"
+                )
+            self.split = parse(config.split, config.seed, group)
         self.inputs = list(config.inputs or spec.sources.get("train", ()))
         own_test = [] if config.inputs else spec.sources.get("test", ())
         self.test = [] if self.split else list(config.test or own_test)
@@ -60,16 +63,18 @@ class _Run:
             raise InputError("expected input files, got none; only with --stats may there be test files alone")
         if not self.split and not self.test:
             raise InputError("expected test files or a split such as random:0.2, got neither")
-        self.total: int | None = None
+        extra = [self.split.column] if self.split and self.split.column else []
+        self.columns = tuple(dict.fromkeys([*spec.columns, *extra]))
         self.counts = {m: {"rows": 0, "positive": 0} for m in MAPPINGS}
         self.nulls = {f.name: 0 for f in spec.features}
         self.cut = {f.name: 0 for f in spec.features if f.hotness}
 
     def all(self) -> dict[str, Any]:
         started = time.perf_counter()
-        if self.split and self.split.kind == "last":
-            column = self.spec.columns[0]
-            self.total = source.count_rows(self.inputs, column, self.engine, self.config.chunk_bytes)
+        if self.split and self.split.surveys:
+            for chunk in self.read(self.inputs, self.split.column or self.columns[0]):
+                with chunk.blame(self.split.column):
+                    self.split.survey(chunk.rows, chunk.columns)
         if self.config.stats is None:
             self.learn()
         else:
@@ -85,22 +90,21 @@ class _Run:
 
     def chunks(self) -> Iterator[tuple[Chunk, np.ndarray]]:
         """Every chunk of inputs and test files, with a bool mask of its test rows."""
-        read = {"columns": self.spec.columns, "engine": self.engine, "chunk_bytes": self.config.chunk_bytes}
         row = 0
-        for chunk in source.chunks(self.inputs, **read):
+        for chunk in self.read(self.inputs, *self.columns):
             row += len(chunk.rows)
-            yield chunk, self.is_test(chunk)
-        for chunk in source.chunks(self.test, **read, first_row=row):
+            if self.split is None:
+                yield chunk, np.zeros(len(chunk.rows), bool)
+            else:
+                with chunk.blame(self.split.column):
+                    is_test = self.split.is_test(chunk.rows, chunk.columns)
+                yield chunk, is_test
+        for chunk in self.read(self.test, *self.spec.columns, first_row=row):
             yield chunk, np.ones(len(chunk.rows), bool)
 
-    def is_test(self, chunk: Chunk) -> np.ndarray:
-        if self.split is None:
-            return np.zeros(len(chunk.rows), bool)
-        group = None
-        if self.split.kind == "group":
-            feature = next(f for f in self.spec.features if f.kind == "group")
-            group = chunk.columns[feature.columns[0]]
-        return self.split.is_test(chunk.rows, group, self.total)
+    def read(self, paths: list, *columns: str, first_row: int = 0) -> Iterator[Chunk]:
+        options = {"csv": self.spec.csv, "first_row": first_row}
+        return source.chunks(paths, columns, self.engine, self.config.chunk_bytes, **options)
 
     def learn(self) -> None:
         learning = [f for f in self.spec.features if f.encoder.learns]
@@ -215,6 +219,10 @@ def _values(feature: Feature, chunk: Chunk, name: str) -> Column | Lists:
             raise InputError(f"{chunk.path}: column {name}: expected one value a row for {feature.name}, found lists")
     elif feature.separator is not None:
         values = Lists.split(values, feature.separator)
+    elif feature.mask:
+        mask = feature.mask[feature.columns.index(name)]
+        with chunk.blame(mask):
+            values = values.where(np.nan_to_num(single(chunk.columns[mask]).numbers()) != 0)
     return values.without(feature.nulls)
 
 

@@ -4,12 +4,18 @@ A transform is a mapping, or as a shorthand a name or a list of names without se
 (the source column; default the feature's name) and `nulls` (texts taken as missing). Further keys, none of them needed:
 
     categorical   hash: {seed}   vocabulary: {min_count}   bucketise: {edges} or {quantiles}   (none: ids as they are)
-    multi-hot     hash or vocabulary; `separator` of delimited text (lists need none), or `columns` of one value each
+    multi-hot     hash or vocabulary; `separator` of delimited text (lists need none), or `columns` of one value each,
+                  with `mask` columns that are 0 where there is no value
     numeric       fill: number, mean or median   clip: [low, high]   log: true   standardise: true
     label         positive: value or list of values
     map           hash: {seed}
+
+CSV files are described in `metadata.csv`: `delimiter`, and for files without a header `columns`, their names in order.
+In `columns` and `mask`, `name[50]` stands for name_0 to name_49.
 """
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +24,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from preprocess import csv_io
 from preprocess.tabular import transforms
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS, FeatureSpec, UniqueKeyLoader
@@ -25,7 +32,7 @@ from widedeep.feature_spec import MAPPINGS, FeatureSpec, UniqueKeyLoader
 COMMON = ("column", "nulls")
 KEYS = {
     "categorical": (*COMMON, "hash", "vocabulary", "bucketise"),
-    "multi-hot": (*COMMON, "separator", "columns", "hash", "vocabulary"),
+    "multi-hot": (*COMMON, "separator", "columns", "mask", "hash", "vocabulary"),
     "numeric": (*COMMON, "fill", "clip", "log", "standardise"),
     "label": (*COMMON, "positive"),
     "group": (*COMMON, "hash"),
@@ -43,6 +50,7 @@ class Feature:
     encoder: Any
     separator: str | None = None
     hotness: int = 0
+    mask: tuple[str, ...] = ()
 
 
 class TabularSpec:
@@ -51,6 +59,7 @@ class TabularSpec:
     Attributes:
         path: the YAML file.
         features: categoricals, numerics, the label, and the group if there is one.
+        csv: the format of CSV files.
         sources: mapping -> paths of the spec's own csv or parquet files, if it names any.
     """
 
@@ -58,6 +67,7 @@ class TabularSpec:
         self.path, self.features = path, features
         self._raw = raw
         self.group = spec.group
+        self.csv = csv_format(path, spec.metadata.get("csv"))
         self.sources = {mapping: _files(spec, mapping, path) for mapping in spec.sources}
 
     @classmethod
@@ -85,7 +95,7 @@ class TabularSpec:
     @property
     def columns(self) -> tuple[str, ...]:
         """Source columns, each once."""
-        return tuple(dict.fromkeys(column for feature in self.features for column in feature.columns))
+        return tuple(dict.fromkeys(column for f in self.features for column in (*f.columns, *f.mask)))
 
     def transform(self, name: str) -> Any:
         """A feature's transform as the YAML has it."""
@@ -98,6 +108,32 @@ class TabularSpec:
         chunks = {m: [{"type": "shards", "features": names, "files": [m]}] for m in MAPPINGS}
         raw = _with_cardinalities(self._raw, learned.__getitem__, overwrite=True)
         return FeatureSpec.from_dict(raw | {"source_spec": chunks}, self.path)
+
+
+def csv_format(path: str | Path, value: Any) -> csv_io.Format:
+    """The `csv` of a spec's metadata, or of the command line, checked. InputError names `path` and the field."""
+    field = f"{path}: metadata.csv"
+    if not isinstance(value, dict | None) or any(key not in ("delimiter", "columns") for key in value or ()):
+        raise InputError(f"{field}: expected a mapping with the keys delimiter and columns, got {value!r}")
+    delimiter, names = (value or {}).get("delimiter", ","), (value or {}).get("columns")
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n' or not delimiter.isascii():
+        raise InputError(f"{field}.delimiter: expected one ASCII character such as ; or a tab, got {delimiter!r}")
+    if names is not None:
+        if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
+            raise InputError(f"{field}.columns: expected a list of names, got {names!r}")
+        names = tuple(expanded(names))
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise InputError(f"{field}.columns: expected each name once, got {repeated[0]!r} twice")
+    return csv_io.Format(delimiter, names)
+
+
+def expanded(names: list[str]) -> list[str]:
+    """`name[50]` as name_0 to name_49."""
+    result = []
+    for name in names:
+        match = re.fullmatch(r"(.+)\[([1-9][0-9]{0,4})\]", name)
+        result += [f"{match[1]}_{i}" for i in range(int(match[2]))] if match else [name]
+    return result
 
 
 def _with_cardinalities(raw: Any, cardinality: Any, overwrite: bool = False) -> Any:
@@ -187,14 +223,17 @@ class _Fields:
         encoder = getattr(self, f"_{kinds[0]}")(cardinality) if kinds else transforms.Ids(cardinality)
         if self._kind == "categorical":
             return self.feature(encoder)
-        columns, separator = self.texts("columns"), self._fields.get("separator")
+        columns, mask = expanded(self.texts("columns")), expanded(self.texts("mask"))
+        separator = self._fields.get("separator")
         if separator is not None and (not isinstance(separator, str) or not separator):
             self.fail("separator", f"a text that stands between values, got {separator!r}")
         if len(columns) > hotness:
             self.fail("columns", f"at most max_hotness ({hotness}) columns, got {len(columns)}")
         if columns and (separator or "column" in self._fields):
             self.fail("columns", "no `column` and no `separator` beside `columns`")
-        return self.feature(encoder, columns=columns, separator=separator, hotness=hotness)
+        if mask and len(mask) != len(columns):
+            self.fail("mask", f"one column for each of the {len(columns)} of `columns`, got {len(mask)}")
+        return self.feature(encoder, columns=columns, separator=separator, hotness=hotness, mask=tuple(mask))
 
     def _hash(self, cardinality: int) -> transforms.Hash:
         seed = self.settings("hash", ("seed",)).get("seed", 0)

@@ -1,0 +1,276 @@
+"""Forms of input: delimiters, files without a header, Arrow, mixtures of all, masks of histories, splits by time."""
+
+import gzip
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from preprocess.tabular import TabularConfig, infer_spec, run
+from widedeep.errors import InputError
+from widedeep.feature_spec import FeatureSpec
+from widedeep.shards import ShardSet
+
+NAMES = ["city", "size", "seen_0", "seen_1", "there_0", "there_1", "day", "click"]
+
+
+def rows(count=200):
+    rng = np.random.default_rng(count)
+    days = np.datetime64("2016-06-14") + rng.integers(0, 10, count)
+    return pa.table(
+        {
+            "city": rng.choice(["Rome", "Oslo", "Paris, TX", "a;b", "a|b"], count),
+            "size": rng.normal(size=count).round(3),
+            "seen_0": rng.integers(0, 9, count),
+            "seen_1": rng.integers(0, 9, count),
+            "there_0": rng.integers(0, 2, count),
+            "there_1": rng.integers(0, 2, count),
+            "day": days.astype("datetime64[D]").astype(str),
+            "click": rng.integers(0, 2, count),
+        }
+    )
+
+
+def write_spec(path, **csv):
+    features = {
+        "city": {"transform": "vocabulary"},
+        "seen": {"max_hotness": 2, "transform": {"columns": "seen[2]", "mask": "there[2]", "vocabulary": {}}},
+        "size": {"transform": "standardise"},
+        "click": {},
+    }
+    channels = {"onehot_categorical": ["city"], "multihot_categorical": ["seen"], "numerical": ["size"]}
+    channels |= {"label": ["click"], "map": []}
+    sections = {"feature_spec": features, "channel_spec": channels}
+    path.write_text(yaml.safe_dump(sections | ({"metadata": {"csv": csv}} if csv else {})))
+    return path
+
+
+def csv_bytes(table, delimiter=",", header=True, bom=b""):
+    out = pa.BufferOutputStream()
+    pa.csv.write_csv(table, out, pa.csv.WriteOptions(include_header=header, delimiter=delimiter))
+    return bom + out.getvalue().to_pybytes()
+
+
+def outputs(directory):
+    return {f.name: f.read_bytes() for part in ("train", "test") for f in sorted((directory / part).glob("*.shard"))}
+
+
+def read(directory):
+    shards = ShardSet.open(directory, verify=True)
+    return shards.read(0, shards.rows)
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """What comma-separated rows with a header become."""
+    (tmp_path / "plain.csv").write_bytes(csv_bytes(rows()))
+    spec = write_spec(tmp_path / "plain.yaml")
+    run(TabularConfig(spec, tmp_path / "plain", [tmp_path / "plain.csv"], split="last:50"))
+    return outputs(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("chunk_bytes", [100, 1 << 20])
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".csv.gz"])
+@pytest.mark.parametrize(("delimiter", "header"), [(",", False), ("\t", True), (";", False), ("|", True)])
+def test_delimiters_and_files_without_a_header(tmp_path, plain, delimiter, header, suffix, chunk_bytes):
+    path = tmp_path / f"data{suffix}"
+    data = csv_bytes(rows(), delimiter, header, b"\xef\xbb\xbf")
+    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    named = {} if header else {"columns": ["city", "size", "seen[2]", "there[2]", "day", "click"]}
+    spec = write_spec(tmp_path / "spec.yaml", delimiter=delimiter, **named)
+    run(TabularConfig(spec, tmp_path / "out", [path], split="last:50", chunk_bytes=chunk_bytes))
+    assert outputs(tmp_path / "out") == plain
+    assert FeatureSpec.load(tmp_path / "out").metadata["csv"]["delimiter"] == delimiter
+
+
+@pytest.mark.parametrize("kind", ["file", "stream", "lz4", "dictionary"])
+def test_arrow_files(tmp_path, plain, kind):
+    table, path = rows(), tmp_path / "data.arrow"
+    if kind == "lz4":
+        path = tmp_path / "data.feather"
+        feather.write_feather(table, path, compression="lz4", chunksize=70)
+    else:
+        if kind == "dictionary":
+            table = table.set_column(0, "city", table["city"].dictionary_encode())
+        make = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
+        with make(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=70)
+    run(TabularConfig(write_spec(tmp_path / "spec.yaml"), tmp_path / "out", [path], split="last:50"))
+    assert outputs(tmp_path / "out") == plain
+
+
+def test_files_of_all_kinds_in_one_run(tmp_path, plain):
+    table = rows()
+    (tmp_path / "a.csv").write_bytes(csv_bytes(table.slice(0, 60)))
+    pq.write_table(table.slice(60, 70), tmp_path / "b.parquet")
+    feather.write_feather(table.slice(130, 20), tmp_path / "c.feather")
+    (tmp_path / "d.csv.gz").write_bytes(gzip.compress(csv_bytes(table.slice(150))))
+    inputs = [tmp_path / name for name in ("a.csv", "b.parquet", "c.feather")]
+    spec = write_spec(tmp_path / "spec.yaml")
+    run(TabularConfig(spec, tmp_path / "out", inputs, test=[tmp_path / "d.csv.gz"]))
+    assert outputs(tmp_path / "out") == plain
+
+
+def test_masked_elements_are_padding_and_teach_nothing(tmp_path):
+    lines = ["5,7,1,0,1", "5,5,0,1,0", "9,8,0,0,1"]
+    (tmp_path / "a.csv").write_text("seen_0,seen_1,there_0,there_1,click\n" + "\n".join(lines) + "\n")
+    (tmp_path / "spec.yaml").write_text(
+        "feature_spec:\n"
+        "  seen: {max_hotness: 3, transform: {columns: 'seen[2]', mask: 'there[2]', vocabulary: {}}}\n"
+        "  click: {}\n"
+        "channel_spec: {onehot_categorical: [], multihot_categorical: [seen], numerical: [], label: [click], map: []}\n"
+    )
+    files = [tmp_path / "a.csv"]
+    run(TabularConfig(tmp_path / "spec.yaml", tmp_path / "out", files, test=files))
+    assert read(tmp_path / "out" / "train")["seen"].tolist() == [[1, -1, -1], [-1, 1, -1], [-1, -1, -1]]
+    assert FeatureSpec.load(tmp_path / "out").cardinalities == (2,)
+    (tmp_path / "a.csv").write_text("seen_0,seen_1,there_0,there_1,click\n1,1,1,no,1\n")
+    with pytest.raises(InputError, match="line 2: column there_1: expected a number, found 'no'"):
+        run(TabularConfig(tmp_path / "spec.yaml", tmp_path / "out", files, test=files))
+
+
+@pytest.mark.parametrize(
+    ("split", "first"), [("time:day:2016-06-20", 20), ("time:day:2016-06-20 00:00:00", 20), ("time:day:0.25", None)]
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet", "number"])
+def test_a_split_by_time_tests_on_the_latest_rows(tmp_path, split, first, kind):
+    table = rows(500)
+    days = np.array([int(day[-2:]) for day in table["day"].to_pylist()])
+    if kind == "number":
+        table = table.set_column(6, "day", pa.array(days * 86400))
+        split = f"time:day:{20 * 86400}" if first else split
+    if kind == "parquet":
+        table = table.set_column(6, "day", table["day"].cast(pa.timestamp("s")))
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.csv")
+    pq.write_table(table, path) if kind == "parquet" else path.write_bytes(csv_bytes(table))
+    spec = write_spec(tmp_path / "spec.yaml")
+    for chunk_bytes in (300, 1 << 20):
+        out = tmp_path / f"out{chunk_bytes}"
+        run(TabularConfig(spec, out, [path], split=split, chunk_bytes=chunk_bytes))
+        first = first or next(d for d in sorted(set(days), reverse=True) if (days >= d).mean() >= 0.25)
+        clicks = np.array(table["click"].to_pylist())
+        assert read(out / "train")["click"].tolist() == clicks[days < first].tolist()
+        assert read(out / "test")["click"].tolist() == clicks[days >= first].tolist()
+
+
+@pytest.mark.parametrize(
+    ("split", "cell", "words"),
+    [
+        ("time:day:0.5", "later", "line 5: column day: expected a time such as 2016-06-14"),
+        ("time:day:0.5", "", "line 5: column day: expected a time, found 'no value'"),
+        ("time:day:2016-06-15", "17", "line 5: column day: expected a time such as"),
+        ("time:day:17", None, "line 2: column day: expected a number"),
+        ("time:day:soon", None, "split: time:day: expected a time such as"),
+        ("time:day", None, "split: expected random:SHARE"),
+        ("time:date:0.5", None, "column date is missing"),
+        ("time:click:0.9", None, "split: column click: expected rows before the test rows"),
+    ],
+)
+def test_times_that_do_not_fit(tmp_path, split, cell, words):
+    table = rows(10)
+    if cell is not None:
+        days = table["day"].to_pylist()
+        table = table.set_column(6, "day", pa.array([*days[:3], cell, *days[4:]]))
+    (tmp_path / "a.csv").write_bytes(csv_bytes(table))
+    with pytest.raises(InputError, match=words):
+        run(TabularConfig(write_spec(tmp_path / "spec.yaml"), tmp_path / "out", [tmp_path / "a.csv"], split=split))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("csv", "words"),
+    [
+        ({"delimiter": "::"}, "metadata.csv.delimiter: expected one ASCII character"),
+        ({"quote": "'"}, "metadata.csv: expected a mapping with the keys delimiter and columns"),
+        ({"columns": ["a", "a"]}, "metadata.csv.columns: expected each name once"),
+        ({"columns": NAMES[1:]}, "column city is missing; the format names size"),
+        ({"columns": [*NAMES, "more"]}, "line 1: expected 9 fields, found 8"),
+    ],
+)
+def test_formats_that_do_not_fit(tmp_path, csv, words):
+    (tmp_path / "a.csv").write_bytes(csv_bytes(rows(), header=False))
+    spec = write_spec(tmp_path / "spec.yaml", **csv)
+    with pytest.raises(InputError, match=words):
+        run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.csv"], split="last:9"))
+
+
+def test_arrow_files_that_are_damaged(tmp_path):
+    spec = write_spec(tmp_path / "spec.yaml")
+    feather.write_feather(rows(), tmp_path / "a.arrow", compression="uncompressed")
+    whole = (tmp_path / "a.arrow").read_bytes()
+    for data in (b"", b"ARROW1", whole[: len(whole) // 2], b"no" * 50):
+        (tmp_path / "a.arrow").write_bytes(data)
+        with pytest.raises(InputError, match=r"a\.arrow: cannot be read as Arrow"):
+            run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.arrow"], split="last:9"))
+
+
+def test_a_proposal_for_a_file_without_a_header(tmp_path):
+    (tmp_path / "a.tsv").write_bytes(csv_bytes(rows(2000), "\t", header=False))
+    spec, _ = infer_spec([str(tmp_path / "a.tsv")], delimiter="\t", columns=NAMES)
+    assert spec["metadata"] == {"csv": {"delimiter": "\t", "columns": NAMES}}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    report = run(TabularConfig(tmp_path / "spec.yaml", tmp_path / "out", [tmp_path / "a.tsv"], split="time:day:0.2"))
+    assert report["train"]["rows"] + report["test"]["rows"] == 2000
+    assert report["test"]["rows"] >= 400
+
+
+TAOBAO = ["btag[50]", "category[50]", "brand_history[50]", "mask[50]", "match_mask[50]"]
+TAOBAO += [
+    "uid",
+    "cms_segid",
+    "cms_group_id",
+    "final_gender_code",
+    "age_level",
+    "pvalue_level",
+    "shopping_level",
+    "occupation",
+]
+TAOBAO += ["new_user_class_level", "ad", "cate_id", "campaign_id", "customer", "brand", "price", "pid", "click"]
+
+
+def test_behaviour_histories_come_straight_from_their_file(shared, tmp_path):
+    """500 rows of display advertising: 267 fields without a header, three histories of 50 steps with a mask."""
+    path = shared / "data" / "taobao-alimama-sample" / "alimama_sampled_train.txt"
+    histories = {"btag": 10, "category": 20_000, "brand_history": 500_000}
+    features = {
+        name: {
+            "cardinality": size,
+            "max_hotness": 50,
+            "embedding_dim": 16,
+            "combiner": "mean",
+            "transform": {"columns": f"{name}[50]", "mask": "mask[50]"},
+        }
+        for name, size in histories.items()
+    }
+    one_hot = ["uid", "ad", "cate_id", "age_level", "pid"]
+    features |= {name: {"embedding_dim": 16, "transform": "vocabulary"} for name in one_hot}
+    features |= {"price": {"transform": "standardise"}, "click": {}}
+    channels = {"onehot_categorical": one_hot, "multihot_categorical": list(histories), "numerical": ["price"]}
+    spec = {"feature_spec": features, "channel_spec": channels | {"label": ["click"], "map": []}}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec | {"metadata": {"csv": {"columns": TAOBAO}}}))
+    report = run(TabularConfig(tmp_path / "spec.yaml", tmp_path / "out", [path], split="last:100"))
+    assert [report[part]["rows"] for part in ("train", "test")] == [400, 100]
+    cells = np.loadtxt(path, delimiter=",")
+    got = {k: np.concatenate([read(tmp_path / "out" / p)[k] for p in ("train", "test")]) for k in features}
+    for i, name in enumerate(histories):
+        want = np.where(cells[:, 150:200] == 1, cells[:, 50 * i : 50 * i + 50], -1)
+        np.testing.assert_array_equal(got[name], want)
+    np.testing.assert_array_equal(got["click"], cells[:, 266])
+    ads = {ad: set(got["ad"][:400][cells[:400, 259] == ad].tolist()) for ad in set(cells[:400, 259])}
+    assert all(len(ids) == 1 for ids in ads.values())
+    assert len(set.union(*ads.values())) == len(ads)
+
+
+def test_display_advertising_with_blanks_and_hexadecimal_values(shared, tmp_path):
+    path = shared / "data" / "criteo-tiny" / "train.tiny.csv"
+    spec, _ = infer_spec([str(path)])
+    assert {"C1", "C2", "C26", "I1_bucket"} <= set(spec["channel_spec"]["onehot_categorical"])
+    assert {f"I{i}" for i in range(1, 9)} <= set(spec["channel_spec"]["numerical"])
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    report = run(TabularConfig(tmp_path / "spec.yaml", tmp_path / "out", [path], split="last:399"))
+    assert [report[part]["rows"] for part in ("train", "test")] == [1600, 399]
+    rates = [report[part]["positive_rate"] * report[part]["rows"] for part in ("train", "test")]
+    assert sum(rates) / 1999 == pytest.approx(0.2091, abs=5e-5)
