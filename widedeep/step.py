@@ -25,6 +25,8 @@ class StepConfig:
 
     precision: of matrix products and activations, one of `PRECISIONS`. Weights, slots, logits and loss are float32
         always.
+    gemm: the hidden layers' products in the fused step on a GPU: "cublaslt" (the library's), "sm90" (ours, Hopper and
+        half types), or "auto": ours where they run and agree with the library's on random data, else the library's.
     """
 
     precision: str = "fp32"
@@ -34,6 +36,7 @@ class StepConfig:
     initial_accumulator: float = 0.1
     l1: float = 0.0
     l2: float = 0.0
+    gemm: str = "auto"
 
 
 class Slots:
@@ -172,12 +175,28 @@ def make_step(
         raise InputError("precision: expected fp32 or bf16 on a CPU, which has no tf32")
     if kind not in ("auto", "reference", "fused"):
         raise InputError(f"step: expected one of auto, reference, fused, got {kind!r}")
-    if kind == "fused" and device.type != "cpu":
-        raise InputError(f"step: expected auto or reference on {device.type}, which has no fused step")
-    if kind == "reference" or device.type != "cpu":
+    if config.gemm not in ("auto", "cublaslt", "sm90"):
+        raise InputError(f"gemm: expected one of auto, cublaslt, sm90, got {config.gemm!r}")
+    if kind == "auto":
+        kind = "fused" if device.type == "cpu" or _has_cuda_step(device) else "reference"
+    if kind == "reference":
         from widedeep.steps.reference import ReferenceStep
 
         return ReferenceStep(model, config, device, comm)
-    from widedeep.steps.fused import FusedStep
+    if device.type == "cpu":
+        from widedeep.steps.fused import FusedStep
 
-    return FusedStep(model, config, device, comm)
+        return FusedStep(model, config, device, comm)
+    if not _has_cuda_step(device):
+        raise InputError(f"step: expected auto or reference on {device.type}, for which no fused step was built")
+    from widedeep.steps.cuda import CudaStep
+    from widedeep.steps.cuda_ranks import RanksCudaStep
+
+    return (CudaStep if comm.world == 1 else RanksCudaStep)(model, config, device, comm)
+
+
+def _has_cuda_step(device: torch.device) -> bool:
+    """Whether the kernels are loaded, and were built with the library that multiplies matrices."""
+    from widedeep import _load
+
+    return device.type == "cuda" and _load.has_cuda_kernels and _load.build_info()["cublaslt"]

@@ -15,11 +15,12 @@ class Activations:
         wide_logit, logit, dlogit: [capacity] float32.  loss: [1].  unused_bias: [W], for an output that nobody reads.
     """
 
-    def __init__(self, width: int, hidden: Sequence[int], dtype: torch.dtype):
+    def __init__(self, width: int, hidden: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"):
         self.widths = (width, *hidden)
         self.dtype = dtype
-        self.loss = torch.zeros(1)
-        self.unused_bias = torch.zeros(width)
+        self.device = device
+        self.loss = torch.zeros(1, device=device)
+        self.unused_bias = torch.zeros(width, device=device)
         self.capacity = -1
         self.grow(0)
 
@@ -28,10 +29,11 @@ class Activations:
         if rows <= self.capacity:
             return
         self.capacity = rows
-        self.inputs = [torch.empty(rows, width, dtype=self.dtype) for width in self.widths]
+        self.inputs = [torch.empty(rows, width, dtype=self.dtype, device=self.device) for width in self.widths]
         # Going back, layer i reads one gradient and writes the other.
-        self.pair = [torch.empty(rows * max(self.widths), dtype=self.dtype) for _ in range(2)]
-        self.wide_logit, self.logit, self.dlogit = (torch.empty(rows) for _ in range(3))
+        size = rows * max(self.widths)
+        self.pair = [torch.empty(size, dtype=self.dtype, device=self.device) for _ in range(2)]
+        self.wide_logit, self.logit, self.dlogit = (torch.empty(rows, device=self.device) for _ in range(3))
 
     def rows(self, B: int) -> tuple[Tensor, list[Tensor]]:
         """The deep input [B, W] and every hidden layer's output [B, H]."""

@@ -1,0 +1,356 @@
+"""The fused step on a GPU: our kernels on buffers that are allocated once, the whole step captured in a CUDA graph.
+
+One step: the batch is copied into fixed places; embedding_forward, while a second stream sorts the ids; one product per
+layer; the head with loss and gradient; two products per layer on the way back; then the pass over the touched rows,
+while the second stream updates the dense weights. In fp16 a loss scale on the device adapts itself, and a step whose
+gradients are not finite changes nothing else.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from widedeep import ops
+from widedeep.data import Batch
+from widedeep.dist import LocalComm
+from widedeep.errors import InputError
+from widedeep.model import WideDeep
+from widedeep.step import PRECISIONS, Step, StepConfig
+from widedeep.steps.buffers import Activations
+from widedeep.steps.graphs import Graphs, NoGraphs
+from widedeep.steps.layers import Layers, choose_layers
+from widedeep.steps.padded import PaddedWeights
+
+log = logging.getLogger(__name__)
+
+# The original's dynamic loss scale for float16.
+INITIAL_SCALE, GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0**15, 2.0, 0.5, 2000
+WIDEST_HEAD = 2048
+
+
+class CudaStep(Step):
+    """See `Step`. Weights, slots, logits and loss are float32; activations and their gradients as `precision` says.
+
+    Attributes:
+        gemm: the route of the hidden layers' products, "cublaslt" or "sm90"; None before the first batch.
+        graphs: what was captured.
+    """
+
+    def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
+        super().__init__(model, config, device, comm)
+        self.dtype = PRECISIONS[config.precision]
+        self.spec = model.layout
+        self.weights = PaddedWeights(model, self.dtype, device)
+        if model.has_deep and self.weights.widths[-1] > WIDEST_HEAD:
+            raise InputError(
+                f"--deep_hidden_units: expected a last layer of at most {WIDEST_HEAD} units for the fused step on a "
+                f"GPU, got {self.weights.widths[-1]}."
+            )
+        self._make_state()
+        self._make_stand_ins()
+        self.activations = Activations(self.weights.widths[0], self.weights.widths[1:], self.dtype, device)
+        self.layers: Layers | None = None
+        self.capacity = -1
+        self.copied: list[int] = []  # versions of the parameters when they were copied
+        # Without a GPU the same code runs as it stands: so are its sums and its order tested everywhere.
+        self.graphs = Graphs(device) if device.type == "cuda" else NoGraphs()
+        self.second = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def gemm(self) -> str | None:
+        return self.layers.name if self.layers else None
+
+    def _make_state(self) -> None:
+        """What a captured step reads from the device anew in each replay."""
+        device, fp16 = self.device, self.config.precision == "fp16"
+        self.lr = torch.zeros(1, device=device)
+        self.now = torch.zeros(1, dtype=torch.int64, device=device)
+        self.loss = torch.zeros(1, device=device)
+        self.scale = torch.full((), INITIAL_SCALE, device=device) if fp16 else None
+        self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
+        self.found_inf = torch.zeros((), device=device) if fp16 else None
+
+    def _make_stand_ins(self) -> None:
+        """In the place of an absent part: weights that add nothing, and slots for its update to write to."""
+        model, device, R = self.model, self.device, self.spec.total_rows
+        self.lookup = model.lookup_weights()
+        self.table_rms = self.slots.table_rms
+        self.wide_state = (model.wide, self.slots.accum, self.slots.linear)
+        if not model.has_deep:
+            self.table_rms = [torch.zeros(rows, 0, device=device) for rows in self.spec.cardinalities]
+        if not model.has_wide:
+            self.wide_state = tuple(torch.zeros(R, device=device) for _ in range(3))
+
+    def train(self, batch: Batch, step: int, lr: float) -> Tensor:
+        with self._on_device():
+            self._prepare(len(batch.ids))
+            self.lr.fill_(lr)
+            self.now.fill_(step)
+            fixed = self._take(batch)
+            self._run(fixed)
+            self.copied = self._versions()
+            self.slots.step = step
+            return self.loss.reshape(()).clone()
+
+    def _run(self, batch: Batch) -> None:
+        fixed = (self.model.seed, self.model.dropout, batch.first_row, batch.global_rows)
+        self.graphs.run(("train", len(batch.ids), *fixed), lambda: self._train(batch))
+
+    def gradients(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
+        with self._on_device():
+            self._prepare(len(batch.ids))
+            self.now.fill_(step)
+            fixed = self._take(batch)
+            segments = self._backward(fixed)
+            inverse = 1.0 if self.scale is None else 1.0 / self.scale
+            grads = {name: torch.zeros_like(a) for name, a in self.model.named_arrays().items()}
+            for name, g in self.weights.padded.items():
+                grads[name].copy_(self.weights.unpadded(name, g)).mul_(inverse)
+            if self.spec.categorical:
+                touched, tables, wide = self._row_gradients(fixed.ids, segments)
+                if self.model.has_wide:
+                    flat = torch.zeros(self.spec.total_rows, device=self.device)
+                    grads |= self.model.wide_tables(flat.index_copy_(0, touched, wide * inverse))
+                if self.model.has_deep:
+                    rows = touched.split([len(values) for values in tables])
+                    for f, base, r, values in zip(self.spec.categorical, self.spec.row_base, rows, tables):
+                        grads[f"deep.table.{f.name}"].index_copy_(0, r - base, values * inverse)
+            return grads
+
+    def parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        with self._on_device():
+            fixed = self._predict(batch)
+            B = len(fixed.ids)
+            return self.activations.wide_logit[:B].clone(), self.activations.logit[:B].clone()
+
+    def predict(self, batch: Batch) -> Tensor:
+        with self._on_device():
+            B = len(self._predict(batch).ids)
+            return self.activations.wide_logit[:B] + self.activations.logit[:B]
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        with self._on_device():
+            self.now.fill_(max(self.slots.step, 0))
+            for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
+                ops.rmsprop_settle_(rms, last_step, self.now, self.config.rho)
+
+    def state(self) -> dict[str, Tensor]:
+        state = super().state()
+        return state if self.scale is None else state | {"loss_scale": self.scale, "good_steps": self.good_steps}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state(state)
+        if self.scale is not None and "loss_scale" in state:
+            self.scale.copy_(state["loss_scale"].reshape(()))
+            self.good_steps.copy_(state["good_steps"].reshape(()))
+
+    # --- around the captured part ---
+
+    @contextlib.contextmanager
+    def _on_device(self) -> Iterator[None]:
+        on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        with on_device, torch.no_grad():
+            yield
+
+    def _prepare(self, rows: int) -> None:
+        """Buffers for `rows`, and copies that follow the weights."""
+        if rows > self.capacity:
+            self.graphs.clear()
+            self.activations.grow(rows)
+            K, N = self.spec.id_columns, len(self.spec.numeric)
+            self.ids = torch.empty(rows, K, dtype=torch.int32, device=self.device)
+            self.numeric = torch.empty(rows, N, device=self.device)
+            self.label = torch.empty(rows, device=self.device)
+            if self.layers:
+                self.layers.grow(rows)
+            self.capacity = rows
+        if self.layers is None:
+            self._choose_layers(rows)
+        if self.copied != self._versions():
+            self.weights.refresh()
+            self.layers.refresh()
+            self.copied = self._versions()
+
+    def _choose_layers(self, rows: int) -> None:
+        self._allow_tf32()
+        self.weights.refresh()
+        self.layers = choose_layers(self.config.gemm, self.weights, self.dtype, self.model.dropout, rows)
+        self.layers.grow(self.capacity)
+        log.info("fused GPU step, %s, hidden layers through %s", self.config.precision, self.gemm)
+
+    def _allow_tf32(self) -> None:
+        if self.device.type == "cuda":
+            torch.ops.widedeep.allow_tf32_.default(self.lr, self.config.precision == "tf32")
+
+    def _versions(self) -> list[int]:
+        return [p._version for p in self.model.parameters()]
+
+    def _take(self, batch: Batch) -> Batch:
+        """The batch in the places that a captured step reads."""
+        B = len(batch.ids)
+        fixed = batch._replace(ids=self.ids[:B], numeric=self.numeric[:B], label=self.label[:B], group=None)
+        for target, source in zip(fixed[:3], batch[:3]):
+            target.copy_(source)
+        return fixed
+
+    def _predict(self, batch: Batch) -> Batch:
+        self._prepare(len(batch.ids))
+        fixed = self._take(batch)
+        self.graphs.run(("predict", len(fixed.ids)), lambda: self._forward_only(fixed))
+        return fixed
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Queues on the second stream, after what the current one has been given so far."""
+        if self.second is None:
+            yield
+            return
+        self.second.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.second):
+            yield
+
+    def _join(self) -> None:
+        if self.second is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.second)
+
+    # --- the captured part: no allocation that outlives it, no question to the device ---
+
+    def _train(self, batch: Batch) -> None:
+        segments = self._backward(batch)
+        if self.found_inf is not None:
+            dx = [self.activations.gradient(0, len(batch.ids))] if self.model.has_deep else []
+            ops.check_finite_([self.weights.flat, *dx], self.found_inf)
+        with self._beside():
+            self._update_dense()
+        if self.spec.categorical:
+            self._update_rows(batch, segments)
+        self._join()
+        self._adapt_scale()
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Leaves gradients (times the loss scale) in `weights`, dx and dlogit in `activations`, and the loss; returns
+        the segments of the ids.
+        """
+        spec, grads, B = self.spec, self.weights.padded, len(batch.ids)
+        with self._beside():
+            segments = ops.embedding_segments(batch.ids, spec.hotness, spec.cardinalities) if spec.categorical else ()
+        if self.found_inf is not None:
+            self.found_inf.zero_()
+        h, wide_logit = self._forward(batch, training=True)
+        dlogit = self.activations.dlogit[:B]
+        if self.model.has_deep:
+            self._head(batch, h, wide_logit, dlogit)
+        else:
+            loss = F.binary_cross_entropy_with_logits(wide_logit, batch.label, reduction="sum")
+            torch.div(loss, batch.global_rows, out=self.loss[0])
+            torch.sigmoid(wide_logit, out=dlogit)
+            dlogit.sub_(batch.label).div_(batch.global_rows)
+            if self.scale is not None:
+                dlogit.mul_(self.scale)
+        if self.model.has_wide:
+            with self._beside():
+                torch.mv(batch.numeric.T, dlogit, out=grads["wide.numeric.weight"])
+                torch.sum(dlogit, 0, keepdim=True, out=grads["wide.bias"])
+        if self.model.has_deep:
+            self._backward_layers(h, B)
+        self._join()
+        return segments
+
+    def _forward(self, batch: Batch, training: bool) -> tuple[Tensor, Tensor]:
+        """The last hidden layer's output [B, H] and the wide logit [B]."""
+        model, spec, buffers = self.model, self.spec, self.activations
+        self._allow_tf32()
+        x, hidden = buffers.rows(len(batch.ids))
+        wide_logit = buffers.wide_logit[: len(x)]
+        places = (spec.hotness, spec.mean, spec.table_columns, spec.numeric_columns)
+        ops.embedding_forward_out(batch.ids, batch.numeric, *self.lookup, *places, x=x, wide_logit=wide_logit)
+        for i, y in enumerate(hidden):
+            if training:
+                self.layers.forward(i, x, model.dropout, model.seed, self.now, batch.first_row, y=y)
+            else:
+                self.layers.predict(i, x, self.now, y=y)
+            x = y
+        return x, wide_logit
+
+    def _forward_only(self, batch: Batch) -> None:
+        h, wide_logit = self._forward(batch, training=False)
+        deep = self.activations.logit[: len(h)]
+        if not self.model.has_deep:
+            deep.zero_()
+            return
+        out, bias = self.weights.get("deep.out.weight"), self.weights.get("deep.out.bias")
+        deep.copy_(ops.head_forward(h, out, bias, torch.zeros_like(wide_logit)))
+
+    def _head(self, batch: Batch, h: Tensor, wide_logit: Tensor, dlogit: Tensor) -> None:
+        buffers, grads, L, B = self.activations, self.weights.padded, len(self.model.layers), len(h)
+        weight = self.weights.get("deep.out.weight")
+        dz = buffers.gradient(L, B)
+        outputs = {"logit": buffers.logit[:B], "dlogit": dlogit, "dz": dz, "loss": self.loss}
+        outputs |= {"dweight": grads["deep.out.weight"], "dbias": grads["deep.out.bias"]}
+        outputs["dbias_hidden"] = grads[f"deep.layer.{L - 1}.bias"] if L else buffers.unused_bias
+        bias = self.weights.get("deep.out.bias")
+        rows, p = batch.global_rows, self.model.dropout
+        ops.head_step_out(h, weight, bias, wide_logit, batch.label, rows, p, self.scale, **outputs)
+        if not L:  # the head looks through a relu, and x is not the output of one
+            dz.copy_(dlogit[:, None] * weight)
+
+    def _backward_layers(self, h: Tensor, B: int) -> None:
+        buffers, grads, p = self.activations, self.weights.padded, self.model.dropout
+        x, hidden = buffers.rows(B)
+        inputs, L = [x, *hidden], len(hidden)
+        dz = buffers.gradient(L, B)
+        self._sum_over_ranks("deep.out.weight", "deep.out.bias")
+        for i in reversed(range(L)):
+            ops.linear_wgrad_out(dz, inputs[i], dweight=grads[f"deep.layer.{i}.weight"])
+            self._sum_over_ranks(f"deep.layer.{i}.weight", f"deep.layer.{i}.bias")
+            below = buffers.gradient(i, B)
+            dbias = grads[f"deep.layer.{i - 1}.bias"] if i else None
+            self.layers.dgrad(i, dz, inputs[i], p, dx=below, dbias=dbias)
+            dz = below
+
+    def _sum_over_ranks(self, *names: str) -> None:
+        """Called as soon as these gradients are queued; there is nobody else here."""
+
+    def _update_rows(self, batch: Batch, segments: tuple[Tensor, ...]) -> None:
+        config, spec, B = self.config, self.spec, len(batch.ids)
+        state = (self.lookup[0], self.table_rms, self.slots.last_step, *self.wide_state)
+        rules = (self.lr, self.now, config.rho, config.eps, config.wide_lr, config.l1, config.l2)
+        dx, dlogit = self.activations.gradient(0, B), self.activations.dlogit[:B]
+        places = (spec.hotness, spec.mean, spec.table_columns)
+        ops.embedding_update_(batch.ids, dx, dlogit, *segments, *state, *places, *rules, self.scale, self.found_inf)
+
+    def _update_dense(self) -> None:
+        config, slots, weights = self.config, self.slots, self.weights
+        for with_copies in (True, False):
+            names, copies = weights.update_lists(with_copies)
+            if names:
+                lists = [weights.masters[n] for n in names], [slots.rms[n] for n in names]
+                grads = [weights.grads[n] for n in names]
+                rules = (self.lr, config.rho, config.eps, self.scale, self.found_inf)
+                ops.rmsprop_dense_(*lists, grads, copies, *rules)
+        self.layers.refresh()
+        for name, accum in slots.dense_accum.items():
+            state = (weights.masters[name], accum, slots.dense_linear[name], weights.grads[name])
+            rules = (config.wide_lr, config.l1, config.l2, self.scale, self.found_inf)
+            ops.ftrl_dense_(*state, *rules)
+
+    def _adapt_scale(self) -> None:
+        if self.scale is not None:
+            ops.loss_scale_update_(self.scale, self.good_steps, self.found_inf, GROWTH, BACKOFF, GROWTH_INTERVAL)
+
+    def _row_gradients(self, ids: Tensor, segments: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Of the rows this rank touched, sorted: flat rows [U], gradients per table [U_f, D], wide gradients [U]."""
+        spec, B = self.spec, len(ids)
+        starts = segments[-1].tolist()
+        dx, dlogit = self.activations.gradient(0, B), self.activations.dlogit[:B]
+        shapes = (spec.hotness, spec.mean, spec.table_columns, spec.cardinalities, spec.dims)
+        tables, wide = ops.embedding_row_gradients(ids, dx, dlogit, *segments, *shapes)
+        counts = [stop - start for start, stop in pairwise(starts)]
+        touched = segments[0][: starts[-1]].long()
+        return touched, [values[:n] for values, n in zip(tables, counts)], wide[: starts[-1]]

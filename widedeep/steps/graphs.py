@@ -1,0 +1,68 @@
+"""CUDA graphs of a step: one for each shape of batch, captured when the shape comes for the second time.
+
+The first time runs the same code as it stands: that loads kernels, times algorithms and fills the allocator, all of
+which a capture forbids. So a shape that comes once (the last batch of the only epoch) never costs a capture, and a
+replay computes exactly what the first run did.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+
+KEPT = 8  # graphs; the one that was used longest ago makes room
+
+
+class Graphs:
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
+        self._seen: set[Hashable] = set()
+        self._pool = None
+        self._stream = torch.cuda.Stream(device)
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def clear(self) -> None:
+        """Forgets every graph: the memory that they name has moved."""
+        self._graphs.clear()
+        self._seen.clear()
+        self._pool = None
+
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        """Does what `function` queues on the current stream. It reads and writes memory that outlives the graph."""
+        graph = self._graphs.get(key)
+        if graph is None:
+            if key not in self._seen:
+                self._seen.add(key)
+                function()
+                return
+            graph = self._capture(function)
+            self._graphs[key] = graph
+            if len(self._graphs) > KEPT:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        graph.replay()
+
+    def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: a reader's thread may go on pinning and copying the next batches meanwhile.
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            function()
+        return graph
+
+
+class NoGraphs:
+    """Runs every time as it stands."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def clear(self) -> None:
+        pass
+
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        function()

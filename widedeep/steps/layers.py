@@ -1,0 +1,140 @@
+"""The hidden layers of the GPU step, by either of two routes: cuBLASLt products with our passes around them (any GPU),
+or products with everything fused into them (Hopper, half types).
+"""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from widedeep import ops
+from widedeep.ops import linear_sm90
+from widedeep.steps.padded import PaddedWeights
+
+log = logging.getLogger(__name__)
+
+# Largest difference between the two routes, relative to the largest value: two roundings of the half type; and the
+# share of elements on whose mask they may differ, values that round to 0 in one of them.
+AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
+MASK_AGREEMENT = 2e-3
+
+
+class Layers:
+    """cuBLASLt. `p`, `seed`, `step`, `first_row`: as in widedeep.ops.linear."""
+
+    name = "cublaslt"
+
+    def __init__(self, weights: PaddedWeights):
+        self.weights = weights
+
+    def grow(self, rows: int) -> None:
+        """Makes room for batches of `rows`."""
+
+    def refresh(self) -> None:
+        """Called after every change of the weights' copies."""
+
+    def forward(self, i: int, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, y: Tensor) -> None:
+        weight, bias = self._layer(i)
+        ops.linear_relu_dropout_out(x, weight, bias, p, seed, step, i, first_row, y=y)
+
+    def predict(self, i: int, x: Tensor, step: Tensor, *, y: Tensor) -> None:
+        """Without dropout; the library's own bias and relu cost nearly nothing there."""
+        weight, bias = self._layer(i)
+        ops.linear_relu_dropout_out(x, weight, bias, 0.0, 0, step, i, 0, y=y)
+
+    def dgrad(self, i: int, dz: Tensor, x: Tensor, p: float, *, dx: Tensor, dbias: Tensor | None) -> None:
+        """Of the input x of layer i, seen through the layer below unless i is 0."""
+        ops.linear_dgrad_out(dz, self._layer(i)[0], x if i else None, p if i else 0.0, dx=dx, dbias=dbias)
+
+    def _layer(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.weights.get(f"deep.layer.{i}.weight"), self.weights.get(f"deep.layer.{i}.bias")
+
+
+class Sm90Layers(Layers):
+    """Our Hopper products: a mask of one bit an element goes from the forward pass to the gradient, which reads a
+    transposed copy of the weight.
+    """
+
+    name = "sm90"
+
+    def __init__(self, weights: PaddedWeights):
+        super().__init__(weights)
+        count = len(weights.widths) - 1
+        self.transposed = [torch.empty_like(self._layer(i)[0].t().contiguous()) for i in range(count)]
+        self.masks: list[Tensor] = []  # of the outputs of all layers but the last, which the head looks through
+        self.refresh()
+
+    def grow(self, rows: int) -> None:
+        device = self.weights.flat.device
+        sizes = [linear_sm90.mask_bytes(rows, width) for width in self.weights.widths[1:-1]]
+        self.masks = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
+
+    def refresh(self) -> None:
+        for i, target in enumerate(self.transposed):
+            target.copy_(self._layer(i)[0].t())
+
+    def forward(self, i: int, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, y: Tensor) -> None:
+        weight, bias = self._layer(i)
+        mask = self._mask(i, len(y)) if i < len(self.masks) else None
+        linear_sm90.linear_sm90_out(x, weight, bias, p, seed, step, i, first_row, y=y, mask=mask)
+
+    def dgrad(self, i: int, dz: Tensor, x: Tensor, p: float, *, dx: Tensor, dbias: Tensor | None) -> None:
+        mask = self._mask(i - 1, len(dz)) if i else None
+        linear_sm90.linear_sm90_dgrad_out(dz, self.transposed[i], mask, p if i else 0.0, dx=dx, dbias=dbias)
+
+    def _mask(self, i: int, rows: int) -> Tensor:
+        return self.masks[i][: linear_sm90.mask_bytes(rows, self.weights.widths[i + 1])]
+
+
+def choose_layers(gemm: str, weights: PaddedWeights, dtype: torch.dtype, p: float, rows: int) -> Layers:
+    """The route that `gemm` names; "auto" takes the Hopper products where they run and agree with the library's.
+
+    Args:
+        rows: of the batches to come: the two are compared on random data of that size.
+    """
+    device = weights.flat.device
+    fits = dtype in AGREEMENT and len(weights.widths) > 1 and linear_sm90.available(device)
+    if gemm == "cublaslt" or not fits:
+        return Layers(weights)
+    if gemm == "auto":
+        for I, O in sorted(set(zip(weights.widths, weights.widths[1:]))):
+            if problem := disagreement(max(rows, 1), I, O, dtype, p, device):
+                log.warning("hidden layers: cuBLASLt, because the Hopper products disagree with it: %s", problem)
+                return Layers(weights)
+    return Sm90Layers(weights)
+
+
+def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: torch.device) -> str | None:
+    """What differs between the two routes on a random layer [B, I] -> [B, O] and the gradient back through it."""
+    g = torch.Generator(device).manual_seed(B)
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(*shape, generator=g, device=device, dtype=dtype).mul_(scale)
+
+    x, weight, bias, dz = random(B, I), random(O, I, scale=I**-0.5), random(O, scale=0.1), random(B, O)
+    upper = random(O, O, scale=O**-0.5)  # the layer above: its input's gradient goes through the mask
+    step, tolerance, where = torch.full((1,), 3, device=device), AGREEMENT[dtype], f"of [{B}, {I}] x [{O}, {I}]"
+    want, got = random(B, O), random(B, O)
+    mask = torch.empty(linear_sm90.mask_bytes(B, O), dtype=torch.uint8, device=device)
+    ops.linear_relu_dropout_out(x, weight, bias, p, 11, step, 2, 5, y=want)
+    linear_sm90.linear_sm90_out(x, weight, bias, p, 11, step, 2, 5, y=got, mask=mask)
+    if ((want > 0) != (got > 0)).float().mean() > MASK_AGREEMENT:
+        return f"the mask {where}"
+    if _relative(got, want) > tolerance:
+        return f"the output {where}"
+    sums = [torch.empty(O, device=device) for _ in range(2)]
+    dx = [torch.empty_like(want) for _ in range(2)]
+    # Both look through the same y, so that its rounding plays no part.
+    ops.linear_dgrad_out(dz, upper, got, p, dx=dx[0], dbias=sums[0])
+    linear_sm90.linear_sm90_dgrad_out(dz, upper.t().contiguous(), mask, p, dx=dx[1], dbias=sums[1])
+    if _relative(dx[1], dx[0]) > tolerance:
+        return f"the gradient {where}"
+    noise = tolerance * B**0.5  # roundings of B terms of the order of 1
+    if (sums[1] - sums[0]).abs().max() > noise * max(1.0, float(dx[0].abs().max())):
+        return f"the bias gradient {where}"
+    return None
+
+
+def _relative(got: Tensor, want: Tensor) -> float:
+    error = float((got - want).abs().max() / want.abs().max().clamp(min=1e-6))
+    return error if error == error else float("inf")
