@@ -24,7 +24,8 @@ from widedeep.errors import InputError, RunError
 COMMANDS = {
     "synth": "write synthetic raw CSVs in the Outbrain layout",
     "preprocess outbrain": "raw Outbrain CSVs to shards",
-    "preprocess tabular": "your own CSV or Parquet tables to shards",
+    "preprocess tabular": "your own CSV, Parquet or Arrow tables to shards",
+    "preprocess tfrecord": "TFRecords of the Feb-2021 release to shards",
     "spec infer": "propose a feature spec from your tables",
     "describe": "what is in a data set: rows, clicks, values, numbers",
     "train": "train, and evaluate after each epoch",

@@ -1,0 +1,143 @@
+"""Directories of TFRecords to shards: records are read in the order of their files, and features get today's names."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import widedeep
+from preprocess.tfrecord import records
+from widedeep import atomic
+from widedeep.errors import InputError
+from widedeep.feature_spec import MAPPINGS, FeatureSpec
+from widedeep.shards import ShardWriter
+
+# Feature of the Outbrain spec: feature of the Feb-2021 records.
+NAMES = {
+    "document_id": "doc_event_id",
+    "platform": "event_platform",
+    "document_id_promo": "doc_id",
+    "source_id": "doc_event_source_id",
+    "publisher_id": "doc_event_publisher_id",
+    "geo_location": "event_geo_location",
+    "geo_location_country": "event_country",
+    "geo_location_state": "event_country_state",
+    "ad_id": "ad_id",
+    "advertiser_id": "ad_advertiser",
+    "source_id_promo": "doc_ad_source_id",
+    "publisher_id_promo": "doc_ad_publisher_id",
+    "campaign_id": "campaign_id",
+    "publish_time_days_since_published": "doc_event_days_since_published_log_01scaled",
+    "publish_time_promo_days_since_published": "doc_ad_days_since_published_log_01scaled",
+    "document_id_document_id_promo_sim_categories": "doc_event_doc_ad_sim_categories",
+    "document_id_document_id_promo_sim_topics": "doc_event_doc_ad_sim_topics",
+    "document_id_document_id_promo_sim_entities": "doc_event_doc_ad_sim_entities",
+    "document_id_promo_ctr": "pop_document_id",
+    "publisher_id_promo_ctr": "pop_publisher_id",
+    "source_id_promo_ctr": "pop_source_id",
+    "ad_id_ctr": "pop_ad_id",
+    "advertiser_id_ctr": "pop_advertiser_id",
+    "campaign_id_ctr": "pop_campain_id",
+    "document_id_promo_count": "doc_views_log_01scaled",
+    "ad_id_count": "ad_views_log_01scaled",
+    "clicked": "label",
+    "display_id": "display_id",
+}
+FOLDERS = {"train": "train", "test": "eval"}
+MARKER = "feature_spec.yaml"
+
+
+@dataclass(frozen=True)
+class TFRecordConfig:
+    """Settings.
+
+    Args:
+        data_path: directory with the directories `train` and `eval` of files `part-*`.
+        out: directory to write; an earlier data set there is replaced when the new one is complete.
+        numeric: storage type of the numeric features, "float32" or "float16".
+        rows_per_shard: rows of a shard file.
+    """
+
+    data_path: str | Path
+    out: str | Path
+    numeric: str = "float32"
+    rows_per_shard: int = 1 << 22
+
+
+def run(config: TFRecordConfig) -> dict[str, Any]:
+    """Write `config.out`: feature_spec.yaml (the Outbrain spec), train/, test/, report.json.
+
+    Returns:
+        The report: by split records, rows and positive rate; features that were left out; seconds.
+    Raises:
+        InputError: a directory, a record or a value is not as expected; names file and record.
+        RunError: the disk is full.
+    """
+    started = time.perf_counter()
+    spec = FeatureSpec.outbrain()
+    files = {mapping: _files(Path(config.data_path) / folder) for mapping, folder in FOLDERS.items()}
+    report: dict[str, Any] = {}
+    left_out: set[str] = set()
+    with atomic.directory(Path(config.out), MARKER) as out:
+        for mapping in MAPPINGS:
+            options = {"rows_per_shard": config.rows_per_shard, "numeric": config.numeric, "group": True}
+            count, positive = 0, 0
+            with ShardWriter(out / mapping, spec, **options) as writer:
+                for place, features in _records(files[mapping]):
+                    left_out |= features.keys() - NAMES.values()
+                    columns = _columns(place, features, spec)
+                    _append(writer, columns, place)
+                    count, positive = count + 1, positive + int(columns[spec.label].sum())
+                writer.finish(provenance=_provenance(config, files[mapping]))
+            rate = positive / writer.rows if writer.rows else None
+            report[mapping] = {"records": count, "rows": writer.rows, "positive_rate": rate}
+        spec.save(out / MARKER)
+        report |= {"left_out": sorted(left_out), "seconds": time.perf_counter() - started}
+        (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _files(directory: Path) -> list[Path]:
+    files = sorted(path for path in directory.glob("part-*") if path.is_file())
+    if not files:
+        raise InputError(f"{directory}: expected TFRecord files part-*, found none")
+    return files
+
+
+def _records(files: list[Path]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    for path in files:
+        yield from records.read(path)
+
+
+def _columns(place: str, features: dict[str, np.ndarray], spec: FeatureSpec) -> dict[str, np.ndarray]:
+    """The columns of the spec, each checked: there, of the right type, and of one length in all."""
+    rows = len(features.get(NAMES[spec.label], ()))
+    integers = {*spec.names, spec.group}
+    columns = {}
+    for name in (*spec.names, *spec.numeric_names, spec.label, spec.group):
+        values = features.get(NAMES[name])
+        if values is None:
+            raise InputError(f"{place}: expected the feature {NAMES[name]}, found {', '.join(features)[:200]}")
+        if name in integers and values.dtype.kind != "i":
+            raise InputError(f"{place}: feature {NAMES[name]}: expected integers, found floats")
+        if len(values) != rows:
+            found = f"found {len(values)} and {rows}"
+            raise InputError(f"{place}: features {NAMES[name]} and {NAMES[spec.label]}: expected one length, {found}")
+        columns[name] = values
+    return columns
+
+
+def _append(writer: ShardWriter, columns: dict[str, np.ndarray], place: str) -> None:
+    try:
+        writer.append(columns)
+    except InputError as error:
+        raise InputError(f"{place}: {str(error).removeprefix(f'{writer.directory}: ')}") from error
+
+
+def _provenance(config: TFRecordConfig, files: list[Path]) -> dict[str, Any]:
+    program = f"widedeep {widedeep.__version__} preprocess tfrecord"
+    return {"program": program, "data_path": str(config.data_path), "files": [path.name for path in files]}
