@@ -64,7 +64,9 @@ class _Run:
         if not self.split and not self.test:
             raise InputError("expected test files or a split such as random:0.2, got neither")
         extra = [self.split.column] if self.split and self.split.column else []
-        self.columns = tuple(dict.fromkeys([*spec.columns, *extra]))
+        # Only evaluation needs the group: a spec's own train files may lack it.
+        self.train_group = bool(config.inputs) or spec.has_group.get("train", True)
+        self.columns = tuple(dict.fromkeys([*spec.columns(self.train_group), *extra]))
         self.counts = {m: {"rows": 0, "positive": 0} for m in MAPPINGS}
         self.nulls = {f.name: 0 for f in spec.features}
         self.cut = {f.name: 0 for f in spec.features if f.hotness}
@@ -81,7 +83,7 @@ class _Run:
             load_statistics(self.spec, Path(self.config.stats))
         (self.out / STATISTICS).parent.mkdir()
         (self.out / STATISTICS).write_text(json.dumps(_statistics(self.spec), indent=1) + "\n", encoding="utf-8")
-        completed = self.spec.completed()
+        completed = self.spec.completed(self.train_group)
         self.write(completed)
         completed.save(self.out / MARKER)
         report = self.report(completed, time.perf_counter() - started)
@@ -99,7 +101,7 @@ class _Run:
                 with chunk.blame(self.split.column):
                     is_test = self.split.is_test(chunk.rows, chunk.columns)
                 yield chunk, is_test
-        for chunk in self.read(self.test, *self.spec.columns, first_row=row):
+        for chunk in self.read(self.test, *self.spec.columns(), first_row=row):
             yield chunk, np.ones(len(chunk.rows), bool)
 
     def read(self, paths: list, *columns: str, first_row: int = 0) -> Iterator[Chunk]:
@@ -122,15 +124,17 @@ class _Run:
     def write(self, completed: Any) -> None:
         options = {"rows_per_shard": self.config.rows_per_shard, "numeric": self.config.numeric}
         with ExitStack() as stack:
+            groups = {m: self.spec.group is not None and (m == "test" or self.train_group) for m in MAPPINGS}
             writers = {
-                m: stack.enter_context(
-                    ShardWriter(self.out / m, completed, **options, group=self.spec.group is not None)
-                )
+                m: stack.enter_context(ShardWriter(self.out / m, completed, **options, group=groups[m]))
                 for m in MAPPINGS
             }
             for chunk, is_test in self.chunks():
-                arrays = {f.name: self.encode(f, chunk) for f in self.spec.features}
+                present = [f for f in self.spec.features if f.columns[0] in chunk.columns]
+                arrays = {f.name: self.encode(f, chunk) for f in present}
                 for mapping, chosen in zip(MAPPINGS, (~is_test, is_test)):
+                    if not chosen.any():
+                        continue
                     part = {name: values[chosen] for name, values in arrays.items()}
                     writers[mapping].append(part)
                     self.counts[mapping]["rows"] += int(chosen.sum())

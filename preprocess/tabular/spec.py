@@ -61,6 +61,7 @@ class TabularSpec:
         features: categoricals, numerics, the label, and the group if there is one.
         csv: the format of CSV files.
         sources: mapping -> paths of the spec's own csv or parquet files, if it names any.
+        has_group: mapping -> whether these files have the group; the original's train files do not.
     """
 
     def __init__(self, path: Path, raw: dict, features: list[Feature], spec: FeatureSpec):
@@ -69,6 +70,7 @@ class TabularSpec:
         self.group = spec.group
         self.csv = csv_format(path, spec.metadata.get("csv"))
         self.sources = {mapping: _files(spec, mapping, path) for mapping in spec.sources}
+        self.has_group = {m: any(spec.group in c.features for c in chunks) for m, chunks in spec.sources.items()}
 
     @classmethod
     def load(cls, path: str | Path) -> "TabularSpec":
@@ -92,20 +94,21 @@ class TabularSpec:
             features.append(_Fields(path, spec.group, "group", spec.other[spec.group].get("transform")).group())
         return cls(path, raw, features, spec)
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Source columns, each once."""
-        return tuple(dict.fromkeys(column for f in self.features for column in (*f.columns, *f.mask)))
+    def columns(self, group: bool = True) -> tuple[str, ...]:
+        """Source columns, each once; those of the group only if asked for."""
+        features = [f for f in self.features if group or f.kind != "group"]
+        return tuple(dict.fromkeys(column for f in features for column in (*f.columns, *f.mask)))
 
     def transform(self, name: str) -> Any:
         """A feature's transform as the YAML has it."""
         return (self._raw["feature_spec"][name] or {}).get("transform")
 
-    def completed(self) -> FeatureSpec:
+    def completed(self, train_group: bool = True) -> FeatureSpec:
         """The spec of the data set that is written: cardinalities as learned, shards as sources."""
         learned = {f.name: f.encoder.cardinality for f in self.features if hasattr(f.encoder, "cardinality")}
         names = [f.name for f in self.features]
-        chunks = {m: [{"type": "shards", "features": names, "files": [m]}] for m in MAPPINGS}
+        listed = {"train": [n for n in names if train_group or n != self.group], "test": names}
+        chunks = {m: [{"type": "shards", "features": listed[m], "files": [m]}] for m in MAPPINGS}
         raw = _with_cardinalities(self._raw, learned.__getitem__, overwrite=True)
         return FeatureSpec.from_dict(raw | {"source_spec": chunks}, self.path)
 
