@@ -16,9 +16,9 @@ const float* values(const Tensor& t) { return static_cast<const float*>(t.const_
 kernels::HeadInputs inputs(const Tensor& h, const Tensor& weight, const Tensor& bias, const Tensor& wide_logit,
                            const char* op) {
   check_head(h, weight, bias, wide_logit, op);
-  STD_TORCH_CHECK(h.size(1) % 8 == 0 && h.size(1) <= kernels::kMaxHead, op,
-                  ": on a GPU the last hidden layer must have a multiple of 8 units, at most ", kernels::kMaxHead,
-                  ", got ", h.size(1));
+  STD_TORCH_CHECK(h.size(1) <= kernels::kMaxRagged || (h.size(1) <= kernels::kMaxHead && h.size(1) % 8 == 0), op,
+                  ": on a GPU the last hidden layer has at most ", kernels::kMaxHead, " units, a multiple of 8 from ",
+                  kernels::kMaxRagged, " on, got ", h.size(1));
   return {
       h.const_data_ptr(), element_type(h.scalar_type(), op, "h"), h.size(0), h.size(1), values(weight), values(bias),
       values(wide_logit)};

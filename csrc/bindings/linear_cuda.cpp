@@ -16,7 +16,7 @@ namespace {
 
 std::atomic<bool> tf32_allowed{false};
 
-// The sizes [B, I] x [O, I] of a layer, checked against each other and against what the vector loads of a GPU need.
+// The sizes [B, I] x [O, I] of a layer, checked against each other. Multiples of 8 are much the fastest.
 struct Layer {
   int64_t B, I, O;
   core::DType dtype;
@@ -27,9 +27,6 @@ Layer layer_of(const Tensor& x, const Tensor& weight, const char* op) {
   STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), op, ": the first argument must be a contiguous matrix, got ",
                   describe(x));
   check(weight, op, "weight", x.scalar_type(), {kAny, kAny}, x);
-  STD_TORCH_CHECK(weight.size(0) % 8 == 0 && weight.size(1) % 8 == 0, op,
-                  ": on a GPU the layer's sizes must be multiples of 8, got weight ", describe(weight),
-                  "; pad with zero columns");
   return {x.size(0), weight.size(1), weight.size(0), dtype};
 }
 

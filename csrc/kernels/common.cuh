@@ -52,4 +52,27 @@ struct alignas(sizeof(T) * N) Pack {
   T v[N];
 };
 
+// Eight neighbours of a row at p, of which `left` are inside it: zeros for the others. One load where rows are whole
+// packs (`packed`), which the caller knows from the row length.
+template <typename T>
+__device__ __forceinline__ Pack<T, 8> load8(const T* p, int64_t left, bool packed) {
+  if (packed) return left > 0 ? *reinterpret_cast<const Pack<T, 8>*>(p) : Pack<T, 8>{};
+  Pack<T, 8> values{};
+#pragma unroll
+  for (int e = 0; e < 8; ++e)
+    if (e < left) values.v[e] = p[e];
+  return values;
+}
+
+template <typename T>
+__device__ __forceinline__ void store8(T* p, const Pack<T, 8>& values, int64_t left, bool packed) {
+  if (packed) {
+    if (left > 0) *reinterpret_cast<Pack<T, 8>*>(p) = values;
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < 8; ++e)
+    if (e < left) p[e] = values.v[e];
+}
+
 }  // namespace widedeep::kernels

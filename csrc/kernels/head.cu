@@ -20,7 +20,7 @@ struct Row {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int column = (v * 32 + lane) * 8;
-      part[v] = load8(row + column, H - column, H % 8 == 0);
+      part[v] = load8(row + column, H - column, kVectors > 4 || H % 8 == 0);
     }
   }
 
@@ -28,7 +28,7 @@ struct Row {
   __device__ __forceinline__ Pack<T, 8> again(int v, const T* row, int lane, int64_t H) const {
     if constexpr (kVectors <= 4) return part[v];
     const int column = (v * 32 + lane) * 8;
-    return load8(row + column, H - column, H % 8 == 0);
+    return load8(row + column, H - column, kVectors > 4 || H % 8 == 0);
   }
 };
 
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads)
         stored.v[e] = from_float<T>(g);
       }
       const int column = (v * 32 + lane) * 8;
-      store8(dz + column, stored, in.H - column, in.H % 8 == 0);
+      store8(dz + column, stored, in.H - column, kVectors > 4 || in.H % 8 == 0);
     }
   }
   auto* shared = reinterpret_cast<float (*)[kVectors * 256]>(memory);
@@ -186,7 +186,7 @@ cudaError_t launch_forward(const HeadInputs& in, float* logit, cudaStream_t stre
 // Calls f.template operator()<T, kVectors>() for the dtype and the fewest vectors that hold a row.
 template <typename F>
 cudaError_t dispatch(const HeadInputs& in, F f) {
-  if (in.H > kMaxHead) return cudaErrorInvalidValue;
+  if (in.H > kMaxHead || (in.H > kMaxRagged && in.H % 8 != 0)) return cudaErrorInvalidValue;
   const auto by_width = [&]<typename T>() {
     return in.H <= 256    ? f.template operator()<T, 1>()
            : in.H <= 512  ? f.template operator()<T, 2>()

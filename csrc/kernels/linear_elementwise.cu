@@ -12,15 +12,6 @@ constexpr int kColumnThreads = 64, kRowThreads = 4;  // of a block of mask_and_s
 constexpr int kVector = 8;
 
 template <typename T>
-__device__ __forceinline__ Pack<T, kVector> load8(const T* p) {
-  return *reinterpret_cast<const Pack<T, kVector>*>(p);
-}
-template <typename T>
-__device__ __forceinline__ void store8(T* p, const Pack<T, kVector>& values) {
-  *reinterpret_cast<Pack<T, kVector>*>(p) = values;
-}
-
-template <typename T>
 __global__ void __launch_bounds__(256)
     bias_relu_dropout_kernel(T* __restrict__ y, const T* __restrict__ bias, int64_t M, int64_t N, DropoutArgs args) {
   const uint64_t step = args.threshold ? static_cast<uint64_t>(*args.step) : 0;
@@ -33,6 +24,7 @@ __global__ void __launch_bounds__(256)
                            args.scale};
   const float scale = args.threshold ? args.scale : 1.f;
   const int64_t groups = (N + 31) / 32;
+  const bool packed = N % kVector == 0;
   for (int64_t i = global_thread(); i < M * groups; i += grid_threads()) {
     const int64_t row = i / groups, group = i % groups;
     const uint32_t keep = args.threshold ? core::dropout_keep32(drop, static_cast<uint32_t>(args.first_row + row),
@@ -42,14 +34,14 @@ __global__ void __launch_bounds__(256)
     for (int part = 0; part < 32 / kVector; ++part) {
       const int64_t column = group * 32 + part * kVector;
       if (column >= N) break;
-      Pack<T, kVector> v = load8(y + row * N + column);
-      const Pack<T, kVector> offset = bias ? load8(bias + column) : Pack<T, kVector>{};
+      Pack<T, kVector> v = load8(y + row * N + column, N - column, packed);
+      const Pack<T, kVector> offset = bias ? load8(bias + column, N - column, packed) : Pack<T, kVector>{};
 #pragma unroll
       for (int e = 0; e < kVector; ++e) {
         const float z = to_float(v.v[e]) + to_float(offset.v[e]);
         v.v[e] = from_float<T>(z < 0.f || !(keep >> (part * kVector + e) & 1) ? 0.f : z * scale);
       }
-      store8(y + row * N + column, v);
+      store8(y + row * N + column, v, N - column, packed);
     }
   }
 }
@@ -62,19 +54,20 @@ __global__ void __launch_bounds__(kColumnThreads* kRowThreads)
   const int64_t column = (int64_t{blockIdx.x} * kColumnThreads + threadIdx.x) * kVector;
   const int64_t first = int64_t{blockIdx.y} * kStripRows;
   const int64_t last = first + kStripRows < M ? first + kStripRows : M;
+  const bool packed = N % kVector == 0;
   float total[kVector] = {};
   if (column < N) {
 #pragma unroll 2
     for (int64_t row = first + threadIdx.y; row < last; row += kRowThreads) {
-      Pack<T, kVector> v = load8(in + row * N + column), m{};
-      if (mask) m = load8(mask + row * N + column);
+      Pack<T, kVector> v = load8(in + row * N + column, N - column, packed), m{};
+      if (mask) m = load8(mask + row * N + column, N - column, packed);
 #pragma unroll
       for (int e = 0; e < kVector; ++e) {
         const float kept = !mask || to_float(m.v[e]) > 0.f ? to_float(v.v[e]) * scale : 0.f;
         total[e] += kept;
         v.v[e] = from_float<T>(kept);
       }
-      store8(out + row * N + column, v);
+      store8(out + row * N + column, v, N - column, packed);
     }
   }
   if (!sums) return;

@@ -1,0 +1,82 @@
+"""Sizes at which 32-bit offsets would wrap, and one row that takes the whole batch. Skipped where memory is short."""
+
+import pytest
+import torch
+
+from widedeep import ops
+from widedeep.testing import normal
+
+pytestmark = pytest.mark.cuda
+
+DEVICE = "cuda"
+
+
+def needs_gib(gib):
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info()[0] / 2**30
+    if free < gib:
+        pytest.skip(f"needs {gib} GiB of device memory, {free:.0f} are free")
+
+
+def test_tables_and_activations_past_two_billion_elements():
+    """Table, deep input and gradient each have more than 2^31 elements; the last row and column must come out right."""
+    rows, D, B = 9_000_000, 256, 8_400_000
+    needs_gib(60)
+    table = torch.zeros(rows, D, device=DEVICE)
+    table[-1] = torch.arange(D, device=DEVICE, dtype=torch.float32)
+    ids = torch.zeros(B, 1, dtype=torch.int32, device=DEVICE)
+    ids[-1] = rows - 1
+    wide = torch.zeros(rows, device=DEVICE)
+    wide[-1] = 5.0
+    none, bias = torch.zeros(0, device=DEVICE), torch.zeros(1, device=DEVICE)
+    numeric = torch.zeros(B, 0, device=DEVICE)
+    args = (ids, numeric, [table], wide, none, bias, [1], [0], [0], [], D, torch.float16)
+    x, wide_logit = ops.embedding_forward(*args)
+    assert torch.equal(x[-1].float(), table[-1])
+    assert not x[:-1].any()
+    assert wide_logit[-1] == 5.0
+    x[:-1].fill_(2.0**-10)
+    dlogit = torch.ones(B, device=DEVICE)
+    segments = ops.embedding_segments(ids, [1], [rows])
+    (row_gradients,), wide_gradients = ops.embedding_row_gradients(
+        ids, x, dlogit, *segments, [1], [0], [0], [rows], [D]
+    )
+    assert segments[-1].tolist() == [0, 2]
+    torch.testing.assert_close(row_gradients[0], torch.full((D,), (B - 1) * 2.0**-10, device=DEVICE), rtol=1e-5, atol=0)
+    assert torch.equal(row_gradients[1], table[-1])
+    torch.testing.assert_close(wide_gradients[:2], torch.tensor([B - 1.0, 1.0], device=DEVICE))
+
+
+@pytest.mark.parametrize("kind", ["hot", "all different"])
+def test_one_row_takes_the_batch(kind):
+    B, D = 131072, 128
+    ids = torch.zeros(B, 1, dtype=torch.int32, device=DEVICE) + 3
+    if kind == "all different":
+        ids = torch.randperm(200_000, device=DEVICE)[:B, None].int()
+    dx, dlogit = normal(B, D, device=DEVICE, dtype=torch.float16), normal(B, device=DEVICE)
+    segments = ops.embedding_segments(ids, [1], [200_000])
+    (got,), wide = ops.embedding_row_gradients(ids, dx, dlogit, *segments, [1], [0], [0], [200_000], [D])
+    want = torch.zeros(200_000, D, dtype=torch.float64, device=DEVICE).index_add_(0, ids[:, 0].long(), dx.double())
+    want_wide = torch.zeros(200_000, dtype=torch.float64, device=DEVICE).index_add_(
+        0, ids[:, 0].long(), dlogit.double()
+    )
+    count = int(segments[-1][-1])
+    touched = segments[0][:count].long()
+    torch.testing.assert_close(got[:count].double(), want[touched], rtol=1e-5, atol=2e-3)
+    torch.testing.assert_close(wide[:count].double(), want_wide[touched], rtol=1e-5, atol=2e-3)
+    again, _ = ops.embedding_row_gradients(ids, dx, dlogit, *segments, [1], [0], [0], [200_000], [D])
+    assert torch.equal(got, again[0])
+
+
+def test_wgrad_of_a_large_batch():
+    B = 1 << 21
+    needs_gib(24)
+    dz = torch.full((B, 1032), 2.0**-10, device=DEVICE, dtype=torch.float16)  # 2.16e9 elements
+    x = torch.ones(B, 64, device=DEVICE, dtype=torch.float16)
+    dweight = torch.empty(1032, 64, device=DEVICE)
+    ops.linear_wgrad_out(dz, x, dweight=dweight)
+    torch.testing.assert_close(dweight, torch.full_like(dweight, B * 2.0**-10), rtol=1e-4, atol=0)
+    dbias, out = torch.empty(1032, device=DEVICE), torch.empty_like(dz)
+    eye = torch.eye(1032, device=DEVICE, dtype=torch.float16)
+    ops.linear_dgrad_out(dz, eye, None, 0.0, dx=out, dbias=dbias)
+    torch.testing.assert_close(dbias, torch.full_like(dbias, B * 2.0**-10), rtol=1e-4, atol=0)

@@ -1,0 +1,143 @@
+"""Hidden layers on a GPU against the float64 reference: through cuBLASLt, and fused on Hopper."""
+
+import pytest
+import torch
+
+from widedeep import ops, reference
+from widedeep.ops import linear_sm90
+from widedeep.steps.layers import disagreement
+from widedeep.testing import normal, poisoned
+
+pytestmark = pytest.mark.cuda
+
+DEVICE = "cuda"
+# (B, I, O): one row, whole and ragged tiles of 128 and 256, many tiles for each block, sizes no multiple of 8.
+SHAPES = [(0, 16, 8), (1, 8, 8), (7, 16, 40), (129, 72, 136), (256, 1024, 128), (300, 200, 264), (4099, 1024, 1024)]
+ODD = [(1, 1, 1), (67, 13, 33), (130, 989, 1024)]
+# Of the result's size: roundings of the stored result and of the library's half-typed product, and of the sums.
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.8e-2, torch.float16: 2.5e-3}
+ROUTES = ["cublaslt", "sm90"]
+
+
+def close(got, want, tolerance):
+    size = want.abs().max().item() if want.numel() else 1.0
+    torch.testing.assert_close(got.double(), want.double(), rtol=tolerance, atol=tolerance * max(size, 1e-30))
+
+
+def layer(B, I, O, dtype):
+    x, weight = normal(B, I, device=DEVICE, dtype=dtype), normal(O, I, device=DEVICE, scale=I**-0.5, dtype=dtype)
+    return x, weight, normal(O, device=DEVICE, dtype=dtype, key="bias")
+
+
+def step(n=2**33 + 1):
+    return torch.tensor(n, device=DEVICE)
+
+
+def needs(route):
+    if route == "sm90" and not linear_sm90.available(torch.device(DEVICE)):
+        pytest.skip("the Hopper products need compute capability 9.0")
+
+
+def cases():
+    for B, I, O in SHAPES + ODD:
+        for dtype in TOLERANCE:
+            yield pytest.param("cublaslt", B, I, O, dtype, id=f"cublaslt-{B}-{I}-{O}-{dtype}")
+            if dtype != torch.float32 and (B, I, O) in SHAPES:
+                yield pytest.param("sm90", B, I, O, dtype, id=f"sm90-{B}-{I}-{O}-{dtype}")
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize(("route", "B", "I", "O", "dtype"), list(cases()))
+def test_forward_and_gradients_match_reference(route, B, I, O, dtype, p):
+    needs(route)
+    x, weight, bias = layer(B, I, O, dtype)
+    args = (p, -5, step(), 4, 2**32 - 3)  # rows wrap around 2^32
+    y, mask = poisoned(B, O, device=DEVICE, dtype=dtype), None
+    if route == "sm90":
+        mask = torch.full((linear_sm90.mask_bytes(B, O),), 0xA5, dtype=torch.uint8, device=DEVICE)
+        linear_sm90.linear_sm90_out(x, weight, bias, *args, y=y, mask=mask)
+    else:
+        ops.linear_relu_dropout_out(x, weight, bias, *args, y=y)
+    want = reference.linear_relu_dropout(x.double(), weight.double(), bias.double(), *args)
+    close(y, want, TOLERANCE[dtype])
+    clear = want.abs() > 1e-3 * max(1.0, float(want.abs().max())) if B else want > 0
+    assert torch.equal((y > 0)[clear], (want > 0)[clear])
+
+    upper, dz = normal(24, O, device=DEVICE, dtype=dtype, key="upper"), normal(B, 24, device=DEVICE, dtype=dtype)
+    dx, dbias = poisoned(B, O, device=DEVICE, dtype=dtype), poisoned(O, device=DEVICE)
+    if route == "sm90":
+        linear_sm90.linear_sm90_dgrad_out(dz, upper.t().contiguous(), mask, p, dx=dx, dbias=dbias)
+    else:
+        ops.linear_dgrad_out(dz, upper, y, p, dx=dx, dbias=dbias)
+    want_dx, want_dbias = torch.empty_like(dx, dtype=torch.float64), torch.empty_like(dbias, dtype=torch.float64)
+    reference.linear_dgrad_out(dz.double(), upper.double(), y.double(), p, dx=want_dx, dbias=want_dbias)
+    close(dx, want_dx, TOLERANCE[dtype])
+    close(dbias, want_dbias, TOLERANCE[dtype] * 4)
+
+    dweight = poisoned(24, O, device=DEVICE)
+    ops.linear_wgrad_out(dz, y, dweight=dweight)
+    close(dweight, dz.double().T @ y.double(), 5e-5)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_plain_gradient_without_mask_or_sums(route):
+    needs(route)
+    dz, weight = normal(515, 136, device=DEVICE, dtype=torch.float16), normal(136, 72, device=DEVICE, dtype=torch.half)
+    dx = poisoned(515, 72, device=DEVICE, dtype=torch.float16)
+    if route == "sm90":
+        linear_sm90.linear_sm90_dgrad_out(dz, weight.t().contiguous(), None, 0.0, dx=dx, dbias=None)
+    else:
+        ops.linear_dgrad_out(dz, weight, None, 0.0, dx=dx, dbias=None)
+    close(dx, dz.double() @ weight.double(), TOLERANCE[torch.float16])
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("route", ROUTES)
+def test_masks_are_those_of_the_counter(route, p):
+    """Every value is positive before dropout, so y > 0 is the keep bit, and its share is 1 - p."""
+    needs(route)
+    B, O = 1000, 264
+    x, weight = torch.zeros(B, 64, device=DEVICE).half(), torch.zeros(O, 64, device=DEVICE).half()
+    y = torch.empty(B, O, device=DEVICE).half()
+    args = (p, 77, step(12), 3, 1000)
+    bias = torch.ones(O, device=DEVICE).half()
+    if route == "sm90":
+        linear_sm90.linear_sm90_out(x, weight, bias, *args, y=y, mask=None)
+    else:
+        ops.linear_relu_dropout_out(x, weight, bias, *args, y=y)
+    keep = reference.dropout_mask(B, O, *args[:1], 77, 12, 3, 1000)
+    assert torch.equal((y > 0).cpu(), keep)
+    assert abs((y > 0).float().mean().item() - (1 - p)) < 5 * (p * (1 - p) / (B * O)) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("B", "I", "O"), [(1, 64, 128), (777, 320, 200), (20000, 1024, 1024)])
+def test_the_two_routes_agree(B, I, O, dtype):
+    needs("sm90")
+    assert disagreement(B, I, O, dtype, 0.1, torch.device(DEVICE)) is None
+
+
+def test_hopper_products_repeat_their_bits():
+    needs("sm90")
+    x, weight, bias = layer(70000, 512, 1024, torch.float16)
+    mask = torch.empty(linear_sm90.mask_bytes(70000, 1024), dtype=torch.uint8, device=DEVICE)
+    results = []
+    for _ in range(3):
+        y, dx = torch.empty(70000, 1024, device=DEVICE).half(), torch.empty(70000, 1024, device=DEVICE).half()
+        dbias = torch.empty(1024, device=DEVICE)
+        linear_sm90.linear_sm90_out(x, weight, bias, 0.1, 1, step(), 0, 0, y=y, mask=mask)
+        linear_sm90.linear_sm90_dgrad_out(x, weight, mask, 0.1, dx=dx, dbias=dbias)
+        results.append((y, dx, dbias, mask.clone()))
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            assert torch.equal(a, b)
+
+
+def test_autograd_through_the_op():
+    x, weight, bias = (t.requires_grad_() for t in layer(67, 40, 48, torch.float32))
+    y = ops.linear_relu_dropout(x, weight, bias, 0.2, 3, step(), 1, 0)
+    got = torch.autograd.grad(y.square().sum(), (x, weight, bias))
+    leaves = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    z = reference.linear_relu_dropout(*leaves, 0.2, 3, step(), 1, 0)
+    for a, b in zip(got, torch.autograd.grad(z.square().sum(), leaves)):
+        close(a, b, 1e-5)

@@ -1,0 +1,243 @@
+"""The fused GPU step: its sums and its order on any machine, its kernels and graphs on a GPU."""
+
+import pytest
+import torch
+from test_model import SPECS
+from test_step import LR, MIXED, assert_same, batch_of, in_ranks, new_step, part_of
+
+from widedeep import parity
+from widedeep.dist import LocalComm
+from widedeep.errors import InputError
+from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
+from widedeep.model import WideDeep
+from widedeep.step import StepConfig
+from widedeep.steps.cuda import CudaStep
+from widedeep.steps.cuda_ranks import RanksCudaStep
+
+# Its deep input is 64 columns wide: nothing to pad, which only the GPU's update can skip.
+EVEN = FeatureSpec(
+    [
+        CategoricalFeature("a", 50, 32),
+        CategoricalFeature("b", 7, 16),
+        CategoricalFeature("l", 30, 8, hotness=3, combiner="mean"),
+    ],
+    [NumericFeature(f"n{i}") for i in range(8)],
+    label="y",
+)
+HIDDEN = [64, 32]
+
+
+def gpu_step(spec=EVEN, config=None, device="cpu", comm=None, **settings):
+    """The GPU's step; on a CPU its ops run there, one after the other."""
+    settings = {"hidden": HIDDEN, "dropout": 0.3, "seed": 11} | settings
+    model = WideDeep(spec, **settings).to(device)
+    kind = CudaStep if comm is None or comm.world == 1 else RanksCudaStep
+    return kind(model, config or StepConfig(), torch.device(device), comm or LocalComm(device))
+
+
+def run(step, steps=6, B=96, device="cpu"):
+    """Losses of some steps; a shape comes eagerly, captured and replayed, with a ragged batch between."""
+    sizes = [B, B, B // 2 + 1] + [B] * (steps - 3)
+    losses = [step.train(batch_of(step.model.spec, n, seed=i, device=device), i, LR) for i, n in enumerate(sizes)]
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize(("dropout", "hidden"), [(0.0, HIDDEN), (0.3, HIDDEN), (0.3, [])])
+def test_matches_reference(parts, dropout, hidden, device):
+    settings = {"parts": parts, "dropout": dropout, "hidden": hidden}
+    want, got = new_step("reference", EVEN, device=device, **settings), gpu_step(device=device, **settings)
+    batch = batch_of(EVEN, 50, device=device)
+    grads = [step.gradients(batch, step=3) for step in (want, got)]
+    assert grads[0].keys() == grads[1].keys()
+    for name, g in grads[0].items():
+        torch.testing.assert_close(grads[1][name], g, rtol=1e-4, atol=1e-6)
+    for i, B in enumerate([33, 33, 64, 1, 0, 33, 33]):
+        batch = batch_of(EVEN, B, seed=i, first_row=5, device=device)
+        losses = [step.train(batch, i, LR) for step in (want, got)]
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+        predictions = [step.predict(batch) for step in (want, got)]
+        torch.testing.assert_close(predictions[1], predictions[0], rtol=1e-4, atol=1e-5)
+    assert_same(want, got, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", SPECS)
+def test_padding_changes_nothing(name):
+    """Widths 40, 70 and 9, and deep inputs of any width."""
+    settings = {"device": "cuda", "hidden": [40, 70, 9]}
+    want, got = new_step("reference", name, **settings), gpu_step(SPECS[name], **settings)
+    for i in range(4):
+        batch = batch_of(SPECS[name], 70, seed=i, device="cuda")
+        losses = [step.train(batch, i, LR) for step in (want, got)]
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    assert_same(want, got, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_repeats_its_bits_and_resumes_with_them(precision, device):
+    config = StepConfig(precision)
+    first, second = (gpu_step(config=config, device=device) for _ in range(2))
+    assert torch.equal(run(first, device=device), run(second, device=device))
+    resumed = gpu_step(config=config, device=device)
+    resumed.load_state({name: a.clone() for name, a in first.state().items()})
+    for name, a in resumed.model.named_arrays().items():
+        a.copy_(first.model.named_arrays()[name])
+    for i in range(6, 10):
+        batch = batch_of(EVEN, 96, seed=i, device=device)
+        losses = [step.train(batch, i, LR) for step in (first, second, resumed)]
+        assert torch.equal(losses[0], losses[1])
+        assert torch.equal(losses[0], losses[2])
+    for name, a in first.model.named_arrays().items():
+        assert torch.equal(a, second.model.named_arrays()[name]), name
+        assert torch.equal(a, resumed.model.named_arrays()[name]), name
+
+
+def test_fp16_skips_an_overflow_and_lowers_the_scale(device):
+    step = gpu_step(config=StepConfig("fp16"), device=device)
+    run(step, device=device)
+    before = {n: a.clone() for n, a in (step.model.named_arrays() | step.state()).items()}
+    bad = batch_of(EVEN, 96, device=device)
+    bad.numeric[3, 1] = float("inf")
+    step.train(bad, 6, LR)
+    assert step.state()["loss_scale"] == 2**14
+    for name, a in (step.model.named_arrays() | step.state()).items():
+        assert name in ("loss_scale", "good_steps", "step") or torch.equal(a, before[name]), name
+    step.good_steps.fill_(1999)
+    step.train(batch_of(EVEN, 96, device=device), 7, LR)
+    assert step.state()["loss_scale"] == 2**15
+    assert not torch.equal(step.model.tables[0], before["deep.table.a"])
+
+
+def test_reads_no_stale_buffer(device):
+    clean, poisoned = gpu_step(device=device), gpu_step(device=device)
+    for i, B in enumerate([64, 20, 64, 64]):
+        poisoned._prepare(64)
+        buffers = poisoned.activations
+        for t in (*buffers.inputs, *buffers.pair, buffers.wide_logit, buffers.logit, buffers.dlogit, poisoned.loss):
+            t.fill_(float("nan"))
+        poisoned.weights.flat.fill_(float("nan"))
+        batch = batch_of(EVEN, B, seed=i, device=device)
+        assert torch.equal(clean.train(batch, i, LR), poisoned.train(batch, i, LR))
+    assert_same(clean, poisoned, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_ranks_give_the_result_of_one(precision):
+    cuts = [(0, 10, 31, 40), (0, 0, 25, 40), (0, 40, 40, 40)]
+
+    def train(comm):
+        step = gpu_step(config=StepConfig(precision), comm=comm)
+        losses = []
+        for i, cut in enumerate(cuts):
+            batch = batch_of(EVEN, 40, seed=i)
+            mine = part_of(batch, cut[comm.rank], cut[comm.rank + 1]) if comm.world > 1 else batch
+            losses.append(step.train(mine, i, LR))
+        return torch.stack(losses), step
+
+    want_losses, want = train(LocalComm("cpu"))
+    results = in_ranks(3, train)
+    rtol, atol = (1e-3, 2e-5) if precision == "fp32" else (2e-2, 2e-3)
+    torch.testing.assert_close(sum(losses for losses, _ in results), want_losses, rtol=rtol / 10, atol=atol)
+    for _, step in results:
+        assert_same(want, step, rtol=rtol, atol=atol)
+
+
+def test_a_head_that_is_too_wide_is_refused():
+    with pytest.raises(InputError, match="--deep_hidden_units: expected a last layer of at most 2048 units"):
+        gpu_step(hidden=[8, 4096])
+
+
+def test_weights_written_by_others_are_seen(device):
+    step, exact = gpu_step(config=StepConfig("bf16"), device=device), gpu_step(device=device)
+    batch = batch_of(EVEN, 96, device=device)
+    for _ in range(3):
+        step.predict(batch)
+    for a in step.model.named_arrays().values():
+        a.mul_(-1.5)
+    exact.model.load_state_dict(step.model.state_dict())
+    torch.testing.assert_close(step.predict(batch), exact.predict(batch), rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_graphs_compute_what_the_plain_run_does(precision):
+    from widedeep.steps.graphs import NoGraphs
+
+    captured, plain = (gpu_step(config=StepConfig(precision), device="cuda") for _ in range(2))
+    plain.graphs = NoGraphs()
+    assert torch.equal(run(captured, 8, device="cuda"), run(plain, 8, device="cuda"))
+    assert len(captured.graphs) == 1
+    batch = batch_of(EVEN, 96, device="cuda")
+    for _ in range(3):
+        assert torch.equal(captured.predict(batch), plain.predict(batch))
+    assert len(captured.graphs) == 2
+    assert_same(plain, captured, rtol=0, atol=0)
+    captured.predict(batch_of(EVEN, 200, device="cuda"))  # larger buffers: graphs of the old ones are gone
+    assert len(captured.graphs) == 0
+    assert torch.equal(captured.predict(batch), plain.predict(batch))
+
+
+@pytest.mark.cuda
+def test_runs_on_a_side_stream():
+    want, got = gpu_step(device="cuda"), gpu_step(device="cuda")
+    losses = run(want, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        other = run(got, device="cuda")
+    stream.synchronize()
+    assert torch.equal(losses, other)
+
+
+@pytest.mark.cuda
+def test_runs_on_another_device_than_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    assert torch.equal(
+        run(gpu_step(device="cuda:0"), device="cuda:0").cpu(), run(gpu_step(device="cuda:1"), device="cuda:1").cpu()
+    )
+
+
+@pytest.mark.cuda
+def test_steady_state_allocates_nothing():
+    step = gpu_step(config=StepConfig("fp16"), device="cuda")
+    batch = batch_of(EVEN, 96, device="cuda")
+    for i in range(4):
+        step.train(batch, i, LR)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["num_device_alloc"], torch.cuda.memory_allocated()
+    for i in range(4, 12):
+        step.train(batch, i, LR)
+    torch.cuda.synchronize()
+    assert (torch.cuda.memory_stats()["num_device_alloc"], torch.cuda.memory_allocated()) == before
+
+
+@pytest.mark.cuda
+def test_fp16_learns_as_fp32_does():
+    """300 steps on rows whose label follows from an id and a number: both curves end at the same loss."""
+    curves = []
+    for kind, precision in (("reference", "fp32"), ("fused", "fp16")):
+        step = new_step(kind, EVEN, StepConfig(precision), device="cuda", hidden=[256, 256], dropout=0.1)
+        losses = []
+        for i in range(300):
+            batch = batch_of(EVEN, 1024, seed=i, device="cuda")
+            label = (batch.ids[:, 0] % 3 + batch.numeric[:, 0] > 1).float()
+            losses.append(step.train(batch._replace(label=label), i, 1e-3))
+        curves.append(torch.stack(losses).view(30, 10).mean(1))
+    want, got = curves
+    assert want[-1] < 0.8 * want[0]
+    torch.testing.assert_close(got, want, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+@pytest.mark.parametrize("name", ["tiny", "outbrain_small"])
+def test_golden_files(name, precision, shared):
+    quantities = parity.replay(shared / "golden" / f"{name}.npz", "cuda", "fused", precision)
+    assert [f"{q.quantity}: {q.max_error:.3g} > {q.limit:.3g}" for q in quantities if not q.ok] == []
+
+
+@pytest.mark.cuda
+def test_is_the_default_on_a_gpu():
+    assert isinstance(new_step("auto", MIXED, device="cuda"), CudaStep)
