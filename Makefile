@@ -10,6 +10,7 @@ INSTALLED := build/.installed
 PY_READY  :=
 else
 PY := $(VENV)/bin/python
+export PATH := $(abspath $(VENV)/bin):$(PATH)
 INSTALLED := $(VENV)/.installed
 PY_READY  := $(PY)
 endif
@@ -53,11 +54,11 @@ test-cuda:  ## the GPU tests alone, with the environment as it is
 lint: $(PY_READY)  ## ruff and clang-format, changing nothing
 	$(PY) -m pip install -q --group lint
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
-	$(PY) -m clang_format --dry-run --Werror $(FORMATS)
+	clang-format --dry-run --Werror $(FORMATS)
 
 fmt:  ## rewrite the sources as lint wants them
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
-	$(PY) -m clang_format -i $(FORMATS)
+	clang-format -i $(FORMATS)
 
 HEADERS_2_11 := build/torch-2.11
 headers-2.11: $(PY_READY)  ## compile-check the bindings against the headers of the oldest supported torch
