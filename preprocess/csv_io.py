@@ -28,7 +28,7 @@ NULLS = ("\\N", "")
 NULL_INT = -1
 NULL_TIME = np.iinfo(np.int64).min
 MAX_ID = 2**31 - 2
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 4 << 20
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = (".csv", ".csv.gz", ".csv.zst")
 # What pyarrow takes: ASCII only, blanks around numbers are ignored.

@@ -94,9 +94,13 @@ def test_a_constant_count_is_only_centred():
     np.testing.assert_allclose(got, [0, -np.log(3)], atol=1e-6)
 
 
-def test_ad_counts_merge_to_the_counts_of_all_rows():
+@pytest.mark.parametrize("largest", [50, 2**31 - 2])
+def test_ad_counts_merge_to_the_counts_of_all_rows(largest):
+    """Dense ids are counted by address, others by sorting."""
     rng = np.random.default_rng(1)
-    ad, train, clicked = rng.integers(0, 50, 1000), rng.random(1000) < 0.7, rng.integers(0, 2, 1000)
+    ids = np.unique(rng.integers(0, largest + 1, 40)).astype(np.int32)
+    ad, train = rng.choice(ids, 1000), rng.random(1000) < 0.7
+    clicked = rng.integers(0, 2, 1000).astype(np.uint8)
     whole = clicks.count_ads(ad, train, clicked)
     cuts = [slice(0, 1), slice(1, 1), slice(1, 700), slice(700, 1000)]
     merged = AdCounts.merge(clicks.count_ads(ad[c], train[c], clicked[c]) for c in cuts)
@@ -104,7 +108,28 @@ def test_ad_counts_merge_to_the_counts_of_all_rows():
         np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name))
     chosen = ad == whole.ad[7]
     assert whole.rows[7] == chosen.sum()
+    assert whole.train_rows[7] == (chosen & train).sum()
     assert whole.train_clicks[7] == (chosen & train & (clicked == 1)).sum()
+    assert whole.ad.tolist() == sorted(set(ad.tolist()))
+
+
+def test_scans_merge_whatever_waits(monkeypatch):
+    """Counts that wait are merged in time and at the end, in any grouping to the same sums."""
+    rng = np.random.default_rng(2)
+    scans = []
+    for _ in range(9):
+        ad, train = rng.integers(0, 300, 200).astype(np.int32), rng.random(200) < 0.7
+        counts = clicks.count_ads(ad, train, rng.integers(0, 2, 200))
+        parts = {split: [] for split in clicks.SPLITS}
+        scans.append(clicks.Scan(counts, rng.integers(0, 9, (2, 3652)), {"train": 3, "test": 4}, parts))
+    want = AdCounts.merge(scan.ads for scan in scans)
+    for threshold in (0, 250, 10**6):
+        monkeypatch.setattr(clicks, "_MERGE_ADS", threshold)
+        got = clicks.Scan.merge(scans)
+        for name in ("ad", "rows", "train_rows", "train_clicks"):
+            np.testing.assert_array_equal(getattr(got.ads, name), getattr(want, name))
+        assert got.clicks == {"train": 27, "test": 36}
+        np.testing.assert_array_equal(got.ages, sum(scan.ages for scan in scans))
 
 
 def scaled_copy(target: Path, factors: dict[str, int]) -> Path:

@@ -17,6 +17,8 @@ from preprocess.xp import array_module, to_host
 
 SPLITS = ("train", "test")
 ROW = np.dtype([("display_id", "<i4"), ("ad_id", "<i4"), ("clicked", "u1")])
+_MERGE_ADS = 1 << 18
+_SLOTS_A_ROW = 4  # ads are counted in an array by id while that is no larger than this times the rows
 MISSING_AGE = layout.MAX_AGE_DAYS + 1
 
 
@@ -71,17 +73,21 @@ class Scan:
 
     @classmethod
     def merge(cls, scans: Iterable["Scan"]) -> "Scan":
-        """Adds up; ad counts are merged as they come, so that memory does not grow with the number of blocks."""
+        """Adds up. Ad counts wait until there are as many as are merged already: memory does not grow with the number
+        of blocks, and each count is sorted a few times only."""
+        waiting: list[AdCounts] = []
         ads, ages = AdCounts.merge([]), np.zeros((2, MISSING_AGE + 1), np.int64)
         clicks = dict.fromkeys(SPLITS, 0)
         parts: dict[str, list] = {split: [] for split in SPLITS}
         for scan in scans:
-            ads = AdCounts.merge([ads, scan.ads])
+            waiting.append(scan.ads)
+            if sum(len(counts.ad) for counts in waiting) > max(len(ads.ad), _MERGE_ADS):
+                ads, waiting = AdCounts.merge([ads, *waiting]), []
             ages += scan.ages
             for split in SPLITS:
                 clicks[split] += scan.clicks[split]
                 parts[split] += scan.parts[split]
-        return cls(ads, ages, clicks, parts)
+        return cls(AdCounts.merge([ads, *waiting]), ages, clicks, parts)
 
     def rows(self, split: str) -> int:
         return sum(part[1] for part in self.parts[split])
@@ -133,11 +139,20 @@ def age_in_days(timestamp: Any, published: Any, xp: ModuleType = np) -> Any:
 
 def count_ads(ad: Any, train: Any, clicked: Any, xp: ModuleType = np) -> AdCounts:
     """[n] int32 ids, [n] bool, [n] 0/1 -> counts by ad."""
-    ids, at = xp.unique(ad, return_inverse=True)
-    at = at.ravel()
-    n = len(ids)
-    counts = [xp.bincount(at[chosen], minlength=n) for chosen in (slice(None), train, train & (clicked == 1))]
-    return AdCounts(to_host(ids), *(to_host(c).astype(np.int64) for c in counts))
+    largest = int(ad.max()) if len(ad) else 0
+    if largest <= _SLOTS_A_ROW * len(ad):
+        ids, at = None, ad
+    else:
+        ids, at = xp.unique(ad, return_inverse=True)
+        at = at.ravel()
+    # One pass counts all three: rows of the test side, rows of train without a click, and with one.
+    kind = at.astype(xp.int64) * 3 + train * (xp.int64(1) + clicked)
+    counts = xp.bincount(kind, minlength=3 * (int(at.max()) + 1 if len(ad) else 0)).reshape(-1, 3)
+    rows = counts.sum(axis=1)
+    if ids is None:
+        ids = xp.nonzero(rows)[0].astype(ad.dtype)
+        counts, rows = counts[ids], rows[ids]
+    return AdCounts(*(to_host(x) for x in (ids, rows, counts[:, 1] + counts[:, 2], counts[:, 2])))
 
 
 def sort_by_display(scan: Scan, split: str, work: Path) -> None:

@@ -9,7 +9,7 @@ from widedeep.errors import InputError
 
 FLAVOURS = ("nvtabular",)
 NUMERIC_TYPES = ("float16", "float32")
-DEFAULT_CHUNK_ROWS = 1 << 18
+DEFAULT_CHUNK_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class OutbrainConfig:
         out: directory to write; an earlier data set there is replaced when the new one is complete.
         flavour: which formulas; "nvtabular".
         memory_limit: bytes that the run may use, or None; see `memory`.
-        chunk_rows: click rows transformed at a time, or None: 262,144, or what the memory limit allows.
+        chunk_rows: click rows transformed at a time, or None: 65,536, or what the memory limit allows.
         workers: threads, or None: one a core, 1 with "cuda". Output bytes depend neither on it nor on chunk_rows.
         multihot: three multi-hot features more, and the embedding dims of the Oct-2022 release.
         stats: directory of the `statistics` of an earlier run to apply instead of learning them, or None.
