@@ -1,5 +1,6 @@
 """What every contender of an end-to-end bench gets: the same model with the same initial weights, on the same data."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,19 +37,19 @@ class Job:
     initial_accumulator: float = 0.1
 
 
-class Contender:
+class Contender(ABC):
     """One implementation of the job. It owns its copy of the weights."""
 
     name: str
     version: str
 
+    @abstractmethod
     def train(self, batch: Batch, step: int) -> None:
         """One step: forward, backward, every update. May return before the device is done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, batch: Batch) -> Any:
         """Logits [B] without dropout, in the contender's own array type, on its device."""
-        raise NotImplementedError
 
     def logits(self, batch: Batch) -> np.ndarray:
         """`predict` as float32 on the host."""
