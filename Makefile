@@ -69,6 +69,16 @@ headers-2.11: $(PY_READY)  ## compile-check the bindings against the headers of 
 	    -isystem $(HEADERS_2_11)/torch/include -isystem "$(CUDA)/include" \
 	    -Icsrc $$source || exit 1; done && echo "the bindings compile against torch 2.11"
 
+bench:  ## every op family by pytest-benchmark, with GB/s and TFLOP/s; on a GPU also each kernel beside its target
+	$(PY) -m pytest bench/bench_*.py --benchmark-columns=median,iqr,rounds -q
+	@$(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && $(PY) -m bench.budget || true
+
+sanitize:  ## compute-sanitizer over small cases of every kernel (needs a GPU)
+	$(PY) -m bench.gpu_check --seconds 3600 --only memcheck racecheck initcheck
+
+gpu-check:  ## build, tests, sanitizer and benches on a GPU machine, in less than nine minutes; one table at the end
+	$(PY) -m bench.gpu_check
+
 ptxas:  ## registers of every CUDA kernel of the last build; fails when one spills
 	$(PY) cmake/ptxas_report.py build
 

@@ -50,6 +50,9 @@ def options(what: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each pair")
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {','.join(peers.PEERS)}")
     parser.add_argument("--step", choices=("fused", "reference"), default="fused", help="which of our steps")
+    parser.add_argument(
+        "--gemm", choices=("auto", "cublaslt", "sm90"), default="auto", help="our products of hidden layers on a GPU"
+    )
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024] * 5)
     parser.add_argument("--fspec_file", type=Path, help="feature spec (default: the seed's Outbrain model)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -104,7 +107,7 @@ def _job(args: argparse.Namespace, spec: FeatureSpec) -> Job:
 def _contenders(args: argparse.Namespace, job: Job) -> tuple[list[Contender], dict[str, str]]:
     """Ours first, and the peers that run here and agree with it; the others with the reason."""
     names, skipped = peers.chosen(args.peers, args.device)
-    ours = WideDeepContender(job, args.step)
+    ours = WideDeepContender(job, args.step, args.gemm)
     contenders = [ours]
     with tempfile.TemporaryDirectory(prefix="widedeep-bench-") as directory:
         write_shards(Path(directory) / "check", job.spec, 256, seed=1)

@@ -10,9 +10,9 @@ from widedeep.step import StepConfig, make_step
 
 
 class WideDeepContender(Contender):
-    """`kind` is a step of `widedeep.step.make_step`."""
+    """`kind` is a step of `widedeep.step.make_step`, `gemm` as in `StepConfig`."""
 
-    def __init__(self, job: Job, kind: str = "fused"):
+    def __init__(self, job: Job, kind: str = "fused", gemm: str = "auto"):
         self.name, self.version = f"widedeep ({kind})", f"torch {torch.__version__}"
         model = WideDeep(job.spec, job.hidden, job.dropout, wide_init="zeros", seed=0)
         for name, array in model.named_arrays().items():
@@ -23,6 +23,7 @@ class WideDeepContender(Contender):
             eps=job.eps,
             wide_lr=job.wide_lr,
             initial_accumulator=job.initial_accumulator,
+            gemm=gemm,
         )
         self.lr = job.lr
         self.step = make_step(kind, model, config, job.device)

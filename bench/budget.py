@@ -1,0 +1,218 @@
+"""Every kernel of the GPU step beside its target and the ceilings measured in the same run: `python -m bench.budget`.
+
+One step of the seed's model at B = 131072 in fp16; times are medians of CUDA events with a flushed second-level cache.
+Targets and predictions: docs/cuda.md.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from bench.harness import commit, device_name
+from widedeep import ops
+from widedeep.ops import linear_sm90
+from widedeep.testing import OUTBRAIN_TABLES, embedding_case, normal
+
+WIDTH, LAYERS, P = 1024, 5, 0.1
+
+
+class Line(NamedTuple):
+    """One kernel: milliseconds, target (None: none), and what share of which ceiling it reaches."""
+
+    name: str
+    ms: float
+    target: float | None
+    fraction: float
+    ceiling: str
+
+
+class Clock:
+    def __init__(self, calls: int):
+        self.calls = calls
+        self.flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+
+    def ms(self, function: Callable[[], object]) -> float:
+        for _ in range(3):
+            function()
+        times = []
+        for _ in range(self.calls):
+            self.flush.zero_()
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            function()
+            stop.record()
+            stop.synchronize()
+            times.append(start.elapsed_time(stop))
+        return statistics.median(times)
+
+
+class Budget:
+    """The measured lines, and the two ceilings: bytes/s of a copy, flop/s of a plain product."""
+
+    def __init__(self, B: int, calls: int, sm90: bool):
+        self.B, self.clock, self.sm90, self.lines = B, Clock(calls), sm90, []
+        a, b = (normal(B, WIDTH, device="cuda", dtype=torch.float16, key=k) for k in "ab")
+        w = normal(WIDTH, WIDTH, device="cuda", dtype=torch.float16, scale=WIDTH**-0.5)
+        self.copy_rate = 2 * a.numel() * 2 / self.clock.ms(lambda: b.copy_(a))
+        self.product_rate = 2 * B * WIDTH * WIDTH / self.clock.ms(lambda: torch.mm(a, w.t(), out=b))
+
+    def add(self, name: str, function: Callable[[], object], target: float | None, *, bytes=0.0, flops=0.0) -> None:
+        ms = self.clock.ms(function)
+        work, rate, ceiling = (flops, self.product_rate, "product") if flops else (bytes, self.copy_rate, "copy")
+        self.lines.append(Line(name, ms, target, work / ms / rate, ceiling))
+
+
+def embedding(budget: Budget) -> None:
+    case = embedding_case(budget.B, OUTBRAIN_TABLES, numeric=13, device="cuda")
+    B, K = case.ids.shape
+    x = torch.empty(B, case.width, dtype=torch.float16, device="cuda")
+    wide_logit, dlogit = torch.empty(B, device="cuda"), normal(B, device="cuda", scale=1e-4)
+    places = (case.hotness, case.mean, case.columns)
+    out_bytes = x.numel() * 2 + 4 * B * (K + 13)
+
+    def forward():
+        ops.embedding_forward_out(*case.weights(), *places, case.numeric_columns, x=x, wide_logit=wide_logit)
+
+    budget.add("embedding forward", forward, 0.20, bytes=out_bytes)
+    budget.add(
+        "segments (hidden)",
+        lambda: ops.embedding_segments(case.ids, case.hotness, case.rows),
+        0.20,
+        bytes=56 * case.ids.numel(),
+    )
+    segments = ops.embedding_segments(case.ids, case.hotness, case.rows)
+    rms = [torch.zeros_like(t) for t in case.tables]
+    R = sum(case.rows)
+    last_step = torch.full((R,), -1, dtype=torch.int32, device="cuda")
+    slots = torch.full((R,), 0.1, device="cuda"), torch.zeros(R, device="cuda")
+    lr, step = torch.full((1,), 1e-4, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    dx = normal(B, case.width, device="cuda", dtype=torch.float16, scale=1e-4)
+    state = (case.tables, rms, last_step, case.wide, *slots)
+    rules = (lr, step, 0.5, 1e-7, 0.02)
+    touched = segments[0][segments[0] >= 0].long()
+    starts = segments[-1].tolist()
+    row_bytes = sum((b - a) * d * 16 for a, b, d in zip(starts, starts[1:], case.dims)) + 32 * len(touched)
+    budget.add(
+        "embedding update",
+        lambda: ops.embedding_update_(case.ids, dx, dlogit, *segments, *state, *places, *rules),
+        0.30,
+        bytes=dx.numel() * 2 + 8 * case.ids.numel() + row_bytes,
+    )
+
+
+def layers(budget: Budget) -> None:
+    B = budget.B
+    x, dz, y, dx = (normal(B, WIDTH, device="cuda", dtype=torch.float16, key=k) for k in "xzyd")
+    weight = normal(WIDTH, WIDTH, device="cuda", dtype=torch.float16, scale=WIDTH**-0.5)
+    bias, dbias = normal(WIDTH, device="cuda", dtype=torch.float16), torch.empty(WIDTH, device="cuda")
+    dweight, step = torch.empty(WIDTH, WIDTH, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    flops = 2.0 * B * WIDTH * WIDTH
+    weight_t, below = weight.t().contiguous(), x.relu()
+
+    def add(name, function, target=None):
+        budget.add(name, function, target, flops=flops)
+
+    def forward(p):
+        return lambda: ops.linear_relu_dropout_out(x, weight, bias, p, 1, step, 0, 0, y=y)
+
+    add("layer forward, cublaslt", forward(P))
+    add("layer predict, cublaslt", forward(0.0), 0.39)
+    add("layer dgrad, cublaslt", lambda: ops.linear_dgrad_out(dz, weight, below, P, dx=dx, dbias=dbias))
+    add("layer wgrad", lambda: ops.linear_wgrad_out(dz, x, dweight=dweight), 0.37)
+    if not (budget.sm90 and linear_sm90.available(torch.device("cuda"))):
+        return
+    mask = torch.empty(linear_sm90.mask_bytes(B, WIDTH), dtype=torch.uint8, device="cuda")
+    forward_args = (x, weight, bias, P, 1, step, 0, 0)
+    add("layer forward, sm90", lambda: linear_sm90.linear_sm90_out(*forward_args, y=y, mask=mask), 0.42)
+    dgrad_args = (dz, weight_t, mask, P)
+    add("layer dgrad, sm90", lambda: linear_sm90.linear_sm90_dgrad_out(*dgrad_args, dx=dx, dbias=dbias), 0.46)
+
+
+def head_and_updates(budget: Budget) -> None:
+    B = budget.B
+    h = normal(B, WIDTH, device="cuda", dtype=torch.float16).relu()
+    weight, bias = normal(1, WIDTH, device="cuda", scale=WIDTH**-0.5), torch.zeros(1, device="cuda")
+    wide, label = normal(B, device="cuda"), (normal(B, device="cuda", key="y") > 1).float()
+    one = torch.empty(1, device="cuda")
+    out = {"logit": torch.empty(B, device="cuda"), "dlogit": torch.empty(B, device="cuda"), "dz": torch.empty_like(h)}
+    out |= {"dbias_hidden": torch.empty(WIDTH, device="cuda"), "dweight": torch.empty(1, WIDTH, device="cuda")}
+    out |= {"dbias": one, "loss": one.clone()}
+    size = h.numel() * 2
+    budget.add("head", lambda: ops.head_step_out(h, weight, bias, wide, label, B, P, None, **out), 0.22, bytes=2 * size)
+    budget.add("head, inference", lambda: ops.head_forward(h, weight, bias, wide), None, bytes=size)
+    found = torch.zeros(1, device="cuda")
+    budget.add("finiteness of dx", lambda: ops.check_finite_([h], found), None, bytes=size)
+    masters = [normal(WIDTH, WIDTH, device="cuda", scale=0.03, key=i) for i in range(LAYERS)]
+    rms, grads = [torch.zeros_like(w) for w in masters], [torch.ones_like(w) for w in masters]
+    copies, lr = [w.half() for w in masters], torch.full((1,), 1e-4, device="cuda")
+    budget.add(
+        "dense update",
+        lambda: ops.rmsprop_dense_(masters, rms, grads, copies, lr, 0.5, 1e-7),
+        0.05,
+        bytes=22 * LAYERS * WIDTH * WIDTH,
+    )
+    transposed = [torch.empty_like(c) for c in copies]
+
+    def transpose():
+        for target, copy in zip(transposed, copies):
+            target.copy_(copy.t())
+
+    budget.add("transposed copies (hidden)", transpose, None, bytes=4 * LAYERS * WIDTH * WIDTH)
+
+
+def predicted_step(lines: list[Line]) -> float:
+    """Milliseconds of a training step, the sum of its measured kernels by the faster route."""
+    ms = {line.name: line.ms for line in lines}
+    route = "sm90" if "layer forward, sm90" in ms else "cublaslt"
+    total = ms["embedding forward"] + ms["embedding update"] + ms["head"] + ms["finiteness of dx"]
+    return total + LAYERS * (ms[f"layer forward, {route}"] + ms[f"layer dgrad, {route}"] + ms["layer wgrad"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=131072)
+    parser.add_argument("--calls", type=int, default=20, help="timed calls of each kernel")
+    parser.add_argument("--gemm", choices=("auto", "cublaslt"), default="auto", help="cublaslt: no Hopper products")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("error: no CUDA device", file=sys.stderr)
+        return 2
+    budget = Budget(args.batch, args.calls, args.gemm == "auto")
+    for family in (embedding, layers, head_and_updates):
+        family(budget)
+    report = {
+        "device": device_name(torch.device("cuda")),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "batch": args.batch,
+        "copy_TB/s": budget.copy_rate / 1e9,
+        "product_TFLOP/s": budget.product_rate / 1e9,
+        "sum_of_kernels_ms": predicted_step(budget.lines),
+        "kernels": [line._asdict() for line in budget.lines],
+    }
+    print(json.dumps(report) if args.json else text(report))
+    return 0
+
+
+def text(report: dict) -> str:
+    lines = [
+        f"{report['device']}, torch {report['torch']}, commit {report['commit']}, batch {report['batch']}",
+        f"ceilings: copy {report['copy_TB/s']:.2f} TB/s, product {report['product_TFLOP/s']:.0f} TFLOP/s",
+        f"{'kernel':28}{'ms':>9}{'target':>9}{'of ceiling':>12}",
+    ]
+    for k in report["kernels"]:
+        target = f"{k['target']:.2f}" if k["target"] else ""
+        share = f"{100 * k['fraction']:.0f} % {k['ceiling']}"
+        lines.append(f"{k['name']:28}{k['ms']:9.3f}{target:>9}{share:>14}")
+    lines.append(f"sum of a step's kernels: {report['sum_of_kernels_ms']:.2f} ms")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Everything that only a GPU can tell, in one run of less than nine minutes: `python -m bench.gpu_check`.
+
+Builds, tests, measures and sanitizes, each stage in a process of its own under its own time limit, so that a kernel
+that hangs or faults costs its stage alone; where the Hopper products fail their tests, the rest goes without them.
+Ends with one table: stage, result, seconds, numbers. Logs: <out>/<stage>.log.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PY = sys.executable
+TESTS = [PY, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda"]
+SANITIZED = "test_cuda_linear.py test_cuda_step.py test_ops_embedding.py test_ops_head.py test_ops_optim.py"
+# Small cases of every kernel; the sanitizer makes them some hundred times slower.
+SMALL = "(7-16-40 or 129-72-136 or 67-small or 7-33 or duplicates or padding) and not golden"
+
+HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes"
+TAKES_GEMM = ("bench.train", "bench.infer", "bench.budget")
+
+
+class Stage(NamedTuple):
+    name: str
+    command: list[str]
+    limit: int  # seconds
+    numbers: Callable[[str], str]
+
+
+def tests(log: str) -> str:
+    """The last line of pytest, and the first failures."""
+    ends = re.findall(r"^=*\s*(\d+ (?:passed|failed|skipped|deselected|error).*?)=*$", log, re.M)
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", log, re.M)[:3]
+    return "; ".join([*ends[-1:], *failed])
+
+
+def sanitized(log: str) -> str:
+    return (
+        "; ".join(re.findall(r"ERROR SUMMARY: (.*)|RACECHECK SUMMARY: (.*)", log)[-1:][0]) if "SUMMARY" in log else ""
+    )
+
+
+def whole_steps(log: str) -> str:
+    """Samples/s of ours, and the ratio to each peer."""
+    report = json.loads(log[log.index('{"bench"') :].splitlines()[0])
+    parts = []
+    for result in report["results"]:
+        ours, *peers = result["contenders"]
+        ratios = ", ".join(f"{p['ours_over_this']:.2f} x {p['name']}" for p in peers)
+        rate = f"B={result['batch']}: {ours['samples_per_s'] / 1e6:.2f} M/s ({ours['ms_per_step']:.2f} ms)"
+        parts.append(f"{rate} {ratios}".strip())
+    return "; ".join(parts)
+
+
+def kernels(log: str) -> str:
+    report = json.loads(log[log.index('{"device"') :].splitlines()[0])
+    lines = [f"copy {report['copy_TB/s']:.2f} TB/s, product {report['product_TFLOP/s']:.0f} TFLOP/s"]
+    for k in report["kernels"]:
+        target = f" / {k['target']:.2f}" if k["target"] else ""
+        lines.append(f"    {k['name']:28}{k['ms']:.3f}{target} ms, {100 * k['fraction']:.0f} % of {k['ceiling']}")
+    return "\n".join([*lines, f"    sum of a step's kernels {report['sum_of_kernels_ms']:.2f} ms"])
+
+
+def last_line(log: str) -> str:
+    lines = [line for line in log.splitlines() if line.strip()]
+    return lines[-1][:160] if lines else ""
+
+
+def bench(what: str, *options: str) -> list[str]:
+    return [PY, "-m", f"bench.{what}", "--device", "cuda", "--json", "--rounds", "3", *options]
+
+
+def sanitizer(tool: str) -> list[str]:
+    files = [f"tests/{name}" for name in SANITIZED.split()]
+    return ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", *TESTS, "-x", "-k", SMALL, *files]
+
+
+def stages() -> list[Stage]:
+    """The most telling first, in case the time is up before the last."""
+    build = [PY, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", "."]
+    fp16, tf32 = ["--precision", "fp16"], ["--precision", "tf32"]
+    large, both = ["--batch", "131072"], ["--batch", "131072", "16384"]
+    alone = ["--peers", "none"]
+    return [
+        Stage("build", build, 170, last_line),
+        Stage("doctor", [PY, "-m", "widedeep", "doctor"], 30, last_line),
+        Stage("layers", [*TESTS, "-k", f"not ({HOPPER})", "tests/test_cuda_linear.py"], 60, tests),
+        Stage(HOPPER_STAGE, [*TESTS, "-k", HOPPER, "tests/test_cuda_linear.py"], 45, tests),
+        Stage("step", [*TESTS, "tests/test_cuda_step.py"], 90, tests),
+        Stage("kernels", [PY, "-m", "bench.budget", "--json"], 60, kernels),
+        Stage("training fp16", bench("train", *fp16, *both, *alone), 60, whole_steps),
+        Stage("inference fp16", bench("infer", *fp16, *both, "4096", *alone), 45, whole_steps),
+        Stage("ops", [*TESTS, "tests", "--ignore=tests/test_cuda_step.py"], 90, tests),
+        Stage("memcheck", sanitizer("memcheck"), 60, sanitized),
+        Stage("racecheck", sanitizer("racecheck"), 60, sanitized),
+        Stage("initcheck", sanitizer("initcheck"), 60, sanitized),
+        Stage(
+            "training beside peers", bench("train", *fp16, *large, "--peers", "torch-reduce-overhead"), 90, whole_steps
+        ),
+        Stage("training tf32", bench("train", *tf32, *large, *alone), 40, whole_steps),
+        Stage("registers", [PY, "cmake/ptxas_report.py", "build"], 10, last_line),
+    ]
+
+
+def run(stage: Stage, limit: float, log: Path) -> tuple[str, float]:
+    """(result in a word, seconds). Everything that the stage started ends with it."""
+    start = time.monotonic()
+    with log.open("w") as out:
+        try:
+            process = subprocess.Popen(
+                stage.command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            out.write(str(error))
+            return "not there", time.monotonic() - start
+        try:
+            code = process.wait(limit)
+            result = "ok" if code == 0 else f"failed ({code})"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            result = "time is up"
+    return result, time.monotonic() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="where logs and summary.json go")
+    parser.add_argument("--seconds", type=int, default=520, help="for all stages together")
+    parser.add_argument("--only", nargs="+", help="names of the stages to run")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    end, rows, without_hopper = time.monotonic() + args.seconds, [], False
+    for stage in stages():
+        if args.only and stage.name not in args.only:
+            continue
+        left = end - time.monotonic()
+        log = args.out / f"{stage.name.replace(' ', '-')}.log"
+        if left < 5:
+            rows.append({"stage": stage.name, "result": "no time left", "seconds": 0.0, "numbers": ""})
+            continue
+        if without_hopper and any(module in stage.command for module in TAKES_GEMM):
+            stage.command.extend(["--gemm", "cublaslt"])
+        result, seconds = run(stage, min(stage.limit, left), log)
+        without_hopper |= stage.name == HOPPER_STAGE and result != "ok"
+        text = log.read_text(errors="replace")
+        try:
+            numbers = stage.numbers(text) if result == "ok" or stage.numbers is tests else last_line(text)
+        except (ValueError, KeyError, IndexError):
+            numbers = last_line(text)
+        rows.append({"stage": stage.name, "result": result, "seconds": round(seconds, 1), "numbers": numbers})
+        print(f"{stage.name}: {result}, {seconds:.0f} s", file=sys.stderr, flush=True)
+    (args.out / "summary.json").write_text(json.dumps(rows, indent=1))
+    print(f"{'stage':24}{'result':>14}{'seconds':>9}  numbers")
+    for row in rows:
+        print(f"{row['stage']:24}{row['result']:>14}{row['seconds']:9.1f}  {row['numbers']}")
+    return int(any(row["result"] != "ok" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
