@@ -118,7 +118,7 @@ def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: t
     mask = torch.empty(linear_sm90.mask_bytes(B, O), dtype=torch.uint8, device=device)
     ops.linear_relu_dropout_out(x, weight, bias, p, 11, step, 2, 5, y=want)
     linear_sm90.linear_sm90_out(x, weight, bias, p, 11, step, 2, 5, y=got, mask=mask)
-    if ((want > 0) != (got > 0)).float().mean() > MASK_AGREEMENT:
+    if ((want > 0) != (got > 0)).sum() > MASK_AGREEMENT * want.numel() + 8:
         return f"the mask {where}"
     if _relative(got, want) > tolerance:
         return f"the output {where}"
@@ -129,8 +129,8 @@ def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: t
     linear_sm90.linear_sm90_dgrad_out(dz, upper.t().contiguous(), mask, p, dx=dx[1], dbias=sums[1])
     if _relative(dx[1], dx[0]) > tolerance:
         return f"the gradient {where}"
-    noise = tolerance * B**0.5  # roundings of B terms of the order of 1
-    if (sums[1] - sums[0]).abs().max() > noise * max(1.0, float(dx[0].abs().max())):
+    noise = tolerance / 2 * B**0.5  # roundings of B terms of the order of 1; a tile left out makes ten times as much
+    if not (sums[1] - sums[0]).abs().max() <= noise + tolerance * 4:
         return f"the bias gradient {where}"
     return None
 
