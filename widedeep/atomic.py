@@ -26,19 +26,25 @@ def write_errors(target: Path) -> Iterator[None]:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-def begin(target: Path, marker: str) -> Path:
-    """Create and return an empty hidden directory beside `target`.
-
-    Raises:
-        InputError: `target` cannot be written, or is neither empty nor an earlier output (which holds a file `marker`).
-    """
-    target = Path(os.path.abspath(target))
+def check(target: Path, marker: str) -> None:
+    """Raise InputError if `target` is a file, or a directory neither empty nor an earlier output (which holds a file
+    `marker`)."""
     if target.exists() and not target.is_dir():
         raise InputError(f"cannot write the directory {target}: a file of that name exists")
     if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
         raise InputError(
             f"will not replace {target}: it is not empty and holds no {marker}, so it is not an earlier output"
         )
+
+
+def begin(target: Path, marker: str) -> Path:
+    """Create and return an empty hidden directory beside `target`.
+
+    Raises:
+        InputError: `target` cannot be written, or `check` refuses it.
+    """
+    target = Path(os.path.abspath(target))
+    check(target, marker)
     with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)

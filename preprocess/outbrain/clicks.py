@@ -17,6 +17,7 @@ from preprocess.xp import array_module, to_host
 
 SPLITS = ("train", "test")
 ROW = np.dtype([("display_id", "<i4"), ("ad_id", "<i4"), ("clicked", "u1")])
+_SCAN = "scan.npz"
 _MERGE_ADS = 1 << 18
 _SLOTS_A_ROW = 4  # ads are counted in an array by id while that is no larger than this times the rows
 MISSING_AGE = layout.MAX_AGE_DAYS + 1
@@ -91,6 +92,20 @@ class Scan:
 
     def rows(self, split: str) -> int:
         return sum(part[1] for part in self.parts[split])
+
+    def save(self, work: Path) -> dict[str, Any]:
+        """Writes the arrays to `work`; returns the rest as plain values for `load`."""
+        np.savez(work / _SCAN, ages=self.ages, **vars(self.ads))
+        parts = {split: [(part[0].name, *part[1:]) for part in self.parts[split]] for split in SPLITS}
+        return {"clicks": self.clicks, "parts": parts}
+
+    @classmethod
+    def load(cls, work: Path, plain: dict[str, Any]) -> "Scan":
+        with np.load(work / _SCAN) as arrays:
+            ads = AdCounts(*(arrays[name] for name in ("ad", "rows", "train_rows", "train_clicks")))
+            ages = arrays["ages"]
+        parts = {split: [(work / part[0], *part[1:]) for part in plain["parts"][split]] for split in SPLITS}
+        return cls(ads, ages, plain["clicks"], parts)
 
 
 def scan(task: Task) -> Scan:

@@ -6,7 +6,8 @@ import logging
 import platform
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,12 @@ import xxhash
 import widedeep
 from preprocess import csv_io
 from preprocess.engine import LocalEngine
-from preprocess.outbrain import clicks, layout, memory, store, tables, transform
+from preprocess.outbrain import clicks, layout, memory, resume, store, tables, transform
 from preprocess.outbrain.ads import Ads
 from preprocess.outbrain.clicks import SPLITS, Scan
 from preprocess.outbrain.config import OutbrainConfig
 from preprocess.outbrain.statistics import Statistics
 from preprocess.stages import Stage, Stages
-from widedeep import atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardWriter
@@ -39,7 +39,8 @@ def run(config: OutbrainConfig) -> dict[str, Any]:
     """Writes `config.out`: feature_spec.yaml, train/, test/, statistics/, report.json.
 
     train keeps the input order (readers shuffle); test ascends by display_id, rows of a display in input order. Every
-    click row lands in exactly one of them. The directory appears only when all of it is written.
+    click row lands in exactly one of them. The directory appears only when all of it is written. A run that was killed
+    continues at its last finished stage when the same run is started again; see `resume`.
 
     Returns:
         The report: rows, displays and click rate by split, nulls by feature, seconds and rows/s by stage, peak memory.
@@ -49,35 +50,79 @@ def run(config: OutbrainConfig) -> dict[str, Any]:
     """
     store.load.cache_clear()
     try:
-        with atomic.directory(Path(config.out), MARKER) as out, LocalEngine(config.workers) as engine:
-            return _Run(config, out, engine).all()
+        files = _find(config)
+        key = _key(config, [path for path in files.values() if path is not None])
+        with resume.directory(Path(config.out), MARKER, key) as journal, LocalEngine(config.workers) as engine:
+            return _Run(config, files, journal, engine).all()
     finally:
         store.load.cache_clear()
+
+
+def _find(config: OutbrainConfig) -> dict[str, Path | None]:
+    """The raw files by name, None for a file that is absent and may be."""
+    files = {name: csv_io.find(config.data_path, name) for name in (*REQUIRED, *OPTIONAL)}
+    for name, path in files.items():
+        if path is None and name in REQUIRED:
+            raise InputError(f"{Path(config.data_path) / name}.csv: the file is missing")
+        if path is None:
+            log.warning("%s.csv is missing: what it would give is null", Path(config.data_path) / name)
+    return files
+
+
+def _key(config: OutbrainConfig, files: list[Path]) -> dict[str, Any]:
+    """What the output depends on; neither threads nor memory."""
+    free = ("data_path", "out", "stats", "workers", "memory_limit", "chunk_rows")
+    settings = {name: value for name, value in vars(config).items() if name not in free}
+    given = [] if config.stats is None else sorted(p for p in Path(config.stats).rglob("*") if p.is_file())
+    return {"version": widedeep.__version__, **settings, "inputs": resume.state(files), "stats": resume.state(given)}
 
 
 class _Run:
     """One run: the paths, and what the stages leave for the report."""
 
-    def __init__(self, config: OutbrainConfig, out: Path, engine: LocalEngine):
-        self.config, self.out, self.engine = config, out, engine
-        self.work = out / "work"
-        self.work.mkdir()
+    def __init__(
+        self, config: OutbrainConfig, files: dict[str, Path | None], journal: resume.Journal, engine: LocalEngine
+    ):
+        self.config, self.files, self.journal, self.engine = config, files, journal, engine
+        self.out, self.work = journal.out, journal.work
         spec = FeatureSpec.outbrain("outbrain-multihot" if config.multihot else "outbrain")
         self.spec = dataclasses.replace(spec, metadata={"flavour": config.flavour})
         self.buckets = dict(zip(self.spec.names, self.spec.cardinalities))
         self.stages = Stages()
-        self.files = {name: csv_io.find(config.data_path, name) for name in (*REQUIRED, *OPTIONAL)}
-        for name, path in self.files.items():
-            if path is None and name in REQUIRED:
-                raise InputError(f"{Path(config.data_path) / name}.csv: the file is missing")
-            if path is None:
-                log.warning("%s.csv is missing: what it would give is null", Path(config.data_path) / name)
+        self.resumed = list(journal.stages)
+        for name, note in journal.stages.items():
+            self.stages.done[name] = Stage(name, note["rows"], note["seconds"])
+        self.clear()
         self.block_bytes = memory.block_bytes(config, self.files)
         self.given = None if config.stats is None else Statistics.load(config.stats)
 
+    def clear(self) -> None:
+        """Removes what an unfinished stage left."""
+        for path in self.out.iterdir():
+            if f"transform {path.name}" in self.journal.stages:
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if "clicks" not in self.journal.stages:
+            for path in (p for split in SPLITS for p in self.work.glob(f"{split}-*.npy")):
+                path.unlink()
+
+    def once(
+        self, name: str, work: Callable[[Stage], dict[str, Any] | None], total: int | None = None
+    ) -> dict[str, Any]:
+        """Does a stage unless it is done already; returns what it noted, plain values."""
+        if name not in self.journal.stages:
+            with self.stages.stage(name, total) as done:
+                note = work(done) or {}
+            self.journal.add(name, {"rows": done.rows, "seconds": done.seconds, **note})
+        return self.journal.stages[name]
+
     def all(self) -> dict[str, Any]:
-        self.read_tables()
-        scan = self.scan_clicks()
+        self.once("events", self.read_events)
+        self.once("documents", self.read_documents)
+        self.once("promoted_content", self.read_promoted)
+        for kind in layout.ATTRIBUTES:
+            self.once(kind, partial(self.read_attributes, kind))
+        scan = Scan.load(self.work, self.once("clicks", self.scan_clicks))
         promoted = store.load(self.work, "promoted", tables.Promoted, "cpu")
         statistics = self.given or Statistics.learn(scan.ads, scan.ages, promoted)
         store.save(self.work, "ads", Ads.build(scan.ads.ad, promoted, statistics, self.buckets))
@@ -85,54 +130,52 @@ class _Run:
         statistics.save(self.out / "statistics")
         absent = promoted.lookup.find(scan.ads.ad) < 0
         rows = memory.chunk_rows(self.config, store.size(self.work))
-        nulls = {split: self.write(scan, split, rows) for split in SPLITS}
+        nulls = {}
+        for split in SPLITS:
+            write = partial(self.write, scan, split, rows)
+            nulls[split] = self.once(f"transform {split}", write, scan.rows(split))["nulls"]
         self.spec.save(self.out / MARKER)
         report = self.report(scan, nulls, absent)
-        shutil.rmtree(self.work)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report
 
-    def read_tables(self) -> None:
-        """Each table is written and dropped before the next is read."""
-        block = self.block_bytes
-        with self.stages.stage("events") as done:
-            events, geo = tables.read_events(self.files["events"], self.engine, block, self.buckets)
-            store.save(self.work, "events", events)
-            store.save(self.work, "geo", geo)
-            done.advance(len(events.document) - 1)
-            del events, geo
-        with self.stages.stage("documents") as done:
-            documents = tables.read_documents(self.files["documents_meta"], self.engine, block, self.buckets)
-            store.save(self.work, "documents", documents)
-            done.advance(len(documents.source) - 1)
-        with self.stages.stage("promoted_content") as done:
-            promoted = tables.read_promoted(self.files["promoted_content"], self.engine, block, documents)
-            store.save(self.work, "promoted", promoted)
-            done.advance(len(promoted.ad_id) - 1)
-            del documents, promoted
-        for kind in layout.ATTRIBUTES:
-            with self.stages.stage(kind) as done:
-                buckets = self.buckets.get(layout.LISTS[kind])
-                path = self.files[f"documents_{kind}"]
-                attributes, lists = tables.read_attributes(path, kind, self.engine, block, buckets)
-                store.save(self.work, kind, attributes)
-                if lists is not None:
-                    store.save(self.work, layout.LISTS[kind], lists)
-                done.advance(len(attributes.attribute))
-                del attributes, lists
+    def read_events(self, done: Stage) -> None:
+        events, geo = tables.read_events(self.files["events"], self.engine, self.block_bytes, self.buckets)
+        store.save(self.work, "events", events)
+        store.save(self.work, "geo", geo)
+        done.advance(len(events.document) - 1)
 
-    def scan_clicks(self) -> Scan:
+    def read_documents(self, done: Stage) -> None:
+        path = self.files["documents_meta"]
+        documents = tables.read_documents(path, self.engine, self.block_bytes, self.buckets)
+        store.save(self.work, "documents", documents)
+        done.advance(len(documents.source) - 1)
+
+    def read_promoted(self, done: Stage) -> None:
+        documents = store.load(self.work, "documents", tables.Documents, "cpu")
+        promoted = tables.read_promoted(self.files["promoted_content"], self.engine, self.block_bytes, documents)
+        store.save(self.work, "promoted", promoted)
+        done.advance(len(promoted.ad_id) - 1)
+
+    def read_attributes(self, kind: str, done: Stage) -> None:
+        path, name = self.files[f"documents_{kind}"], layout.LISTS[kind]
+        attributes, lists = tables.read_attributes(path, kind, self.engine, self.block_bytes, self.buckets.get(name))
+        store.save(self.work, kind, attributes)
+        if lists is not None:
+            store.save(self.work, name, lists)
+        done.advance(len(attributes.attribute))
+
+    def scan_clicks(self, done: Stage) -> dict[str, Any]:
         path, config = self.files["clicks_train"], self.config
-        with self.stages.stage("clicks") as done:
-            tasks = (
-                clicks.Task(block, i, self.work, config.seed, config.device)
-                for i, block in enumerate(csv_io.blocks(path, layout.CLICKS, self.block_bytes))
-            )
-            scan = Scan.merge(self._count(self.engine.map(clicks.scan, tasks), done))
-            clicks.sort_by_display(scan, "test", self.work)
+        tasks = (
+            clicks.Task(block, i, self.work, config.seed, config.device)
+            for i, block in enumerate(csv_io.blocks(path, layout.CLICKS, self.block_bytes))
+        )
+        scan = Scan.merge(self._count(self.engine.map(clicks.scan, tasks), done))
         if not done.rows:
             raise InputError(f"{path}: expected at least one row after the header")
-        return scan
+        clicks.sort_by_display(scan, "test", self.work)
+        return scan.save(self.work)
 
     @staticmethod
     def _count(scans: Iterator[Scan], stage: Stage) -> Iterator[Scan]:
@@ -140,8 +183,8 @@ class _Run:
             stage.advance(sum(scan.rows(split) for split in SPLITS))
             yield scan
 
-    def write(self, scan: Scan, split: str, rows: int) -> dict[str, int]:
-        """Transforms the rows of a split into its shards; returns nulls by feature."""
+    def write(self, scan: Scan, split: str, rows: int, done: Stage) -> dict[str, Any]:
+        """Transforms the rows of a split into its shards; returns the nulls by feature as `nulls`."""
         config, grouped = self.config, split == "test"
         common = {
             "work": self.work,
@@ -157,7 +200,7 @@ class _Run:
             numeric=config.numeric,
             group=grouped,
         )
-        with self.stages.stage(f"transform {split}", scan.rows(split)) as done, writer:
+        with writer:
             for columns, missing in self.engine.map(transform.run, transform.tasks(scan, split, rows, **common)):
                 writer.append(columns)
                 done.advance(len(columns["clicked"]))
@@ -166,7 +209,7 @@ class _Run:
             writer.finish(
                 statistics={"rows": scan.rows(split), "clicks": scan.clicks[split]}, provenance=self._provenance()
             )
-        return nulls
+        return {"nulls": nulls}
 
     def report(self, scan: Scan, nulls: dict[str, dict[str, int]], absent: np.ndarray) -> dict[str, Any]:
         """nulls: by split and feature; absent: [ads] bool, the ads of the clicks that promoted_content.csv lacks."""
@@ -186,6 +229,7 @@ class _Run:
             "ads_not_promoted": {"ads": int(absent.sum()), "rows": int(scan.ads.rows[absent].sum())},
             "missing_files": [f"{name}.csv" for name, path in self.files.items() if path is None],
             "stages": self.stages.to_dict(),
+            "resumed_stages": self.resumed,
             "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             **self._provenance(),
         }

@@ -1,0 +1,109 @@
+"""The working directory of a run, from which the same run continues after it was killed.
+
+`.<name>.part` beside the target holds `out/` (what becomes the target), `work/` (tables and rows between the stages)
+and `journal.json`: what the run depends on, and of every finished stage what later ones need. The journal is replaced
+as a whole after each stage. One that was made of other inputs, with other settings, or before the machine was
+restarted (what it lists may not have reached the disk) is ignored, and its directory emptied.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from widedeep import atomic
+from widedeep.errors import InputError
+
+log = logging.getLogger(__name__)
+_JOURNAL, _BOOT = "journal.json", Path("/proc/sys/kernel/random/boot_id")
+
+
+class Journal:
+    """The finished stages of a run.
+
+    Args:
+        directory: the working directory.
+        key: what the results depend on, as JSON has it.
+    """
+
+    def __init__(self, directory: Path, key: Mapping[str, Any]):
+        self.out, self.work = directory / "out", directory / "work"
+        self._path, self._key = directory / _JOURNAL, json.loads(json.dumps(key))
+        self.stages: dict[str, dict[str, Any]] = self._read()
+        if not self.stages:
+            for path in (self.out, self.work):
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir()
+
+    def add(self, stage: str, note: dict[str, Any]) -> None:
+        """Records that `stage` is done; note: plain values."""
+        self.stages[stage] = note
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"key": self._key, "stages": self.stages}), encoding="utf-8")
+        os.replace(temporary, self._path)
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            plain = json.loads(self._path.read_text(encoding="utf-8"))
+            same = plain["key"] == self._key and self.out.is_dir() and self.work.is_dir()
+            return plain["stages"] if same else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+
+@contextlib.contextmanager
+def directory(target: Path, marker: str, key: Mapping[str, Any]) -> Iterator[Journal]:
+    """Gives the journal of the run that writes `target`; renames `out/` to `target` when the block ends well.
+
+    An error removes the working directory. A kill or an interrupt leaves it for the next run.
+
+    Raises:
+        InputError: `target` cannot be written, is not an earlier output, or another run is writing it.
+    """
+    target = Path(os.path.abspath(target))
+    atomic.check(target, marker)
+    part = target.with_name(f".{target.name}.part")
+    with atomic.write_errors(target):
+        part.mkdir(parents=True, exist_ok=True)
+        with open(part / "lock", "w") as lock:
+            _lock(lock, target)
+            _restore(part, target)
+            try:
+                journal = Journal(part, {"boot": _boot(), **key})
+                if journal.stages:
+                    log.info("%s: continuing after %s", target, list(journal.stages)[-1])
+                yield journal
+                atomic.commit(journal.out, target)
+            except Exception:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def state(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """Size and time of change of each file, by absolute path."""
+    return {os.path.abspath(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+
+
+def _lock(lock: Any, target: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"cannot write {target}: another run is writing it") from error
+
+
+def _restore(part: Path, target: Path) -> None:
+    """Puts an earlier output back that a kill left moved aside."""
+    previous = part / "out-previous"
+    if previous.is_dir() and not target.exists():
+        previous.rename(target)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _boot() -> str:
+    return _BOOT.read_text().strip() if _BOOT.exists() else ""

@@ -1,0 +1,135 @@
+"""A killed run of the Outbrain preprocessing continues where it was, and leaves the same bytes as one that was not."""
+
+import dataclasses
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_outbrain_pandas import files
+
+from preprocess.outbrain import OutbrainConfig, resume, run
+from widedeep.errors import InputError
+
+SMALL = Path(__file__).parent / "data" / "outbrain"
+STAGES = ["events", "documents", "promoted_content", "categories", "topics", "entities", "clicks", "transform train"]
+STAGES += ["transform test"]
+
+# Runs in a process of its own, which kills itself at the n-th call of a function.
+KILLED = """
+import os, pkgutil, signal, sys
+from preprocess import csv_io
+from preprocess.outbrain import OutbrainConfig, run
+csv_io.BLOCK_BYTES = 40
+place, function = sys.argv[3].rsplit(".", 1)
+place, calls = pkgutil.resolve_name(place), int(sys.argv[4])
+real = getattr(place, function)
+def counted(*args, **kwargs):
+    global calls
+    calls -= 1
+    if not calls:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+setattr(place, function, counted)
+run(OutbrainConfig(sys.argv[1], sys.argv[2], workers=1, rows_per_shard=5, chunk_rows=4, multihot=True))
+"""
+
+
+def kill(data: Path, out: Path, function: str, call: int) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, data, out, function, str(call)], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Of a run that will find an earlier output in its place."""
+    data = shutil.copytree(SMALL, tmp_path / "data")
+    run(OutbrainConfig(data, tmp_path / "out", seed=5))
+    return OutbrainConfig(data, tmp_path / "out", rows_per_shard=5, multihot=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The bytes of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run(OutbrainConfig(SMALL, out, rows_per_shard=5, multihot=True))
+    return files(out)
+
+
+@pytest.mark.parametrize(
+    ("function", "call", "finished"),
+    [
+        ("preprocess.outbrain.tables.read_events", 1, 0),
+        ("preprocess.outbrain.tables.read_promoted", 1, 2),
+        ("preprocess.outbrain.clicks.scan", 3, 6),
+        ("preprocess.outbrain.transform.run", 2, 7),
+        ("preprocess.outbrain.pipeline.ShardWriter.finish", 2, 8),
+        ("widedeep.atomic.commit", 3, 9),
+    ],
+)
+def test_a_killed_run_continues_at_the_last_finished_stage(config, whole, function, call, finished):
+    before = files(config.out)
+    kill(config.data_path, config.out, function, call)
+    assert files(config.out) == before
+    report = run(config)
+    assert report["resumed_stages"] == STAGES[:finished]
+    assert list(report["stages"]) == STAGES
+    assert files(config.out) == whole
+    assert sorted(p.name for p in config.out.parent.iterdir()) == ["data", "out"]
+
+
+def test_an_output_moved_aside_when_the_kill_came_is_put_back(config, whole):
+    before = files(config.out)
+    kill(config.data_path, config.out, "pathlib.Path.rename", 4)  # both shard sets, the old output, the new one
+    assert not config.out.exists()
+    with pytest.raises(InputError, match="expected statistics"):
+        run(dataclasses.replace(config, stats=config.data_path))
+    assert files(config.out) == before
+    run(config)
+    assert files(config.out) == whole
+
+
+@pytest.mark.parametrize("change", ["seed", "rows_per_shard", "input", "boot"])
+def test_a_stale_journal_is_ignored(config, change, tmp_path, monkeypatch):
+    kill(config.data_path, config.out, "preprocess.outbrain.transform.run", 2)
+    if change == "input":
+        path = config.data_path / "documents_meta.csv"
+        path.write_text(path.read_text().replace("100,50,60", "100,51,60"))
+        os.utime(path, ns=(0, 0))
+    elif change == "boot":
+        monkeypatch.setattr(resume, "_boot", lambda: "another")
+    else:
+        config = dataclasses.replace(config, **{change: 7})
+    assert run(config)["resumed_stages"] == []
+    run(dataclasses.replace(config, out=tmp_path / "fresh"))
+    assert files(config.out) == files(tmp_path / "fresh")
+
+
+def test_workers_and_memory_may_change_before_a_run_continues(config, whole):
+    kill(config.data_path, config.out, "preprocess.outbrain.transform.run", 2)
+    report = run(dataclasses.replace(config, workers=2, memory_limit=2**30))
+    assert report["resumed_stages"] == STAGES[:7]
+    assert files(config.out) == whole
+
+
+def test_a_damaged_journal_is_ignored(config, whole):
+    kill(config.data_path, config.out, "preprocess.outbrain.transform.run", 2)
+    (config.out.parent / ".out.part" / "journal.json").write_text('{"key": ')
+    assert run(config)["resumed_stages"] == []
+    assert files(config.out) == whole
+
+
+def test_two_runs_do_not_write_one_output(config):
+    before = files(config.out)
+    part = config.out.parent / ".out.part"
+    part.mkdir()
+    with open(part / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another run is writing it"):
+            run(config)
+    assert files(config.out) == before
+    assert part.is_dir()
