@@ -1,0 +1,326 @@
+"""The CUDA kernels of csrc/kernels on a machine without a GPU: translated to C++, compiled with checks, run as fibers.
+
+What stands for the hardware is tests/native/cuda_emulator. The functions here have the names and arguments of the ops
+(`widedeep/ops/`). Every array travels through memory that ends where an inaccessible page begins; misaligned accesses,
+indices outside of an array and signed overflow end a launch with a RuntimeError, as a deadlock does.
+"""
+
+import ctypes
+import functools
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "csrc" / "kernels"
+EMULATOR = ROOT / "tests" / "native" / "cuda_emulator"
+CACHE = ROOT / ".pytest_cache" / "cuda_emulator"
+FLAGS = (
+    "-std=c++20 -O1 -g1 -fPIC -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas "
+    "-fsanitize=undefined -fsanitize-undefined-trap-on-error -fno-sanitize=vptr -D__CUDA_ARCH_FEAT_SM90_ALL=1"
+).split()
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # core/dtype.h
+
+# What the kernels say in words that a C++ compiler does not know, and what it means here.
+REWRITES = [
+    (r"extern __shared__ ([\w:]+) (\w+)\[\];", r"\1* const \2 = emulator::dynamic_shared<\1>();"),
+    (
+        r"__shared__ ((?:alignas\(\d+\) )?)([\w:]+) (\w+)((?:\[[^\]]*\])*);",
+        r"\1static \2 \3\4; emulator::shared_variable(&\3, sizeof(\3));",
+    ),
+    (r'asm volatile\("mov\.u32 %0, %%laneid;" : "=r"\((\w+)\)\);', r"\1 = emulator::lane();"),
+    (r'asm volatile\("prefetch\.global\.L1 \[%0\];" ::"l"\((.*)\)\);', r"static_cast<void>(\1);"),
+    (
+        r'asm volatile\("ld\.global\.nc\.b32 %0, \[%1\];" : "=r"\((.*)\) : "l"\((\w+)\)\);',
+        r"\1 = *reinterpret_cast<const uint32_t*>(\2);",
+    ),
+]
+LAUNCH = re.compile(r"(\w+)((?:<[^<>()]*>)?)<<<(.*?)>>>\(", re.DOTALL)
+
+
+def translate(text: str) -> str:
+    """The source as C++; raises ValueError at an instruction that has no translation."""
+    for pattern, replacement in REWRITES:
+        text = re.sub(pattern, replacement, text)
+    while match := LAUNCH.search(text):
+        depth, end = 1, match.end()
+        while depth:
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            end += 1
+        name, arguments, config = match[1], match[2], match[3]
+        call = f'emulator::Call("{name}", {config})([=] {{ {name}{arguments}({text[match.end() : end]}; }})'
+        text = text[: match.start()] + call + text[end:]
+    if unknown := re.search(r'\basm\b[^"]*"[^"]+"|__shared__|<<<', text):
+        raise ValueError(f"no translation for {unknown[0]}")
+    return text
+
+
+def _sources() -> dict[str, str]:
+    """What is compiled, by name: translated kernels, and the one function of sm90.cuh that needs no hardware."""
+    texts = {}
+    for source in sorted(KERNELS.iterdir()):
+        if source.suffix in (".cu", ".cuh") and source.name != "sm90.cuh":
+            name = "kernels/" + source.name + (".cpp" if source.suffix == ".cu" else "")
+            texts[name] = f'#line 1 "{source}"\n{translate(source.read_text())}'
+    operand = r"__device__ __forceinline__ (uint64_t operand\(.*?\n}\n)"
+    found = re.search(operand, (KERNELS / "sm90.cuh").read_text(), re.DOTALL)
+    return texts | {"operand.inc": "inline " + found[1]}
+
+
+def _build(folder: Path, texts: dict[str, str]) -> None:
+    compiler = shutil.which("g++")
+    (folder / "kernels").mkdir()
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    includes = [f"-I{folder}", f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}"]
+    sources = [*(folder / "kernels").glob("*.cpp"), EMULATOR / "emulator.cpp", EMULATOR / "exports.cpp"]
+
+    def compiled(source: Path) -> Path:
+        result = folder / (source.name + ".o")
+        subprocess.run([compiler, *FLAGS, *includes, "-c", source, "-o", result], check=True)
+        return result
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sources))
+    subprocess.run([compiler, "-shared", *objects, "-o", folder / "emulated.so"], check=True)
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled kernels; compiled anew when a source, a header or a flag has changed."""
+    texts = _sources()
+    key = hashlib.sha256(repr((FLAGS, texts)).encode())
+    for path in sorted([*EMULATOR.rglob("*"), *(ROOT / "csrc").rglob("*.h")]):
+        key.update(path.read_bytes() if path.is_file() else b"")
+    target = CACHE / key.hexdigest()[:16]
+    if not target.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=CACHE))
+        try:
+            _build(folder, texts)
+            shutil.rmtree(target, ignore_errors=True)
+            folder.rename(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    loaded = ctypes.CDLL(str(target / "emulated.so"))
+    loaded.emulator_allocate.restype = ctypes.c_void_p
+    loaded.emulator_message.restype = ctypes.c_char_p
+    loaded.run_mask_bytes.restype = ctypes.c_int64
+    return loaded
+
+
+_seed = 0
+
+
+def reseed(seed: int) -> None:
+    """The order in which threads and blocks run from now on."""
+    global _seed
+    _seed = seed
+
+
+class _Arguments:
+    """C arguments of a call; tensors lie in guarded memory for its length and are copied back after it."""
+
+    def __init__(self):
+        self.copies, self.kept = [], []
+
+    def address(self, tensor: torch.Tensor) -> int:
+        bytes_ = tensor.numel() * tensor.element_size()
+        memory = library().emulator_allocate(ctypes.c_size_t(bytes_))
+        assert tensor.is_contiguous()
+        ctypes.memmove(memory, tensor.data_ptr(), bytes_)
+        self.copies.append((memory, tensor, bytes_))
+        return memory
+
+    def convert(self, value):
+        if value is None:
+            return ctypes.c_void_p(None)
+        if isinstance(value, torch.Tensor):
+            return ctypes.c_void_p(self.address(value))
+        if isinstance(value, torch.dtype):
+            return ctypes.c_int64(DTYPES[value])
+        if isinstance(value, float):
+            return ctypes.c_double(value)
+        if isinstance(value, int):
+            return ctypes.c_int64(value)
+        if isinstance(value, ctypes.Structure):
+            self.kept.append(value)
+            return ctypes.byref(value)
+        return self.array(value)
+
+    def array(self, values):
+        """A list of numbers, or of tensors (null where None)."""
+        if all(isinstance(v, int) for v in values):
+            array = (ctypes.c_int64 * max(len(values), 1))(*values)
+        else:
+            array = (ctypes.c_void_p * len(values))(*(None if v is None else self.address(v) for v in values))
+        self.kept.append(array)
+        return array
+
+    def release(self) -> bool:
+        clean = True
+        for memory, tensor, bytes_ in self.copies:
+            ctypes.memmove(tensor.data_ptr(), memory, bytes_)
+            clean &= library().emulator_release(ctypes.c_void_p(memory)) == 0
+        return clean
+
+
+def call(name: str, *values) -> None:
+    """Runs a launcher; RuntimeError when it fails, or writes around an array."""
+    lib, arguments = library(), _Arguments()
+    lib.emulator_seed(ctypes.c_uint64(_seed))
+    converted = [arguments.convert(v) if not callable(v) else v(arguments) for v in values]
+    error = getattr(lib, "run_" + name)(*converted)
+    clean = arguments.release()
+    if error:
+        raise RuntimeError(f"{name}: CUDA error {error}: {lib.emulator_message().decode()}")
+    if not clean:
+        raise RuntimeError(f"{name}: a write around an array")
+
+
+class _Lists(ctypes.Structure):
+    _fields_ = [("F", ctypes.c_int64)] + [
+        (name, ctypes.c_void_p) for name in ("hotness", "rows", "dims", "columns", "mean", "tables", "rms")
+    ]
+
+
+def _lists(hotness, rows, dims=None, columns=None, mean=None, tables=None, rms=None):
+    def make(arguments: _Arguments):
+        fields = [hotness, rows, dims, columns, mean, tables, rms]
+        made = [None if v is None else ctypes.addressof(arguments.array([*v])) for v in fields]
+        return arguments.convert(_Lists(len(rows), *made))
+
+    return make
+
+
+# --- the ops ----------------------------------------------------------------------------------------------------------
+
+
+def embedding_forward_out(
+    ids, numeric, tables, wide, wide_numeric, wide_bias, hotness, mean, columns, numeric_columns, *, x, wide_logit
+):
+    lists = _lists(hotness, [len(t) for t in tables], [t.shape[1] for t in tables], columns, mean, tables)
+    call(
+        "embedding_forward", ids, len(ids), lists, numeric, numeric_columns, len(numeric_columns), wide, wide_numeric,
+        wide_bias, x, x.dtype, x.shape[1], wide_logit,
+    )  # fmt: skip
+
+
+def embedding_segments(ids, hotness, rows):
+    n = ids.numel()
+    out = [torch.full((size,), -7, dtype=torch.int32) for size in (n, n + 1, n, len(rows) + 1)]
+    call("embedding_segments", ids, len(ids), _lists(hotness, rows), sum(rows), *out)
+    return tuple(out)
+
+
+def embedding_row_gradients(ids, dx, dlogit, unique, offsets, entries, table_start, hotness, mean, columns, rows, dims):
+    tables = [dlogit.new_zeros(min(r, len(ids) * k), d) for r, k, d in zip(rows, hotness, dims)]
+    wide = dlogit.new_zeros(ids.numel())
+    lists = _lists(hotness, rows, dims, columns, mean, tables)
+    segments = (unique, offsets, entries, table_start)
+    call("embedding_row_gradients", ids, len(ids), lists, dx, dx.dtype, dx.shape[1], dlogit, *segments, wide)
+    return tables, wide
+
+
+def embedding_update_(
+    ids, dx, dlogit, unique, offsets, entries, table_start, tables, rms, last_step, wide, accum, linear,
+    hotness, mean, columns, lr, step, rho, eps, wide_lr, l1, l2, grad_scale, found_inf,
+):  # fmt: skip
+    lists = _lists(hotness, [len(t) for t in tables], [t.shape[1] for t in tables], columns, mean, tables, rms)
+    call(
+        "embedding_update", ids, len(ids), lists, dx, dx.dtype, dx.shape[1], dlogit, unique, offsets, entries,
+        table_start, last_step, wide, accum, linear, lr, step, rho, eps, wide_lr, l1, l2, grad_scale, found_inf,
+    )  # fmt: skip
+
+
+def head_forward(h, weight, bias, wide_logit):
+    logit = torch.full_like(wide_logit, float("nan"))
+    call("head_forward", h, h.dtype, *h.shape, weight, bias, wide_logit, logit)
+    return logit
+
+
+def head_step_out(
+    h, weight, bias, wide_logit, label, global_rows, p, loss_scale,
+    *, logit, dlogit, dz, dbias_hidden, dweight, dbias, loss,
+):  # fmt: skip
+    out = (logit, dlogit, dz, dbias_hidden, dweight, dbias, loss)
+    inputs = (h, h.dtype, *h.shape, weight, bias, wide_logit, label, global_rows, float(p), loss_scale)
+    call("head_step", *inputs, *out)
+
+
+def bias_relu_dropout(y, bias, p, seed, step, layer, first_row):
+    call("bias_relu_dropout", y, bias, *y.shape, y.dtype, float(p), seed, step, layer, first_row)
+
+
+def mask_and_sum(values, mask, scale, *, out, dbias):
+    call("mask_and_sum", values, mask, float(scale), out, dbias, *values.shape, values.dtype)
+
+
+def rmsprop_dense_(weights, rms, grads, copies, lr, rho, eps, grad_scale, found_inf):
+    copies = copies or [None] * len(weights)
+    numbers = []
+    for w, g, c in zip(weights, grads, copies):
+        rows, columns = w.shape if w.dim() == 2 else (1, w.numel())
+        pitch = [columns if t is None or t.dim() != 2 else t.shape[1] for t in (g, c)]
+        numbers += [rows, columns, *pitch, DTYPES[g.dtype], DTYPES[torch.float32 if c is None else c.dtype]]
+    numbers = [int(n) for n in numbers]
+    call("rmsprop_dense", len(weights), weights, rms, grads, copies, numbers, lr, rho, eps, grad_scale, found_inf)
+
+
+def ftrl_dense_(weight, accum, linear, grad, lr, l1, l2, grad_scale, found_inf):
+    call("ftrl_dense", weight, accum, linear, grad, weight.numel(), lr, l1, l2, grad_scale, found_inf)
+
+
+def rmsprop_rows_(weight, rms, last_step, rows, grads, lr, step, rho, eps):
+    state = (weight, rms, last_step, None, None, rows, len(rows), *weight.shape)
+    call("listed_rows", *state, grads, lr, step, rho, eps, 0.0)
+
+
+def ftrl_rows_(weight, accum, linear, rows, grads, lr, l1, l2):
+    D = weight.shape[1] if weight.dim() == 2 else 1
+    state = (weight, None, None, accum, linear, rows, len(rows), len(weight), D)
+    call("listed_rows", *state, grads, None, None, lr, l1, l2)
+
+
+def rmsprop_settle_(rms, last_step, step, rho):
+    call("rmsprop_settle", rms, last_step, *rms.shape, step, rho)
+
+
+def check_finite_(tensors, found_inf, skip=0):
+    """skip: elements at the start that are not looked at, so that the rest begins unaligned."""
+    for t in tensors:
+        call("check_finite", t, t.dtype, t.numel() - skip, skip, found_inf)
+
+
+def loss_scale_update_(scale, good_steps, found_inf, growth, backoff, interval):
+    call("loss_scale_update", scale, good_steps, found_inf, growth, backoff, interval)
+
+
+def auc_histogram_(logit, label, positives, negatives):
+    call("auc_histogram", logit, label, len(logit), positives, negatives, len(positives))
+
+
+def shuffle_rows(rows, block_rows, window_rows, seed, epoch, start, count):
+    out = torch.full((count,), -7)
+    call("shuffle_rows", rows, block_rows, window_rows, seed, epoch, start, count, out)
+    return out
+
+
+def linear_sm90_out(x, weight, bias, p, seed, step, layer, first_row, *, y, mask):
+    sizes = (len(x), len(weight), x.shape[1])
+    call("linear_forward_sm90", x, weight, bias, y, mask, *sizes, x.dtype, float(p), seed, step, layer, first_row)
+
+
+def linear_sm90_dgrad_out(dz, weight_t, mask, scale, *, dx, dbias):
+    sizes = (len(dz), len(weight_t), dz.shape[1])
+    call("linear_dgrad_sm90", dz, weight_t, mask, float(scale), dx, dbias, *sizes, dz.dtype)
+
+
+def mask_bytes(M: int, N: int) -> int:
+    return library().run_mask_bytes(ctypes.c_int64(M), ctypes.c_int64(N))

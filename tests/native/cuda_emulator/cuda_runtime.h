@@ -1,0 +1,127 @@
+// What the kernels use of the CUDA runtime and of the device's built-in functions.
+#pragma once
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "emulator.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __restrict__ __restrict
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+#define threadIdx (emulator::current->index)
+#define blockIdx (emulator::current->block->index)
+inline const dim3 &blockDim = emulator::launch.block, &gridDim = emulator::launch.grid;
+
+using std::isfinite;
+
+struct int2 {
+  int x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorNotSupported = 801,
+};
+using cudaStream_t = void*;
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+
+cudaError_t cudaGetLastError();
+cudaError_t emulator_function_attribute(int bytes);
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
+  return emulator_function_attribute(bytes);
+}
+inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 132;
+  return cudaSuccess;
+}
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
+  emulator::Launch launch{"kernel of a cluster", config->gridDim, config->blockDim, config->dynamicSmemBytes};
+  for (unsigned i = 0; i < config->numAttrs; ++i) launch.cluster = config->attrs[i].val.clusterDim.x;
+  emulator::run(launch, [=] { kernel(arguments...); });
+  return cudaGetLastError();
+}
+
+inline void __syncthreads() { emulator::meet(emulator::current->block->all, "__syncthreads"); }
+inline void __syncwarp() { emulator::meet_warp("__syncwarp"); }
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source) {
+  return emulator::exchange(mask, value, "__shfl_sync", [=](int) { return source; });
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int bits) {
+  return emulator::exchange(mask, value, "__shfl_xor_sync", [=](int lane) { return lane ^ bits; });
+}
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, int by) {
+  return emulator::exchange(mask, value, "__shfl_up_sync", [=](int lane) { return lane < by ? lane : lane - by; });
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, int by) {
+  return emulator::exchange(mask, value, "__shfl_down_sync",
+                            [=](int lane) { return lane + by > 31 ? lane : lane + by; });
+}
+inline unsigned __ballot_sync(unsigned mask, bool value) {
+  emulator::exchange(mask, value, "__ballot_sync", [](int lane) { return lane; });
+  unsigned bits = 0;  // what was given stays until the next exchange, which needs this thread
+  for (int i = 0; i < 32; ++i) bits |= static_cast<unsigned>(emulator::warp().given[i] & 1) << i;
+  emulator::meet_warp("__ballot_sync");
+  return bits;
+}
+inline int __popc(unsigned v) { return std::popcount(v); }
+inline int __ffs(unsigned v) { return v ? std::countr_zero(v) + 1 : 0; }
+inline int __clz(unsigned v) { return std::countl_zero(v); }
+[[noreturn]] inline void __trap() { emulator::fail("__trap"); }
+
+template <typename T>
+T atomicAdd(T* at, T value) {
+  const T before = *at;
+  *at += value;
+  return before;
+}
+template <typename T>
+T __ldg(const T* p) {
+  return *p;
+}

@@ -1,0 +1,403 @@
+// The scheduler of the fibers, the failures, and the guarded memory.
+#include "emulator.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+
+#include "cuda_runtime.h"
+
+namespace emulator {
+
+constexpr size_t kStack = 256 * 1024, kPage = 4096, kWindow = 256 * 1024;
+constexpr size_t kMostShared = 232448;  // of a Hopper block that opts in
+
+struct Fiber {
+  Thread thread{};
+  uint8_t* stack = nullptr;
+  jmp_buf place;
+  bool started = false;
+};
+
+Thread* current = nullptr;
+Launch launch;
+std::vector<Block*> cluster;
+Meeting whole_cluster;
+
+namespace {
+
+std::mt19937_64 generator;
+std::string message;
+cudaError_t last_error = cudaSuccess;
+size_t attribute = 0;  // dynamic shared memory asked for since the last launch
+jmp_buf scheduler, failure;
+std::vector<std::unique_ptr<Fiber>> fibers;
+std::vector<Fiber*> ready, asking;
+std::vector<std::function<void()>> events;
+const std::function<void()>* task = nullptr;
+struct SharedVariable {
+  void* address;
+  size_t bytes;
+};
+std::vector<SharedVariable> shared_variables;
+ucontext_t home;
+
+void release_all(Meeting& m) {
+  for (Thread* t : m.waiting) ready.push_back(t->fiber);
+  m.waiting.clear();
+  m.arrived = 0;
+}
+
+void leave() {  // back to the scheduler; returns when this fiber is drawn again
+  Thread* const self = current;
+  if (_setjmp(self->fiber->place) == 0) _longjmp(scheduler, 1);
+  current = self;
+}
+
+void complete(Meeting& m) {
+  if (m.arrived > 0 && m.arrived >= m.expected) release_all(m);
+}
+
+// A thread that has returned counts no longer for the barriers of its block and cluster. (A warp's exchange does miss
+// it: that is an error of the kernel.)
+void finish() {
+  Block& b = *current->block;
+  --b.live;
+  b.all.expected = b.live;
+  --whole_cluster.expected;
+  complete(b.all);
+  complete(whole_cluster);
+}
+
+void body() {
+  for (;;) {
+    (*task)();
+    finish();
+    current->fiber->started = false;
+    _longjmp(scheduler, 1);
+  }
+}
+
+void start(Fiber* f) {  // a fresh stack frame for a new thread
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = f->stack;
+  context.uc_stack.ss_size = kStack;
+  context.uc_link = nullptr;
+  makecontext(&context, body, 0);
+  f->started = true;
+  setcontext(&context);
+}
+
+__attribute__((noinline)) void resume(Fiber* f) {
+  if (_setjmp(scheduler) != 0) return;
+  current = &f->thread;
+  if (f->started) _longjmp(f->place, 1);
+  start(f);
+}
+
+std::string name_of(const Thread& t) {
+  char text[200];
+  snprintf(text, sizeof text, "block (%u,%u,%u) thread (%u,%u,%u)", t.block->index.x, t.block->index.y,
+           t.block->index.z, t.index.x, t.index.y, t.index.z);
+  return text;
+}
+
+[[noreturn]] void deadlock() {
+  std::map<std::string, std::pair<int, std::string>> waiting;
+  for (const auto& f : fibers)
+    if (f->started) {
+      auto& group = waiting[f->thread.doing ? f->thread.doing : "?"];
+      if (group.first++ == 0) group.second = name_of(f->thread);
+    }
+  std::string text = "deadlock:";
+  for (const auto& [what, group] : waiting)
+    text += " " + std::to_string(group.first) + " threads wait in " + what + " (first: " + group.second + ");";
+  current = nullptr;
+  fail(text);
+}
+
+void drain() {
+  while (!ready.empty() || !events.empty()) {
+    const size_t choices = ready.size() + events.size();
+    size_t at = generator() % choices;
+    if (at < ready.size()) {
+      Fiber* const f = ready[at];
+      ready[at] = ready.back();
+      ready.pop_back();
+      resume(f);
+      continue;
+    }
+    at -= ready.size();
+    const auto event = std::move(events[at]);
+    events.erase(events.begin() + at);
+    current = nullptr;
+    event();
+  }
+  for (const auto& f : fibers)
+    if (f->started) deadlock();
+}
+
+uint8_t* map_pages(size_t bytes) {
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  return static_cast<uint8_t*>(p);
+}
+
+Fiber* fiber(size_t at) {
+  while (fibers.size() <= at) {
+    auto f = std::make_unique<Fiber>();
+    f->stack = map_pages(kStack + kPage) + kPage;
+    mprotect(f->stack - kPage, kPage, PROT_NONE);
+    fibers.push_back(std::move(f));
+  }
+  return fibers[at].get();
+}
+
+// A block of the cluster: its dynamic shared memory ends where an inaccessible page begins.
+struct BlockMemory {
+  Block block;
+  uint8_t* base;
+  explicit BlockMemory(size_t shared) : base(map_pages(kWindow + 2 * kPage)) {
+    block.window = base;
+    const size_t used = (shared + 15) / 16 * 16, pages = (used + kPage - 1) / kPage * kPage;
+    mprotect(base + pages, kWindow + 2 * kPage - pages, PROT_NONE);
+    block.dynamic = base + pages - used;
+    block.dynamic_bytes = shared;
+  }
+  ~BlockMemory() { munmap(base, kWindow + 2 * kPage); }
+};
+
+void prepare(Block& b, uint3 index, int rank, int threads) {
+  b.index = index;
+  b.rank = rank;
+  b.size = b.live = threads;
+  b.all = {};
+  b.all.expected = threads;
+  for (Meeting& m : b.named) m = {};
+  b.warps.assign((threads + 31) / 32, {});
+  for (size_t w = 0; w < b.warps.size(); ++w) b.warps[w].meeting.expected = 32;
+  if (b.dynamic_bytes > 0) memset(b.dynamic, 0xFF, b.dynamic_bytes);
+}
+
+void run_cluster(std::vector<std::unique_ptr<BlockMemory>>& memory, uint64_t first) {
+  const dim3 &grid = launch.grid, &block = launch.block;
+  const int threads = static_cast<int>(block.x * block.y * block.z);
+  for (auto& v : shared_variables) memset(v.address, 0xFF, v.bytes);
+  whole_cluster = {};
+  whole_cluster.expected = threads * static_cast<int>(cluster.size());
+  ready.clear();
+  for (size_t r = 0; r < cluster.size(); ++r) {
+    const uint64_t b = first + r;
+    prepare(memory[r]->block,
+            {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+             static_cast<unsigned>(b / grid.x / grid.y)},
+            static_cast<int>(r), threads);
+    for (int t = 0; t < threads; ++t) {
+      Fiber* const f = fiber(r * threads + t);
+      const auto u = static_cast<unsigned>(t);
+      f->thread = {{u % block.x, u / block.x % block.y, u / block.x / block.y}, t, cluster[r], f, "start"};
+      ready.push_back(f);
+    }
+  }
+  drain();
+}
+
+void on_signal(int number, siginfo_t* info, void*) {
+  char text[120];
+  snprintf(text, sizeof text, "%s at %p",
+           number == SIGSEGV || number == SIGBUS ? "access outside of memory"
+                                                 : "undefined behaviour (misaligned access, index or arithmetic)",
+           info->si_addr);
+  fail(text);
+}
+
+// While kernels run, faults are theirs.
+class Signals {
+ public:
+  Signals() {
+    static uint8_t* const stack = map_pages(64 * 1024);
+    stack_t alternative{};
+    alternative.ss_sp = stack;
+    alternative.ss_size = 64 * 1024;
+    sigaltstack(&alternative, &stack_before_);
+    struct sigaction action{};
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+    for (int i = 0; i < kCount; ++i) sigaction(kNumbers[i], &action, &before_[i]);
+  }
+  ~Signals() {
+    for (int i = 0; i < kCount; ++i) sigaction(kNumbers[i], &before_[i], nullptr);
+    sigaltstack(&stack_before_, nullptr);
+  }
+
+ private:
+  static constexpr int kCount = 4;
+  static constexpr int kNumbers[kCount] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+  struct sigaction before_[kCount];
+  stack_t stack_before_;
+};
+
+[[noreturn]] void too_much_shared(size_t bytes) {
+  fail(std::to_string(bytes) + " bytes of shared memory where " + std::to_string(launch.allowed_shared) +
+       " are allowed");
+}
+
+void check_limits() {
+  const dim3 &g = launch.grid, &b = launch.block;
+  const uint64_t threads = uint64_t{b.x} * b.y * b.z;
+  if (g.x == 0 || g.y == 0 || g.z == 0 || g.y > 65535 || g.z > 65535 || g.x > INT32_MAX || threads == 0 ||
+      threads > 1024 || g.x % launch.cluster != 0)
+    fail("launch with a grid of (" + std::to_string(g.x) + "," + std::to_string(g.y) + "," + std::to_string(g.z) +
+         ") blocks of " + std::to_string(threads) + " threads");
+  if (launch.shared > launch.allowed_shared) too_much_shared(launch.shared);
+}
+
+}  // namespace
+
+void fail(const std::string& what) {
+  if (message.empty()) {
+    message = launch.kernel + ": " + what;
+    if (current) message += " by " + name_of(*current) + ", last seen in " + (current->doing ? current->doing : "?");
+  }
+  last_error = cudaErrorLaunchFailure;
+  _longjmp(failure, 1);
+}
+
+void run(const Launch& what, const std::function<void()>& kernel) {
+  launch = what;
+  launch.allowed_shared = attribute >= launch.shared && attribute > 0 ? kMostShared : 48 * 1024;
+  attribute = 0;
+  shared_variables.clear();
+  task = &kernel;
+  static std::vector<std::unique_ptr<BlockMemory>> memory;
+  memory.clear();
+  cluster.clear();
+  const Signals signals;
+  if (_setjmp(failure) == 0) {
+    check_limits();
+    for (unsigned r = 0; r < launch.cluster; ++r) {
+      memory.push_back(std::make_unique<BlockMemory>(launch.shared));
+      cluster.push_back(&memory.back()->block);
+    }
+    std::vector<uint64_t> order(uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z / launch.cluster);
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i * launch.cluster;
+    std::shuffle(order.begin(), order.end(), generator);
+    for (const uint64_t first : order) run_cluster(memory, first);
+  } else {
+    for (const auto& f : fibers) f->started = false;
+    ready.clear();
+    asking.clear();
+    events.clear();
+  }
+  current = nullptr;
+}
+
+void meet(Meeting& m, const char* what) {
+  current->doing = what;
+  if (m.arrived == 0) m.what = what;
+  if (std::strcmp(m.what, what) != 0) fail(std::string("threads meet in ") + m.what + " and in " + what);
+  ++m.arrived;
+  m.waiting.push_back(current);
+  complete(m);
+  leave();
+}
+
+void wait_until(const std::function<bool()>& is_ready, const char* what) {
+  current->doing = what;
+  while (!is_ready()) {
+    asking.push_back(current->fiber);
+    leave();
+  }
+}
+
+void change() {
+  ready.insert(ready.end(), asking.begin(), asking.end());
+  asking.clear();
+}
+
+void later(std::function<void()> event) { events.push_back(std::move(event)); }
+uint64_t random_number() { return generator(); }
+Warp& warp() { return current->block->warps[current->number / 32]; }
+void meet_warp(const char* what) { meet(warp().meeting, what); }
+
+void shared_variable(void* address, size_t bytes) {
+  size_t total = bytes + launch.shared;  // static and dynamic
+  for (const auto& v : shared_variables) {
+    if (v.address == address) return;
+    total += v.bytes;
+  }
+  if (launch.cluster > 1) fail("static shared variables of a cluster are not emulated");
+  if (total > launch.allowed_shared) too_much_shared(total);
+  memset(address, 0xFF, bytes);
+  shared_variables.push_back({address, bytes});
+}
+
+Call::Call(const char* kernel, dim3 grid, dim3 block, size_t shared, void*) : launch{kernel, grid, block, shared} {}
+
+}  // namespace emulator
+
+using namespace emulator;
+
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = last_error;
+  last_error = cudaSuccess;
+  return error;
+}
+
+cudaError_t emulator_function_attribute(int bytes) {
+  if (bytes > static_cast<int>(kMostShared)) return cudaErrorInvalidValue;
+  attribute = static_cast<size_t>(bytes);
+  return cudaSuccess;
+}
+
+namespace {
+struct Allocation {
+  size_t bytes, mapped;
+  uint8_t* base;
+};
+std::map<void*, Allocation>& allocations() {
+  static std::map<void*, Allocation> all;
+  return all;
+}
+}  // namespace
+
+void* emulator_allocate(size_t bytes) {
+  const size_t used = (bytes + 15) / 16 * 16, pages = (used + kPage - 1) / kPage * kPage;
+  const size_t mapped = pages + 2 * kPage;
+  uint8_t* const base = map_pages(mapped);
+  mprotect(base, kPage, PROT_NONE);
+  mprotect(base + kPage + pages, kPage, PROT_NONE);
+  memset(base + kPage, 0xFF, pages);
+  uint8_t* const start = base + kPage + pages - used;
+  allocations()[start] = {bytes, mapped, base};
+  return start;
+}
+
+int emulator_release(void* memory) {
+  const Allocation a = allocations().at(memory);
+  auto* const start = static_cast<uint8_t*>(memory);
+  bool clean = true;
+  for (uint8_t* p = a.base + kPage; p < start; ++p) clean &= *p == 0xFF;
+  for (uint8_t* p = start + a.bytes; p < a.base + a.mapped - kPage; ++p) clean &= *p == 0xFF;
+  allocations().erase(memory);
+  munmap(a.base, a.mapped);
+  return clean ? 0 : 1;
+}
+
+void emulator_seed(uint64_t seed) {
+  generator.seed(seed);
+  message.clear();
+  last_error = cudaSuccess;
+}
+
+const char* emulator_message() { return message.c_str(); }

@@ -1,0 +1,131 @@
+// Runs CUDA kernels on the processor, one fiber for each thread. A fiber runs until it has to wait for others; which
+// one runs next is drawn at random from a seed, so that a missing barrier shows as a wrong result in some order. What
+// never gets to run again is a deadlock, reported with the kernel and the threads. Device memory comes from
+// emulator_allocate, with inaccessible pages behind it; shared memory starts as NaNs.
+//
+// Not shown here: memory ordering, time, registers, and code that runs in lockstep only by luck.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace emulator {
+
+struct Block;
+struct Fiber;
+
+// What the running thread knows of itself.
+struct Thread {
+  uint3 index;
+  int number;  // within the block
+  Block* block;
+  Fiber* fiber;
+  const char* doing;  // for reports
+};
+
+// Threads that meet: each waits until `expected` have come, then all go on.
+struct Meeting {
+  int expected = 0, arrived = 0;
+  const char* what = nullptr;
+  std::vector<Thread*> waiting;
+};
+
+struct Warp {
+  Meeting meeting;
+  uint64_t given[32], taken[32];
+};
+
+struct Block {
+  uint3 index;
+  int rank, size, live;       // rank: within the cluster; live: threads that have not returned
+  uint8_t *window, *dynamic;  // the block's shared address space starts at window
+  size_t dynamic_bytes;
+  std::vector<Warp> warps;
+  Meeting all, named[16];
+};
+
+struct Launch {
+  std::string kernel;
+  dim3 grid, block;
+  size_t shared;
+  unsigned cluster = 1;
+  size_t allowed_shared = 0;
+};
+
+extern Thread* current;
+extern Launch launch;                // the one that runs
+extern std::vector<Block*> cluster;  // blocks that run together
+extern Meeting whole_cluster;
+
+// Runs all blocks of a grid. Errors stay for cudaGetLastError and emulator_message.
+void run(const Launch& launch, const std::function<void()>& kernel);
+
+// Ends the launch with a message that names kernel, block and thread.
+[[noreturn]] void fail(const std::string& what);
+
+// Waits for the other threads of the meeting; all of a meeting must be doing the same thing.
+void meet(Meeting& meeting, const char* what);
+// Waits until ready() holds; it is asked again after every change().
+void wait_until(const std::function<bool()>& ready, const char* what);
+void change();
+// Something that the hardware does by itself at some later time.
+void later(std::function<void()> event);
+uint64_t random_number();
+
+Warp& warp();
+inline int lane() { return current->number % 32; }
+void meet_warp(const char* what);
+
+// A static variable that stands for one of the running block: NaNs when a block starts.
+void shared_variable(void* address, size_t bytes);
+
+template <typename T>
+T* dynamic_shared() {
+  return reinterpret_cast<T*>(current->block->dynamic);
+}
+
+struct Call {
+  Launch launch;
+  Call(const char* kernel, dim3 grid, dim3 block, size_t shared = 0, void* = nullptr);
+  template <typename F>
+  void operator()(F kernel) const {
+    run(launch, kernel);
+  }
+};
+
+// Value of every lane, after all have given theirs.
+template <typename T, typename F>
+T exchange(unsigned mask, T value, const char* what, F source) {
+  static_assert(sizeof(T) <= 8);
+  if (mask != 0xffffffffu) fail(std::string(what) + " with a partial mask is not emulated");
+  Warp& w = warp();
+  w.given[lane()] = 0;
+  __builtin_memcpy(&w.given[lane()], &value, sizeof(T));
+  meet_warp(what);
+  const uint64_t got = w.given[source(lane()) & 31];
+  meet_warp(what);  // nobody gives anew before all have read
+  T result;
+  __builtin_memcpy(&result, &got, sizeof(T));
+  return result;
+}
+
+}  // namespace emulator
+
+extern "C" {
+// Memory whose end (to 16 bytes) meets an inaccessible page, all bytes 0xFF.
+void* emulator_allocate(size_t bytes);
+// Names a write past the end, if there was one; frees.
+int emulator_release(void* memory);
+void emulator_seed(uint64_t seed);
+const char* emulator_message();
+}

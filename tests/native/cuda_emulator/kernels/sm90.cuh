@@ -1,0 +1,249 @@
+// The functions of csrc/kernels/sm90.cuh as the PTX manual describes the instructions, written from the manual and not
+// from that file (but for `operand`, plain arithmetic, which comes from there and is read back here bit by bit). What
+// happens by itself happens late: a copy lands at some random time after it was issued and its target holds NaNs until
+// then; a product is taken when it is waited for, or at once, as a coin of the launch says.
+#pragma once
+#include <array>
+#include <map>
+#include <tuple>
+#include <vector>
+
+#include "cuda.h"
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
+
+namespace widedeep::kernels::sm90 {
+
+namespace emulated {
+
+using emulator::current;
+using emulator::fail;
+
+// ---- addresses: 32 bits, an offset into the window of a block ----
+
+inline uint8_t* at(const emulator::Block& block, uint32_t address, size_t bytes) {
+  uint8_t* const p = block.window + address;
+  if (p < block.dynamic || p + bytes > block.dynamic + block.dynamic_bytes) fail("address outside of shared memory");
+  return p;
+}
+
+// ---- mbarriers ----
+
+struct Barrier {
+  int64_t expected, pending, bytes;  // bytes: the tx-count, below zero where copies land before they are announced
+  uint64_t phase;
+};
+
+inline std::map<std::pair<const void*, uint32_t>, Barrier>& barriers() {
+  static std::map<std::pair<const void*, uint32_t>, Barrier> all;
+  return all;
+}
+
+constexpr uint64_t kMark = 0xBA881E88BA881E88ull;  // what an initialised barrier holds: it must not be written over
+
+inline Barrier& barrier_at(const emulator::Block& block, uint32_t address) {
+  uint64_t held;
+  __builtin_memcpy(&held, at(block, address, 8), 8);
+  if (address % 8 != 0 || held != kMark) fail("use of an mbarrier that was not initialised or was written over");
+  return barriers().at({&block, address});
+}
+
+inline void complete(Barrier& b) {
+  if (b.pending < 0) fail("more arrivals at an mbarrier than it expects");
+  if (b.pending == 0 && b.bytes == 0) {
+    ++b.phase;
+    b.pending = b.expected;
+  }
+  emulator::change();
+}
+
+// ---- products ----
+
+struct Product {
+  float* d;
+  uint64_t a, b;
+  bool accumulate, bf16;
+};
+struct Pending {
+  std::vector<std::vector<Product>> groups;  // committed, oldest first
+  std::vector<Product> open;
+};
+inline std::map<const emulator::Thread*, Pending>& pending() {
+  static std::map<const emulator::Thread*, Pending> all;
+  return all;
+}
+inline bool& products_at_once() {
+  static bool at_once = false;
+  return at_once;
+}
+
+inline float value_of(uint16_t bits, bool bf16) {
+  static const std::array<std::vector<float>, 2> table = [] {
+    std::array<std::vector<float>, 2> t{std::vector<float>(65536), std::vector<float>(65536)};
+    for (uint32_t i = 0; i < 65536; ++i) {
+      t[0][i] = __half2float({static_cast<uint16_t>(i)});
+      t[1][i] = __bfloat162float({static_cast<uint16_t>(i)});
+    }
+    return t;
+  }();
+  return table[bf16][bits];
+}
+
+// The 16 elements along K of one row of a K-major operand: rows of 128 bytes in groups of eight, the groups a stride
+// apart; the 16-byte chunk (bits 4 to 6 of the address) is exchanged by the row within its 1024 bytes (bits 7 to 9).
+inline void read_row(uint64_t descriptor, int row, bool bf16, float (&out)[16]) {
+  const auto start = static_cast<uint32_t>(descriptor & 0x3FFF) << 4;
+  const auto stride = static_cast<uint32_t>(descriptor >> 32 & 0x3FFF) << 4;
+  if (descriptor >> 62 != 1) fail("an operand without the 128-byte swizzle is not emulated");
+  if (descriptor >> 49 & 7) fail("an operand with a base offset is not emulated");
+  for (uint32_t chunk = 0; chunk < 2; ++chunk) {
+    uint32_t address = start + row / 8 * stride + row % 8 * 128 + chunk * 16;
+    address ^= (address >> 7 & 7) << 4;
+    uint16_t bits[8];
+    __builtin_memcpy(bits, at(*current->block, address, 16), 16);
+    for (uint32_t e = 0; e < 8; ++e) out[chunk * 8 + e] = value_of(bits[e], bf16);
+  }
+}
+
+// This thread's share of d [64 x 128]: two rows of its warp's 16, two neighbouring columns of every eight.
+inline void multiply(const Product& p) {
+  const int warp = current->number / 32 % 4, lane = emulator::lane();
+  float a[2][16], b[16];
+  for (int i = 0; i < 2; ++i) read_row(p.a, warp * 16 + lane / 4 + 8 * i, p.bf16, a[i]);
+  for (int j = 0; j < 16; ++j)
+    for (int e = 0; e < 2; ++e) {
+      read_row(p.b, j * 8 + lane % 4 * 2 + e, p.bf16, b);
+      for (int i = 0; i < 2; ++i) {
+        float sum = 0.f;
+        for (int k = 0; k < 16; ++k) sum += a[i][k] * b[k];
+        float& d = p.d[j * 4 + i * 2 + e];
+        d = p.accumulate ? d + sum : sum;
+      }
+    }
+}
+
+}  // namespace emulated
+
+inline uint32_t smem_address(const void* p) {
+  return static_cast<uint32_t>(static_cast<const uint8_t*>(p) - emulator::current->block->window);
+}
+
+inline void barrier_init(uint32_t barrier, uint32_t arrivals) {
+  using namespace emulated;
+  __builtin_memcpy(at(*current->block, barrier, 8), &kMark, 8);
+  barriers()[{current->block, barrier}] = {arrivals, arrivals, 0, 0};
+  products_at_once() = emulator::random_number() & 1;
+  pending().clear();
+}
+
+inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
+  emulated::Barrier& b = emulated::barrier_at(*emulator::current->block, barrier);
+  b.bytes += bytes;
+  --b.pending;
+  emulated::complete(b);
+}
+
+inline void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
+  if (rank >= emulator::cluster.size()) emulator::fail("arrival at a block outside of the cluster");
+  if (emulator::cluster[rank]->live == 0) emulator::fail("arrival at a block that has ended");
+  emulated::Barrier& b = emulated::barrier_at(*emulator::cluster[rank], barrier);
+  --b.pending;
+  emulated::complete(b);
+}
+
+// Until the phase of this parity is complete; the phase before the first counts as complete, with parity 1.
+inline void barrier_wait(uint32_t barrier, uint32_t parity) {
+  const emulator::Block& block = *emulator::current->block;
+  emulator::wait_until([&] { return (emulated::barrier_at(block, barrier).phase & 1) != parity; }, "mbarrier wait");
+}
+
+inline void fence_barrier_init() {}
+inline void prefetch_map(const CUtensorMap*) {}
+inline uint32_t cluster_rank() { return static_cast<uint32_t>(emulator::current->block->rank); }
+inline void cluster_sync() {
+  emulator::meet_warp("cluster_sync");  // aligned: a warp comes as a whole
+  emulator::meet(emulator::whole_cluster, "cluster_sync");
+}
+
+inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier,
+                               uint16_t blocks) {
+  using namespace emulated;
+  const size_t bytes = size_t{map->box_rows} * 128;
+  if (target % 128 != 0) fail("the target of a copy must be aligned to 128 bytes");
+  for (size_t rank = 0; rank < emulator::cluster.size(); ++rank) {
+    if (!(blocks >> rank & 1)) continue;
+    emulator::Block* const block = emulator::cluster[rank];
+    std::memset(at(*block, target, bytes), 0xFF, bytes);
+    emulator::later([=, map = *map] {
+      if (block->live == 0) fail("a copy lands in a block that has ended");
+      for (uint32_t r = 0; r < map.box_rows; ++r)
+        for (uint32_t chunk = 0; chunk < 8; ++chunk) {
+          uint32_t address = target + r * 128 + chunk * 16;
+          address ^= (address >> 7 & 7) << 4;
+          uint16_t values[8] = {};
+          for (int e = 0; e < 8; ++e) {
+            const int64_t column = int64_t{k} + chunk * 8 + e, line = int64_t{row} + r;
+            if (column >= 0 && line >= 0 && column < int64_t(map.columns) && line < int64_t(map.rows))
+              __builtin_memcpy(&values[e], map.base + line * map.pitch + column * 2, 2);
+          }
+          __builtin_memcpy(at(*block, address, 16), values, 16);
+        }
+      Barrier& b = barrier_at(*block, barrier);
+      b.bytes -= static_cast<int64_t>(bytes);
+      complete(b);
+    });
+  }
+}
+
+inline void tma_load(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier) {
+  tma_load_multicast(target, map, k, row, barrier, static_cast<uint16_t>(1 << cluster_rank()));
+}
+
+template <int kRegisters>
+void register_grow() {
+  static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
+  emulator::meet_warp("setmaxnreg");
+}
+template <int kRegisters>
+void register_shrink() {
+  register_grow<kRegisters>();
+}
+
+inline void named_barrier(int id, int threads) {
+  emulator::meet_warp("named barrier");
+  emulator::Meeting& m = emulator::current->block->named[id];
+  m.expected = threads;
+  emulator::meet(m, "named barrier");
+}
+
+#include "operand.inc"  // descriptors are made by the function of csrc/kernels/sm90.cuh itself
+
+inline void wgmma_fence() { emulator::meet_warp("wgmma.fence"); }
+
+inline void wgmma_commit() {
+  emulator::meet_warp("wgmma.commit_group");
+  emulated::Pending& p = emulated::pending()[emulator::current];
+  p.groups.push_back(std::move(p.open));
+  p.open.clear();
+}
+
+template <int kPending>
+void wgmma_wait() {
+  emulated::Pending& p = emulated::pending()[emulator::current];
+  while (p.groups.size() > kPending) {
+    if (!emulated::products_at_once())
+      for (const emulated::Product& product : p.groups.front()) emulated::multiply(product);
+    p.groups.erase(p.groups.begin());
+  }
+  emulator::meet_warp("wgmma.wait_group");  // after it no lane of the warp reads the operands any more
+}
+
+template <typename T>
+void wgmma(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
+  emulator::meet_warp("wgmma.mma_async");
+  const emulated::Product product{d, a, b, accumulate != 0, std::is_same_v<T, __nv_bfloat16>};
+  if (emulated::products_at_once()) emulated::multiply(product);
+  emulated::pending()[emulator::current].open.push_back(product);
+}
+
+}  // namespace widedeep::kernels::sm90

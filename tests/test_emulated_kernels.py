@@ -1,0 +1,361 @@
+"""The CUDA kernels on the CPU emulator (tests/emulated.py), against the float64 reference. Needs no GPU."""
+
+import platform
+import shutil
+
+import pytest
+import torch
+
+from tests import emulated
+from widedeep import reference
+from widedeep.testing import assert_close, embedding_case, normal, poisoned
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None or platform.machine() != "x86_64", reason="the CUDA emulator needs g++ on x86-64"
+)
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+MULTI = ((100, 24, 3, 0), (60, 8, 5, 1), (9, 5, 2, 1))
+WIDTHS = ((40, 4, 1, 0), (11, 16, 1, 0), (9, 19, 2, 1), (30, 64, 1, 0), (25, 128, 1, 0), (6, 200, 3, 1), (3, 256, 1, 0))
+ONE = ((3, 19, 1, 0),)  # as a hot row: B consecutive sorted entries
+# (B, tables or None for the mixed small set, kind of ids)
+CASES = [
+    (0, None, "zipf"),
+    (1, None, "zipf"),
+    (7, WIDTHS, "zipf"),
+    (33, WIDTHS, "hot"),
+    (300, MULTI, "zipf"),
+    (300, MULTI, "padding"),
+    (300, None, "hot"),
+    (256, ONE, "hot"),  # whole chunks, whole blocks
+    (512, ((5, 130, 1, 0),), "hot"),
+    (544, ONE, "hot"),  # whole chunks, a block of one
+    (513, ((2, 128, 2, 1),), "hot"),
+    (33, ((30, 0, 1, 0), (4, 0, 3, 0)), "zipf"),
+    (33, (), "zipf"),
+]
+cases = pytest.mark.parametrize(
+    ("B", "tables", "kind"), CASES, ids=[f"B={B}-F={5 if t is None else len(t)}-{kind}" for B, t, kind in CASES]
+)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids=["order-a", "order-b"])
+def order(request):
+    """Every test runs under two orders of threads and blocks."""
+    emulated.reseed(request.param)
+    return request.param
+
+
+def make(B, tables, kind):
+    return embedding_case(B, kind=kind, **({} if tables is None else {"tables": tables}))
+
+
+def same_in_any_order(run):
+    """The bits of run() under three orders."""
+    results = []
+    for seed in (1, 2, 3):
+        emulated.reseed(seed)
+        results.append(run())
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            assert torch.equal(a, b)
+
+
+# --- embedding --------------------------------------------------------------------------------------------------------
+
+
+@cases
+@dtypes
+@pytest.mark.parametrize("extra", [0, 5], ids=["even", "odd"])
+def test_embedding_forward(B, tables, kind, dtype, extra):
+    case = make(B, tables, kind)
+    case.width += extra  # an odd width: rows that begin between pairs
+    x, wide_logit = poisoned(B, case.width, dtype=dtype), poisoned(B)
+    lists = (case.hotness, case.mean, case.columns, case.numeric_columns)
+    emulated.embedding_forward_out(*case.weights(), *lists, x=x, wide_logit=wide_logit)
+    want_x, want_logit = reference.embedding_forward(*case.double().forward_args(torch.float64))
+    assert_close(x, want_x)
+    assert_close(wide_logit, want_logit)
+
+
+def test_embedding_forward_traps_on_an_id_past_its_table():
+    case = make(40, MULTI, "zipf")
+    case.ids[39, 4] = 60
+    lists = (case.hotness, case.mean, case.columns, case.numeric_columns)
+    with pytest.raises(RuntimeError, match="embedding_forward_kernel"):
+        emulated.embedding_forward_out(*case.weights(), *lists, x=poisoned(40, case.width), wide_logit=poisoned(40))
+
+
+def test_embedding_forward_of_a_wide_deep_input():
+    """Several column slices (989 columns in one, 2200 in three), 32 rows and one more."""
+    case = make(33, ((7, 256, 1, 0),) * 8, "zipf")
+    case.width = 2203
+    x, wide_logit = poisoned(33, case.width, dtype=torch.bfloat16), poisoned(33)
+    lists = (case.hotness, case.mean, case.columns, case.numeric_columns)
+    emulated.embedding_forward_out(*case.weights(), *lists, x=x, wide_logit=wide_logit)
+    assert_close(x, reference.embedding_forward(*case.double().forward_args(torch.float64))[0])
+
+
+@cases
+def test_embedding_segments(B, tables, kind):
+    case = make(B, tables, kind)
+    got = emulated.embedding_segments(case.ids, case.hotness, case.rows)
+    for g, want in zip(got, reference.embedding_segments(case.ids, case.hotness, case.rows)):
+        assert torch.equal(g, want)
+
+
+@cases
+@dtypes
+def test_embedding_row_gradients(B, tables, kind, dtype):
+    case = make(B, tables, kind)
+    dx, dlogit = normal(B, case.width, dtype=dtype, key="dx"), normal(B, key="dlogit")
+    segments = reference.embedding_segments(case.ids, case.hotness, case.rows)
+    lists = (case.hotness, case.mean, case.columns, case.rows, case.dims)
+    got, got_wide = emulated.embedding_row_gradients(case.ids, dx, dlogit, *segments, *lists)
+    want, want_wide = reference.embedding_row_gradients(case.ids, dx.double(), dlogit.double(), *segments, *lists)
+    for g, w in zip(got, want):
+        assert_close(g, w, scale=5)
+    assert_close(got_wide, want_wide, scale=5)
+
+
+def update_state(case, dtype):
+    R = sum(case.rows)
+    rms = [(normal(*t.shape, key="rms").square() * 1e-2).to(dtype) for t in case.tables]
+    accum, linear = normal(R, key="accum").square() + 0.1, normal(R, key="linear")
+    tables = [t.clone().to(dtype) for t in case.tables]
+    return (
+        tables, rms, torch.arange(R, dtype=torch.int32) % 7, case.wide.clone().to(dtype), accum.to(dtype),
+        linear.to(dtype),
+    )  # fmt: skip
+
+
+def update(module, case, dtype, dx, dlogit, grad_scale=None, found_inf=None):
+    state = update_state(case, dtype)
+    segments = reference.embedding_segments(case.ids, case.hotness, case.rows)
+    lists = (case.hotness, case.mean, case.columns)
+    numbers = (torch.tensor(0.01).to(dtype), torch.tensor(9), 0.9, 1e-7, 0.05, 0.01, 0.02)
+    module.embedding_update_(case.ids, dx, dlogit, *segments, *state, *lists, *numbers, grad_scale, found_inf)
+    return [*state[0], *state[1], *state[2:]]
+
+
+@cases
+@dtypes
+def test_embedding_update(B, tables, kind, dtype):
+    case = make(B, tables, kind)
+    dx, dlogit = normal(B, case.width, dtype=dtype, key="dx"), normal(B, key="dlogit")
+    got = update(emulated, case, torch.float32, dx, dlogit, torch.tensor(8.0), torch.tensor(0.0))
+    want = update(reference, case, torch.float64, dx.double(), dlogit.double(), torch.tensor(8.0), torch.tensor(0.0))
+    for g, w in zip(got, want):
+        if g.dtype == torch.int32:
+            assert torch.equal(g, w)
+        else:
+            assert_close(g, w, scale=5)
+
+
+def test_embedding_update_does_nothing_after_an_overflow():
+    case = make(40, MULTI, "zipf")
+    dx, dlogit = normal(40, case.width), normal(40)
+    before = update_state(case, torch.float32)
+    got = update(emulated, case, torch.float32, dx, dlogit, None, torch.tensor(1.0))
+    for g, w in zip(got, [*before[0], *before[1], *before[2:]]):
+        assert torch.equal(g, w)
+
+
+@pytest.mark.parametrize(("B", "tables"), [(300, None), (513, ((2, 128, 2, 1),)), (300, MULTI)])
+def test_embedding_update_is_the_same_in_any_order(B, tables):
+    case = make(B, tables, "zipf")
+    dx, dlogit = normal(B, case.width, dtype=torch.float16), normal(B)
+    same_in_any_order(lambda: update(emulated, case, torch.float32, dx, dlogit))
+
+
+# --- head -------------------------------------------------------------------------------------------------------------
+
+HEADS = [(0, 64), (1, 8), (7, 264), (33, 1024), (300, 520), (1700, 8), (12, 1032), (9, 2048)]
+
+
+def head_case(B, H, dtype):
+    h = (normal(B, H, key="h").relu() * (normal(B, H, key="keep") > -1)).to(dtype)
+    label = (normal(B, key="label") > 0).float()
+    return h, normal(1, H, scale=H**-0.5), normal(1, key="bias"), normal(B, key="wide"), label
+
+
+def head_step(module, case, make_output, dtype):
+    h, weight, bias, wide_logit, label = case
+    B, H = h.shape
+    shapes = {
+        "logit": (B,), "dlogit": (B,), "dz": (B, H), "dbias_hidden": (H,), "dweight": (1, H), "dbias": (1,), "loss": (),
+    }  # fmt: skip
+    out = {name: make_output(shape, dtype if name == "dz" else None) for name, shape in shapes.items()}
+    module.head_step_out(h, weight, bias, wide_logit, label, 2 * B + 1, 0.1, torch.tensor(4.0), **out)
+    return out
+
+
+@pytest.mark.parametrize(("B", "H"), HEADS)
+@dtypes
+def test_head(B, H, dtype):
+    case = head_case(B, H, dtype)
+    got = head_step(emulated, case, lambda shape, d: poisoned(*shape, dtype=d or torch.float32), dtype)
+    wanted = [t.double() for t in case]
+    want = head_step(reference, wanted, lambda shape, _: torch.full(shape, 7.0, dtype=torch.float64), dtype)
+    for name in got:
+        assert_close(got[name], want[name], dtype if name == "dz" else torch.float32, scale=3)
+    assert_close(emulated.head_forward(*case[:4]), reference.head_forward(*wanted[:4]), scale=3)
+
+
+def test_head_is_the_same_in_any_order():
+    case = head_case(1700, 8, torch.float16)
+    same_in_any_order(
+        lambda: head_step(emulated, case, lambda s, d: poisoned(*s, dtype=d or torch.float32), torch.float16).values()
+    )
+
+
+# --- passes around a product ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("M", "N"), [(0, 8), (1, 8), (7, 64), (33, 264), (129, 520), (300, 1032)])
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@dtypes
+def test_bias_relu_dropout(M, N, p, dtype):
+    y, bias = normal(M, N, dtype=dtype), normal(N, dtype=dtype, key="bias")
+    y.view(-1)[::7] = 0
+    seed, step, layer, first_row = -5, torch.tensor(2**33 + 5), 3, 2**32 - 2
+    want = torch.relu(y.double() + bias.double())
+    if p:
+        keep = reference.dropout_mask(M, N, p, seed, step, layer, first_row)
+        want = torch.where(keep, want * reference.dropout_scale(p), 0)
+    got = y.clone()
+    emulated.bias_relu_dropout(got, bias, p, seed, step, layer, first_row)
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize(("M", "N"), [(0, 8), (1, 8), (128, 64), (129, 520), (300, 1032), (4500, 8)])
+@pytest.mark.parametrize("masked", [True, False])
+@dtypes
+def test_mask_and_sum(M, N, masked, dtype):
+    values = normal(M, N, dtype=dtype)
+    mask = normal(M, N, dtype=dtype, key="mask") if masked else None
+    out, dbias = poisoned(M, N, dtype=dtype), poisoned(N)
+    emulated.mask_and_sum(values, mask, 1.25, out=out, dbias=dbias)
+    want = values.double() * 1.25
+    if masked:
+        want = torch.where(mask > 0, want, 0)
+    assert_close(out, want)
+    assert_close(dbias, want.sum(0), scale=5)
+
+
+# --- optimizers, metrics, order ---------------------------------------------------------------------------------------
+
+
+@dtypes
+def test_rmsprop_dense(dtype):
+    shapes = [(3, 5), (1,), (130, 33), (0, 4), (200,)] * 11  # 55 tensors: two launches
+    weights = [normal(*s, key=i) for i, s in enumerate(shapes)]
+    rms = [normal(*s, key=("r", i)).square() for i, s in enumerate(shapes)]
+    wide = [(*s[:1], s[1] + i % 3) if len(s) == 2 else s for i, s in enumerate(shapes)]
+    grads = [normal(*s, dtype=dtype, key=("g", i)) for i, s in enumerate(wide)]
+    copies = [poisoned(*s, dtype=dtype) for s in wide]
+    numbers = (torch.tensor(0.01), 0.9, 1e-7, torch.tensor(16.0), torch.tensor(0.0))
+    want_w, want_r = [t.double() for t in weights], [t.double() for t in rms]
+    inner = [g[:, : w.shape[1]] if w.dim() == 2 else g for g, w in zip(grads, weights)]
+    reference.rmsprop_dense_(want_w, want_r, [g.double() for g in inner], [], *numbers)
+    emulated.rmsprop_dense_(weights, rms, grads, copies, *numbers)
+    for w, r, c, ww, wr in zip(weights, rms, copies, want_w, want_r):
+        assert_close(w, ww)
+        assert_close(r, wr)
+        narrow = c[:, : w.shape[1]] if w.dim() == 2 else c
+        assert torch.equal(narrow, w.to(dtype))
+        if w.dim() == 2:
+            assert c[:, w.shape[1] :].isnan().all()  # padding stays as it is
+    before = [w.clone() for w in weights]
+    emulated.rmsprop_dense_(weights, rms, grads, copies, *numbers[:4], torch.tensor(1.0))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights))
+
+
+@pytest.mark.parametrize("n", [0, 1, 300])
+def test_ftrl_dense(n):
+    state = [normal(n, key=0), normal(n, key=1).square(), normal(n, key=2)]
+    state[1][::5] = 0
+    grad = normal(n, key=3)
+    grad[::5] = 0  # a weight that never saw anything
+    want = [t.double() for t in state]
+    numbers = (0.05, 0.3, 0.1, torch.tensor(2.0), None)
+    reference.ftrl_dense_(*want, grad.double(), *numbers)
+    emulated.ftrl_dense_(*state, grad, *numbers)
+    for g, w in zip(state, want):
+        assert_close(g, w, scale=5)
+
+
+@pytest.mark.parametrize(("n", "D"), [(0, 4), (1, 1), (300, 19), (64, 33), (40, 200)])
+def test_listed_rows(n, D):
+    R = 37
+    rows = (torch.arange(n) * 7919 % (R + 1) - 1) if n else torch.zeros(0, dtype=torch.int64)
+    if n > 50:
+        rows[10:45] = 5  # a name listed often
+    grads = normal(n, D)
+    weight, rms, last = normal(R, D, key=1), normal(R, D, key=2).square(), torch.arange(R, dtype=torch.int32) % 5
+    accum, linear = normal(R, D, key=3).square(), normal(R, D, key=4)
+    valid = rows >= 0
+    want = [weight.double(), rms.double(), last.clone()]
+    step = torch.tensor(8)
+    reference.rmsprop_rows_(*want, rows[valid], grads[valid].double(), torch.tensor(0.01).double(), step, 0.9, 1e-7)
+    got = [weight.clone(), rms.clone(), last.clone()]
+    emulated.rmsprop_rows_(*got, rows, grads, torch.tensor(0.01), step, 0.9, 1e-7)
+    for g, w in zip(got[:2], want):
+        assert_close(g, w, scale=5)
+    assert torch.equal(got[2], want[2])
+    want = [weight.double(), accum.double(), linear.double()]
+    reference.ftrl_rows_(*want, rows[valid], grads[valid].double(), 0.05, 0.3, 0.1)
+    got = [weight.clone(), accum.clone(), linear.clone()]
+    emulated.ftrl_rows_(*got, rows, grads, 0.05, 0.3, 0.1)
+    for g, w in zip(got, want):
+        assert_close(g, w, scale=5)
+
+
+def test_rmsprop_settle():
+    rms, last = normal(77, 19).square(), torch.arange(77, dtype=torch.int32) % 9 + 1
+    want, want_last = rms.double(), last.clone()
+    reference.rmsprop_settle_(want, want_last, torch.tensor(9), 0.9)
+    emulated.rmsprop_settle_(rms, last, torch.tensor(9), 0.9)
+    assert_close(rms, want)
+    assert torch.equal(last, want_last)
+
+
+@dtypes
+@pytest.mark.parametrize("n", [1, 7, 64, 1003])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_check_finite(n, dtype, skip):
+    for value, place in [(None, 0), *((v, i) for v in ("nan", "inf", "-inf") for i in (0, n // 2, n - 1))]:
+        values = torch.full((n + skip,), float("nan"), dtype=dtype)
+        values[skip:] = torch.finfo(dtype).max
+        if value:
+            values[skip + place] = float(value)
+        found = torch.zeros(())
+        emulated.check_finite_([values], found, skip)
+        assert found.item() == (value is not None)
+
+
+def test_loss_scale_update():
+    for state in [(8.0, 1, 0.0), (8.0, 1, 1.0), (1.0, 0, 1.0), (8.0, 0, 0.0), (3e38, 1, 0.0)]:
+        pair = []
+        for module in (emulated, reference):
+            scale, good = torch.tensor(state[0]), torch.tensor(state[1], dtype=torch.int32)
+            module.loss_scale_update_(scale, good, torch.tensor(state[2]), 2.0, 0.5, 2)
+            pair.append((scale.item(), good.item()))
+        assert pair[0] == pair[1]
+
+
+@pytest.mark.parametrize("B", [0, 1, 300])
+def test_auc_histogram(B):
+    logit, label = normal(B, scale=3), (normal(B, key="y") > 0).float()
+    counts = [[torch.ones(199, dtype=torch.int64) for _ in range(2)] for _ in range(2)]
+    emulated.auc_histogram_(logit, label, *counts[0])
+    reference.auc_histogram_(logit, label, *counts[1])
+    assert torch.equal(torch.stack(counts[0]), torch.stack(counts[1]))
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1000, 7, 100), (999, 16, 2000)])
+def test_shuffle_rows(sizes):
+    for start, count in [(0, sizes[0]), (sizes[0] // 3, sizes[0] // 2), (0, 0)]:
+        got = emulated.shuffle_rows(*sizes, 5, 3, start, count)
+        assert torch.equal(got, reference.shuffle_rows(*sizes, 5, 3, start, count, "cpu"))
