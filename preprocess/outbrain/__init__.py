@@ -4,7 +4,8 @@
 Formulas and names follow the original's GPU pipeline (flavour `nvtabular`): left joins of clicks, events, promoted
 content and document tables; a split by day and display; click rates and counts by key, learned on train rows; tf-idf
 similarities of the two pages; hash buckets. Modules, in the order of the data: `layout` (files), `tables` (look-ups),
-`similarity`, `lists`, `clicks` (pass 1), `statistics`, `ads` (features of an ad), `transform` (pass 2), `pipeline`, `resume`.
+`similarity`, `lists`, `clicks` (pass 1), `statistics`, `ads` (features of an ad), `transform` (pass 2), `pipeline`,
+`resume`.
 """
 
 from preprocess.outbrain.config import OutbrainConfig
