@@ -1,7 +1,7 @@
 // Optimizer ops on the CPU. Contracts: widedeep/ops/optim.py.
 #include <torch/csrc/stable/library.h>
 
-#include "bindings/checks.h"
+#include "bindings/optim_checks.h"
 #include "cpu/optim.h"
 
 namespace widedeep {
@@ -21,29 +21,15 @@ void check_rows(const Tensor& rows, int64_t R, const char* op) {
     STD_TORCH_CHECK(row[i] >= -1 && row[i] < R, op, ": rows[", i, "] is ", row[i], ", outside [-1, ", R, ")");
 }
 
-void check_same(const Tensor& t, const Tensor& like, const char* op, const std::string& name) {
-  bool fits = t.dim() == like.dim() && t.scalar_type() == ScalarType::Float && t.is_contiguous();
-  for (int64_t i = 0; fits && i < t.dim(); ++i) fits = t.size(i) == like.size(i);
-  STD_TORCH_CHECK(fits, op, ": ", name, " must be a contiguous float32 tensor of the weight's shape, got ", describe(t),
-                  " for ", describe(like));
-}
-
 void rmsprop_dense_(std::vector<Tensor> weights, std::vector<Tensor> rms, std::vector<Tensor> grads,
                     std::vector<Tensor> copies, Tensor lr, double rho, double eps, std::optional<Tensor> grad_scale,
                     std::optional<Tensor> found_inf) {
   const char* op = "rmsprop_dense_";
-  const size_t count = weights.size();
-  STD_TORCH_CHECK(rms.size() == count && grads.size() == count && (copies.empty() || copies.size() == count), op,
-                  ": weights, rms, grads and copies (if any) must be lists of one length, got ", count, ", ",
-                  rms.size(), ", ", grads.size(), ", ", copies.size());
-  check_scalar(lr, op, "lr", ScalarType::Float, lr);
-  check_scalar(grad_scale, op, "grad_scale", ScalarType::Float, lr);
-  check_scalar(found_inf, op, "found_inf", ScalarType::Float, lr);
+  check_rmsprop_lists(weights, rms, grads, copies, lr, op);
+  check_loss_scale(grad_scale, found_inf, op, lr);
   std::vector<cpu::DenseParameter> parameters;
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < weights.size(); ++i) {
     const std::string at = "[" + std::to_string(i) + "]";
-    check_same(weights[i], weights[i], op, "weights" + at);
-    check_same(rms[i], weights[i], op, "rms" + at);
     const int64_t n = weights[i].numel();
     const auto grad_type = element_type(grads[i].scalar_type(), op, "grads");
     STD_TORCH_CHECK(grads[i].numel() == n && grads[i].is_contiguous(), op, ": grads", at,
@@ -66,42 +52,26 @@ void rmsprop_dense_(std::vector<Tensor> weights, std::vector<Tensor> rms, std::v
 void rmsprop_rows_(Tensor weight, Tensor rms, Tensor last_step, Tensor rows, Tensor grads, Tensor lr, Tensor step,
                    double rho, double eps) {
   const char* op = "rmsprop_rows_";
-  check(weight, op, "weight", ScalarType::Float, {kAny, kAny}, weight);
-  const int64_t R = weight.size(0), D = weight.size(1);
-  check(rms, op, "rms", ScalarType::Float, {R, D}, weight);
-  check(last_step, op, "last_step", ScalarType::Int, {R}, weight);
-  check(rows, op, "rows", ScalarType::Long, {kAny}, weight);
-  check(grads, op, "grads", ScalarType::Float, {rows.size(0), D}, weight);
-  check_scalar(lr, op, "lr", ScalarType::Float, weight);
-  check_scalar(step, op, "step", ScalarType::Long, weight);
+  check_rmsprop_rows(weight, rms, last_step, lr, step, op);
+  const int64_t n = check_listed_rows(weight, rows, grads, op), R = weight.size(0), D = weight.size(1);
   check_rows(rows, R, op);
   cpu::rmsprop_rows(floats(weight), floats(rms), static_cast<int32_t*>(last_step.mutable_data_ptr()),
-                    static_cast<const int64_t*>(rows.const_data_ptr()), values(grads), rows.size(0), D,
+                    static_cast<const int64_t*>(rows.const_data_ptr()), values(grads), n, D,
                     {read(lr), static_cast<float>(rho), static_cast<float>(eps)}, read_step(step));
 }
 
 void rmsprop_settle_(Tensor rms, Tensor last_step, Tensor step, double rho) {
-  const char* op = "rmsprop_settle_";
-  check(rms, op, "rms", ScalarType::Float, {kAny, kAny}, rms);
-  check(last_step, op, "last_step", ScalarType::Int, {rms.size(0)}, rms);
-  check_scalar(step, op, "step", ScalarType::Long, rms);
+  check_settle(rms, last_step, step);
   cpu::rmsprop_settle(floats(rms), static_cast<int32_t*>(last_step.mutable_data_ptr()), rms.size(0), rms.size(1),
                       read_step(step), static_cast<float>(rho));
-}
-
-core::FtrlRule ftrl_rule(double lr, double l1, double l2) {
-  return {static_cast<float>(lr), static_cast<float>(l1), static_cast<float>(l2)};
 }
 
 void ftrl_dense_(Tensor weight, Tensor accum, Tensor linear, Tensor grad, double lr, double l1, double l2,
                  std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   const char* op = "ftrl_dense_";
-  check_same(weight, weight, op, "weight");
-  check_same(accum, weight, op, "accum");
-  check_same(linear, weight, op, "linear");
+  check_ftrl(weight, accum, linear, op);
   check_same(grad, weight, op, "grad");
-  check_scalar(grad_scale, op, "grad_scale", ScalarType::Float, weight);
-  check_scalar(found_inf, op, "found_inf", ScalarType::Float, weight);
+  check_loss_scale(grad_scale, found_inf, op, weight);
   if (skipped(found_inf)) return;
   cpu::ftrl_dense(floats(weight), floats(accum), floats(linear), values(grad), weight.numel(), ftrl_rule(lr, l1, l2),
                   inverse(grad_scale));
@@ -110,16 +80,8 @@ void ftrl_dense_(Tensor weight, Tensor accum, Tensor linear, Tensor grad, double
 void ftrl_rows_(Tensor weight, Tensor accum, Tensor linear, Tensor rows, Tensor grads, double lr, double l1,
                 double l2) {
   const char* op = "ftrl_rows_";
-  STD_TORCH_CHECK(weight.dim() == 1 || weight.dim() == 2, op, ": weight must be [R] or [R, D], got ", describe(weight));
-  check_same(weight, weight, op, "weight");
-  check_same(accum, weight, op, "accum");
-  check_same(linear, weight, op, "linear");
-  check(rows, op, "rows", ScalarType::Long, {kAny}, weight);
-  const int64_t n = rows.size(0), D = weight.dim() == 2 ? weight.size(1) : 1;
-  STD_TORCH_CHECK(grads.scalar_type() == ScalarType::Float && grads.is_contiguous() && grads.dim() == weight.dim() &&
-                      grads.size(0) == n && grads.numel() == n * D,
-                  op, ": grads must be contiguous float32, one row of the weight per entry of rows, got ",
-                  describe(grads), " for ", n, " rows of ", D);
+  check_ftrl(weight, accum, linear, op);
+  const int64_t n = check_listed_rows(weight, rows, grads, op), D = weight.dim() == 2 ? weight.size(1) : 1;
   check_rows(rows, weight.size(0), op);
   cpu::ftrl_rows(floats(weight), floats(accum), floats(linear), static_cast<const int64_t*>(rows.const_data_ptr()),
                  values(grads), n, D, ftrl_rule(lr, l1, l2));

@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "bindings/checks.h"
+#include "bindings/optim_checks.h"
 #include "bindings/stream.h"
 #include "kernels/optim.h"
 
@@ -13,13 +13,6 @@ float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()
 const float* values(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 const float* value(const std::optional<Tensor>& t) { return t.has_value() ? values(*t) : nullptr; }
 const int64_t* step_of(const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); }
-
-void check_same(const Tensor& t, const Tensor& like, const char* op, const std::string& name) {
-  bool fits = t.dim() == like.dim() && t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.is_cuda();
-  for (int64_t i = 0; fits && i < t.dim(); ++i) fits = t.size(i) == like.size(i);
-  STD_TORCH_CHECK(fits, op, ": ", name, " must be a contiguous float32 tensor of the weight's shape, got ", describe(t),
-                  " for ", describe(like));
-}
 
 // Row length of a gradient or a half copy of `weight`. As matrices both have the weight's rows, each as long or longer
 // (padding); otherwise they have its elements, as one row.
@@ -35,19 +28,12 @@ void rmsprop_dense_(std::vector<Tensor> weights, std::vector<Tensor> rms, std::v
                     std::vector<Tensor> copies, Tensor lr, double rho, double eps, std::optional<Tensor> grad_scale,
                     std::optional<Tensor> found_inf) {
   const char* op = "rmsprop_dense_";
-  const size_t count = weights.size();
-  STD_TORCH_CHECK(rms.size() == count && grads.size() == count && (copies.empty() || copies.size() == count), op,
-                  ": weights, rms, grads and copies (if any) must be lists of one length, got ", count, ", ",
-                  rms.size(), ", ", grads.size(), ", ", copies.size());
-  check_scalar(lr, op, "lr", ScalarType::Float, lr);
-  check_scalar(grad_scale, op, "grad_scale", ScalarType::Float, lr);
-  check_scalar(found_inf, op, "found_inf", ScalarType::Float, lr);
+  check_rmsprop_lists(weights, rms, grads, copies, lr, op);
+  check_loss_scale(grad_scale, found_inf, op, lr);
   std::vector<kernels::DenseParameter> parameters;
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < weights.size(); ++i) {
     const std::string at = "[" + std::to_string(i) + "]";
     const Tensor& w = weights[i];
-    check_same(w, w, op, "weights" + at);
-    check_same(rms[i], w, op, "rms" + at);
     const bool matrices = w.dim() == 2 && grads[i].dim() == 2 && (copies.empty() || copies[i].dim() == 2);
     kernels::DenseParameter p{};
     p.weight = floats(w);
@@ -71,19 +57,12 @@ void rmsprop_dense_(std::vector<Tensor> weights, std::vector<Tensor> rms, std::v
       kernels::rmsprop_dense(parameters.data(), static_cast<int>(parameters.size()), scalars, current_stream(lr)));
 }
 
-core::FtrlRule ftrl_rule(double lr, double l1, double l2) {
-  return {static_cast<float>(lr), static_cast<float>(l1), static_cast<float>(l2)};
-}
-
 void ftrl_dense_(Tensor weight, Tensor accum, Tensor linear, Tensor grad, double lr, double l1, double l2,
                  std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   const char* op = "ftrl_dense_";
-  check_same(weight, weight, op, "weight");
-  check_same(accum, weight, op, "accum");
-  check_same(linear, weight, op, "linear");
+  check_ftrl(weight, accum, linear, op);
   check_same(grad, weight, op, "grad");
-  check_scalar(grad_scale, op, "grad_scale", ScalarType::Float, weight);
-  check_scalar(found_inf, op, "found_inf", ScalarType::Float, weight);
+  check_loss_scale(grad_scale, found_inf, op, weight);
   const DeviceGuard guard(weight.get_device_index());
   STD_CUDA_CHECK(kernels::ftrl_dense(floats(weight), floats(accum), floats(linear), values(grad), weight.numel(),
                                      ftrl_rule(lr, l1, l2), value(grad_scale), value(found_inf),
@@ -96,12 +75,9 @@ struct Sorted {
   kernels::ListedRows rows;
 };
 
-Sorted sort(const Tensor& rows, const Tensor& grads, int64_t R, int64_t D, const char* op) {
-  check(rows, op, "rows", ScalarType::Long, {kAny}, grads);
-  const int64_t n = rows.size(0);
-  STD_TORCH_CHECK(grads.scalar_type() == ScalarType::Float && grads.is_contiguous() && grads.numel() == n * D, op,
-                  ": grads must be contiguous float32, one row of the weight per entry of rows, got ", describe(grads),
-                  " for ", n, " rows of ", D);
+Sorted sort(const Tensor& weight, const Tensor& rows, const Tensor& grads, const char* op) {
+  const int64_t n = check_listed_rows(weight, rows, grads, op);
+  const int64_t R = weight.size(0), D = weight.dim() == 2 ? weight.size(1) : 1;
   STD_TORCH_CHECK(n < INT32_MAX && R < INT32_MAX, op, ": at most 2^31 - 2 rows, got ", n, " listed of ", R);
   const auto bytes = static_cast<int64_t>(kernels::sort_rows_workspace(n, R));
   Sorted s{torch::stable::new_empty(rows, {n}, ScalarType::Int),
@@ -123,24 +99,16 @@ Sorted sort(const Tensor& rows, const Tensor& grads, int64_t R, int64_t D, const
 void rmsprop_rows_(Tensor weight, Tensor rms, Tensor last_step, Tensor rows, Tensor grads, Tensor lr, Tensor step,
                    double rho, double eps) {
   const char* op = "rmsprop_rows_";
-  check(weight, op, "weight", ScalarType::Float, {kAny, kAny}, weight);
-  const int64_t R = weight.size(0), D = weight.size(1);
-  check(rms, op, "rms", ScalarType::Float, {R, D}, weight);
-  check(last_step, op, "last_step", ScalarType::Int, {R}, weight);
-  check_scalar(lr, op, "lr", ScalarType::Float, weight);
-  check_scalar(step, op, "step", ScalarType::Long, weight);
+  check_rmsprop_rows(weight, rms, last_step, lr, step, op);
   const DeviceGuard guard(weight.get_device_index());
-  const Sorted s = sort(rows, grads, R, D, op);
+  const Sorted s = sort(weight, rows, grads, op);
   STD_CUDA_CHECK(kernels::rmsprop_rows(floats(weight), floats(rms), static_cast<int32_t*>(last_step.mutable_data_ptr()),
                                        s.rows, values(lr), step_of(step), static_cast<float>(rho),
                                        static_cast<float>(eps), current_stream(weight)));
 }
 
 void rmsprop_settle_(Tensor rms, Tensor last_step, Tensor step, double rho) {
-  const char* op = "rmsprop_settle_";
-  check(rms, op, "rms", ScalarType::Float, {kAny, kAny}, rms);
-  check(last_step, op, "last_step", ScalarType::Int, {rms.size(0)}, rms);
-  check_scalar(step, op, "step", ScalarType::Long, rms);
+  check_settle(rms, last_step, step);
   const DeviceGuard guard(rms.get_device_index());
   STD_CUDA_CHECK(kernels::rmsprop_settle(floats(rms), static_cast<int32_t*>(last_step.mutable_data_ptr()), rms.size(0),
                                          rms.size(1), step_of(step), static_cast<float>(rho), current_stream(rms)));
@@ -149,12 +117,9 @@ void rmsprop_settle_(Tensor rms, Tensor last_step, Tensor step, double rho) {
 void ftrl_rows_(Tensor weight, Tensor accum, Tensor linear, Tensor rows, Tensor grads, double lr, double l1,
                 double l2) {
   const char* op = "ftrl_rows_";
-  STD_TORCH_CHECK(weight.dim() == 1 || weight.dim() == 2, op, ": weight must be [R] or [R, D], got ", describe(weight));
-  check_same(weight, weight, op, "weight");
-  check_same(accum, weight, op, "accum");
-  check_same(linear, weight, op, "linear");
+  check_ftrl(weight, accum, linear, op);
   const DeviceGuard guard(weight.get_device_index());
-  const Sorted s = sort(rows, grads, weight.size(0), weight.dim() == 2 ? weight.size(1) : 1, op);
+  const Sorted s = sort(weight, rows, grads, op);
   STD_CUDA_CHECK(kernels::ftrl_rows(floats(weight), floats(accum), floats(linear), s.rows, ftrl_rule(lr, l1, l2),
                                     current_stream(weight)));
 }
