@@ -71,6 +71,8 @@ __device__ __forceinline__ void multiply(Shared& s, float (&acc)[2][64], Turn& t
     if (k > 0) release(s, turn.stage > 0 ? turn.stage - 1 : kStages - 1);
   }
   wgmma_wait<0>();
+  wgmma_settle(acc[0]);
+  wgmma_settle(acc[1]);
   release(s, turn.stage > 0 ? turn.stage - 1 : kStages - 1);
 }
 

@@ -104,6 +104,12 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// The compiler does not see that a wait completes the accumulators: this keeps their uses after it.
+__device__ __forceinline__ void wgmma_settle(float (&d)[64]) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
 // d [64 x 128] (+)= a [64 x 16] b [128 x 16]^T. Register 4 j + 2 i + e of a thread: row 16 warp + lane / 4 + 8 i,
 // column 8 j + 2 (lane % 4) + e.
 template <typename T>
