@@ -207,6 +207,41 @@ def test_arrow_files_that_are_damaged(tmp_path):
             run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.arrow"], split="last:9"))
 
 
+ODD = {
+    "timestamp": (pa.array([0, 1, 2], pa.timestamp("s")), "column size: expected a number, found"),
+    "binary": (pa.array([b"1", b"2", b"\xff"]), "cannot be read as"),
+    "damaged text": (
+        pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]),
+        None,
+    ),
+    "duration": (pa.array([0, 1, 2], pa.duration("s")), None),
+    "binary lists": (pa.array([[b"a"], [b"\xff"], []]), "cannot be read as"),
+    "struct": (pa.array([{"a": 1}] * 3), "column size: expected numbers, text or lists of them, found struct"),
+    "nothing": (pa.nulls(3), "column size: expected numbers, text or lists of them, found null"),
+    "lists": (pa.array([[1.0]] * 3), "column size: expected one value a row for size, found lists"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("name", ODD)
+def test_types_that_are_no_numbers(tmp_path, name, suffix):
+    values, words = ODD[name]
+    table = rows(len(values)).set_column(1, "size", values)
+    path = tmp_path / f"a{suffix}"
+    pq.write_table(table, path) if suffix == ".parquet" else feather.write_feather(table, path)
+    with pytest.raises(InputError, match=words):
+        run(TabularConfig(write_spec(tmp_path / "spec.yaml"), tmp_path / "out", [path], test=[path]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_in_other_types_than_floats(tmp_path):
+    for i, values in enumerate(([b"1", b"2"], [True, False], [1, 2], ["1", "2"])):
+        pq.write_table(rows(2).set_column(1, "size", pa.array(values)), tmp_path / "a.parquet")
+        spec = write_spec(tmp_path / "spec.yaml")
+        run(TabularConfig(spec, tmp_path / f"out{i}", [tmp_path / "a.parquet"], test=[tmp_path / "a.parquet"]))
+        assert sorted(read(tmp_path / f"out{i}" / "train")["size"].tolist()) == [-1, 1]
+
+
 def test_a_proposal_for_a_file_without_a_header(tmp_path):
     (tmp_path / "a.tsv").write_bytes(csv_bytes(rows(2000), "\t", header=False))
     spec, _ = infer_spec([str(tmp_path / "a.tsv")], delimiter="\t", columns=NAMES)

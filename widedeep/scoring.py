@@ -179,6 +179,8 @@ def _read_csv(path: Path, names: list[str]) -> pa.Table:
                 raise
         # A later block of the file breaks the type that the first one promised (0 and 1, then 0.5): no promise, then.
         return _parse_csv(path, names, dict.fromkeys(names, pa.string()))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: line 1: expected a header line in UTF-8") from error
     except pa.ArrowInvalid as error:
         text = re.sub(
             r"CSV parse error: (?:Row #(\d+): )?", lambda m: f"line {m[1]}: " if m[1] else "", _first_line(error)

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+_REFUSED = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
+
 
 class BadCell(ValueError):
     """A value that does not fit; `row` counts from the chunk's first."""
@@ -88,20 +90,20 @@ class Column:
     def _cast(self, kind: pa.DataType, expected: str) -> np.ndarray:
         try:
             return self.values.cast(kind).to_numpy(zero_copy_only=False)
-        except pa.ArrowInvalid:
+        except _REFUSED:
             # Values that no row holds, such as texts taken as null, may be anything.
             used = np.flatnonzero(self._is_used())
         result = np.zeros(len(self.values), kind.to_pandas_dtype())
         try:
             result[used] = self.values.take(pa.array(used)).cast(kind).to_numpy(zero_copy_only=False)
-        except pa.ArrowInvalid:
+        except _REFUSED:
             raise self._bad(next(code for code in used.tolist() if not self._fits(code, kind)), expected) from None
         return result
 
     def _fits(self, code: int, kind: pa.DataType) -> bool:
         try:
             self.values[code].cast(kind)
-        except pa.ArrowInvalid:
+        except _REFUSED:
             return False
         return True
 

@@ -103,6 +103,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Column | 
     with _errors(path, "Parquet"), pq.ParquetFile(path) as file:
         _check_names(path, columns, file.schema_arrow.names)
         for batch in file.iter_batches(CHUNK_ROWS, columns=list(columns)):
+            batch.validate(full=True)
             yield {name: _column(path, name, batch.column(name)) for name in columns}
 
 
@@ -135,14 +136,25 @@ def _check_names(path: Path, columns: Sequence[str], names: Sequence[str]) -> No
 def _errors(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split())}") from error
 
 
 def _column(path: Path, name: str, array: pa.Array) -> Column | Lists:
     kind = array.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return Lists.of(array)
-    if pa.types.is_nested(kind) or pa.types.is_null(kind):
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    element = kind.value_type if is_list or pa.types.is_dictionary(kind) else kind
+    if pa.types.is_null(element) or not _is_text(element):
         raise InputError(f"{path}: column {name}: expected numbers, text or lists of them, found {kind}")
-    return Column.of(array)
+    if pa.types.is_binary(element) or pa.types.is_large_binary(element):
+        array = array.cast(pa.list_(pa.string()) if is_list else pa.string())
+    return Lists.of(array) if is_list else Column.of(array)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type can be written as text."""
+    try:
+        pa.array([], kind).cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        return False
+    return True
