@@ -80,8 +80,11 @@ def test_printed_config_is_a_config(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "--num_epochs", "many"], "num_epochs"),
-        (["train", "--step", "magic"], "step"),
+        (["train", "--num_epochs", "many"], "--num_epochs: expected a whole number, got many"),
+        (["train", "--step", "magic"], "--step: expected one of auto, reference, fused, got magic"),
+        (["train", "--precision", "int8"], "--precision: expected one of fp32, tf32, fp16, bf16, got int8"),
+        (["train", "--deep_hidden_units", "8", "x"], "--deep_hidden_units: expected a whole number, got x"),
+        (["train", "--num_epochs"], "--num_epochs: expected one argument"),
         (["train", "--no_such_flag", "1"], "no_such_flag"),
         (["train", "--config", "absent.yaml"], "absent.yaml"),
         (["fly"], "unknown command 'fly'"),

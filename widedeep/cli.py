@@ -6,6 +6,7 @@ for is imported. This is the one module that imports jsonargparse.
 
 import contextlib
 import errno
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ COMMANDS = {
     "doctor": "what is installed, what was built, what is missing",
 }
 ALIASES = {"--evaluation": "--evaluate"}
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -169,7 +171,19 @@ def _sentence(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename else f"a file operation failed: {error.strerror}"
     if isinstance(error, MemoryError):
         return "out of memory"
-    return str(error)
+    return _wrong_value(str(error)) if isinstance(error, ArgumentError) else str(error)
+
+
+def _wrong_value(text: str) -> str:
+    """jsonargparse's account of a value of the wrong type, in the words of the flags; other texts as they are."""
+    flag = re.match(r'Parser key "(\w+)"', text)
+    wanted = re.search(r"Expected a (?:typing\.Literal\[(.*?)\]|<class '(\w+)'>)", text)
+    value = re.search(r"value: (.*)\Z", text, re.DOTALL)
+    if not (flag and wanted and value):
+        return text
+    choices, kind = wanted.groups()
+    expected = f"one of {choices.replace(chr(39), '')}" if choices else KINDS.get(kind, kind)
+    return f"--{flag[1]}: expected {expected}, got {value[1]}"
 
 
 def _complain(sentence: str, code: int) -> int:

@@ -6,7 +6,7 @@ import platform
 import shutil
 import sys
 
-REQUIRED = ("torch", "numpy", "pyarrow", "jsonargparse", "rich", "safetensors", "xxhash", "psutil")
+REQUIRED = ("torch", "numpy", "pyarrow", "pyyaml", "jsonargparse", "rich", "safetensors", "xxhash", "psutil")
 # distribution -> (what it serves, how to get it)
 OPTIONAL = {
     "matplotlib": ("plots of `widedeep report`", "pip install 'widedeep[report]'"),

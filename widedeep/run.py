@@ -144,7 +144,7 @@ class Run:
         """One line about the data and the model."""
         t = self.config.training
         size = self.spec.parameter_count(self.config.model.deep_hidden_units)
-        processes = f"{self.comm.world} processes on {self.comm.device.type}"
+        processes = f"{self.comm.world} process{'es' * (self.comm.world > 1)} on {self.comm.device.type}"
         return (
             f"{self.train_shards.rows:,} train and {self.test_shards.rows:,} test rows, {size:,} parameters,"
             f" {self.steps_per_epoch} steps an epoch, {t.num_epochs} epochs, {self.config.precision}, {processes},"
