@@ -9,7 +9,6 @@ import ctypes
 import functools
 import hashlib
 import re
-import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +20,11 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "csrc" / "kernels"
 EMULATOR = ROOT / "tests" / "native" / "cuda_emulator"
 CACHE = ROOT / ".pytest_cache" / "cuda_emulator"
-FLAGS = (
-    "-std=c++20 -O1 -g1 -fPIC -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas "
-    "-fsanitize=undefined -fsanitize-undefined-trap-on-error -fno-sanitize=vptr -D__CUDA_ARCH_FEAT_SM90_ALL=1"
-).split()
+FLAGS = [
+    *("-std=c++20", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas"),
+    *("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-fno-sanitize=vptr"),
+    "-D__CUDA_ARCH_FEAT_SM90_ALL=1",
+]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # core/dtype.h
 
 # What the kernels say in words that a C++ compiler does not know, and what it means here.
@@ -73,55 +73,58 @@ def _sources() -> dict[str, str]:
     return texts | {"operand.inc": "inline " + found[1]}
 
 
-def _build(folder: Path, texts: dict[str, str]) -> None:
-    compiler = shutil.which("g++")
-    (folder / "kernels").mkdir()
-    for name, text in texts.items():
-        (folder / name).write_text(text)
-    includes = [f"-I{folder}", f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}"]
-    sources = [*(folder / "kernels").glob("*.cpp"), EMULATOR / "emulator.cpp", EMULATOR / "exports.cpp"]
+def _stamp(*parts) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
-    def compiled(source: Path) -> Path:
-        result = folder / (source.name + ".o")
-        subprocess.run([compiler, *FLAGS, *includes, "-c", source, "-o", result], check=True)
+
+def _compile(folder: Path, sources: dict[str, str], stamp: str) -> list[Path]:
+    """Object files of the sources, in the cache; `stamp` stands for all that they include."""
+
+    def compiled(item: tuple[str, str]) -> Path:
+        name, text = item
+        result = CACHE / f"{Path(name).stem}-{_stamp(stamp, text)}.o"
+        if not result.exists():
+            made = folder / (Path(name).name + ".o")
+            includes = [f"-I{folder}", f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}"]
+            subprocess.run(["g++", *FLAGS, *includes, "-c", folder / name, "-o", made], check=True)
+            made.rename(result)
         return result
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sources))
-    subprocess.run([compiler, "-shared", *objects, "-o", folder / "emulated.so"], check=True)
+        return list(pool.map(compiled, sources.items()))
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled kernels; compiled anew when a source, a header or a flag has changed."""
+    """The kernels, compiled where a source, a header or a flag has changed since the last time."""
     texts = _sources()
-    key = hashlib.sha256(repr((FLAGS, texts)).encode())
-    for path in sorted([*EMULATOR.rglob("*"), *(ROOT / "csrc").rglob("*.h")]):
-        key.update(path.read_bytes() if path.is_file() else b"")
-    target = CACHE / key.hexdigest()[:16]
-    if not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=CACHE))
-        try:
-            _build(folder, texts)
-            shutil.rmtree(target, ignore_errors=True)
-            folder.rename(target)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    loaded = ctypes.CDLL(str(target / "emulated.so"))
+    for path in EMULATOR.glob("*.cpp"):
+        texts[path.name] = path.read_text()
+    headers = [text for name, text in texts.items() if not name.endswith(".cpp")]
+    paths = sorted([*(p for p in EMULATOR.rglob("*") if p.suffix in (".h", ".cuh")), *(ROOT / "csrc").rglob("*.h")])
+    stamp = _stamp(FLAGS, headers, [p.read_text() for p in paths])
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as made:
+        folder = Path(made)
+        (folder / "kernels").mkdir()
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+        objects = _compile(folder, {name: text for name, text in texts.items() if name.endswith(".cpp")}, stamp)
+        subprocess.run(["g++", "-shared", *objects, "-o", folder / "emulated.so"], check=True)
+        loaded = ctypes.CDLL(str(folder / "emulated.so"))
     loaded.emulator_allocate.restype = ctypes.c_void_p
     loaded.emulator_message.restype = ctypes.c_char_p
     loaded.run_mask_bytes.restype = ctypes.c_int64
     return loaded
 
 
-_seed = 0
+_device = (0, 132)
 
 
-def reseed(seed: int) -> None:
-    """The order in which threads and blocks run from now on."""
-    global _seed
-    _seed = seed
+def reseed(seed: int, multiprocessors: int = 132) -> None:
+    """From now on: the order in which threads and blocks run, and the size of the device."""
+    global _device
+    _device = (seed, multiprocessors)
 
 
 class _Arguments:
@@ -174,7 +177,7 @@ class _Arguments:
 def call(name: str, *values) -> None:
     """Runs a launcher; RuntimeError when it fails, or writes around an array."""
     lib, arguments = library(), _Arguments()
-    lib.emulator_seed(ctypes.c_uint64(_seed))
+    lib.emulator_seed(ctypes.c_uint64(_device[0]), ctypes.c_int64(_device[1]))
     converted = [arguments.convert(v) if not callable(v) else v(arguments) for v in values]
     error = getattr(lib, "run_" + name)(*converted)
     clean = arguments.release()

@@ -57,6 +57,7 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
+extern int emulator_multiprocessors;  // of the device: a persistent grid has as many blocks at most
 cudaError_t cudaGetLastError();
 cudaError_t emulator_function_attribute(int bytes);
 template <typename Kernel>
@@ -72,7 +73,7 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 132;
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : emulator_multiprocessors;
   return cudaSuccess;
 }
 template <typename... Parameters, typename... Arguments>

@@ -348,6 +348,8 @@ Call::Call(const char* kernel, dim3 grid, dim3 block, size_t shared, void*) : la
 
 using namespace emulator;
 
+int emulator_multiprocessors = 132;
+
 cudaError_t cudaGetLastError() {
   const cudaError_t error = last_error;
   last_error = cudaSuccess;
@@ -394,7 +396,8 @@ int emulator_release(void* memory) {
   return clean ? 0 : 1;
 }
 
-void emulator_seed(uint64_t seed) {
+void emulator_seed(uint64_t seed, int64_t multiprocessors) {
+  emulator_multiprocessors = static_cast<int>(multiprocessors);
   generator.seed(seed);
   message.clear();
   last_error = cudaSuccess;

@@ -126,6 +126,7 @@ extern "C" {
 void* emulator_allocate(size_t bytes);
 // Names a write past the end, if there was one; frees.
 int emulator_release(void* memory);
-void emulator_seed(uint64_t seed);
+// What decides the order of threads and blocks from now on, and the size of the device; forgets earlier errors.
+void emulator_seed(uint64_t seed, int64_t multiprocessors);
 const char* emulator_message();
 }

@@ -238,6 +238,13 @@ void wgmma_wait() {
   emulator::meet_warp("wgmma.wait_group");  // after it no lane of the warp reads the operands any more
 }
 
+// Where the accumulators are used from on: nothing may still be added to them.
+inline void wgmma_settle(float (&d)[64]) {
+  const emulated::Pending& p = emulated::pending()[emulator::current];
+  if (!p.groups.empty() || !p.open.empty()) emulator::fail("accumulators used before their products are complete");
+  static_cast<void>(d);
+}
+
 template <typename T>
 void wgmma(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
   emulator::meet_warp("wgmma.mma_async");
