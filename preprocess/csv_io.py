@@ -153,7 +153,7 @@ def read_block(block: Block, columns: Sequence[Column]) -> dict[str, np.ndarray 
         InputError: a row has the wrong number of fields, or a value the wrong type or range; names file and line.
     """
     data = block.read()
-    if not data or data.isspace():
+    if not data.strip(b"\r\n"):
         return {c.name: _empty(c) for c in columns}
     try:
         table = pa_csv.read_csv(

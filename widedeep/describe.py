@@ -168,6 +168,10 @@ def _categorical(
     counts, empty = _Counts(column.cardinality), 0
     for stored, labels in _pieces(shards, name):
         ids = decode_ids(stored).reshape(len(stored), column.hotness)
+        if ids.size and ids.max() >= column.cardinality:
+            raise InputError(
+                f"{shards.directory}: column {name!r}: expected ids below {column.cardinality}, found more"
+            )
         valid = ids >= 0
         empty += int((~valid.any(axis=1)).sum())
         counts.add(ids[valid], np.repeat(labels, valid.sum(axis=1)))

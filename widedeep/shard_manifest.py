@@ -16,7 +16,12 @@ FORMAT = "widedeep-shards"
 VERSION = 1
 ALIGNMENT = 64  # bytes: a cache line, and what aligned vector loads and direct I/O of a block want
 MAX_CARDINALITY = 2**31 - 1  # ids are int32 in a batch
-_KINDS = ("categorical", "numeric", "label", "group")
+_TYPES = {
+    "categorical": ("uint8", "uint16", "uint32"),
+    "numeric": ("float16", "float32"),
+    "label": ("uint8",),
+    "group": ("int64",),
+}
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,28 @@ def _check_layout(path: Path, manifest: dict) -> None:
     try:
         columns = [Column(**c) for c in manifest["columns"]]
         parts = manifest["parts"]
-        sound = sum(p["rows"] for p in parts) == manifest["rows"] and all(c.kind in _KINDS for c in columns)
+        sound = all(map(_is_column, columns)) and len({c.name for c in columns}) == len(columns)
+        sound &= _is_count(manifest["rows"]) and sum(p["rows"] for p in parts) == manifest["rows"]
         for part in parts:
             blocks = [part["blocks"][c.name] for c in columns]
+            sizes = [part["rows"], part["bytes"], *(b[key] for b in blocks for key in ("offset", "bytes"))]
+            sound &= all(map(_is_count, sizes)) and len(part["blocks"]) == len(columns)
+            sound &= isinstance(part["file"], str) and Path(part["file"]).name == part["file"]
+            sound &= all(isinstance(b["xxh3_64"], str) for b in blocks)
             sound &= all(b["bytes"] == c.nbytes(part["rows"]) for b, c in zip(blocks, columns))
-            sound &= all(b["offset"] % ALIGNMENT == 0 and b["offset"] >= 0 for b in blocks)
+            sound &= all(b["offset"] % ALIGNMENT == 0 for b in blocks)
             sound &= all(b["offset"] + padded(b["bytes"]) <= part["bytes"] for b in blocks)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a complete shard manifest: {error}") from error
     if not sound:
         raise InputError(f"{path}: its row counts, blocks and columns do not agree")
+
+
+def _is_column(column: Column) -> bool:
+    is_sized = _is_count(column.hotness) and column.hotness >= 1 and _is_count(column.cardinality)
+    is_typed = column.kind in _TYPES and column.dtype in _TYPES[column.kind]
+    return isinstance(column.name, str) and is_sized and is_typed and column.cardinality <= MAX_CARDINALITY
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
