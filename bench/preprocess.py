@@ -137,6 +137,7 @@ def row(name: str, runs: dict[str, list[dict]]) -> dict[str, Any]:
         "seconds": statistics.median(seconds),
         "fastest": min(seconds),
         "slowest": max(seconds),
+        "cpu_seconds": statistics.median(r["cpu_seconds"] for r in own),
         "rows_per_s": rows / statistics.median(seconds),
         "peak_mib": statistics.median(r["peak_bytes"] for r in own) / 2**20,
         "stages": {stage: statistics.median(r["stages"][stage] for r in own) for stage in own[0]["stages"]},
@@ -165,12 +166,13 @@ def text(report: dict[str, Any]) -> str:
         f"{report['device']}; load {report['load']:.1f}; commit {report['commit']}; {report['date']}",
         ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
         "",
-        f"{'':24}{'seconds':>9}{'fastest':>9}{'slowest':>9}{'rows/s':>11}{'peak MiB':>10}{'/ whole':>9}{'/ tables':>9}",
+        f"{'':24}{'seconds':>9}{'fastest':>9}{'slowest':>9}{'CPU s':>8}{'rows/s':>11}{'peak MiB':>10}"
+        f"{'/ whole':>9}{'/ tables':>9}",
     ]
     for r in report["contenders"]:
         ratios = [f"{r[f'times {ours}']:.2f}" if f"times {ours}" in r else "" for ours in OURS]
         lines.append(
-            f"{r['name']:24}{r['seconds']:9.2f}{r['fastest']:9.2f}{r['slowest']:9.2f}{r['rows_per_s']:11,.0f}"
+            f"{r['name']:24}{r['seconds']:9.2f}{r['fastest']:9.2f}{r['slowest']:9.2f}{r['cpu_seconds']:8.2f}{r['rows_per_s']:11,.0f}"
             f"{r['peak_mib']:10.0f}{ratios[0]:>9}{ratios[1]:>9}"
         )
     lines.append("")

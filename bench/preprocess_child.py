@@ -1,7 +1,8 @@
 """One contender of bench.preprocess in a process of its own: `python -m bench.preprocess_child NAME DATA OUT WORKERS`.
 
-Prints one JSON object: seconds, seconds by stage, peak memory of the process, rows, and the mean of every feature that
-all contenders make, by which their work is compared. Imports are not counted; reading the results back neither.
+Prints one JSON object: seconds, CPU seconds of all threads, seconds by stage, peak memory of the process, rows, and the
+mean of every feature that all contenders make, by which their work is compared. Imports are not counted; reading the
+results back neither.
 """
 
 import contextlib
@@ -36,9 +37,9 @@ def _ours(name: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
             if path.stem.split(".")[0] not in {f"documents_{kind}" for kind in layout.ATTRIBUTES}:
                 (out / "tables" / path.name).symlink_to(path.resolve())
         data = out / "tables"
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     report = run(OutbrainConfig(data, out / "shards", workers=workers))
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = peak_bytes()
     stages = {stage: values["seconds"] for stage, values in report["stages"].items()}
     sums, rows = dict.fromkeys(_features(layout), 0.0), {}
@@ -47,7 +48,7 @@ def _ours(name: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
         rows[split] = shards.rows
         for feature in sums:
             sums[feature] += sum(float(np.sum(part, dtype=np.float64)) for part in shards.column(feature))
-    return _result(seconds, stages, peak, rows, sums)
+    return _result(seconds, cpu, stages, peak, rows, sums)
 
 
 def _peer(name: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
@@ -71,23 +72,27 @@ def _peer(name: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
         yield
         stages[title] = time.perf_counter() - start
 
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     path = peer.run(data, out, stage, dict(zip(spec.names, spec.cardinalities)))
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = peak_bytes()
     table = pq.read_table(path, columns=["train", *_features(layout)])
     train = pc.sum(table["train"]).as_py()
     sums = {name: pc.sum(table[name].cast("float64")).as_py() for name in _features(layout)}
-    return _result(seconds, stages, peak, {"train": train, "test": len(table) - train}, sums)
+    return _result(seconds, cpu, stages, peak, {"train": train, "test": len(table) - train}, sums)
 
 
 def _features(layout: Any) -> list[str]:
     return [*layout.AGES, *(f"{k}_ctr" for k in layout.CTR_MIN_ROWS), *(f"{k}_count" for k in layout.COUNT_KEYS)]
 
 
-def _result(seconds: float, stages: dict, peak: int, rows: dict[str, int], sums: dict[str, float]) -> dict[str, Any]:
+def _result(
+    seconds: float, cpu: float, stages: dict, peak: int, rows: dict[str, int], sums: dict[str, float]
+) -> dict[str, Any]:
     means = {name: value / sum(rows.values()) for name, value in sums.items()}
-    return {"seconds": seconds, "stages": stages, "peak_bytes": peak, "rows": rows, "means": means}
+    return {
+        "seconds": seconds, "cpu_seconds": cpu, "stages": stages, "peak_bytes": peak, "rows": rows, "means": means
+    }  # fmt: skip
 
 
 def peak_bytes() -> int:
