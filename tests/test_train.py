@@ -113,6 +113,17 @@ def test_evaluate_flag_scores_the_last_checkpoint(data, finished, tmp_path):
     assert [line["step"] for line in lines if "auc" in line["data"]] == [[2]]
 
 
+def test_evaluate_flag_keeps_the_record_of_the_training(data, tmp_path):
+    assert train(data, tmp_path) == 0
+    results = tmp_path / "results"
+    before = {name: (results / name).read_text() for name in ("log.json", "metrics.jsonl", "data_summary.json")}
+    assert train(data, tmp_path, "--evaluate", "--use_checkpoint") == 0
+    for name, text in before.items():
+        assert (results / name).read_text().startswith(text), name
+    assert len((results / "metrics.jsonl").read_text()) > len(before["metrics.jsonl"])
+    assert not json.loads((results / "args.json").read_text())["evaluate"]
+
+
 @pytest.mark.parametrize(("more", "key"), [([], "train_throughput"), (["--evaluate"], "validation_throughput")])
 def test_benchmark_counts_its_measured_steps(data, tmp_path, more, key):
     steps = ["--benchmark", "--benchmark_warmup_steps", "0", "--benchmark_steps", "5"]

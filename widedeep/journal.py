@@ -8,7 +8,7 @@ from torch import Tensor
 from widedeep import atomic
 from widedeep.checkpoint import Progress
 from widedeep.data import Batch
-from widedeep.logs import RunLog
+from widedeep.logs import METRICS_FILE, RunLog
 from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC
 from widedeep.outputs import data_summary, write_json, write_text
 from widedeep.run import Run
@@ -36,7 +36,9 @@ class Journal:
         self._results = Path(config.location.results_dir)
         self._writes = run.comm.rank == 0
         self._bar = None
-        if self._writes:
+        # An evaluation adds to the record of the training that went before; it does not take its place.
+        adds = config.mode.evaluate and (self._results / METRICS_FILE).is_file()
+        if self._writes and not adds:
             write_json(self._results / "args.json", config.flat())
             write_text(self._results / "config.yaml", config.to_yaml())
             shards = {name: getattr(run, f"{name}_shards") for name in splits}
@@ -46,7 +48,7 @@ class Journal:
             self._results,
             config.location.log_filename,
             rank=run.comm.rank,
-            append=progress is not None and progress.step > 0,
+            append=adds or (progress is not None and progress.step > 0),
             events_dir=Path(config.location.model_dir) / "event_files" if config.mode.tensorboard else None,
         )
         self.log("PARAMETER", config.flat())

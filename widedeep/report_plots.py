@@ -118,7 +118,8 @@ def _calibration(axes, bins: dict[str, list]) -> None:
 
 
 def _learning_rate(axes, training: Sequence[dict[str, Any]]) -> None:
-    axes.plot(_column(training, "step"), _column(training, "schedule"), color=GREY)
+    marker = "." if len(training) < 30 else None
+    axes.plot(_column(training, "step"), _column(training, "schedule"), color=GREY, marker=marker)
     axes.set(title="Learning rate of the deep part", xlabel="step")
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
