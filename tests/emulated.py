@@ -64,7 +64,7 @@ def translate(text: str) -> str:
 def _sources() -> dict[str, str]:
     """What is compiled, by name: translated kernels, and the one function of sm90.cuh that needs no hardware."""
     texts = {}
-    for source in sorted(KERNELS.iterdir()):
+    for source in [*sorted(KERNELS.iterdir()), EMULATOR / "faults.cu"]:
         if source.suffix in (".cu", ".cuh") and source.name != "sm90.cuh":
             name = "kernels/" + source.name + (".cpp" if source.suffix == ".cu" else "")
             texts[name] = f'#line 1 "{source}"\n{translate(source.read_text())}'
@@ -200,6 +200,13 @@ def _lists(hotness, rows, dims=None, columns=None, mean=None, tables=None, rms=N
         return arguments.convert(_Lists(len(rows), *made))
 
     return make
+
+
+def fault(number: int) -> torch.Tensor:
+    """The result [64] of a kernel of faults.cu; 0 is the one without a fault."""
+    out = torch.full((64,), -7, dtype=torch.int32)
+    call("fault", number, out)
+    return out
 
 
 # --- the ops ----------------------------------------------------------------------------------------------------------

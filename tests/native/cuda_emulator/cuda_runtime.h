@@ -79,7 +79,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
-  emulator::Launch launch{"kernel of a cluster", config->gridDim, config->blockDim, config->dynamicSmemBytes};
+  emulator::Launch launch{"cudaLaunchKernelEx", config->gridDim, config->blockDim, config->dynamicSmemBytes};
   for (unsigned i = 0; i < config->numAttrs; ++i) launch.cluster = config->attrs[i].val.clusterDim.x;
   emulator::run(launch, [=] { kernel(arguments...); });
   return cudaGetLastError();

@@ -1,4 +1,4 @@
-// The scheduler of the fibers, the failures, and the guarded memory.
+// The scheduler of the fibers, and the failures.
 #include "emulator.h"
 
 #include <setjmp.h>
@@ -18,7 +18,7 @@
 
 namespace emulator {
 
-constexpr size_t kStack = 256 * 1024, kPage = 4096, kWindow = 256 * 1024;
+constexpr size_t kStack = 256 * 1024, kWindow = 256 * 1024;
 constexpr size_t kMostShared = 232448;  // of a Hopper block that opts in
 
 struct Fiber {
@@ -147,11 +147,15 @@ void drain() {
     if (f->started) deadlock();
 }
 
+}  // namespace
+
 uint8_t* map_pages(size_t bytes) {
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
   return static_cast<uint8_t*>(p);
 }
+
+namespace {
 
 Fiber* fiber(size_t at) {
   while (fibers.size() <= at) {
@@ -360,40 +364,6 @@ cudaError_t emulator_function_attribute(int bytes) {
   if (bytes > static_cast<int>(kMostShared)) return cudaErrorInvalidValue;
   attribute = static_cast<size_t>(bytes);
   return cudaSuccess;
-}
-
-namespace {
-struct Allocation {
-  size_t bytes, mapped;
-  uint8_t* base;
-};
-std::map<void*, Allocation>& allocations() {
-  static std::map<void*, Allocation> all;
-  return all;
-}
-}  // namespace
-
-void* emulator_allocate(size_t bytes) {
-  const size_t used = (bytes + 15) / 16 * 16, pages = (used + kPage - 1) / kPage * kPage;
-  const size_t mapped = pages + 2 * kPage;
-  uint8_t* const base = map_pages(mapped);
-  mprotect(base, kPage, PROT_NONE);
-  mprotect(base + kPage + pages, kPage, PROT_NONE);
-  memset(base + kPage, 0xFF, pages);
-  uint8_t* const start = base + kPage + pages - used;
-  allocations()[start] = {bytes, mapped, base};
-  return start;
-}
-
-int emulator_release(void* memory) {
-  const Allocation a = allocations().at(memory);
-  auto* const start = static_cast<uint8_t*>(memory);
-  bool clean = true;
-  for (uint8_t* p = a.base + kPage; p < start; ++p) clean &= *p == 0xFF;
-  for (uint8_t* p = start + a.bytes; p < a.base + a.mapped - kPage; ++p) clean &= *p == 0xFF;
-  allocations().erase(memory);
-  munmap(a.base, a.mapped);
-  return clean ? 0 : 1;
 }
 
 void emulator_seed(uint64_t seed, int64_t multiprocessors) {

@@ -94,6 +94,10 @@ T* dynamic_shared() {
   return reinterpret_cast<T*>(current->block->dynamic);
 }
 
+constexpr size_t kPage = 4096;
+uint8_t* map_pages(size_t bytes);
+
+// A launch as kernel<<<grid, block, shared, stream>>> names it.
 struct Call {
   Launch launch;
   Call(const char* kernel, dim3 grid, dim3 block, size_t shared = 0, void* = nullptr);
