@@ -33,8 +33,8 @@ def rmsprop_dense_(
         weights: float32 tensors of any shape, contiguous; updated.
         rms:     mean squares, of the weights' shapes, float32; updated.
         grads:   gradients with as many elements, float32, float16 or bfloat16, contiguous.
-        copies:  empty, or one tensor per weight in any of these types that receives the new weight. On a GPU the rows of
-                 a matrix's gradient and copy may be longer than the weight's (padding, which is not touched).
+        copies:  empty, or one tensor per weight in any of these types that receives the new weight. On a GPU a
+                 matrix's gradient and copy may have longer rows than the weight (padding, which is not touched).
         lr:      one float32.
     Raises:
         RuntimeError: lists of different lengths, wrong shape, dtype or stride.
