@@ -97,9 +97,6 @@ def test_damage_is_named_with_the_older_checkpoint(tmp_path, name, damage):
         path.write_bytes(data)
     else:
         path.unlink()
-    if damage == "remove" and name == STATE:  # not a checkpoint then
-        assert checkpoints.find("last").name == "step-1"
-        return
     with pytest.raises(InputError, match=rf"step-2/{name}: the checkpoint is damaged.*step-1 instead"):
         read_progress(checkpoints.find("last"))
 
@@ -135,3 +132,15 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     assert Checkpoints(tmp_path).find("last") == Checkpoints(tmp_path).find("best") == before
     read_progress(before)
     assert not [path for path in (tmp_path / "checkpoint").iterdir() if path.name.startswith(".")]
+
+
+def test_checkpoint_without_its_state_is_named_and_not_passed_over(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    newest = [save(checkpoints, step) for step in (1, 2)][1]
+    (newest / STATE).unlink()
+    with pytest.raises(InputError, match=r"step-2/state.json: .* it is missing; remove .*step-2 to use step-1 instead"):
+        checkpoints.find("last")
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()
+    assert checkpoints.find("last").name == "step-1"

@@ -143,13 +143,17 @@ def test_transform_and_combiner_survive(tmp_path):
     spec = FeatureSpec.from_dict(d, "x")
     assert spec.mean == (0, 1)
     spec.save(tmp_path / "s.yaml")
-    again = FeatureSpec.load(tmp_path / "s.yaml", combiner="sum")  # what the spec states wins over the flag
+    again = FeatureSpec.load(tmp_path / "s.yaml")
     assert again.categorical[1].combiner == "mean"
     assert again.categorical[0].transform == {"hash": "murmur"}
 
 
-def test_combiner_flag_reaches_features_without_one():
+def test_the_combiner_flag_wins_over_the_spec():
     assert FeatureSpec.from_dict(CSV, "x", combiner="mean").mean == (1, 1)
+    stated = edited("feature_spec.m.combiner", "mean")
+    assert FeatureSpec.from_dict(stated, "x", combiner="sum").mean == (0, 0)
+    with pytest.raises(InputError, match=r"feature_spec\.m\.combiner"):
+        FeatureSpec.from_dict(edited("feature_spec.m.combiner", "max"), "x", combiner="sum")
     assert FeatureSpec.from_dict(CSV, "x").mean == (0, 0)
 
 

@@ -156,3 +156,13 @@ def test_unwritable_place(results, tmp_path):
     with pytest.raises(InputError, match="cannot write"):
         report.run(results, tmp_path / "file" / "page.html")
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_epochs_have_the_runs_numbers_when_its_log_begins_in_the_middle(results):
+    arguments = json.loads((results / "args.json").read_text())
+    write_json(results / "args.json", arguments | {"num_epochs": 4})
+    lines = (results / "metrics.jsonl").read_text().splitlines()
+    late = [line for line in lines if json.loads(line)["step"] > [100, 200]]
+    (results / "metrics.jsonl").write_text("\n".join(late) + "\n")
+    assert [record["epoch"] for record in report.read(results).validation] == [3, 4]
+    assert "3 150 0.41" in Page(report.run(results).read_text()).text

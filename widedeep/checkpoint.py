@@ -68,13 +68,19 @@ class Checkpoints:
         return sorted((path for path in found if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
 
     def find(self, which: str = "last") -> Path | None:
-        """The directory of `last`, `best` or `step-<n>`; the newest where an index is stale; None if there are none."""
+        """The directory of `last`, `best` or `step-<n>`; the newest where an index is stale; None if there are none.
+
+        Raises:
+            InputError: it is there without its state.json.
+        """
         name = which
         if which in ("last", "best"):
             index = self.directory / which
             name = index.read_text().strip() if index.is_file() else ""
-        if name and (self.directory / name / STATE).is_file():
-            return self.directory / name
+        if name and (found := self.directory / name).is_dir():
+            if not (found / STATE).is_file():
+                raise InputError(_damage(found, STATE, _difference(None, {})))
+            return found
         return self.steps()[-1] if which in ("last", "best") and self.steps() else None
 
     def prepare(self) -> None:
@@ -177,7 +183,7 @@ def read_progress(directory: Path) -> Progress:
         for name, wanted in files.items():
             found = _fingerprint(directory / name) if (directory / name).is_file() else None
             if found != wanted:
-                raise InputError(_damage(directory, name, "missing" if found is None else _difference(found, wanted)))
+                raise InputError(_damage(directory, name, _difference(found, wanted)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
@@ -231,7 +237,9 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "xxh3_64": digest.hexdigest()}
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+def _difference(found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
+    if found is None:
+        return "it is missing"
     if found["bytes"] != wanted["bytes"]:
         return f"it has {found['bytes']} bytes, expected {wanted['bytes']}"
     return f"its xxh3-64 is {found['xxh3_64']}, expected {wanted['xxh3_64']}"

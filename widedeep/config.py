@@ -55,7 +55,7 @@ class ModelShape:
     deep_hidden_units: tuple[int, ...] = option((1024,) * 5, "widths of the hidden layers")
     deep_dropout: float = option(0.1, "dropout rate after each hidden layer")
     combiner: Literal["sum", "mean"] | None = option(
-        None, "of multi-hot features that name none in the spec (sum when absent)"
+        None, "of all multi-hot features; as the spec says when absent, sum where it says nothing"
     )
     wide_init: Literal["uniform", "zeros"] = option("uniform", "initial weights of the wide part")
 

@@ -114,7 +114,7 @@ class FeatureSpec:
             path: a YAML file, or a directory that holds `feature_spec.yaml`.
             embedding_sizes: a JSON file `{feature: dim}` naming every categorical feature; wins over `embedding_dim`.
                 A feature with neither gets `default_dim(cardinality)`.
-            combiner: of multi-hot features that name none; "sum" if None.
+            combiner: of all multi-hot features; None takes what each says, "sum" where it says nothing.
 
         Raises:
             InputError: the file is missing or breaks a rule; the sentence names file and field.

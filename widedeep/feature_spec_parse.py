@@ -140,12 +140,13 @@ class _Parser:
             self.fail(f"{field}.max_hotness", f"1 for a one-hot feature, got {a['max_hotness']!r}")
         else:
             hotness = 1
+        stated = self.choice(a.get("combiner") or "sum", f"{field}.combiner", COMBINERS)
         return CategoricalFeature(
             name=name,
             cardinality=cardinality,
             dim=self.dim(name, a, cardinality),
             hotness=hotness,
-            combiner=self.choice(a.get("combiner") or self.combiner or "sum", f"{field}.combiner", COMBINERS),
+            combiner=self.combiner or stated,
             transform=self.transform(a, field),
             multi_hot=multi_hot,
             dtype=self.dtype(a, field, CATEGORICAL_DTYPES),

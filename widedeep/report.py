@@ -20,7 +20,7 @@ class RunFiles:
 
     name: str
     training: list[dict[str, Any]] = field(default_factory=list)  # {"step", "seconds", "loss", ...}
-    validation: list[dict[str, Any]] = field(default_factory=list)  # {"step", "seconds", "loss_val", ...}, one an epoch
+    validation: list[dict[str, Any]] = field(default_factory=list)  # {"step", "epoch", "seconds", "loss_val", ...}
     evaluation: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +59,7 @@ def read(directory: Path) -> RunFiles:
     files.arguments = _read_object(directory / "args.json", files.missing)
     records = _read_records(directory, files)
     files.training = _by_step([record for record in records if len(record["step"]) == 2], "loss")  # of how many steps
-    files.validation = _by_step(records, "loss_val")
+    files.validation = _by_step(_with_epochs(records, files.arguments.get("num_epochs")), "loss_val")
     files.evaluation = _read_object(directory / "evaluation.json", files.missing)
     files.data = _read_object(directory / "data_summary.json", files.missing)
     files.baselines = _read_object(directory / "baselines.json", [])
@@ -109,6 +109,16 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     data = record.get("data")
     seconds = float(record.get("elapsedtime", 0))
     return {"step": record.get("step"), "seconds": seconds} | (data if isinstance(data, dict) else {})
+
+
+def _with_epochs(records: list[dict[str, Any]], epochs: Any) -> list[dict[str, Any]]:
+    """Records with `epoch`, by step, steps and epochs of the run: a resumed run's log may begin in the middle."""
+
+    def numbered(record: dict[str, Any]) -> dict[str, Any]:
+        step, *total = record["step"]
+        return record | {"epoch": round(step * epochs / total[0])} if epochs and total and total[0] else record
+
+    return [numbered(record) for record in records]
 
 
 def _by_step(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

@@ -102,8 +102,8 @@ def _epochs(validation: Sequence[dict[str, Any]]) -> str:
     }
     names = {key: label for key, label in names.items() if any(record.get(key) is not None for record in validation)}
     rows = [
-        [epoch, record["step"], *(record.get(key) for key in names), _duration(record.get("seconds"))]
-        for epoch, record in enumerate(validation, 1)
+        [r.get("epoch", number), r["step"], *(r.get(key) for key in names), _duration(r.get("seconds"))]
+        for number, r in enumerate(validation, 1)
     ]
     return section("Epochs", ["epoch", "steps", *names.values(), "time since the start"], rows) if rows else ""
 

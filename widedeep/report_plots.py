@@ -89,7 +89,7 @@ def _loss(axes, training: Sequence[dict[str, Any]], validation: Sequence[dict[st
 
 
 def _ranking(axes, validation: Sequence[dict[str, Any]]) -> None:
-    epochs = list(range(1, len(validation) + 1))
+    epochs = [record.get("epoch", row) for row, record in enumerate(validation, 1)]
     curves = (("auc_val", "AUC", BLUE), ("streaming_map_val", "MAP@12", GREEN))
     for name, label, colour in curves:
         points = [(epoch, record[name]) for epoch, record in zip(epochs, validation) if record.get(name) is not None]
