@@ -114,3 +114,16 @@ def test_the_command_writes_a_spec_that_preprocesses_and_keeps_an_edited_one(tmp
     assert cli.main([*words, "--out", str(spec)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert spec.read_text() == "edited"
+
+
+@pytest.mark.parametrize(("values", "kept"), [(np.arange(100), False), (np.arange(100) * 3, True), (None, True)])
+def test_the_number_of_the_row_is_left_out(tmp_path, values, kept):
+    rng = np.random.default_rng(5)
+    row = rng.permutation(100) + 1 if values is None else values
+    row = np.where(np.arange(100) == 7, row[8], row) if values is None else row  # one of them twice
+    path = write(
+        tmp_path / "data.parquet", pa.table({"row": row, "size": rng.random(100), "click": np.arange(100) % 2})
+    )
+    spec, left_out = infer_spec([path])
+    assert ("row" in spec["feature_spec"]) == kept
+    assert left_out == ([] if kept else ["row: numbers the rows"])

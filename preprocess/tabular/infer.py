@@ -60,6 +60,13 @@ class _Seen:
             self.total += float(numbers.sum())
 
     @property
+    def numbers_rows(self) -> bool:
+        """Whether the values are consecutive integers, each there once."""
+        span = self.high - self.low + 1 if self.is_number else 0
+        once = len(self.counts) == self.rows == span
+        return once and len(self.counts) > FEW_VALUES and all(text.strip("+-").isdigit() for text in self.counts)
+
+    @property
     def separator(self) -> str | None:
         """A character that splits at least three values in ten."""
         for separator in SEPARATORS:
@@ -81,8 +88,8 @@ def infer_spec(
 
     Numbers of more than 16 distinct values become numeric features (with log where they are far from symmetric) and,
     in buckets, categorical ones. Texts, and other numbers, become categorical: by vocabulary, or hashed when there are
-    very many. Lists and texts with `|` or `;` become multi-hot. Columns that hold one value, or texts that hardly
-    repeat, are left out. Without a `label` the column is taken whose name is one of `LABELS`.
+    very many. Lists and texts with `|` or `;` become multi-hot. Columns that hold one value, texts that hardly
+    repeat, or the number of the row, are left out. Without a `label` the column is taken whose name is one of `LABELS`.
     delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header.
 
     Returns:
@@ -137,6 +144,8 @@ def _proposal(seen: dict[str, _Seen], label: str, group: str | None) -> tuple[di
         elif column.lengths or (not column.is_number and column.separator):
             features[name] = _multi_hot(column)
             channels["multihot_categorical"].append(name)
+        elif column.numbers_rows:
+            left_out.append(f"{name}: numbers the rows")
         elif column.is_number and distinct > FEW_VALUES:
             features[name] = {"transform": _number(column)}
             channels["numerical"].append(name)
