@@ -19,7 +19,7 @@ class Graphs:
         self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
         self._seen: set[Hashable] = set()
         self._pool = None
-        self._stream = torch.cuda.Stream(device)
+        self._stream = own_stream(device)
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -35,13 +35,14 @@ class Graphs:
         graph = self._graphs.get(key)
         if graph is None:
             if key not in self._seen:
-                self._seen.add(key)
                 function()
+                self._seen.add(key)  # now: what failed must not be captured
                 return
             graph = self._capture(function)
             self._graphs[key] = graph
             if len(self._graphs) > KEPT:
-                self._graphs.popitem(last=False)
+                oldest, _ = self._graphs.popitem(last=False)
+                self._seen.discard(oldest)
         self._graphs.move_to_end(key)
         graph.replay()
 
@@ -53,6 +54,13 @@ class Graphs:
         with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             function()
         return graph
+
+
+def own_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that no reader has. torch hands out the same 32 streams of a priority again and again: work that another
+    thread queues on the one that is being captured would become part of the graph.
+    """
+    return torch.cuda.Stream(device, priority=-1)
 
 
 class NoGraphs:
