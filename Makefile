@@ -15,6 +15,9 @@ INSTALLED := $(VENV)/.installed
 PY_READY  := $(PY)
 endif
 
+# Verbs that install nothing run in the environment as it is: $(VENV) where it exists, else the active interpreter.
+AS_IS = $(shell test -x $(PY) && echo $(PY) || echo $(PYTHON))
+
 # The toolkit behind nvcc (which may be a wrapper); empty where there is none.
 CUDA    := $(shell command -v nvcc >/dev/null && realpath "$$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^\#\$$ TOP=//p')")
 NATIVE  := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/*) $(shell find csrc -type f)
@@ -43,13 +46,13 @@ $(INSTALLED): $(NATIVE) | $(PY_READY)
 	@mkdir -p $(dir $@) && touch $@
 
 build:  ## compile the kernels in place with the tools already installed (no network)
-	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
+	$(AS_IS) -m pip install -q --no-build-isolation --no-deps -e .
 
 test: $(INSTALLED)  ## the whole suite; what needs a GPU is skipped by name where there is none
 	$(PY) -m pytest
 
 test-cuda:  ## the GPU tests alone, with the environment as it is
-	$(PY) -m pytest -m cuda
+	$(AS_IS) -m pytest -m cuda
 
 lint: $(PY_READY)  ## ruff and clang-format, changing nothing
 	$(PY) -m pip install -q --group lint
@@ -70,17 +73,17 @@ headers-2.11: $(PY_READY)  ## compile-check the bindings against the headers of 
 	    -Icsrc $$source || exit 1; done && echo "the bindings compile against torch 2.11"
 
 bench:  ## every op family by pytest-benchmark, with GB/s and TFLOP/s; on a GPU also each kernel beside its target
-	$(PY) -m pytest bench/bench_*.py --benchmark-columns=median,iqr,rounds -q
-	@$(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && $(PY) -m bench.budget || true
+	$(AS_IS) -m pytest bench/bench_*.py --benchmark-columns=median,iqr,rounds -q
+	@$(AS_IS) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && $(AS_IS) -m bench.budget || true
 
 sanitize:  ## compute-sanitizer over small cases of every kernel (needs a GPU)
-	$(PY) -m bench.gpu_check --seconds 3600 --only memcheck racecheck initcheck
+	$(AS_IS) -m bench.gpu_check --seconds 3600 --only memcheck racecheck initcheck
 
 gpu-check:  ## build, tests, sanitizer and benches on a GPU machine, in less than nine minutes; one table at the end
-	$(PY) -m bench.gpu_check
+	$(AS_IS) -m bench.gpu_check
 
 ptxas:  ## registers of every CUDA kernel of the last build; fails when one spills
-	$(PY) cmake/ptxas_report.py build
+	$(AS_IS) cmake/ptxas_report.py build
 
 demo: $(INSTALLED)  ## synthetic Outbrain -> preprocess -> train -> report, in a few minutes on a laptop
 	$(PY) -m bench.demo --out runs/demo

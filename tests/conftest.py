@@ -1,10 +1,18 @@
 """Fixtures shared by every test: devices, and the folder of external check data beside the checkout."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_configure():
+    try:
+        import widedeep._load  # noqa: F401
+    except ImportError as error:
+        pytest.exit(f"widedeep is not built for {sys.executable} ({error}): `make build` builds it", returncode=3)
 
 
 def _cuda_reason() -> str | None:

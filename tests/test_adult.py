@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import main
 
 import widedeep
-from widedeep.cli import main
 
 SPEC = Path(widedeep.__file__).with_name("specs") / "adult.yaml"
 # On this split logistic regression reaches 0.911 and boosted trees 0.930.

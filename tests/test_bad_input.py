@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from commands import main
 from planted import planted_data
-
-from widedeep import cli
 
 OUTBRAIN = Path(__file__).parent / "data" / "outbrain"
 FLAGS = shlex.split(
@@ -31,7 +30,7 @@ def refuse(capfd) -> Callable[..., str]:
 
     def run(words: list, code: int, *said: str) -> str:
         capfd.readouterr()
-        assert cli.main(list(map(str, words))) == code
+        assert main(list(map(str, words))) == code
         err = capfd.readouterr().err
         assert err.startswith("widedeep: ")
         assert err.count("\n") == 1, err
@@ -65,7 +64,7 @@ def good(tmp_path_factory) -> Path:
     """A data set and a finished run of it, to be copied."""
     root = tmp_path_factory.mktemp("good")
     planted_data(root / "data", train=700, test=100)
-    assert cli.main(list(map(str, train_words(root / "data", root)))) == 0
+    assert main(list(map(str, train_words(root / "data", root)))) == 0
     return root
 
 
@@ -103,7 +102,7 @@ def edit(path: Path, change: Callable[[list[str]], list[str]]) -> None:
 )
 def test_raw_outbrain_files(raw, tmp_path, refuse, name, change, said):
     out = tmp_path / "out"
-    assert cli.main(["preprocess", "outbrain", "--data_path", str(raw), "--out", str(out)]) == 0
+    assert main(["preprocess", "outbrain", "--data_path", str(raw), "--out", str(out)]) == 0
     before = contents(out)
     edit(raw / name, change)
     refuse(["preprocess", "outbrain", "--data_path", raw, "--out", out], 2, name, *said)
@@ -151,7 +150,7 @@ def test_tables(tmp_path, refuse, rows, said):
     spec.write_text(yaml.safe_dump(SPEC))
     words = ["preprocess", "tabular", table, "--spec", spec, "--out", out, "--split", "last:1"]
     table.write_text("colour,size,bought\n1,2.5,0\n4,1,1\n")
-    assert cli.main(list(map(str, words))) == 0
+    assert main(list(map(str, words))) == 0
     before = contents(out)
     table.write_text("".join(f"{row}\n" for row in rows))
     refuse(words, 2, "t.csv", *said)

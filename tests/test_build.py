@@ -19,14 +19,27 @@ def test_build_info_names_what_was_built():
     assert bool(info["cuda_archs"]) != bool(info["cuda_note"]), "either architectures, or the reason why there are none"
 
 
-def test_doctor_prints_one_json_object_and_succeeds():
+def test_doctor_prints_one_json_object():
     done = subprocess.run(
         [sys.executable, "-m", "widedeep", "doctor", "--json"], capture_output=True, text=True, cwd=ROOT
     )
-    assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert facts["healthy"] is True
     assert facts["required"]["torch"]
+    assert "error" not in facts["build"]
+    assert facts["healthy"] is all(facts["required"].values())
+    assert done.returncode == (not facts["healthy"]), done.stderr
+
+
+def test_doctor_answers_where_the_command_line_cannot():
+    script = (
+        "import sys; sys.modules |= dict.fromkeys(('jsonargparse', 'rich', 'yaml'))\n"
+        "from widedeep.__main__ import main; sys.exit(main())"
+    )
+    for words, said in ((["doctor"], "packages"), (["train", "--help"], "widedeep doctor")):
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=ROOT)
+        assert said in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    assert done.returncode == 1
 
 
 def test_doctor_tells_what_to_do_about_a_gpu_without_kernels():

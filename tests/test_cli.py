@@ -7,9 +7,11 @@ import sys
 
 import pytest
 import yaml
+from commands import command_line
 
-from widedeep import cli
 from widedeep.errors import InputError, RunError
+
+cli = command_line()
 
 
 def test_overview_lists_every_command(capsys):

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from commands import main
 
-from widedeep import cli, describe
+from widedeep import describe
 from widedeep.describe_page import page
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
@@ -107,9 +108,9 @@ def test_words_and_nulls_of_tables(tmp_path, capsys):
         " map: []}"
     )
     words = ["preprocess", "tabular", tmp_path / "a.csv", "--spec", tmp_path / "spec.yaml", "--split", "last:2"]
-    assert cli.main([*map(str, words), "--out", str(tmp_path / "out")]) == 0
+    assert main([*map(str, words), "--out", str(tmp_path / "out")]) == 0
     for suffix in (".html", ".json"):
-        assert cli.main(["describe", str(tmp_path / "out"), "--out", str(tmp_path / f"report{suffix}")]) == 0
+        assert main(["describe", str(tmp_path / "out"), "--out", str(tmp_path / f"report{suffix}")]) == 0
     assert "<Rome>" in capsys.readouterr().out
     html = (tmp_path / "report.html").read_text()
     assert "&lt;Rome&gt;" in html
@@ -119,7 +120,7 @@ def test_words_and_nulls_of_tables(tmp_path, capsys):
     assert report["categorical"]["town"]["train"]["top"][0]["value"] == "<Rome>"
     assert report["categorical"]["town"]["test"]["top"][0]["value"] == "(missing, rare or unseen)"
     assert report["categorical"]["town"]["test"]["unseen"] == 1
-    assert cli.main(["describe", str(tmp_path / "out"), "--json"]) == 0
+    assert main(["describe", str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == report
 
 
@@ -127,7 +128,7 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     write_set(tmp_path / "data", {"train": 40, "test": 5})
     with pytest.raises(InputError, match="expected a data set"):
         describe.describe(tmp_path)
-    assert cli.main(["describe", str(tmp_path / "data"), "--out", "report.pdf"]) == 2
+    assert main(["describe", str(tmp_path / "data"), "--out", "report.pdf"]) == 2
     part = tmp_path / "data" / "test" / "part-00000.shard"
     part.write_bytes(part.read_bytes()[:-1] + b"\1")
     with pytest.raises(InputError, match="is damaged"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import command_line
 from planted import planted_data
 from ranks import ROOT, run_ranks
 from safetensors.torch import load_file
@@ -68,6 +69,7 @@ FLAGS = shlex.split(
 
 def whole_run(world: int, data: Path, out: Path, step: str) -> tuple[dict, dict, list[dict]]:
     """(weights and slots, evaluation, logged values) of `world` processes; 32 steps, the last of each epoch ragged."""
+    command_line()
     places = ["--dataset_path", data, "--model_dir", out / "model", "--results_dir", out, "--step", step]
     run_ranks(world, *FLAGS, *places)
     path = Checkpoints(out / "model").find("last")
@@ -119,6 +121,7 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(data, one, alone)
 
 
 def test_torchrun_starts_it(data, tmp_path):
+    command_line()
     places = ["--dataset_path", data, "--model_dir", tmp_path / "model", "--results_dir", tmp_path]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *FLAGS]
     subprocess.run([sys.executable, *map(str, [*torchrun, *places])], check=True, capture_output=True, cwd=ROOT)

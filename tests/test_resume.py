@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import main
 from planted import planted_data
 from safetensors.torch import load_file
 
-from widedeep import cli
 from widedeep.checkpoint import Checkpoints, read_progress
 
 FLAGS = shlex.split(
@@ -66,13 +66,13 @@ def kill_inside_second_epoch(data: Path, out: Path, step: str) -> None:
 
 @pytest.mark.parametrize("step", ["reference", "fused"])
 def test_killed_run_continues_with_the_same_bits(data, tmp_path, step):
-    assert cli.main(words(data, tmp_path / "whole", step)) == 0
+    assert main(words(data, tmp_path / "whole", step)) == 0
     killed = tmp_path / "killed"
     kill_inside_second_epoch(data, killed, step)
     left = read_progress(Checkpoints(killed / "model").find("last"))
     assert left.epoch == 1
     assert 0 < left.position < 32
-    assert cli.main(words(data, killed, step, "--use_checkpoint")) == 0
+    assert main(words(data, killed, step, "--use_checkpoint")) == 0
     want, got = final_arrays(tmp_path / "whole"), final_arrays(killed)
     assert want.keys() == got.keys()
     for name, array in want.items():
@@ -84,18 +84,18 @@ def test_killed_run_continues_with_the_same_bits(data, tmp_path, step):
 
 
 def test_finished_run_is_left_alone(data, tmp_path, capsys):
-    assert cli.main(words(data, tmp_path, "reference")) == 0
+    assert main(words(data, tmp_path, "reference")) == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
     log = (tmp_path / "results" / "log.json").read_bytes()
-    assert cli.main(words(data, tmp_path, "reference", "--use_checkpoint")) == 0
+    assert main(words(data, tmp_path, "reference", "--use_checkpoint")) == 0
     assert "finished already" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
     assert (tmp_path / "results" / "log.json").read_bytes() == log
 
 
 def test_more_epochs_continue_a_finished_run(data, tmp_path):
-    assert cli.main(words(data, tmp_path, "reference")) == 0
-    assert cli.main(words(data, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "4")) == 0
+    assert main(words(data, tmp_path, "reference")) == 0
+    assert main(words(data, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "4")) == 0
     assert read_progress(Checkpoints(tmp_path / "model").find("last")).epoch == 4
 
 
@@ -108,25 +108,25 @@ def test_more_epochs_continue_a_finished_run(data, tmp_path):
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, capsys, change, said):
-    assert cli.main(words(data, tmp_path, "reference")) == 0
+    assert main(words(data, tmp_path, "reference")) == 0
     capsys.readouterr()
-    assert cli.main(words(data, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "4", *change)) == 2
+    assert main(words(data, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "4", *change)) == 2
     err = capsys.readouterr().err
     assert said in err
     assert err.splitlines()[-1].startswith("widedeep: ")
 
 
 def test_checkpoints_are_not_overwritten_unasked(data, tmp_path, capsys):
-    assert cli.main(words(data, tmp_path, "reference")) == 0
+    assert main(words(data, tmp_path, "reference")) == 0
     capsys.readouterr()
-    assert cli.main(words(data, tmp_path, "reference")) == 2
+    assert main(words(data, tmp_path, "reference")) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert cli.main(words(data, tmp_path, "reference", "--overwrite", "--num_epochs", "1")) == 0
+    assert main(words(data, tmp_path, "reference", "--overwrite", "--num_epochs", "1")) == 0
     assert [path.name for path in Checkpoints(tmp_path / "model").steps()] == ["step-28", "step-32"]
 
 
 def test_missing_checkpoint_warns_in_training_and_stops_evaluation(data, tmp_path, capsys):
-    assert cli.main(words(data, tmp_path, "reference", "--evaluate", "--use_checkpoint")) == 2
+    assert main(words(data, tmp_path, "reference", "--evaluate", "--use_checkpoint")) == 2
     assert "expected a checkpoint to evaluate" in capsys.readouterr().err
-    assert cli.main(words(data, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "1")) == 0
+    assert main(words(data, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "1")) == 0
     assert "no checkpoint to continue" in capsys.readouterr().out

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from commands import main
 
 from preprocess.tabular import TabularConfig, infer_spec, run
-from widedeep import cli
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 
@@ -100,18 +100,18 @@ def test_what_cannot_be_proposed_is_told(tmp_path):
 def test_the_command_writes_a_spec_that_preprocesses_and_keeps_an_edited_one(tmp_path, capsys):
     path, spec = write(tmp_path / "a.csv.gz", table()), tmp_path / "specs" / "spec.yaml"
     words = ["spec", "infer", str(path), "--group", "session"]
-    assert cli.main([*words, "--out", str(spec)]) == 0
+    assert main([*words, "--out", str(spec)]) == 0
     said = capsys.readouterr()
     assert said.out == f"{spec}: 5 one-hot, 1 multi-hot and 2 numeric features, label click\n"
     assert said.err.startswith("left out: id: its values hardly repeat")
     done = ["preprocess", "tabular", str(path), "--spec", str(spec), "--split", "last:100"]
-    assert cli.main([*done, "--out", str(tmp_path / "out")]) == 0
+    assert main([*done, "--out", str(tmp_path / "out")]) == 0
     assert FeatureSpec.load(tmp_path / "out").group == "session"
     capsys.readouterr()
-    assert cli.main(words) == 0
+    assert main(words) == 0
     assert capsys.readouterr().out == spec.read_text()
     spec.write_text("edited")
-    assert cli.main([*words, "--out", str(spec)]) == 2
+    assert main([*words, "--out", str(spec)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert spec.read_text() == "edited"
 

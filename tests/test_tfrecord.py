@@ -4,11 +4,11 @@ import struct
 
 import numpy as np
 import pytest
+from commands import main
 
 from preprocess.tfrecord import TFRecordConfig, records, run
 from preprocess.tfrecord.crc32c import crc32c, masked
 from preprocess.tfrecord.pipeline import NAMES
-from widedeep import cli
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardSet
@@ -100,7 +100,7 @@ def test_crc32c_of_the_published_vectors():
 def test_records_become_shards_of_the_outbrain_spec(tmp_path, capsys):
     want = write_directory(tmp_path / "records")
     words = ["preprocess", "tfrecord", "--data_path", str(tmp_path / "records"), "--out", str(tmp_path / "out")]
-    assert cli.main(words) == 0
+    assert main(words) == 0
     said = capsys.readouterr().out
     assert "192 rows of 3 records" in said
     assert "left out: pop_ad_id_log_int" in said

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from commands import main
 from planted import planted_data
 from sklearn.metrics import log_loss, roc_auc_score
 
-from widedeep import cli
 from widedeep.checkpoint import Checkpoints, Progress
 from widedeep.config import TrainConfig
 from widedeep.train import is_finished, note_score
@@ -23,7 +23,7 @@ FLAGS = shlex.split(
 
 def train(data: Path, out: Path, *more: str) -> int:
     places = ["--dataset_path", data, "--model_dir", out / "model", "--results_dir", out / "results"]
-    return cli.main(["train", *map(str, places), *FLAGS, *more])
+    return main(["train", *map(str, places), *FLAGS, *more])
 
 
 def log_lines(path: Path) -> list[dict]:
@@ -74,13 +74,13 @@ def test_files_beside_the_log(finished):
 
 def test_evaluate_and_predict_and_metrics_agree(data, finished, tmp_path, capsys):
     common = ["--model", str(finished / "model"), "--dataset_path", str(data), "--cpu", "--step", "reference"]
-    assert cli.main(["evaluate", *common, "--checkpoint", "last", "--json"]) == 0
+    assert main(["evaluate", *common, "--checkpoint", "last", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     trained = json.loads((finished / "results" / "evaluation.json").read_text())
     for key in ("loss", "auc", "auc_200", "map", "gauc", "binary_accuracy"):
         assert result[key] == pytest.approx(trained[key], abs=1e-6), key
     out = tmp_path / "p.parquet"
-    assert cli.main(["predict", *common, "--checkpoint", "last", "--out", str(out), "--eval_batch_size", "97"]) == 0
+    assert main(["predict", *common, "--checkpoint", "last", "--out", str(out), "--eval_batch_size", "97"]) == 0
     table = pq.read_table(out)
     assert table.column_names == ["label", "prob", "logit", "display_id"]
     label, prob = table["label"].to_numpy(), table["prob"].to_numpy()
@@ -88,7 +88,7 @@ def test_evaluate_and_predict_and_metrics_agree(data, finished, tmp_path, capsys
     assert log_loss(label, prob) == pytest.approx(result["loss"], abs=1e-6)
     capsys.readouterr()
     columns = ["--label", "label", "--score", "prob", "--group", "display_id"]
-    assert cli.main(["metrics", "--predictions", str(out), *columns, "--json"]) == 0
+    assert main(["metrics", "--predictions", str(out), *columns, "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)
     assert scored["map"] == pytest.approx(result["map"], abs=1e-9)
     assert scored["auc"] == pytest.approx(result["auc"], abs=1e-9)
@@ -97,7 +97,7 @@ def test_evaluate_and_predict_and_metrics_agree(data, finished, tmp_path, capsys
 def test_predict_to_csv(data, finished, tmp_path):
     common = ["--model", str(finished / "model"), "--dataset_path", str(data), "--cpu", "--step", "reference"]
     out = tmp_path / "p.csv"
-    assert cli.main(["predict", *common, "--split", "train", "--out", str(out)]) == 0
+    assert main(["predict", *common, "--split", "train", "--out", str(out)]) == 0
     lines = out.read_text().splitlines()
     assert lines[0] == '"label","prob","logit","display_id"'
     assert len(lines) == 4004
@@ -106,7 +106,7 @@ def test_predict_to_csv(data, finished, tmp_path):
 def test_evaluate_flag_scores_the_last_checkpoint(data, finished, tmp_path):
     places = ["--model_dir", str(finished / "model"), "--results_dir", str(tmp_path)]
     flags = [*FLAGS, "--dataset_path", str(data), *places, "--evaluation", "--use_checkpoint", "--log_every", "2"]
-    assert cli.main(["train", *flags]) == 0
+    assert main(["train", *flags]) == 0
     lines = [line for line in log_lines(tmp_path / "log.json") if line["type"] == "LOG"]
     trained = json.loads((finished / "results" / "evaluation.json").read_text())
     assert lines[-1]["data"]["auc_val"] == pytest.approx(trained["auc_200"], abs=1e-5)
@@ -158,7 +158,7 @@ def test_seed_decides_everything_and_is_recorded(data, tmp_path):
     assert a == b != c
     flags = [flag for flag in FLAGS if flag not in ("--seed", "5")]
     places = ["--dataset_path", data, "--model_dir", tmp_path / "d", "--results_dir", tmp_path / "d"]
-    assert cli.main(["train", *map(str, places), *flags, *one_epoch]) == 0
+    assert main(["train", *map(str, places), *flags, *one_epoch]) == 0
     assert yaml.safe_load((tmp_path / "d" / "config.yaml").read_text())["seed"] is not None
 
 

@@ -1,7 +1,25 @@
-"""`python -m widedeep ...`, and `torchrun -m widedeep train ...`."""
+"""`widedeep ...`, `python -m widedeep ...`, and `torchrun -m widedeep train ...`."""
 
 import sys
 
-from widedeep.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """The command line; returns its exit code. `doctor` also answers where what the others need is not installed."""
+    try:
+        from widedeep import cli
+    except ModuleNotFoundError as missing:
+        if sys.argv[1:2] == ["doctor"]:
+            from widedeep import doctor
+
+            return doctor.run(json="--json" in sys.argv[2:])
+        print(
+            f"widedeep: the command line needs the package {missing.name}, which is not installed; "
+            "`widedeep doctor` lists all that is missing",
+            file=sys.stderr,
+        )
+        return 1
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

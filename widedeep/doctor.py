@@ -89,34 +89,29 @@ def diagnose() -> dict:
 
 
 def _print(facts: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("widedeep", f"{facts['widedeep']} on Python {facts['python']}, {facts['platform']}")
-    table.add_row("packages", ", ".join(f"{name} {found or 'MISSING'}" for name, found in facts["required"].items()))
+    """In plain text: rich may be what is missing."""
+    rows = [("widedeep", f"{facts['widedeep']} on Python {facts['python']}, {facts['platform']}")]
+    rows.append(("packages", ", ".join(f"{name} {found or 'MISSING'}" for name, found in facts["required"].items())))
     present = [f"{name} {found}" for name, found in facts["optional"].items() if found]
-    table.add_row("extras", ", ".join(present) or "none")
+    rows.append(("extras", ", ".join(present) or "none"))
     build = facts["build"]
     if "error" in build:
-        table.add_row("compiled part", f"does not load: {build['error']}")
+        rows.append(("compiled part", f"does not load: {build['error']}"))
     else:
-        table.add_row("CPU kernels", f"{build['compiler']}, -march={build['cpu_arch']}, {build['cpu_gemm']}")
+        rows.append(("CPU kernels", f"{build['compiler']}, -march={build['cpu_arch']}, {build['cpu_gemm']}"))
         cuda = f"CUDA {build['cuda_version']} for {build['cuda_archs']}" if build["cuda_archs"] else "not built"
         if build["cuda_archs"]:
             cuda += ", cuBLASLt" if build["cublaslt"] else ", without cuBLASLt"
-        in_use = "in use" if facts["cuda_kernels"] else "not loaded"
-        table.add_row("CUDA kernels", f"{cuda}{': ' + build['cuda_note'] if build['cuda_note'] else ''} ({in_use})")
+            cuda += ", loaded" if facts["cuda_kernels"] else ", not loaded: this torch is a CPU build"
+        rows.append(("CUDA kernels", cuda + (f": {build['cuda_note']}" if build["cuda_note"] else "")))
     for device in facts["devices"]:
-        table.add_row("GPU", f"{device['name']}, capability {device['capability']}, {device['memory_gib']} GiB")
+        rows.append(("GPU", f"{device['name']}, capability {device['capability']}, {device['memory_gib']} GiB"))
     if not facts["devices"]:
-        table.add_row("GPU", "none found: training runs on the CPU")
-    console = Console(soft_wrap=True)
-    console.print(table)
+        rows.append(("GPU", "none found: training runs on the CPU"))
+    for name, value in rows:
+        print(f"{name:<14}{value}")
     for line in facts["advice"]:
-        console.print(f"- {line}", markup=False)
+        print(f"- {line}")
 
 
 def run(json: bool = False) -> int:
