@@ -7,9 +7,10 @@ import numpy as np
 
 from preprocess.csv_io import NULL_INT
 from preprocess.outbrain import layout
+from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.lookup import Lookup, with_null
 from preprocess.outbrain.statistics import Statistics
-from preprocess.outbrain.tables import Promoted, buckets_or_null
+from preprocess.outbrain.tables import Promoted
 
 CATEGORICAL = ("ad_id", "document_id_promo", "campaign_id", "advertiser_id", "source_id_promo", "publisher_id_promo")
 NUMERIC = tuple(f"{key}_ctr" for key in layout.CTR_MIN_ROWS) + tuple(f"{key}_count" for key in layout.COUNT_KEYS)
@@ -32,18 +33,20 @@ class Ads:
     numeric: Any
 
     @classmethod
-    def build(cls, seen: np.ndarray, promoted: Promoted, statistics: Statistics, buckets: dict[str, int]) -> "Ads":
+    def build(
+        cls, seen: np.ndarray, promoted: Promoted, statistics: Statistics, flavour: Flavour, buckets: dict[str, int]
+    ) -> "Ads":
         """seen: [n] int32, ads of the clicks; buckets: feature name -> number of buckets."""
         ids = np.union1d(seen, promoted.ad_id[:-1]).astype(np.int32)
         row = with_null(promoted.lookup.find(ids), -1)
         ids = with_null(ids, NULL_INT)
         raw = {name: ids if name == "ad_id" else getattr(promoted, name)[row] for name in CATEGORICAL}
         numeric = [statistics.ctr(key, raw[key]) for key in layout.CTR_MIN_ROWS]
-        numeric += [statistics.scaled_count(key, raw[key]) for key in layout.COUNT_KEYS]
+        numeric += [statistics.count(key, raw[key]) for key in layout.COUNT_KEYS]
         return cls(
             Lookup.build(ids[:-1]),
             raw["document_id_promo"],
             promoted.published[row],
-            np.stack([buckets_or_null(raw[name], buckets[name]) for name in CATEGORICAL]),
+            np.stack([flavour.ids(raw[name], buckets[name]) for name in CATEGORICAL]),
             np.stack(numeric),
         )

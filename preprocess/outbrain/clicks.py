@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from preprocess import csv_io, hashing
+from preprocess import csv_io
 from preprocess.csv_io import NULL_TIME, Block
 from preprocess.outbrain import layout, store
+from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.tables import Documents, Events, Promoted
 from preprocess.xp import array_module, to_host
 
@@ -30,6 +31,7 @@ class Task:
     block: Block
     index: int
     work: Path
+    flavour: Flavour
     seed: int
     device: str
 
@@ -62,7 +64,8 @@ class Scan:
 
     Args:
         ads: counts by ad.
-        ages: [2, 3652] int64, train rows by age of the event page and of the landing page; the last column is unknown.
+        ages: [2, 3652] int64, train rows (or all, see `Flavour`) by age of the event page and of the landing page; the
+            last column is unknown.
         clicks: clicked rows by split.
         parts: by split, the files of rows in input order, each with (rows, first display, last display, is ascending).
     """
@@ -119,10 +122,11 @@ def scan(task: Task) -> Scan:
     display, ad = (xp.asarray(host[name]) for name in ("display_id", "ad_id"))
     event = events.lookup.find(display, xp)
     timestamp = events.timestamp[event]
-    train = is_train(display, timestamp, task.seed, xp)
+    train = task.flavour.is_train(display, timestamp, task.seed, xp)
     page = documents.lookup.find(events.document[event], xp)
     published = documents.published[page], promoted.published[promoted.lookup.find(ad, xp)]
-    ages = [xp.bincount(age_in_days(timestamp, p, xp)[train], minlength=MISSING_AGE + 1) for p in published]
+    aged = slice(None) if task.flavour.ages_of_all_rows else train
+    ages = [xp.bincount(age_in_days(timestamp, p, xp)[aged], minlength=MISSING_AGE + 1) for p in published]
     rows = np.empty(len(host["ad_id"]), ROW)
     for name in ROW.names:
         rows[name] = host[name]
@@ -133,13 +137,6 @@ def scan(task: Task) -> Scan:
         {split: int(side["clicked"].sum()) for split, side in sides.items()},
         {split: _write(side, task.work / f"{split}-{task.index:06d}.npy") for split, side in sides.items()},
     )
-
-
-def is_train(display: Any, timestamp: Any, seed: int, xp: ModuleType = np) -> Any:
-    """[n] bool: day <= 10 and not among the fifth of all displays that a hash selects. A row without an event or time
-    has no day, so it is tested on."""
-    early = (timestamp >= 0) & (timestamp // layout.MILLISECONDS_A_DAY <= layout.LAST_SHARED_DAY)
-    return early & ~hashing.is_selected(display, layout.TEST_FRACTION, seed, xp)
 
 
 def age_in_days(timestamp: Any, published: Any, xp: ModuleType = np) -> Any:

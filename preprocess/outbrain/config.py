@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.engine import cores
+from preprocess.outbrain.flavours import FLAVOURS
 from preprocess.xp import DEVICES
 from widedeep.errors import InputError
 
-FLAVOURS = ("nvtabular",)
 NUMERIC_TYPES = ("float16", "float32")
 DEFAULT_CHUNK_ROWS = 1 << 16
 

@@ -22,7 +22,7 @@ from preprocess.outbrain import clicks, layout, memory, resume, store, tables, t
 from preprocess.outbrain.ads import Ads
 from preprocess.outbrain.clicks import SPLITS, Scan
 from preprocess.outbrain.config import OutbrainConfig
-from preprocess.outbrain.statistics import Statistics
+from preprocess.outbrain.flavours import FLAVOURS
 from preprocess.stages import Stage, Stages
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
@@ -85,16 +85,18 @@ class _Run:
     ):
         self.config, self.files, self.journal, self.engine = config, files, journal, engine
         self.out, self.work = journal.out, journal.work
-        spec = FeatureSpec.outbrain("outbrain-multihot" if config.multihot else "outbrain")
+        self.flavour = FLAVOURS[config.flavour]
+        spec = FeatureSpec.outbrain(self.flavour.spec_name(config.multihot))
         self.spec = dataclasses.replace(spec, metadata={"flavour": config.flavour})
-        self.buckets = dict(zip(self.spec.names, self.spec.cardinalities))
+        ours = {theirs: ours for ours, theirs in self.flavour.names.items()}
+        self.buckets = {ours.get(name, name): n for name, n in zip(spec.names, spec.cardinalities)}
         self.stages = Stages()
         self.resumed = list(journal.stages)
         for name, note in journal.stages.items():
             self.stages.done[name] = Stage(name, note["rows"], note["seconds"])
         self.clear()
         self.block_bytes = memory.block_bytes(config, self.files)
-        self.given = None if config.stats is None else Statistics.load(config.stats)
+        self.given = None if config.stats is None else self.flavour.statistics.load(config.stats)
 
     def clear(self) -> None:
         """Removes what an unfinished stage left."""
@@ -117,15 +119,16 @@ class _Run:
         return self.journal.stages[name]
 
     def all(self) -> dict[str, Any]:
-        self.once("events", self.read_events)
+        events = self.once("events", self.read_events)
         self.once("documents", self.read_documents)
         self.once("promoted_content", self.read_promoted)
         for kind in layout.ATTRIBUTES:
             self.once(kind, partial(self.read_attributes, kind))
         scan = Scan.load(self.work, self.once("clicks", self.scan_clicks))
         promoted = store.load(self.work, "promoted", tables.Promoted, "cpu")
-        statistics = self.given or Statistics.learn(scan.ads, scan.ages, promoted)
-        store.save(self.work, "ads", Ads.build(scan.ads.ad, promoted, statistics, self.buckets))
+        learn = self.flavour.statistics.learn
+        statistics = self.given or learn(scan.ads, scan.ages, promoted, events["places"])
+        store.save(self.work, "ads", Ads.build(scan.ads.ad, promoted, statistics, self.flavour, self.buckets))
         store.save(self.work, "ages", transform.Ages.build(statistics))
         statistics.save(self.out / "statistics")
         absent = promoted.lookup.find(scan.ads.ad) < 0
@@ -139,15 +142,17 @@ class _Run:
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report
 
-    def read_events(self, done: Stage) -> None:
-        events, geo = tables.read_events(self.files["events"], self.engine, self.block_bytes, self.buckets)
+    def read_events(self, done: Stage) -> dict[str, Any]:
+        how = self.engine, self.block_bytes, self.flavour
+        events, geo, places = tables.read_events(self.files["events"], *how, self.buckets, self.given)
         store.save(self.work, "events", events)
         store.save(self.work, "geo", geo)
         done.advance(len(events.document) - 1)
+        return {"places": places}
 
     def read_documents(self, done: Stage) -> None:
         path = self.files["documents_meta"]
-        documents = tables.read_documents(path, self.engine, self.block_bytes, self.buckets)
+        documents = tables.read_documents(path, self.engine, self.block_bytes, self.flavour, self.buckets)
         store.save(self.work, "documents", documents)
         done.advance(len(documents.source) - 1)
 
@@ -159,7 +164,12 @@ class _Run:
 
     def read_attributes(self, kind: str, done: Stage) -> None:
         path, name = self.files[f"documents_{kind}"], layout.LISTS[kind]
-        attributes, lists = tables.read_attributes(path, kind, self.engine, self.block_bytes, self.buckets.get(name))
+        how = (
+            self.engine,
+            self.block_bytes,
+            self.flavour.idf(store.load(self.work, "documents", tables.Documents, "cpu")),
+        )
+        attributes, lists = tables.read_attributes(path, kind, *how, self.buckets.get(name))
         store.save(self.work, kind, attributes)
         if lists is not None:
             store.save(self.work, name, lists)
@@ -168,7 +178,7 @@ class _Run:
     def scan_clicks(self, done: Stage) -> dict[str, Any]:
         path, config = self.files["clicks_train"], self.config
         tasks = (
-            clicks.Task(block, i, self.work, config.seed, config.device)
+            clicks.Task(block, i, self.work, self.flavour, config.seed, config.device)
             for i, block in enumerate(csv_io.blocks(path, layout.CLICKS, self.block_bytes))
         )
         scan = Scan.merge(self._count(self.engine.map(clicks.scan, tasks), done))
@@ -188,6 +198,7 @@ class _Run:
         config, grouped = self.config, split == "test"
         common = {
             "work": self.work,
+            "flavour": self.flavour,
             "buckets": tuple(self.buckets.items()),
             "grouped": grouped,
             "device": config.device,
@@ -203,7 +214,7 @@ class _Run:
         with writer:
             for columns, missing in self.engine.map(transform.run, transform.tasks(scan, split, rows, **common)):
                 writer.append(columns)
-                done.advance(len(columns["clicked"]))
+                done.advance(len(columns[self.spec.label]))
                 for name, count in missing.items():
                     nulls[name] = nulls.get(name, 0) + count
             writer.finish(

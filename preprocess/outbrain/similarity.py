@@ -6,6 +6,7 @@ With c(d, a) the confidence of attribute a in document d, N = largest document i
 Source: nvtabular.ops.ColumnSimilarity, metric "tfidf". Confidences of a pair (d, a) that occurs twice are added.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from types import ModuleType
@@ -17,6 +18,11 @@ from preprocess.outbrain.lookup import Lookup, with_null
 
 # Attribute entries merged at a time: about 100 bytes of scratch each.
 _MERGE_ENTRIES = 1 << 19
+
+
+def natural_idf(df: np.ndarray, height: int) -> np.ndarray:
+    """df: [A] int64 >= 1, documents that have each attribute; height: largest document id + 1 -> [A] float64."""
+    return np.log(height / df)
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,14 @@ class Attributes:
     value: Any
 
     @classmethod
-    def build(cls, documents: np.ndarray, attributes: np.ndarray, confidences: np.ndarray) -> "Attributes":
-        """documents, attributes: [n] int32 >= 0, in any order; confidences: [n] float64."""
+    def build(
+        cls,
+        documents: np.ndarray,
+        attributes: np.ndarray,
+        confidences: np.ndarray,
+        idf: Callable[[np.ndarray, int], np.ndarray] = natural_idf,
+    ) -> "Attributes":
+        """documents, attributes: [n] int32 >= 0, in any order; confidences: [n] float64; idf: as `natural_idf`."""
         if not len(documents):
             none = np.empty(0, np.int32)
             zero = np.zeros(1, np.int64)
@@ -54,7 +66,7 @@ class Attributes:
         confidence = np.add.reduceat(confidences[order], first)
         document, attribute = np.divmod(pair[first], width)
         df = np.bincount(attribute, minlength=width)
-        weight = confidence * np.log((int(document[-1]) + 1) / np.maximum(df, 1))[attribute]
+        weight = confidence * idf(np.maximum(df, 1), int(document[-1]) + 1)[attribute]
         start = _run_starts(document)
         length = np.diff(np.append(start, len(document)))
         norm = np.sqrt(np.add.reduceat(weight * weight, start))

@@ -1,6 +1,6 @@
 """Reads events, promoted content and the document files into look-up tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from preprocess import csv_io, hashing
 from preprocess.csv_io import NULL_INT, NULL_TIME, Column, Strings
 from preprocess.engine import LocalEngine
 from preprocess.outbrain import layout
+from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.lists import Lists
 from preprocess.outbrain.lookup import Lookup, first_duplicate, with_null
 from preprocess.outbrain.similarity import Attributes
@@ -69,11 +70,6 @@ class Promoted:
     published: Any
 
 
-def buckets_or_null(values: np.ndarray, buckets: int) -> np.ndarray:
-    """[n] ids, -1 for null -> [n] int32 hash buckets, -1 for null."""
-    return np.where(values < 0, np.int32(NULL_INT), hashing.id_buckets(values, buckets))
-
-
 def read_table(path: Path, columns: Sequence[Column], engine: LocalEngine, block_bytes: int) -> dict[str, Any]:
     """The whole file: {name: [n] array, or `Strings` over all blocks}."""
     parts = list(engine.map(partial(csv_io.read_block, columns=columns), csv_io.blocks(path, columns, block_bytes)))
@@ -87,46 +83,42 @@ def read_table(path: Path, columns: Sequence[Column], engine: LocalEngine, block
     return table
 
 
-def read_events(path: Path, engine: LocalEngine, block_bytes: int, buckets: dict[str, int]) -> tuple[Events, Geo]:
-    """buckets: feature name -> number of buckets."""
+def read_events(
+    path: Path, engine: LocalEngine, block_bytes: int, flavour: Flavour, buckets: dict[str, int], given: Any = None
+) -> tuple[Events, Geo, dict[str, dict[str, int]]]:
+    """buckets: feature name -> number of buckets; given: statistics to apply. The last result is for the statistics."""
     table = read_table(path, layout.EVENTS, engine, block_bytes)
     lookup = unique_lookup(path, layout.EVENTS, table["display_id"])
+    flavour.clear_events(table)
     platform = (np.maximum(table["platform"], 1) - 1).astype(np.uint8)
-    geo = table["geo_location"]
-    places = geo.values.to_pylist()
-    coded = {
-        "geo_location": places,
-        "geo_location_country": [place[:2] for place in places],
-        "geo_location_state": [place[:5] for place in places],
-    }
-    return Events(
+    geo, places = flavour.geo(table["geo_location"], given, buckets)
+    events = Events(
         lookup,
         with_null(table["document_id"], NULL_INT),
         with_null(table["timestamp"], NULL_INT),
         with_null(platform, 0),
-        with_null(geo.codes, NULL_INT),
-    ), Geo(**{k: with_null(hashing.string_buckets(v, buckets[k]), NULL_INT) for k, v in coded.items()})
+        with_null(table["geo_location"].codes, NULL_INT),
+    )
+    return events, geo, places
 
 
-def read_documents(path: Path | None, engine: LocalEngine, block_bytes: int, buckets: dict[str, int]) -> Documents:
-    """A null publisher becomes an id of its own: the largest publisher + 1 + the nulls so far, itself included."""
+def read_documents(
+    path: Path | None, engine: LocalEngine, block_bytes: int, flavour: Flavour, buckets: dict[str, int]
+) -> Documents:
     if path is None:
         table = {c.name: np.empty(0, c.dtype) for c in layout.META}
         lookup = Lookup.build(table["document_id"])
     else:
         table = read_table(path, layout.META, engine, block_bytes)
         lookup = unique_lookup(path, layout.META, table["document_id"])
+    flavour.clean_documents(table)
     source, publisher = table["source_id"], table["publisher_id"]
-    missing = publisher < 0
-    if missing.any():
-        fresh = int(publisher.max()) + 1 + np.cumsum(missing)
-        publisher = np.where(missing, fresh, publisher).astype(np.int32)
     return Documents(
         lookup,
         with_null(source, NULL_INT),
         with_null(publisher, NULL_INT),
-        with_null(buckets_or_null(source, buckets["source_id"]), NULL_INT),
-        with_null(buckets_or_null(publisher, buckets["publisher_id"]), NULL_INT),
+        with_null(flavour.ids(source, buckets["source_id"]), NULL_INT),
+        with_null(flavour.ids(publisher, buckets["publisher_id"]), NULL_INT),
         with_null(table["publish_time"], NULL_TIME),
     )
 
@@ -145,9 +137,14 @@ def read_promoted(path: Path, engine: LocalEngine, block_bytes: int, documents: 
 
 
 def read_attributes(
-    path: Path | None, kind: str, engine: LocalEngine, block_bytes: int, buckets: int | None
+    path: Path | None,
+    kind: str,
+    engine: LocalEngine,
+    block_bytes: int,
+    idf: Callable[[np.ndarray, int], np.ndarray],
+    buckets: int | None,
 ) -> tuple[Attributes, Lists | None]:
-    """kind: one of `layout.ATTRIBUTES`; buckets: of the multi-hot feature, if it is wanted.
+    """kind: one of `layout.ATTRIBUTES`; idf: see `Flavour`; buckets: of the multi-hot feature, if it is wanted.
 
     Without a file every similarity is 0 and every list is empty.
     """
@@ -167,7 +164,7 @@ def read_attributes(
         if buckets is not None:
             lists = Lists.build(documents, hashing.id_buckets(attributes, buckets))
         attributes = np.unique(attributes, return_inverse=True)[1].astype(np.int32)
-    return Attributes.build(documents, attributes, confidences), lists
+    return Attributes.build(documents, attributes, confidences, idf), lists
 
 
 def unique_lookup(path: Path, columns: Sequence[Column], keys: np.ndarray) -> Lookup:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from preprocess import hashing
 from preprocess.outbrain import ads, layout, store
 from preprocess.outbrain.clicks import MISSING_AGE, Scan, age_in_days
+from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.lists import Lists
 from preprocess.outbrain.similarity import Attributes
 from preprocess.outbrain.statistics import Statistics
@@ -22,16 +22,13 @@ GEO = ("geo_location", "geo_location_country", "geo_location_state")
 
 @dataclass(frozen=True)
 class Ages:
-    """log: [2, 3652] float32, ln(1 + days) by age feature and day; the last column is that of the median."""
+    """scaled: [2, 3652] float32, by age feature and days; the last column is that of unknown ages."""
 
-    log: Any
+    scaled: Any
 
     @classmethod
     def build(cls, statistics: Statistics) -> "Ages":
-        days = np.arange(MISSING_AGE, dtype=np.float32)
-        return cls(
-            np.stack([np.log1p(np.append(days, np.float32(statistics.median_age[name]))) for name in layout.AGES])
-        )
+        return cls(np.stack([statistics.age(name) for name in layout.AGES]))
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,7 @@ class Task:
     start: int
     stop: int
     work: Path
+    flavour: Flavour
     buckets: tuple[tuple[str, int], ...]
     grouped: bool
     device: str
@@ -78,22 +76,24 @@ def tasks(scan: Scan, split: str, chunk_rows: int, **common: Any) -> Iterator[Ta
 
 
 def run(task: Task) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The columns of a chunk on the host, and its number of nulls by categorical feature or age."""
+    """The columns of a chunk on the host, and its number of nulls by categorical feature or age; data set's names."""
     xp = array_module(task.device)
     rows = np.load(task.path, mmap_mode="r")[task.start : task.stop]
     display, ad = (xp.asarray(np.ascontiguousarray(rows[name])) for name in ("display_id", "ad_id"))
     buckets = dict(task.buckets)
     multihot = not buckets.keys().isdisjoint(layout.LISTS.values())
-    columns, nulls = features(display, ad, Tables.load(task.work, task.device, multihot), buckets, xp)
+    columns, nulls = features(display, ad, Tables.load(task.work, task.device, multihot), task.flavour, buckets, xp)
     columns = {name: to_host(values) for name, values in columns.items()}
     columns["clicked"] = np.ascontiguousarray(rows["clicked"])
     if task.grouped:
         columns["display_id"] = rows["display_id"].astype(np.int64)
+    names = task.flavour.names
+    columns, nulls = ({names.get(name, name): of for name, of in part.items()} for part in (columns, nulls))
     return columns, nulls
 
 
 def features(
-    display: Any, ad: Any, tables: Tables, buckets: dict[str, int], xp: ModuleType = np
+    display: Any, ad: Any, tables: Tables, flavour: Flavour, buckets: dict[str, int], xp: ModuleType = np
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """display, ad: [n] int32 -> {feature: [n]}, categoricals unsigned and numerics float32, and {feature: nulls}.
 
@@ -108,7 +108,7 @@ def features(
     landing = tables.ads.document[row]
 
     ids = {name: getattr(tables.geo, name)[place] for name in GEO}
-    ids["document_id"] = xp.where(document < 0, -1, hashing.id_buckets(document, buckets["document_id"], xp=xp))
+    ids["document_id"] = flavour.ids(document, buckets["document_id"], xp)
     ids["source_id"] = tables.documents.source_bucket[page]
     ids["publisher_id"] = tables.documents.publisher_bucket[page]
     ids |= {name: tables.ads.buckets[i][row] for i, name in enumerate(ads.CATEGORICAL)}
@@ -116,7 +116,7 @@ def features(
     for name, values in ids.items():
         missing = values < 0
         nulls[name] = int(missing.sum())
-        filled = xp.where(missing, hashing.null_bucket(buckets[name]), values) if nulls[name] else values
+        filled = xp.where(missing, flavour.null_id(name, buckets[name]), values) if nulls[name] else values
         out[name] = filled.astype(_narrow(buckets[name]))
     # Its three values need no hash: four buckets hold them without a collision.
     out["platform"] = tables.events.platform[event]
@@ -126,7 +126,7 @@ def features(
     ):
         age = age_in_days(timestamp, published, xp)
         nulls[name] = int((age == MISSING_AGE).sum())
-        out[name] = tables.ages.log[i][age]
+        out[name] = tables.ages.scaled[i][age]
     out |= {name: tables.ads.numeric[i][row] for i, name in enumerate(ads.NUMERIC)}
     for kind, attributes in tables.attributes.items():
         out[layout.SIMILARITY + kind] = attributes.similarity(document, landing, xp).astype(xp.float32)
