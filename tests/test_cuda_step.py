@@ -1,9 +1,13 @@
 """The fused GPU step: its sums and its order on any machine, its kernels and graphs on a GPU."""
 
+import itertools
+import threading
+
 import pytest
 import torch
 from test_model import SPECS
 from test_step import LR, MIXED, assert_same, batch_of, in_ranks, new_step, part_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from widedeep import parity
 from widedeep.dist import LocalComm
@@ -93,6 +97,22 @@ def test_repeats_its_bits_and_resumes_with_them(precision, device):
         assert torch.equal(a, resumed.model.named_arrays()[name]), name
 
 
+def test_going_back_to_an_earlier_state_repeats_what_followed(device):
+    """Weights and slots are written into the places that the graphs read."""
+    step = gpu_step(config=StepConfig("fp16"), device=device)
+    run(step, device=device)
+    arrays = step.model.named_arrays()
+    weights, state = ({name: a.clone() for name, a in d.items()} for d in (arrays, step.state()))
+    curves = []
+    for _ in range(2):
+        losses = [step.train(batch_of(EVEN, 96, seed=i, device=device), i, LR) for i in range(6, 10)]
+        curves.append(torch.stack([*losses, step.predict(batch_of(EVEN, 96, device=device)).sum()]))
+        step.load_state(state)
+        for name, a in arrays.items():
+            a.copy_(weights[name])
+    assert torch.equal(*curves)
+
+
 def test_fp16_skips_an_overflow_and_lowers_the_scale(device):
     step = gpu_step(config=StepConfig("fp16"), device=device)
     run(step, device=device)
@@ -141,6 +161,35 @@ def test_ranks_give_the_result_of_one(precision):
     torch.testing.assert_close(sum(losses for losses, _ in results), want_losses, rtol=rtol / 10, atol=atol)
     for _, step in results:
         assert_same(want, step, rtol=rtol, atol=atol)
+
+
+class Called(TorchDispatchMode):
+    """Names of the ops that run inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.names.add(op.name())
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_is_captured_asks_nothing_and_keeps_no_workspace_of_a_library(parts, precision):
+    """The host must not wait inside a capture; and a graph outlives the workspace that torch lends to cuBLAS."""
+    step = gpu_step(config=StepConfig(precision), parts=parts)
+    batch = batch_of(EVEN, 40)
+    step.train(batch, 0, LR)
+    fixed = step._take(batch)
+    with Called() as called:
+        step._train(fixed)
+        step._forward_only(fixed)
+    asks = {"_local_scalar_dense", "nonzero", "_unique2", "is_nonzero", "equal", "lift_fresh"}
+    products = {"mm", "mv", "addmm", "addmv", "bmm", "baddbmm", "dot", "vdot", "linear"}
+    assert {f"aten::{name}" for name in asks | products}.isdisjoint({n.split(".")[0] for n in called.names})
+    assert any(n.startswith("widedeep::") for n in called.names)
 
 
 def test_a_head_that_is_too_wide_is_refused():
@@ -197,6 +246,38 @@ def test_runs_on_another_device_than_the_current_one():
     assert torch.equal(
         run(gpu_step(device="cuda:0"), device="cuda:0").cpu(), run(gpu_step(device="cuda:1"), device="cuda:1").cpu()
     )
+
+
+@pytest.mark.cuda
+def test_a_reader_pins_and_copies_while_a_step_is_captured():
+    want, got, stop, failures = gpu_step(device="cuda"), gpu_step(device="cuda"), threading.Event(), []
+    losses = run(want, device="cuda")
+
+    def read():
+        stream = torch.cuda.Stream()
+        try:
+            for i in itertools.takewhile(lambda _: not stop.is_set(), itertools.count()):
+                host = torch.full((1 << 16, 13 + i % 64), i % 7, dtype=torch.int32).pin_memory()
+                with torch.cuda.stream(stream):
+                    rows = host.to("cuda", non_blocking=True)
+                    stream.record_event().synchronize()
+                assert (rows == i % 7).all()
+        except Exception as error:
+            failures.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for _ in range(5):
+            got.graphs.clear()  # and so captured again
+            for i in range(3):
+                got.predict(batch_of(EVEN, 96 + i, device="cuda"))
+                got.predict(batch_of(EVEN, 96 + i, device="cuda"))
+        assert torch.equal(run(got, device="cuda"), losses)
+    finally:
+        stop.set()
+        reader.join()
+    assert failures == []
 
 
 @pytest.mark.cuda

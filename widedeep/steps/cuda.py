@@ -22,7 +22,7 @@ from widedeep.errors import InputError
 from widedeep.model import WideDeep
 from widedeep.step import PRECISIONS, Step, StepConfig
 from widedeep.steps.buffers import Activations
-from widedeep.steps.graphs import Graphs, NoGraphs
+from widedeep.steps.graphs import Graphs, NoGraphs, own_stream
 from widedeep.steps.layers import Layers, choose_layers
 from widedeep.steps.padded import PaddedWeights
 
@@ -56,10 +56,11 @@ class CudaStep(Step):
         self.activations = Activations(self.weights.widths[0], self.weights.widths[1:], self.dtype, device)
         self.layers: Layers | None = None
         self.capacity = -1
+        self.parameters = list(model.parameters())
         self.copied: list[int] = []  # versions of the parameters when they were copied
         # Without a GPU the same code runs as it stands: so are its sums and its order tested everywhere.
         self.graphs = Graphs(device) if device.type == "cuda" else NoGraphs()
-        self.second = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.second = own_stream(device) if device.type == "cuda" else None
 
     @property
     def gemm(self) -> str | None:
@@ -189,7 +190,7 @@ class CudaStep(Step):
             torch.ops.widedeep.allow_tf32_.default(self.lr, self.config.precision == "tf32")
 
     def _versions(self) -> list[int]:
-        return [p._version for p in self.model.parameters()]
+        return [p._version for p in self.parameters]
 
     def _take(self, batch: Batch) -> Batch:
         """The batch in the places that a captured step reads."""
@@ -255,7 +256,8 @@ class CudaStep(Step):
                 dlogit.mul_(self.scale)
         if self.model.has_wide:
             with self._beside():
-                torch.mv(batch.numeric.T, dlogit, out=grads["wide.numeric.weight"])
+                # Not torch.mv: a graph would keep the address of a cuBLAS workspace, which torch frees when it likes.
+                torch.sum(batch.numeric * dlogit[:, None], 0, out=grads["wide.numeric.weight"])
                 torch.sum(dlogit, 0, keepdim=True, out=grads["wide.bias"])
         if self.model.has_deep:
             self._backward_layers(h, B)
