@@ -1,4 +1,4 @@
-"""Hash buckets: the numpy (or cupy) twin of csrc/core/hash.h for ids, xxh3-64 for strings.
+"""Hash buckets: the numpy twin of csrc/core/hash.h for ids (on a GPU `kernels` has it), xxh3-64 for strings.
 
     mix64(z)          z ^= z >> 30;  z *= 0xBF58476D1CE4E5B9;  z ^= z >> 27;  z *= 0x94D049BB133111EB;  z ^= z >> 31
     key(seed)         mix64(seed + 0x9E3779B97F4A7C15)
@@ -16,17 +16,19 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from preprocess import kernels
+
 SEED = 0
 NULL = -1
 _M1, _M2, _GOLDEN = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
 
-def mix64(z: Any, xp: ModuleType = np) -> Any:
+def mix64(z: np.ndarray) -> np.ndarray:
     """[n] uint64 -> [n] uint64: the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), a bijection."""
-    z = (z ^ (z >> xp.uint64(30))) * xp.uint64(_M1)
-    z = (z ^ (z >> xp.uint64(27))) * xp.uint64(_M2)
-    return z ^ (z >> xp.uint64(31))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_M1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_M2)
+    return z ^ (z >> np.uint64(31))
 
 
 def key(seed: int) -> int:
@@ -39,12 +41,16 @@ def key(seed: int) -> int:
 
 def hash_ids(values: Any, seed: int = SEED, xp: ModuleType = np) -> Any:
     """[n] of any integer type -> [n] uint64."""
-    return mix64(values.astype(xp.int64).view(xp.uint64) ^ xp.uint64(key(seed)), xp)
+    if xp is not np:
+        return kernels.hash_ids(values, key(seed), xp)
+    return mix64(values.astype(np.int64).view(np.uint64) ^ np.uint64(key(seed)))
 
 
 def id_buckets(values: Any, buckets: int, seed: int = SEED, xp: ModuleType = np) -> Any:
     """[n] of any integer type -> [n] int32 in [0, buckets)."""
-    return (hash_ids(values, seed, xp) % xp.uint64(buckets)).astype(xp.int32)
+    if xp is not np:
+        return kernels.id_buckets(values, key(seed), buckets, xp)
+    return (hash_ids(values, seed) % np.uint64(buckets)).astype(np.int32)
 
 
 def string_buckets(values: Iterable[str], buckets: int, seed: int = SEED) -> np.ndarray:

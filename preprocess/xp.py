@@ -1,5 +1,14 @@
-"""The array module: numpy on a CPU, cupy on a GPU. Chunk functions take it as an argument and never import either."""
+"""The array module: numpy on a CPU, cupy on a GPU. Chunk functions run inside `arrays` and import neither.
 
+Rules on a GPU, which let one worker thread never wait for another: a thread queues its work on a stream of its own,
+where cupy's memory pool gives and takes memory in the order of that stream; arrays of a chunk stay in their thread,
+and what leaves it is numpy; only tables are shared, and `outbrain.store` waits for their upload before it gives them
+out.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -8,6 +17,9 @@ import numpy as np
 from widedeep.errors import InputError
 
 DEVICES = ("cpu", "cuda")
+_ALIGNMENT = 64  # bytes, of each array in the block that `to_host_all` fills
+_threads = threading.local()
+_on_devices: set[ModuleType] = set()  # the modules that `arrays` has given out, without numpy
 
 
 def array_module(device: str) -> ModuleType:
@@ -31,6 +43,56 @@ def array_module(device: str) -> ModuleType:
     return cupy
 
 
+@contextlib.contextmanager
+def arrays(device: str) -> Iterator[ModuleType]:
+    """`array_module(device)` for the length of a block, on a GPU with this thread's own stream as the current one."""
+    xp = array_module(device)
+    if xp is np:
+        yield xp
+        return
+    _on_devices.add(xp)
+    streams = _threads.__dict__.setdefault("streams", {})
+    if xp not in streams:
+        streams[xp] = xp.cuda.Stream(non_blocking=True)
+    with streams[xp]:
+        yield xp
+
+
 def to_host(array: Any) -> np.ndarray:
     """The same values as a numpy array; a copy only where they lie on a GPU."""
     return array if isinstance(array, np.ndarray) else array.get()
+
+
+def to_host_all(columns: Mapping[str, Any], xp: ModuleType = np) -> dict[str, np.ndarray]:
+    """`to_host` of several arrays with one wait for the device. They share a block of pinned memory, which goes back to
+    its pool when the last of them is dropped."""
+    if xp is np:
+        return dict(columns)
+    starts, total = [], 0
+    for array in columns.values():
+        starts.append(total)
+        total += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+    block = np.frombuffer(xp.cuda.alloc_pinned_memory(max(total, 1)), np.uint8)
+    host = {}
+    for (name, array), start in zip(columns.items(), starts):
+        host[name] = block[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        if array.size:
+            array.get(out=host[name], blocking=False)
+    xp.cuda.get_current_stream().synchronize()
+    return host
+
+
+def upload(array: np.ndarray, xp: ModuleType) -> Any:
+    """A copy on the device, complete when this returns. Without `asarray`'s pinned copy, which its pool would keep."""
+    out = xp.empty(array.shape, array.dtype)
+    if array.size:
+        out.set(array)
+    xp.cuda.get_current_stream().synchronize()
+    return out
+
+
+def release() -> None:
+    """Gives back the memory that cupy keeps for later arrays, on the device and pinned."""
+    for xp in _on_devices:
+        xp.get_default_memory_pool().free_all_blocks()
+        xp.get_default_pinned_memory_pool().free_all_blocks()

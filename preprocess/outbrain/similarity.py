@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from preprocess import kernels
 from preprocess.outbrain.lookup import Lookup, with_null
+from preprocess.xp import arrays, to_host
 
 # Attribute entries merged at a time: about 100 bytes of scratch each.
 _MERGE_ENTRIES = 1 << 19
@@ -52,61 +54,44 @@ class Attributes:
         attributes: np.ndarray,
         confidences: np.ndarray,
         idf: Callable[[np.ndarray, int], np.ndarray] = natural_idf,
+        device: str = "cpu",
     ) -> "Attributes":
-        """documents, attributes: [n] int32 >= 0, in any order; confidences: [n] float64; idf: as `natural_idf`."""
+        """documents, attributes: [n] int32 >= 0, in any order; confidences: [n] float64. Numpy in, numpy out: device
+        "cuda" is for the sort and the sums, and gives the same bits."""
         if not len(documents):
             none = np.empty(0, np.int32)
             zero = np.zeros(1, np.int64)
             return cls(Lookup.build(none), zero, zero, zero.astype(np.uint64), none, np.empty(0))
-        width = int(attributes.max()) + 1
-        pair = documents.astype(np.int64) * width + attributes
-        order = np.argsort(pair, kind="stable")
-        pair = pair[order]
-        first = _run_starts(pair)
-        confidence = np.add.reduceat(confidences[order], first)
-        document, attribute = np.divmod(pair[first], width)
-        df = np.bincount(attribute, minlength=width)
-        weight = confidence * idf(np.maximum(df, 1), int(document[-1]) + 1)[attribute]
-        start = _run_starts(document)
-        length = np.diff(np.append(start, len(document)))
-        norm = np.sqrt(np.add.reduceat(weight * weight, start))
-        value = weight / np.repeat(np.where(norm > 0, norm, 1), length)
-        signature = np.bitwise_or.reduceat(np.uint64(1) << (attribute & 63).astype(np.uint64), start)
-        return cls(
-            Lookup.build(document[start].astype(np.int32)),
-            with_null(start, 0),
-            with_null(length, 0),
-            with_null(signature, 0),
-            attribute.astype(np.int32),
-            value,
-        )
+        with arrays(device) as xp:
+            entries = map(xp.asarray, (documents, attributes, confidences))
+            document, *columns, attribute, value = map(to_host, _rows(*entries, idf, xp))
+        return cls(Lookup.build(document), *(with_null(column, 0) for column in columns), attribute, value)
 
     def similarity(self, left: Any, right: Any, xp: ModuleType = np) -> Any:
         """left, right: [n] int32 document ids, -1 for null -> [n] float64."""
         left, right = self.lookup.find(left, xp), self.lookup.find(right, xp)
-        out = xp.zeros(len(left), xp.float64)
-        hits = xp.nonzero(self.signature[left] & self.signature[right])[0]
+        if xp is not np:
+            rows = (self.start, self.length, self.signature, self.attribute, self.value)
+            return kernels.similarity(left, right, *rows, xp)
+        out = np.zeros(len(left), np.float64)
+        hits = np.nonzero(self.signature[left] & self.signature[right])[0]
         if not len(hits):
             return out
         left, right = left[hits], right[hits]
-        total = xp.cumsum(self.length[left])
-        bounds = _cuts(total, xp)
-        for low, high in pairwise(bounds):
-            out[hits[low:high]] = self._merge(left[low:high], right[low:high], xp)
+        for low, high in pairwise(_cuts(np.cumsum(self.length[left]))):
+            out[hits[low:high]] = self._merge(left[low:high], right[low:high])
         return out
 
-    def _merge(self, left: Any, right: Any, xp: ModuleType) -> Any:
+    def _merge(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Rows [n], [n] -> [n] float64: every entry of the left row is looked up in the right one by binary search."""
         n = len(left)
         length = self.length[left]
-        ends = xp.cumsum(length)
-        owner = (
-            xp.repeat(xp.arange(n), length) if xp is np else xp.searchsorted(ends, xp.arange(int(ends[-1])), "right")
-        )
-        entry = xp.arange(len(owner)) + (self.start[left] - ends + length)[owner]
+        ends = np.cumsum(length)
+        owner = np.repeat(np.arange(n), length)
+        entry = np.arange(len(owner)) + (self.start[left] - ends + length)[owner]
         wanted = self.attribute[entry]
-        bit = (self.signature[right][owner] >> (wanted & 63).astype(xp.uint64)) & xp.uint64(1)
-        likely = xp.nonzero(bit)[0]
+        bit = (self.signature[right][owner] >> (wanted & 63).astype(np.uint64)) & np.uint64(1)
+        likely = np.nonzero(bit)[0]
         owner, entry, wanted = owner[likely], entry[likely], wanted[likely]
         low = self.start[right][owner]
         stop = low + self.length[right][owner]
@@ -114,21 +99,60 @@ class Attributes:
         for _ in range(int(self.length[right].max()).bit_length()):
             middle = (low + high) >> 1
             # low == high only at the end of the search; the entry read there is not used.
-            below = self.attribute[xp.minimum(middle, len(self.attribute) - 1)] < wanted
+            below = self.attribute[np.minimum(middle, len(self.attribute) - 1)] < wanted
             active = low < high
-            low, high = xp.where(active & below, middle + 1, low), xp.where(active & ~below, middle, high)
-        found = xp.nonzero((low < stop) & (self.attribute[xp.minimum(low, len(self.attribute) - 1)] == wanted))[0]
+            low, high = np.where(active & below, middle + 1, low), np.where(active & ~below, middle, high)
+        found = np.nonzero((low < stop) & (self.attribute[np.minimum(low, len(self.attribute) - 1)] == wanted))[0]
         products = self.value[entry[found]] * self.value[low[found]]
-        return xp.bincount(owner[found], weights=products, minlength=n)
+        return np.bincount(owner[found], weights=products, minlength=n)
 
 
-def _run_starts(ordered: np.ndarray) -> np.ndarray:
+def _rows(document: Any, attribute: Any, confidence: Any, idf: Callable, xp: ModuleType) -> tuple[Any, ...]:
+    """Entries [n] -> document ids [D] int32 ascending; start, length, signature [D]; attribute, value [E]."""
+    width = int(attribute.max()) + 1
+    pair = document.astype(xp.int64) * width + attribute
+    order = xp.argsort(pair, kind="stable")
+    pair = pair[order]
+    first = _run_starts(pair, xp)
+    confidence = _sums(confidence[order], first, xp)
+    pair = pair[first]
+    document = pair // width
+    attribute = (pair - document * width).astype(xp.int32)
+    df = to_host(xp.bincount(attribute, minlength=width))
+    # On the host, for a GPU's logarithm differs in the last bit.
+    weight = confidence * xp.asarray(idf(np.maximum(df, 1), int(document[-1]) + 1))[attribute]
+    start = _run_starts(document, xp)
+    length = xp.concatenate([start[1:], xp.full(1, len(document))]) - start
+    norm = xp.sqrt(_sums(weight * weight, start, xp))
+    row = xp.zeros(len(document), xp.int64)
+    row[start[1:]] = 1
+    value = weight / xp.where(norm > 0, norm, 1.0)[xp.cumsum(row)]
+    return document[start].astype(xp.int32), start, length, _signatures(attribute, start, xp), attribute, value
+
+
+def _run_starts(ordered: Any, xp: ModuleType) -> Any:
     """Positions at which a new value begins."""
-    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    begins = xp.ones(len(ordered), bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    return xp.flatnonzero(begins)
 
 
-def _cuts(total: Any, xp: ModuleType) -> list[int]:
+def _sums(values: Any, start: Any, xp: ModuleType) -> Any:
+    """Sums of the runs that begin at `start`, from left to right."""
+    if xp is not np:
+        return kernels.segment_sums(values, start, xp)
+    length = np.diff(np.append(start, len(values)))
+    return np.bincount(np.repeat(np.arange(len(start)), length), weights=values)
+
+
+def _signatures(attribute: Any, start: Any, xp: ModuleType) -> Any:
+    if xp is not np:
+        return kernels.segment_signatures(attribute, start, xp)
+    return np.bitwise_or.reduceat(np.uint64(1) << (attribute & 63).astype(np.uint64), start)
+
+
+def _cuts(total: np.ndarray) -> list[int]:
     """Slices of pairs that hold at most about _MERGE_ENTRIES entries each, from the running total of entries."""
     parts = int(total[-1]) // _MERGE_ENTRIES
-    inner = xp.searchsorted(total, xp.arange(1, parts + 1) * _MERGE_ENTRIES).tolist()
+    inner = np.searchsorted(total, np.arange(1, parts + 1) * _MERGE_ENTRIES).tolist()
     return sorted({0, *inner, len(total)})
