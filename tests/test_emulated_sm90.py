@@ -38,9 +38,11 @@ def test_forward_and_gradient(M, N, K, dtype, p, seed):
 
 @pytest.mark.parametrize("multiprocessors", [2, 5])
 @pytest.mark.parametrize("seed", [3, 4, 5])
-@pytest.mark.parametrize(("M", "N", "K"), [(700, 256, 200), (520, 264, 8)])
+@pytest.mark.parametrize(("M", "N", "K"), [(700, 256, 200), (520, 264, 8), (520, 136, 400), (700, 128, 648)])
 def test_persistent_blocks(multiprocessors, seed, M, N, K):
-    """One or two clusters take all tiles: the warpgroups take turns, and the ring goes on from tile to tile."""
+    """One or two clusters take all tiles: the warpgroups take turns, and the ring goes on from tile to tile. The last
+    two tiles are longer than the ring, so that a parity alone does not say whose turn it is.
+    """
     emulated.reseed(seed, multiprocessors)
     forward_and_gradient(M, N, K, BF16, 0.1)
 

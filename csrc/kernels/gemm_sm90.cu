@@ -1,6 +1,9 @@
 // A persistent grid of two-block clusters. In a block one thread feeds a ring of shared-memory stages by TMA, and two
 // warpgroups take turns: while one multiplies its 128 x 128 tile, the other is in its epilogue. The blocks of a cluster
 // hold neighbouring row tiles of the same columns, so each loads half of B's tile and multicasts it to both.
+//
+// A parity tells a stage's fill from the one before it and no more. So a warpgroup looks at the stages of its tile only
+// when the other has seen all of the tile before (`order`), which also keeps their products apart on the tensor cores.
 #include "kernels/gemm_sm90_epilogue.cuh"
 #include "kernels/tensor_map.h"
 
@@ -52,9 +55,9 @@ __device__ __forceinline__ void release(Shared& s, int stage) {
 }
 
 // The product of one tile. Stage s is handed back to both producers of the cluster once the next stage's wgmmas are in
-// flight.
+// flight, and the tensor cores to the other warpgroup once the last ones are.
 template <typename T>
-__device__ __forceinline__ void multiply(Shared& s, float (&acc)[2][64], Turn& turn, int depth_blocks) {
+__device__ __forceinline__ void multiply(Shared& s, float (&acc)[2][64], Turn& turn, int depth_blocks, int group) {
   for (int k = 0; k < depth_blocks; ++k, turn.advance(1)) {
     barrier_wait(smem_address(&s.full[turn.stage]), turn.parity);
     const uint32_t a = smem_address(s.stages[turn.stage]), b = a + kStageBytes / 2;
@@ -70,6 +73,7 @@ __device__ __forceinline__ void multiply(Shared& s, float (&acc)[2][64], Turn& t
     wgmma_wait<1>();
     if (k > 0) release(s, turn.stage > 0 ? turn.stage - 1 : kStages - 1);
   }
+  if (threadIdx.x % 32 == 0) barrier_arrive(smem_address(&s.order[1 - group]));
   wgmma_wait<0>();
   wgmma_settle(acc[0]);
   wgmma_settle(acc[1]);
@@ -83,6 +87,7 @@ __device__ __forceinline__ void consume(Shared& s, const Params& p) {
   float acc[2][64];
   Turn turn;
   turn.advance(group * p.depth_blocks);
+  uint32_t parity = group ^ 1;  // the first warpgroup need not wait for its first tile
   for (int tile = blockIdx.x / kCluster + group * clusters; tile < p.tiles; tile += 2 * clusters) {
     const auto mask_of = [&] {
       const int64_t tile_m = tile / p.tiles_n * kCluster + cluster_rank();
@@ -90,7 +95,9 @@ __device__ __forceinline__ void consume(Shared& s, const Params& p) {
     };
     if (kEpilogue == Epilogue::kGradient && kFlag)  // on its way during the product; held, it would cost four registers
       asm volatile("prefetch.global.L1 [%0];" ::"l"(mask_of()));
-    multiply<T>(s, acc, turn, p.depth_blocks);
+    barrier_wait(smem_address(&s.order[group]), parity);
+    parity ^= 1;
+    multiply<T>(s, acc, turn, p.depth_blocks, group);
     turn.advance(p.depth_blocks);   // the other warpgroup's tile
     asm volatile("" : "+r"(tile));  // its places are found anew, for the same reason
     const int tile_m = tile / p.tiles_n * kCluster + cluster_rank();
@@ -115,6 +122,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       barrier_init(smem_address(&s.full[stage]), 1);
       barrier_init(smem_address(&s.empty[stage]), kReaders);
     }
+    for (uint64_t& order : s.order) barrier_init(smem_address(&order), 4);  // a warpgroup's warps
     fence_barrier_init();
   }
   __syncwarp();  // the cluster barriers want whole warps

@@ -21,6 +21,7 @@ struct Shared {
   alignas(16) uint16_t staged[2][4][16][kPitch];  // [warpgroup][warp][row][column]
   float sums[2][4][kTile];
   alignas(8) uint64_t full[kStages], empty[kStages];
+  uint64_t order[2];  // of each warpgroup: the other has issued its tile
 };
 
 struct Params {

@@ -143,6 +143,12 @@ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
   emulated::complete(b);
 }
 
+inline void barrier_arrive(uint32_t barrier) {
+  emulated::Barrier& b = emulated::barrier_at(*emulator::current->block, barrier);
+  --b.pending;
+  emulated::complete(b);
+}
+
 inline void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
   if (rank >= emulator::cluster.size()) emulator::fail("arrival at a block outside of the cluster");
   if (emulator::cluster[rank]->live == 0) emulator::fail("arrival at a block that has ended");
