@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.engine import cores
+from preprocess.engine import ENGINES
 from preprocess.outbrain.flavours import FLAVOURS
 from preprocess.xp import DEVICES
 from widedeep.errors import InputError
@@ -22,13 +22,15 @@ class OutbrainConfig:
         flavour: which formulas; "nvtabular".
         memory_limit: bytes that the run may use, or None; see `memory`.
         chunk_rows: click rows transformed at a time, or None: 65,536, or what the memory limit allows.
-        workers: threads, or None: one a core, 1 with "cuda". Output bytes depend neither on it nor on chunk_rows.
+        engine: "threads", "processes" or "dask". Output bytes depend neither on it, nor on workers, nor on chunk_rows.
+        workers: of the engine; None: one a core; with "cuda" one a GPU (threads: one).
+        scheduler: address of a running dask cluster whose workers see the same files, with engine "dask".
         multihot: three multi-hot features more, and the embedding dims of the Oct-2022 release.
         stats: directory of the `statistics` of an earlier run to apply instead of learning them, or None.
         seed: of the 80/20 split of displays.
         numeric: storage type of the numeric features.
         rows_per_shard: rows of a shard file.
-        device: "cpu" (numpy) or "cuda" (cupy, one worker).
+        device: "cpu" (numpy) or "cuda" (cupy).
     """
 
     data_path: str | Path
@@ -36,7 +38,9 @@ class OutbrainConfig:
     flavour: str = "nvtabular"
     memory_limit: int | None = None
     chunk_rows: int | None = None
+    engine: str = "threads"
     workers: int | None = None
+    scheduler: str | None = None
     multihot: bool = False
     stats: str | Path | None = None
     seed: int = 0
@@ -45,17 +49,14 @@ class OutbrainConfig:
     device: str = "cpu"
 
     def __post_init__(self):
-        for name, allowed in (("flavour", FLAVOURS), ("numeric", NUMERIC_TYPES), ("device", DEVICES)):
+        choices = {"flavour": FLAVOURS, "numeric": NUMERIC_TYPES, "device": DEVICES, "engine": ENGINES}
+        for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
                 raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
-        if self.workers is None:
-            object.__setattr__(self, "workers", 1 if self.device == "cuda" else cores())
         for name in ("memory_limit", "chunk_rows", "workers", "rows_per_shard"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} is {value}, expected at least 1")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}, expected 0 to 2^63 - 1")
-        if self.device == "cuda" and self.workers != 1:
-            raise InputError(f"workers is {self.workers}, expected 1 with device 'cuda'")
         if not Path(self.data_path).is_dir():
             raise InputError(f"{self.data_path}: expected a directory of raw Outbrain CSV files")

@@ -1,10 +1,12 @@
 """What fits into `memory_limit`. Upper bounds, measured on 20 million rows (numpy 2.4, pyarrow 26, x86-64).
 
 A run holds at most
-    while reading:       process + workers x 8 x block + tables being built (bytes of a CSV x a factor, one at a time)
-    while transforming:  process + tables + rows_per_shard x 100 + (2 workers + 1) x chunk rows x 300
+    while reading:       process + workers x (worker + 8 x block) + tables being built (bytes of a CSV x a factor, one
+                         at a time)
+    while transforming:  process + workers x worker + tables + rows_per_shard x 100 + (2 workers + 1) x chunk rows x 300
                          (with multi-hot features 116 and 350)
-where process = 128 MiB, and tables, which all threads share, are pages of files that the system may drop and reread.
+where process = 128 MiB; worker = 0 for threads, `Engine.worker_bytes` for processes, on whatever machine; tables are
+pages of files, which all workers of a machine share and the system may drop and reread.
 Sorting test rows that do not ascend by display takes 26 bytes each on top of the process.
 """
 
@@ -12,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from preprocess import csv_io
+from preprocess.engine import Engine
 from preprocess.outbrain.config import DEFAULT_CHUNK_ROWS, OutbrainConfig
 from widedeep.errors import InputError
 
@@ -25,7 +28,7 @@ MULTIHOT_SHARD_ROW, MULTIHOT_CHUNK_ROW = 16, 50  # on top of them
 MIN_BLOCK, MIN_CHUNK_ROWS = 1 << 18, 4096
 
 
-def block_bytes(config: OutbrainConfig, files: Mapping[str, Path | None]) -> int:
+def block_bytes(config: OutbrainConfig, files: Mapping[str, Path | None], engine: Engine) -> int:
     """Bytes of CSV parsed at a time.
 
     Args:
@@ -36,14 +39,15 @@ def block_bytes(config: OutbrainConfig, files: Mapping[str, Path | None]) -> int
     if config.memory_limit is None:
         return csv_io.BLOCK_BYTES
     build = max((_build_bytes(n, p) for n, p in files.items() if p is not None and n != "clicks_train"), default=0)
-    each = BLOCK_FACTOR * config.workers
-    room = (config.memory_limit - PROCESS - build) // each
+    fixed = PROCESS + engine.workers * engine.worker_bytes + build
+    each = BLOCK_FACTOR * engine.workers
+    room = (config.memory_limit - fixed) // each
     if room < MIN_BLOCK:
-        raise _too_small(config, PROCESS + build + MIN_BLOCK * each, "fewer workers need less")
+        raise _too_small(config, fixed + MIN_BLOCK * each, "fewer workers need less")
     return min(csv_io.BLOCK_BYTES, room)
 
 
-def chunk_rows(config: OutbrainConfig, table_bytes: int) -> int:
+def chunk_rows(config: OutbrainConfig, table_bytes: int, engine: Engine) -> int:
     """Click rows transformed at a time.
 
     Raises:
@@ -54,8 +58,8 @@ def chunk_rows(config: OutbrainConfig, table_bytes: int) -> int:
         return wanted
     shard_row = SHARD_ROW + (MULTIHOT_SHARD_ROW if config.multihot else 0)
     chunk_row = CHUNK_ROW + (MULTIHOT_CHUNK_ROW if config.multihot else 0)
-    fixed = PROCESS + table_bytes + config.rows_per_shard * shard_row
-    each = (2 * config.workers + 1) * chunk_row
+    fixed = PROCESS + engine.workers * engine.worker_bytes + table_bytes + config.rows_per_shard * shard_row
+    each = (2 * engine.workers + 1) * chunk_row
     rows = (config.memory_limit - fixed) // each
     if rows < MIN_CHUNK_ROWS:
         raise _too_small(config, fixed + MIN_CHUNK_ROWS * each, "fewer workers or a smaller rows_per_shard need less")

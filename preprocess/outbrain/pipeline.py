@@ -17,7 +17,7 @@ import xxhash
 
 import widedeep
 from preprocess import csv_io
-from preprocess.engine import LocalEngine
+from preprocess.engine import Engine, make
 from preprocess.outbrain import clicks, layout, memory, resume, store, tables, transform
 from preprocess.outbrain.ads import Ads
 from preprocess.outbrain.clicks import SPLITS, Scan
@@ -46,16 +46,20 @@ def run(config: OutbrainConfig) -> dict[str, Any]:
         The report: rows, displays and click rate by split, nulls by feature, seconds and rows/s by stage, peak memory.
     Raises:
         InputError: a file is missing or malformed, or the memory limit is too small.
-        RunError: the disk is full.
+        RunError: the disk is full, or a worker was lost; after the latter the same run continues too.
     """
-    store.load.cache_clear()
-    try:
-        files = _find(config)
-        key = _key(config, [path for path in files.values() if path is not None])
-        with resume.directory(Path(config.out), MARKER, key) as journal, LocalEngine(config.workers) as engine:
+    files = _find(config)
+    present = [path for path in files.values() if path is not None]
+    with (
+        resume.directory(Path(config.out), MARKER, _key(config, present)) as journal,
+        make(config.engine, config.workers, journal.work, scheduler=config.scheduler, device=config.device) as engine,
+    ):
+        engine.check_sees([*present, journal.work])
+        engine.everywhere(store.forget)
+        try:
             return _Run(config, files, journal, engine).all()
-    finally:
-        store.load.cache_clear()
+        finally:
+            store.forget()
 
 
 def _find(config: OutbrainConfig) -> dict[str, Path | None]:
@@ -70,8 +74,8 @@ def _find(config: OutbrainConfig) -> dict[str, Path | None]:
 
 
 def _key(config: OutbrainConfig, files: list[Path]) -> dict[str, Any]:
-    """What the output depends on; neither threads nor memory."""
-    free = ("data_path", "out", "stats", "workers", "memory_limit", "chunk_rows")
+    """What the output depends on; neither workers nor memory."""
+    free = ("data_path", "out", "stats", "engine", "workers", "scheduler", "memory_limit", "chunk_rows")
     settings = {name: value for name, value in vars(config).items() if name not in free}
     given = [] if config.stats is None else sorted(p for p in Path(config.stats).rglob("*") if p.is_file())
     return {"version": widedeep.__version__, **settings, "inputs": resume.state(files), "stats": resume.state(given)}
@@ -80,9 +84,7 @@ def _key(config: OutbrainConfig, files: list[Path]) -> dict[str, Any]:
 class _Run:
     """One run: the paths, and what the stages leave for the report."""
 
-    def __init__(
-        self, config: OutbrainConfig, files: dict[str, Path | None], journal: resume.Journal, engine: LocalEngine
-    ):
+    def __init__(self, config: OutbrainConfig, files: dict[str, Path | None], journal: resume.Journal, engine: Engine):
         self.config, self.files, self.journal, self.engine = config, files, journal, engine
         self.out, self.work = journal.out, journal.work
         self.flavour = FLAVOURS[config.flavour]
@@ -95,7 +97,7 @@ class _Run:
         for name, note in journal.stages.items():
             self.stages.done[name] = Stage(name, note["rows"], note["seconds"])
         self.clear()
-        self.block_bytes = memory.block_bytes(config, self.files)
+        self.block_bytes = memory.block_bytes(config, self.files, engine)
         self.given = None if config.stats is None else self.flavour.statistics.load(config.stats)
 
     def clear(self) -> None:
@@ -132,7 +134,7 @@ class _Run:
         store.save(self.work, "ages", transform.Ages.build(statistics))
         statistics.save(self.out / "statistics")
         absent = promoted.lookup.find(scan.ads.ad) < 0
-        rows = memory.chunk_rows(self.config, store.size(self.work))
+        rows = memory.chunk_rows(self.config, store.size(self.work, besides=SPLITS), self.engine)
         nulls = {}
         for split in SPLITS:
             write = partial(self.write, scan, split, rows)

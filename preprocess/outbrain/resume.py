@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from preprocess.engine import WorkerLost
 from widedeep import atomic
 from widedeep.errors import InputError
 
@@ -60,7 +61,7 @@ class Journal:
 def directory(target: Path, marker: str, key: Mapping[str, Any]) -> Iterator[Journal]:
     """Gives the journal of the run that writes `target`; renames `out/` to `target` when the block ends well.
 
-    An error removes the working directory. A kill or an interrupt leaves it for the next run.
+    An error removes the working directory. A kill, an interrupt or a lost worker leaves it for the next run.
 
     Raises:
         InputError: `target` cannot be written, is not an earlier output, or another run is writing it.
@@ -79,6 +80,8 @@ def directory(target: Path, marker: str, key: Mapping[str, Any]) -> Iterator[Jou
                     log.info("%s: continuing after %s", target, list(journal.stages)[-1])
                 yield journal
                 atomic.commit(journal.out, target)
+            except WorkerLost as error:
+                raise WorkerLost(f"{error}; the same command continues at the stage that was not finished") from error
             except Exception:
                 shutil.rmtree(part, ignore_errors=True)
                 raise

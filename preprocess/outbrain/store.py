@@ -2,6 +2,8 @@
 
 import errno
 import os
+import uuid
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -26,10 +28,18 @@ def save(directory: Path, group: str, table: Any) -> None:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """`np.save`, which does not notice when the disk has no room for its last buffer."""
-    np.save(path, array)
-    if path.stat().st_size <= array.nbytes:  # the file has a header too
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    """`np.save` under another name first: a task may be done twice, when a worker was lost or outlives its run."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, array)
+        # np.save does not notice when the disk has no room for its last buffer. The file has a header too.
+        if temporary.stat().st_size <= array.nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @cache
@@ -48,6 +58,12 @@ def load(directory: Path, group: str, kind: type[T], device: str) -> T:
     return kind(**values)
 
 
-def size(directory: Path) -> int:
-    """Bytes of all arrays in the directory."""
-    return sum(path.stat().st_size for path in directory.glob("*.npy"))
+def forget() -> None:
+    """Drops what `load` keeps: the tables of another run may have the same paths."""
+    load.cache_clear()
+
+
+def size(directory: Path, besides: Sequence[str]) -> int:
+    """Bytes of all arrays in the directory, without those whose names begin with `<besides>-`."""
+    left_out = tuple(f"{name}-" for name in besides)
+    return sum(path.stat().st_size for path in directory.glob("*.npy") if not path.name.startswith(left_out))

@@ -10,7 +10,7 @@ import numpy as np
 
 from preprocess import csv_io, hashing
 from preprocess.csv_io import NULL_INT, NULL_TIME, Column, Strings
-from preprocess.engine import LocalEngine
+from preprocess.engine import Engine
 from preprocess.outbrain import layout
 from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.lists import Lists
@@ -70,7 +70,7 @@ class Promoted:
     published: Any
 
 
-def read_table(path: Path, columns: Sequence[Column], engine: LocalEngine, block_bytes: int) -> dict[str, Any]:
+def read_table(path: Path, columns: Sequence[Column], engine: Engine, block_bytes: int) -> dict[str, Any]:
     """The whole file: {name: [n] array, or `Strings` over all blocks}."""
     parts = list(engine.map(partial(csv_io.read_block, columns=columns), csv_io.blocks(path, columns, block_bytes)))
     table = {}
@@ -84,7 +84,7 @@ def read_table(path: Path, columns: Sequence[Column], engine: LocalEngine, block
 
 
 def read_events(
-    path: Path, engine: LocalEngine, block_bytes: int, flavour: Flavour, buckets: dict[str, int], given: Any = None
+    path: Path, engine: Engine, block_bytes: int, flavour: Flavour, buckets: dict[str, int], given: Any = None
 ) -> tuple[Events, Geo, dict[str, dict[str, int]]]:
     """buckets: feature name -> number of buckets; given: statistics to apply. The last result is for the statistics."""
     table = read_table(path, layout.EVENTS, engine, block_bytes)
@@ -103,7 +103,7 @@ def read_events(
 
 
 def read_documents(
-    path: Path | None, engine: LocalEngine, block_bytes: int, flavour: Flavour, buckets: dict[str, int]
+    path: Path | None, engine: Engine, block_bytes: int, flavour: Flavour, buckets: dict[str, int]
 ) -> Documents:
     if path is None:
         table = {c.name: np.empty(0, c.dtype) for c in layout.META}
@@ -123,7 +123,7 @@ def read_documents(
     )
 
 
-def read_promoted(path: Path, engine: LocalEngine, block_bytes: int, documents: Documents) -> Promoted:
+def read_promoted(path: Path, engine: Engine, block_bytes: int, documents: Documents) -> Promoted:
     table = read_table(path, layout.PROMOTED, engine, block_bytes)
     lookup = unique_lookup(path, layout.PROMOTED, table["ad_id"])
     page = documents.lookup.find(table["document_id"])
@@ -139,7 +139,7 @@ def read_promoted(path: Path, engine: LocalEngine, block_bytes: int, documents: 
 def read_attributes(
     path: Path | None,
     kind: str,
-    engine: LocalEngine,
+    engine: Engine,
     block_bytes: int,
     idf: Callable[[np.ndarray, int], np.ndarray],
     buckets: int | None,

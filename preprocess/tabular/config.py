@@ -24,7 +24,9 @@ class TabularConfig:
         numeric: storage type of the numeric features, "float32" or "float16".
         rows_per_shard: rows of a shard file.
         chunk_bytes: bytes of CSV worked on at a time. The output depends neither on it nor on workers.
-        workers: threads that parse.
+        engine: what parses: "threads", "processes" or "dask".
+        workers: of the engine; None for one a core.
+        scheduler: address of a running dask cluster, with engine "dask".
     """
 
     spec: str | Path
@@ -37,7 +39,9 @@ class TabularConfig:
     numeric: str = "float32"
     rows_per_shard: int = 1 << 22
     chunk_bytes: int = 16 << 20
-    workers: int = 1
+    engine: str = "threads"
+    workers: int | None = None
+    scheduler: str | None = None
 
     def __post_init__(self):
         if self.split is not None and self.test:
@@ -45,7 +49,7 @@ class TabularConfig:
         if self.split is not None and not self.inputs:
             raise InputError("split: expected input files to split, got none")
         for name in ("rows_per_shard", "chunk_bytes", "workers"):
-            if (value := getattr(self, name)) < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} is {value}, expected at least 1")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}, expected 0 to 2^63 - 1")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.engine import LocalEngine
+from preprocess.engine import ThreadEngine
 from preprocess.tabular import source
 from preprocess.tabular.columns import BadCell, Column, Lists
 from preprocess.tabular.config import TabularConfig
@@ -108,7 +108,7 @@ def infer_spec(
         if name not in names:
             raise InputError(f"{inputs[0]}: column {name} is missing; the file has {', '.join(names)[:200]}")
     seen = {name: _Seen() for name in names}
-    with LocalEngine(1) as engine:
+    with ThreadEngine(1) as engine:
         chunks = source.chunks(inputs, names, engine, TabularConfig.chunk_bytes, csv=csv)
         rows = 0
         for chunk in chunks:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 import widedeep
-from preprocess.engine import LocalEngine
+from preprocess import engine
+from preprocess.engine import Engine
 from preprocess.tabular import source
 from preprocess.tabular.columns import BadCell, Column, Lists, single
 from preprocess.tabular.config import TabularConfig
@@ -41,12 +42,16 @@ def run(config: TabularConfig) -> dict[str, Any]:
         RunError: the disk is full.
     """
     spec = TabularSpec.load(config.spec)
-    with atomic.directory(Path(config.out), MARKER) as out, LocalEngine(config.workers) as engine:
-        return _Run(config, spec, out, engine).all()
+    with (
+        atomic.directory(Path(config.out), MARKER) as out,
+        engine.make(config.engine, config.workers, out, scheduler=config.scheduler) as pool,
+    ):
+        pool.check_sees([out])
+        return _Run(config, spec, out, pool).all()
 
 
 class _Run:
-    def __init__(self, config: TabularConfig, spec: TabularSpec, out: Path, engine: LocalEngine):
+    def __init__(self, config: TabularConfig, spec: TabularSpec, out: Path, engine: Engine):
         self.config, self.spec, self.out, self.engine = config, spec, out, engine
         self.split = None
         if config.split is not None:

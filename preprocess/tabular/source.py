@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocess import csv_io
-from preprocess.engine import LocalEngine
+from preprocess.engine import Engine
 from preprocess.tabular.columns import BadCell, Column, Lists
 from widedeep.errors import InputError
 
@@ -44,7 +45,7 @@ class Chunk:
 def chunks(
     paths: Sequence[str | Path],
     columns: Sequence[str],
-    engine: LocalEngine,
+    engine: Engine,
     chunk_bytes: int,
     *,
     csv: csv_io.Format = csv_io.COMMAS,
@@ -89,14 +90,15 @@ def _is_arrow(path: Path) -> bool:
 
 
 def _csv(
-    path: Path, columns: Sequence[str], engine: LocalEngine, chunk_bytes: int, format: csv_io.Format
+    path: Path, columns: Sequence[str], engine: Engine, chunk_bytes: int, format: csv_io.Format
 ) -> Iterator[dict[str, Column]]:
     kinds = [csv_io.Column(name, "string", nullable=True) for name in columns]
 
-    def parse(block: csv_io.Block) -> dict[str, Column]:
-        return {name: Column.of(array) for name, array in csv_io.read_block(block, kinds).items()}
+    yield from engine.map(partial(_parse, kinds=kinds), csv_io.blocks(path, kinds, chunk_bytes, format))
 
-    yield from engine.map(parse, csv_io.blocks(path, kinds, chunk_bytes, format))
+
+def _parse(block: csv_io.Block, kinds: Sequence[csv_io.Column]) -> dict[str, Column]:
+    return {name: Column.of(array) for name, array in csv_io.read_block(block, kinds).items()}
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Column | Lists]]:

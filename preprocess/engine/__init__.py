@@ -1,0 +1,51 @@
+"""Runs chunk functions: in threads, in processes, or on a dask cluster. The same bytes come out of each.
+
+Two million Outbrain rows, two workers: see bench/README.md. Threads are the default where they measure lighter.
+"""
+
+from pathlib import Path
+
+from preprocess.engine import gpus
+from preprocess.engine.base import Engine, WorkerLost, cores
+from preprocess.engine.processes import ProcessEngine
+from preprocess.engine.threads import ThreadEngine
+from widedeep.errors import InputError
+
+__all__ = ["ENGINES", "Engine", "ProcessEngine", "ThreadEngine", "WorkerLost", "cores", "make"]
+
+ENGINES = ("threads", "processes", "dask")
+
+
+def make(kind: str, workers: int | None, scratch: Path, *, scheduler: str | None = None, device: str = "cpu") -> Engine:
+    """An engine by name.
+
+    Args:
+        kind: one of `ENGINES`.
+        workers: None for one a core that this process may use, with device "cuda" one a GPU (threads: one).
+        scratch: existing directory, seen by all workers, for results on their way.
+        scheduler: address of a running dask cluster, which has its own workers.
+        device: "cuda" gives each worker process a GPU of its own.
+    Raises:
+        InputError: dask or a GPU is asked for and absent, or the settings do not go together.
+    """
+    if kind not in ENGINES:
+        raise InputError(f"engine is {kind!r}, expected one of {', '.join(ENGINES)}")
+    if scheduler is not None and kind != "dask":
+        raise InputError(f"scheduler is {scheduler}, expected none with engine {kind!r}; take engine 'dask'")
+    if scheduler is not None and workers is not None:
+        raise InputError(f"workers is {workers}, expected none with a scheduler, whose cluster has its own")
+    if kind == "threads":
+        if device == "cuda" and workers not in (None, 1):
+            raise InputError(f"workers is {workers}, expected 1 with device 'cuda' and engine 'threads'")
+        default = 1 if device == "cuda" else cores()
+        return ThreadEngine(default if workers is None else workers, scratch)
+    devices = () if scheduler is not None else gpus.visible(device)
+    if scheduler is None and workers is None:
+        workers = len(devices) or cores()
+    if kind == "processes":
+        return ProcessEngine(workers, scratch, devices)
+    try:
+        from preprocess.engine.cluster import DaskEngine
+    except ImportError as error:
+        raise InputError("engine 'dask' needs dask: pip install widedeep[dask], or take engine 'processes'") from error
+    return DaskEngine(workers, scratch, scheduler, devices)
