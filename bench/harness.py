@@ -24,7 +24,7 @@ import torch
 from bench import peers
 from bench.job import Contender, Job, write_shards
 from bench.ours import WideDeepContender
-from widedeep.data import Batch, Reader
+from widedeep.data import Batch, Places, Reader
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.model import WideDeep
@@ -128,16 +128,16 @@ def _contenders(args: argparse.Namespace, job: Job) -> tuple[list[Contender], di
     return contenders, skipped
 
 
-def endless(reader: Reader) -> Iterator[Batch]:
+def endless(reader: Reader, into: Places) -> Iterator[Batch]:
     for epoch in count():
-        for batch in reader.epoch(epoch):
+        for batch in reader.epoch(epoch, into=into):
             if batch.global_rows == reader.global_batch:
                 yield batch
 
 
 def _measure(args: argparse.Namespace, contenders: list[Contender], reader: Reader, action: Action) -> dict:
     rows = reader.global_batch
-    batches = {c.name: endless(reader) for c in contenders}
+    batches = {c.name: endless(reader, c.places) for c in contenders}
     taken = dict.fromkeys(batches, 0)
 
     def seconds(contender: Contender, steps: int) -> float:

@@ -43,6 +43,10 @@ class Contender(ABC):
     name: str
     version: str
 
+    def places(self, rows: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Where the reader shall write ids, numeric and label of a batch; None: anywhere."""
+        return None
+
     @abstractmethod
     def train(self, batch: Batch, step: int) -> None:
         """One step: forward, backward, every update. May return before the device is done."""

@@ -27,6 +27,7 @@ class WideDeepContender(Contender):
         )
         self.lr = job.lr
         self.step = make_step(kind, model, config, job.device)
+        self.places = self.step.places
 
     def train(self, batch: Batch, step: int) -> None:
         self.step.train(batch, step, self.lr)

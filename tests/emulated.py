@@ -316,10 +316,9 @@ def auc_histogram_(logit, label, positives, negatives):
     call("auc_histogram", logit, label, len(logit), positives, negatives, len(positives))
 
 
-def shuffle_rows(rows, block_rows, window_rows, seed, epoch, start, count):
-    out = torch.full((count,), -7)
-    call("shuffle_rows", rows, block_rows, window_rows, seed, epoch, start, count, out)
-    return out
+def gather_batch_out(rows, order, start, *, out):
+    counts = [len(rows[2]), rows[0].shape[1], rows[1].shape[1], len(out[2])]
+    call("gather_batch", *rows, counts, [*order] or None, start, *out)
 
 
 def linear_sm90_out(x, weight, bias, p, seed, step, layer, first_row, *, y, mask):

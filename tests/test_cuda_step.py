@@ -142,6 +142,34 @@ def test_reads_no_stale_buffer(device):
     assert_same(clean, poisoned, rtol=0, atol=0)
 
 
+def in_places(step, batch):
+    """The batch as a reader leaves it that writes where the step reads."""
+    places = step.places(len(batch.ids))
+    for target, source in zip(places, batch[:3]):
+        target.copy_(source)
+    return batch._replace(ids=places[0], numeric=places[1], label=places[2])
+
+
+def test_a_batch_in_its_places_gives_the_same_bits(device):
+    """Also where only a part of it lies there, or at another row, and when a larger batch moves the places."""
+    want, got = gpu_step(device=device), gpu_step(device=device)
+    for i, B in enumerate([40, 40, 90, 40, 0, 40]):
+        batch = batch_of(EVEN, B, seed=i, device=device)
+        placed = in_places(got, batch)
+        assert torch.equal(want.train(batch, i, LR), got.train(placed, i, LR))
+    batch = batch_of(EVEN, 40, seed=7, device=device)
+    assert torch.equal(want.predict(batch), got.predict(in_places(got, batch)))
+    other = batch.numeric.flip(0)
+    changed = in_places(got, batch)._replace(numeric=other)
+    assert torch.equal(want.predict(batch._replace(numeric=other)), got.predict(changed))
+    part = part_of(in_places(got, batch), 7, 33)
+    assert torch.equal(want.predict(part_of(batch, 7, 33)), got.predict(part))
+    moved = in_places(got, batch)
+    got.places(200)
+    assert torch.equal(want.predict(batch), got.predict(moved))
+    assert_same(want, got, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_ranks_give_the_result_of_one(precision):
     cuts = [(0, 10, 31, 40), (0, 0, 25, 40), (0, 40, 40, 40)]

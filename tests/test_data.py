@@ -88,6 +88,22 @@ def test_every_row_comes_once_with_its_own_values(shard_sets, mode, rows, device
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_written_where_the_caller_wants_them_are_the_same(shard_sets, mode, shuffle, device):
+    reader = Reader(shard_sets(1003), 100, mode=mode, device=device, seed=3, shuffle=shuffle, window_rows=300)
+    ids = torch.full((100, 5), -7, dtype=torch.int32, device=device)
+    numeric, label = torch.full((100, 2), -7.0, device=device), torch.full((100,), -7.0, device=device)
+
+    def places(rows):
+        return ids[:rows], numeric[:rows], label[:rows]
+
+    for got, want in zip(reader.epoch(1, 2, into=places), reader.epoch(1, 2), strict=True):
+        assert_same(got, want)
+        assert (got.ids.data_ptr() == ids.data_ptr()) == (mode == "device")
+        assert (got.label.data_ptr() == label.data_ptr()) == (mode == "device")
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("world", [2, 3, 7])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_ranks_together_give_the_global_batches(shard_sets, mode, world, shuffle):

@@ -393,8 +393,14 @@ def test_auc_histogram(B):
     assert torch.equal(torch.stack(counts[0]), torch.stack(counts[1]))
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1000, 7, 100), (999, 16, 2000)])
-def test_shuffle_rows(sizes):
-    for start, count in [(0, sizes[0]), (sizes[0] // 3, sizes[0] // 2), (0, 0)]:
-        got = emulated.shuffle_rows(*sizes, 5, 3, start, count)
-        assert torch.equal(got, reference.shuffle_rows(*sizes, 5, 3, start, count, "cpu"))
+@pytest.mark.parametrize(("R", "K", "N"), [(1, 13, 13), (70, 1, 0), (333, 0, 1), (600, 13, 13), (99, 40, 300)])
+@pytest.mark.parametrize("order", [(), (7, 100, 5, 3), (16, 2000, -1, 2**40)], ids=["stored", "windows", "one window"])
+@pytest.mark.parametrize("group", [False, True], ids=["", "group"])
+def test_gather_batch(R, K, N, order, group):
+    ids = torch.randint(-1, 2**31 - 1, (R, K), dtype=torch.int32)
+    rows = (ids, normal(R, N), normal(R, key="label"), torch.arange(R) * 2**33 if group else None)
+    for start, B in [(0, R), (R // 3, R // 2), (R - 1, 1), (R, 0)]:
+        got, want = ([None if t is None else poisoned(B, *t.shape[1:], dtype=t.dtype) for t in rows] for _ in range(2))
+        emulated.gather_batch_out(rows, order, start, out=got)
+        reference.gather_batch_out(rows, order, start, out=want)
+        assert all(g is None or torch.equal(g, w) for g, w in zip(got, want))

@@ -101,13 +101,3 @@ def test_positions_outside_are_errors():
         shuffle_rows(10, 4, 8, 0, 0, 5, 6)
     with pytest.raises(ValueError):
         EpochOrder(10, 0, 0, block_rows=0)
-
-
-@pytest.mark.parametrize(("rows", "block_rows", "window_rows"), [(1, 4, 8), (1000, 7, 50), (100_003, 4096, 20_000)])
-def test_the_compiled_op_gives_the_same_rows(rows, block_rows, window_rows, device):
-    torch = pytest.importorskip("torch")
-    ops = pytest.importorskip("widedeep.ops")
-    for start, count in [(0, rows), (rows // 3, rows // 2)]:
-        got = ops.shuffle_rows(rows, block_rows, window_rows, 9, 4, start, count, torch.device(device))
-        want = shuffle_rows(rows, block_rows, window_rows, 9, 4, start, count)
-        np.testing.assert_array_equal(got.cpu().numpy(), want)

@@ -11,7 +11,7 @@ from itertools import count
 import torch
 
 from widedeep.config import TrainConfig
-from widedeep.data import Batch, Reader
+from widedeep.data import Batch, Places, Reader
 from widedeep.dist import LocalComm
 from widedeep.journal import Journal
 from widedeep.run import Run, tell
@@ -38,7 +38,7 @@ def measure(run: Run) -> tuple[list[int], list[float]]:
     reader = run.ordered_reader("test") if evaluating else run.train_reader()
     clock = Clock(run.comm.device)
     rows = []
-    for index, batch in enumerate(endless(reader)):
+    for index, batch in enumerate(endless(reader, run.step.places)):
         if evaluating:
             run.step.predict(batch)
         else:
@@ -56,10 +56,10 @@ def first_step(config: TrainConfig) -> int:
     return max(config.mode.benchmark_warmup_steps, 1)
 
 
-def endless(reader: Reader) -> Iterator[Batch]:
+def endless(reader: Reader, into: Places) -> Iterator[Batch]:
     """Epoch after epoch."""
     for epoch in count():
-        yield from reader.epoch(epoch)
+        yield from reader.epoch(epoch, into=into)
 
 
 class Clock:

@@ -10,15 +10,15 @@ import psutil
 import torch
 from torch import Tensor
 
-from widedeep._load import has_cuda_kernels
 from widedeep.errors import InputError
-from widedeep.ops import shuffle_rows
 from widedeep.readers.prefetch import prefetch, transfer
 from widedeep.readers.rows import READ_ROWS, Layout, Rows, Slice
 from widedeep.shards import ShardSet
 from widedeep.shuffle import WINDOW_ROWS, EpochOrder
 
 MODES = ("auto", "device", "pinned", "stream")
+# From a number of rows to where a batch of as many is wanted: ids, numeric, label. None: anywhere.
+Places = Callable[[int], tuple[Tensor, Tensor, Tensor] | None]
 
 
 class Batch(NamedTuple):
@@ -111,12 +111,17 @@ class Reader:
             self._loaded = self._layout.load(self.device if self.mode == "device" else torch.device("cpu"))
         return self._loaded
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch from `start_step` on. Threads behind the iterator end when it does, or is dropped."""
+    def epoch(self, epoch: int, start_step: int = 0, into: Places | None = None) -> Iterator[Batch]:
+        """Batches of one epoch from `start_step` on. Threads behind the iterator end when it does, or is dropped.
+
+        Args:
+            into: `Step.places` of the step that takes the batches. In mode "device" they are then written where the
+                step reads them, by one launch and without an allocation; a batch is valid until the next one is taken.
+        """
         order = EpochOrder(self.shards.rows, self.seed, epoch, window_rows=self.window_rows) if self.shuffle else None
         slices = map(self.slice, range(start_step, self.steps_per_epoch))
         if self.mode == "device":
-            pieces = self._selected(slices, order)
+            pieces = self._selected(slices, order, into)
         elif self.mode == "pinned":
             pieces = transfer(self._selected(slices, order), self.device)
         else:
@@ -131,13 +136,23 @@ class Reader:
         low, high = (rows * r // self._world for r in (self._rank, self._rank + 1))
         return Slice(first + low, first + high, low, rows)
 
-    def _selected(self, slices: Iterator[Slice], order: EpochOrder | None) -> Iterator[tuple[Slice, Rows]]:
+    def _selected(
+        self, slices: Iterator[Slice], order: EpochOrder | None, into: Places | None = None
+    ) -> Iterator[tuple[Slice, Rows]]:
         rows = self.resident
+        pinned = self.mode == "pinned" and self.device.type == "cuda"
         for piece in slices:
-            if order is None:
+            count = piece.stop - piece.start
+            places = into(count) if into else None
+            if order is None and places is None:
                 yield piece, rows.cut(piece.start, piece.stop)
+                continue
+            if places is None:
+                batch = rows.empty(count, pinned)
             else:
-                yield piece, rows.select(_index(order, piece, rows.label.device))
+                batch = Rows(*places, None if rows.group is None else rows.group.new_empty(count))
+            rows.gather(order, piece.start, batch)
+            yield piece, batch
 
     def _streamed(self, slices: Iterator[Slice], order: EpochOrder | None) -> Iterator[tuple[Slice, Rows]]:
         chunks = prefetch(_chunks(slices, partial(_fetch, self._layout, order)), depth=2)
@@ -145,14 +160,6 @@ class Reader:
         if self.device.type == "cpu":
             return batches
         return transfer(batches, self.device)
-
-
-def _index(order: EpochOrder, piece: Slice, device: torch.device) -> Tensor:
-    """Rows at the slice's positions, [B] int64 on `device`; computed there where our kernels are."""
-    if device.type == "cuda" and has_cuda_kernels:
-        epoch = (order.rows, order.block_rows, order.window_rows, order.seed, order.epoch)
-        return shuffle_rows(*epoch, piece.start, piece.stop - piece.start, device)
-    return torch.from_numpy(order.rows_at(piece.start, piece.stop)).to(device)
 
 
 def _chunks(slices: Iterator[Slice], fetch: Callable[[list[Slice]], Rows]) -> Iterator[list[tuple[Slice, Rows]]]:

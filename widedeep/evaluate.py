@@ -31,7 +31,7 @@ def evaluate(run: Run, reader: Reader, watch: Callable[[int, Evaluation], None] 
     groups = group_column(reader.shards) is not None and not mode.disable_map_calculation
     evaluation = Evaluation(thresholds=(mode.num_auc_thresholds, 8000), groups=groups)
     for index, batch in enumerate(reader.epoch(0)):
-        logit = run.step.predict(batch).clone()  # a captured step writes the next batch's into the same memory
+        logit = run.step.predict(batch)
         evaluation.update(logit, batch.label, batch.group, index * reader.global_batch + batch.first_row)
         if watch:
             watch(index + 1, evaluation)

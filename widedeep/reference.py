@@ -340,7 +340,16 @@ def _feistel(n: int, key: int) -> Tensor:
     return i
 
 
-def shuffle_rows(rows, block_rows, window_rows, seed, epoch, start, count, device):
+def gather_batch_out(rows, order, start, *, out):
+    stored = rows[2]
+    places = epoch_order(len(stored), *order).to(stored.device) if order else torch.arange(len(stored))
+    for source, target in zip(rows, out):
+        if target is not None:
+            target.copy_(source[places[start : start + len(target)]])
+
+
+def epoch_order(rows, block_rows, window_rows, seed, epoch):
+    """Row at each position, [rows] int64."""
     order_key = _absorb(_absorb(0, seed), epoch)
     blocks = torch.arange(rows).split(block_rows)
     block_order = _feistel(len(blocks), _absorb(order_key, 1)).tolist()
@@ -349,4 +358,4 @@ def shuffle_rows(rows, block_rows, window_rows, seed, epoch, start, count, devic
     for w, first in enumerate(range(0, len(blocks), per_window)):
         laid = torch.cat([blocks[k] for k in block_order[first : first + per_window]])
         windows.append(laid[_feistel(len(laid), _absorb(_absorb(order_key, 2), w))])
-    return torch.cat(windows)[start : start + count].to(device)
+    return torch.cat(windows) if windows else torch.zeros(0, dtype=torch.int64)

@@ -8,7 +8,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,8 +18,6 @@ from widedeep.errors import InputError
 from widedeep.model import WideDeep
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names them on x86-64 and on Arm
-CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -136,8 +133,14 @@ class Step(ABC):
     def parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(wide, deep) logits, [B] float32 each, dropout off; zeros for an absent part."""
 
+    def places(self, rows: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """ids [rows, K], numeric [rows, N] and label [rows] where this step reads a batch without copying it first,
+        until a larger one comes; None: it reads every batch where it lies.
+        """
+        return None
+
     def predict(self, batch: Batch) -> Tensor:
-        """[B] float32 logits, dropout off."""
+        """[B] float32 logits, dropout off; a new tensor."""
         wide, deep = self.parts(batch)
         return wide + deep
 
@@ -183,13 +186,15 @@ def make_step(
         raise InputError(f"gemm: expected one of auto, cublaslt, sm90, got {config.gemm!r}")
     if kind == "auto":
         kind = "fused" if device.type == "cpu" or _has_cuda_step(device) else "reference"
-    if device.type == "cpu" and config.precision == "bf16" and comm.rank == 0 and not _has_bf16_instructions():
-        logging.getLogger(__name__).warning(
-            "this CPU has no bf16 instructions (AVX512-BF16, AMX): it is emulated, many times slower than fp32"
-        )
     if kind == "reference":
+        from widedeep import _load
         from widedeep.steps.reference import ReferenceStep
 
+        if device.type == "cpu" and config.precision == "bf16" and comm.rank == 0 and not _load.cpu_multiplies_bf16():
+            logging.getLogger(__name__).warning(
+                "this CPU has no bf16 instructions (AVX512-BF16, AMX): torch emulates them, many times slower than "
+                "fp32; the fused step does not"
+            )
         return ReferenceStep(model, config, device, comm)
     if device.type == "cpu":
         from widedeep.steps.fused import FusedStep
@@ -201,13 +206,6 @@ def make_step(
     from widedeep.steps.cuda_ranks import RanksCudaStep
 
     return (CudaStep if comm.world == 1 else RanksCudaStep)(model, config, device, comm)
-
-
-def _has_bf16_instructions() -> bool:
-    """Whether the CPU multiplies bfloat16; taken to be so where the system does not tell."""
-    if not CPUINFO.exists():
-        return True
-    return not BF16_INSTRUCTIONS.isdisjoint(CPUINFO.read_text().split())
 
 
 def _has_cuda_step(device: torch.device) -> bool:

@@ -40,10 +40,10 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     mode, watch = run.config.mode, LossWatch(comm)
     with Journal(run, progress=progress) as journal:
         while not is_finished(progress, run.config):
-            batches = reader.epoch(progress.epoch, progress.position)
+            batches = reader.epoch(progress.epoch, progress.position, into=run.step.places)
             for batch in islice(batches, run.steps_per_epoch - progress.position):
                 to_log = (progress.step + 1) % mode.log_every == 0
-                logit = run.step.predict(batch).clone() if to_log else None  # the update has not seen this batch yet
+                logit = run.step.predict(batch) if to_log else None  # the update has not seen this batch yet
                 lr = run.learning_rate(progress.step)
                 watch.add(run.step.train(batch, progress.step, lr))
                 progress.step += 1

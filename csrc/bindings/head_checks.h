@@ -44,15 +44,4 @@ inline void check_auc_histogram(const Tensor& logit, const Tensor& label, const 
   STD_TORCH_CHECK(positives.size(0) >= 1, op, ": the histogram needs at least one bin");
 }
 
-inline void check_epoch(int64_t rows, int64_t block_rows, int64_t window_rows, int64_t start, int64_t count) {
-  STD_TORCH_CHECK(rows >= 0 && block_rows >= 1 && window_rows >= 1,
-                  "shuffle_rows: rows must be >= 0, block_rows and window_rows >= 1, got ", rows, ", ", block_rows,
-                  ", ", window_rows);
-  constexpr int64_t kLimit = int64_t{1} << 40;  // sums and products of them stay far from 2^64
-  STD_TORCH_CHECK(rows <= kLimit && block_rows <= kLimit && window_rows <= kLimit,
-                  "shuffle_rows: rows, block_rows and window_rows must be <= 2^40");
-  STD_TORCH_CHECK(start >= 0 && count >= 0 && start <= rows && count <= rows - start, "shuffle_rows: positions [",
-                  start, ", ", start, " + ", count, ") are not all within ", rows, " rows");
-}
-
 }  // namespace widedeep

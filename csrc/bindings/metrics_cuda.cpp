@@ -1,4 +1,4 @@
-// Loss scale, AUC histogram and epoch order on a GPU. Contracts: widedeep/ops/optim.py, widedeep/ops/metrics.py.
+// Loss scale and AUC histogram on a GPU. Contracts: widedeep/ops/optim.py, widedeep/ops/metrics.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -44,24 +44,12 @@ void auc_histogram_(Tensor logit, Tensor label, Tensor positives, Tensor negativ
                                         positives.size(0), current_stream(logit)));
 }
 
-Tensor shuffle_rows(int64_t rows, int64_t block_rows, int64_t window_rows, int64_t seed, int64_t epoch, int64_t start,
-                    int64_t count, torch::stable::Device device) {
-  check_epoch(rows, block_rows, window_rows, start, count);
-  Tensor out = torch::stable::empty({count}, ScalarType::Long, std::nullopt, device);
-  STD_TORCH_CHECK(out.is_cuda(), "shuffle_rows: the CUDA implementation was asked for another device");
-  const DeviceGuard guard(out.get_device_index());
-  STD_CUDA_CHECK(
-      kernels::shuffle_rows(rows, block_rows, window_rows, seed, epoch, start, count, longs(out), current_stream(out)));
-  return out;
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(widedeep, CUDA, m) {
   m.impl("check_finite_", TORCH_BOX(&check_finite_));
   m.impl("loss_scale_update_", TORCH_BOX(&loss_scale_update_));
   m.impl("auc_histogram_", TORCH_BOX(&auc_histogram_));
-  m.impl("shuffle_rows", TORCH_BOX(&shuffle_rows));
 }
 
 }  // namespace widedeep

@@ -85,10 +85,11 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
       "loss_scale_update_(Tensor(a!) scale, Tensor(b!) good_steps, Tensor found_inf, float growth, float backoff,"
       " int interval) -> ()");
 
-  // Metrics and batch order.
+  // Metrics.
   m.def("auc_histogram_(Tensor logit, Tensor label, Tensor(a!) positives, Tensor(b!) negatives) -> ()");
+
+  // One batch of a data set in memory, in an epoch's order: block_rows, window_rows, seed, epoch; empty: as stored.
   m.def(
-      "shuffle_rows(int rows, int block_rows, int window_rows, int seed, int epoch, int start, int count, Device "
-      "device)"
-      " -> Tensor");
+      "gather_batch_out(Tensor ids, Tensor numeric, Tensor label, Tensor? group, int[] order, int start, *,"
+      " Tensor(a!) out_ids, Tensor(b!) out_numeric, Tensor(c!) out_label, Tensor(d!)? out_group) -> ()");
 }

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "core/logistic.h"
-#include "core/permute.h"
 #include "cpu/element.h"
 #include "cpu/parallel.h"
 
@@ -121,13 +120,6 @@ void head_step(const HeadInputs& in, const HeadStep& out) {
 void auc_histogram(const float* logit, const float* label, int64_t B, int64_t* positives, int64_t* negatives,
                    int64_t bins) {
   for (int64_t b = 0; b < B; ++b) ++(label[b] > 0.5f ? positives : negatives)[core::auc_bin(logit[b], bins)];
-}
-
-void shuffle_rows(const Epoch& e, int64_t start, int64_t count, int64_t* out) {
-  const core::EpochOrder order(e.rows, e.block_rows, e.window_rows, e.seed, e.epoch);
-  parallel_for(0, count, 4096, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) out[i] = static_cast<int64_t>(order(start + i));
-  });
 }
 
 }  // namespace widedeep::cpu

@@ -1,5 +1,4 @@
-// The output layer, its loss and the gradients, in one pass over the last hidden activation; the AUC histogram; the
-// epoch order.
+// The output layer, its loss and the gradients, in one pass over the last hidden activation; the AUC histogram.
 #pragma once
 #include <cstdint>
 
@@ -35,11 +34,5 @@ void head_step(const HeadInputs& in, const HeadStep& out);
 // positives, negatives [bins] i64 += rows of each class by bin of their probability (core/logistic.h).
 void auc_histogram(const float* logit, const float* label, int64_t B, int64_t* positives, int64_t* negatives,
                    int64_t bins);
-
-// out [count] = rows at positions start.. of an epoch (core/permute.h).
-struct Epoch {
-  int64_t rows, block_rows, window_rows, seed, epoch;
-};
-void shuffle_rows(const Epoch& e, int64_t start, int64_t count, int64_t* out);
 
 }  // namespace widedeep::cpu

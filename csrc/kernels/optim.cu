@@ -2,7 +2,6 @@
 // each.
 #include "core/logistic.h"
 #include "core/loss_scale.h"
-#include "core/permute.h"
 #include "core/rmsprop.h"
 #include "kernels/common.cuh"
 #include "kernels/optim.h"
@@ -156,11 +155,6 @@ __global__ void __launch_bounds__(kThreads)
               1ull);  // whole numbers: any order
 }
 
-__global__ void __launch_bounds__(kThreads)
-    shuffle_rows_kernel(core::EpochOrder order, int64_t start, int64_t count, int64_t* __restrict__ out) {
-  for (int64_t i = global_thread(); i < count; i += grid_threads()) out[i] = static_cast<int64_t>(order(start + i));
-}
-
 template <typename Rule>
 cudaError_t listed_rows(const ListedRows& rows, const Rule& rule, cudaStream_t stream) {
   if (rows.n == 0 || rows.D == 0) return cudaSuccess;
@@ -235,15 +229,6 @@ cudaError_t auc_histogram(const float* logit, const float* label, int64_t B, int
   auc_histogram_kernel<<<grid_for(B, kThreads), kThreads, 0, stream>>>(
       logit, label, B, reinterpret_cast<unsigned long long*>(positives),
       reinterpret_cast<unsigned long long*>(negatives), bins);
-  return cudaGetLastError();
-}
-
-cudaError_t shuffle_rows(int64_t rows, int64_t block_rows, int64_t window_rows, int64_t seed, int64_t epoch,
-                         int64_t start, int64_t count, int64_t* out, cudaStream_t stream) {
-  if (count == 0) return cudaSuccess;
-  const core::EpochOrder order(rows, block_rows, window_rows, static_cast<uint64_t>(seed),
-                               static_cast<uint64_t>(epoch));
-  shuffle_rows_kernel<<<grid_for(count, kThreads), kThreads, 0, stream>>>(order, start, count, out);
   return cudaGetLastError();
 }
 

@@ -57,7 +57,5 @@ cudaError_t loss_scale_update(float* scale, int32_t* good_steps, const float* fo
 
 cudaError_t auc_histogram(const float* logit, const float* label, int64_t B, int64_t* positives, int64_t* negatives,
                           int64_t bins, cudaStream_t stream);
-cudaError_t shuffle_rows(int64_t rows, int64_t block_rows, int64_t window_rows, int64_t seed, int64_t epoch,
-                         int64_t start, int64_t count, int64_t* out, cudaStream_t stream);
 
 }  // namespace widedeep::kernels

@@ -4,6 +4,7 @@ Each has a fake implementation (shapes only), so they work under torch.compile a
 calls are differentiable.
 """
 
+from widedeep.ops.batch import gather_batch_out
 from widedeep.ops.embedding import (
     embedding_forward,
     embedding_forward_out,
@@ -13,7 +14,7 @@ from widedeep.ops.embedding import (
 )
 from widedeep.ops.head import head_forward, head_step_out
 from widedeep.ops.linear import linear_dgrad_out, linear_relu_dropout, linear_relu_dropout_out, linear_wgrad_out
-from widedeep.ops.metrics import auc_histogram_, shuffle_rows
+from widedeep.ops.metrics import auc_histogram_
 from widedeep.ops.optim import (
     check_finite_,
     ftrl_dense_,
@@ -34,6 +35,7 @@ __all__ = [
     "embedding_update_",
     "ftrl_dense_",
     "ftrl_rows_",
+    "gather_batch_out",
     "head_forward",
     "head_step_out",
     "linear_dgrad_out",
@@ -44,5 +46,4 @@ __all__ = [
     "rmsprop_dense_",
     "rmsprop_rows_",
     "rmsprop_settle_",
-    "shuffle_rows",
 ]

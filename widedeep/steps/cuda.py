@@ -134,6 +134,11 @@ class CudaStep(Step):
             B = len(self._predict(batch).ids)
             return self.activations.wide_logit[:B] + self.activations.logit[:B]
 
+    def places(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        with self._on_device():
+            self._grow(rows)
+        return self.ids[:rows], self.numeric[:rows], self.label[:rows]
+
     @torch.no_grad()
     def settle(self) -> None:
         with self._on_device():
@@ -159,18 +164,22 @@ class CudaStep(Step):
         with on_device, torch.no_grad():
             yield
 
+    def _grow(self, rows: int) -> None:
+        if rows <= self.capacity:
+            return
+        self.graphs.clear()
+        self.activations.grow(rows)
+        K, N = self.spec.id_columns, len(self.spec.numeric)
+        self.ids = torch.empty(rows, K, dtype=torch.int32, device=self.device)
+        self.numeric = torch.empty(rows, N, device=self.device)
+        self.label = torch.empty(rows, device=self.device)
+        if self.layers:
+            self.layers.grow(rows)
+        self.capacity = rows
+
     def _prepare(self, rows: int) -> None:
         """Buffers for `rows`, and copies that follow the weights."""
-        if rows > self.capacity:
-            self.graphs.clear()
-            self.activations.grow(rows)
-            K, N = self.spec.id_columns, len(self.spec.numeric)
-            self.ids = torch.empty(rows, K, dtype=torch.int32, device=self.device)
-            self.numeric = torch.empty(rows, N, device=self.device)
-            self.label = torch.empty(rows, device=self.device)
-            if self.layers:
-                self.layers.grow(rows)
-            self.capacity = rows
+        self._grow(rows)
         if self.layers is None:
             self._choose_layers(rows)
         if self.copied != self._versions():
@@ -193,11 +202,14 @@ class CudaStep(Step):
         return [p._version for p in self.parameters]
 
     def _take(self, batch: Batch) -> Batch:
-        """The batch in the places that a captured step reads."""
+        """The batch in the places that a captured step reads: it lies there already, or one launch copies it."""
         B = len(batch.ids)
         fixed = batch._replace(ids=self.ids[:B], numeric=self.numeric[:B], label=self.label[:B], group=None)
-        for target, source in zip(fixed[:3], batch[:3]):
-            target.copy_(source)
+        pairs = [*zip(batch[:3], fixed[:3])]
+        if any(source.data_ptr() != target.data_ptr() for source, target in pairs):
+            # What lies there at another row would be overwritten while it is read.
+            sources = [s.clone() if _shares_memory(s, t) else s for s, t in pairs]
+            ops.gather_batch_out((*sources, None), (), 0, out=(*fixed[:3], None))
         return fixed
 
     def _predict(self, batch: Batch) -> Batch:
@@ -356,3 +368,7 @@ class CudaStep(Step):
         counts = [stop - start for start, stop in pairwise(starts)]
         touched = segments[0][: starts[-1]].long()
         return touched, [values[:n] for values, n in zip(tables, counts)], wide[: starts[-1]]
+
+
+def _shares_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -2,6 +2,7 @@
 // Workspaces are allocated here, exactly as large as asked for, so that a write past them faults.
 #include "core/philox.h"
 #include "emulator.h"
+#include "kernels/batch.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm_sm90.h"
 #include "kernels/head.h"
@@ -198,9 +199,15 @@ int run_auc_histogram(const float* logit, const float* label, int64_t B, int64_t
   return auc_histogram(logit, label, B, positives, negatives, bins, nullptr);
 }
 
-int run_shuffle_rows(int64_t rows, int64_t block_rows, int64_t window_rows, int64_t seed, int64_t epoch, int64_t start,
-                     int64_t count, int64_t* out) {
-  return shuffle_rows(rows, block_rows, window_rows, seed, epoch, start, count, out, nullptr);
+// order null: as stored; otherwise block_rows, window_rows, seed, epoch. counts: rows, K, N, B.
+int run_gather_batch(const int32_t* ids, const float* numeric, const float* label, const int64_t* group,
+                     const int64_t* counts, const int64_t* order, int64_t start, int32_t* out_ids, float* out_numeric,
+                     float* out_label, int64_t* out_group) {
+  const StoredRows from{ids, numeric, label, group, counts[1], counts[2]};
+  const BatchRows to{out_ids, out_numeric, out_label, out_group};
+  if (!order) return gather_batch(from, nullptr, start, counts[3], to, nullptr);
+  const core::EpochOrder epoch(counts[0], order[0], order[1], order[2], order[3]);
+  return gather_batch(from, &epoch, start, counts[3], to, nullptr);
 }
 
 int64_t run_mask_bytes(int64_t M, int64_t N) { return sm90_mask_bytes(M, N); }
