@@ -150,8 +150,9 @@ class FeatureSpec:
         """The package's Outbrain spec: 13 tables of dims summing to 976, and 13 numeric columns.
 
         Args:
-            name: "outbrain"; "outbrain-128", whose `campaign_id` has dim 128 as in the original's code; or
-                "outbrain-multihot", the Oct-2022 release: three multi-hot tables more, dims summing to 1235.
+            name: "outbrain"; "outbrain-128", whose `campaign_id` has dim 128 as in the original's code;
+                "outbrain-multihot", the Oct-2022 release: three multi-hot tables more, dims summing to 1235; or
+                "outbrain-spark", the same features as "outbrain" under the names of the Feb-2021 release.
         """
         path = Path(__file__).with_name("specs") / f"{name}.yaml"
         if not path.is_file():

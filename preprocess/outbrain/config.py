@@ -19,7 +19,7 @@ class OutbrainConfig:
     Args:
         data_path: directory of the raw CSVs (plain, .gz or .zst).
         out: directory to write; an earlier data set there is replaced when the new one is complete.
-        flavour: which formulas; "nvtabular".
+        flavour: whose formulas; "nvtabular" or "spark".
         memory_limit: bytes that the run may use, or None; see `memory`.
         chunk_rows: click rows transformed at a time, or None: 65,536, or what the memory limit allows.
         engine: "threads", "processes" or "dask". Output bytes depend neither on it, nor on workers, nor on chunk_rows.
@@ -53,6 +53,8 @@ class OutbrainConfig:
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
                 raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+        if self.multihot and FLAVOURS[self.flavour].multihot_spec is None:
+            raise InputError(f"multihot: expected flavour 'nvtabular', for {self.flavour!r} has no multi-hot features")
         for name in ("memory_limit", "chunk_rows", "workers", "rows_per_shard"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} is {value}, expected at least 1")

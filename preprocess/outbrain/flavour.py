@@ -24,19 +24,16 @@ class Flavour(ABC):
         name: as in `--flavour`.
         statistics: what is learned from the clicks, and the formulas that use it.
         names: our name of a column -> its name in the data set, where they differ.
-        multihot: whether the flavour has the multi-hot features.
+        spec, multihot_spec: the shipped feature specs; None where the flavour has no multi-hot features.
         ages_of_all_rows: whether ages are counted over test rows too.
     """
 
     name: str
     statistics: "type[Statistics]"
     names: Mapping[str, str] = {}
-    multihot = False
+    spec: str
+    multihot_spec: str | None = None
     ages_of_all_rows = False
-
-    @abstractmethod
-    def spec_name(self, multihot: bool) -> str:
-        """The shipped feature spec."""
 
     @abstractmethod
     def clear_events(self, table: dict[str, Any]) -> None:

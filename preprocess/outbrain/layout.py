@@ -54,3 +54,36 @@ COUNT_KEYS = ("ad_id", "document_id_promo")
 
 AGES = ("publish_time_days_since_published", "publish_time_promo_days_since_published")
 SIMILARITY = "document_id_document_id_promo_sim_"
+GEO = ("geo_location", "geo_location_country", "geo_location_state")
+
+FEB_2021_NAMES = {
+    "document_id": "doc_event_id",
+    "platform": "event_platform",
+    "document_id_promo": "doc_id",
+    "source_id": "doc_event_source_id",
+    "publisher_id": "doc_event_publisher_id",
+    "geo_location": "event_geo_location",
+    "geo_location_country": "event_country",
+    "geo_location_state": "event_country_state",
+    "ad_id": "ad_id",
+    "advertiser_id": "ad_advertiser",
+    "source_id_promo": "doc_ad_source_id",
+    "publisher_id_promo": "doc_ad_publisher_id",
+    "campaign_id": "campaign_id",
+    "publish_time_days_since_published": "doc_event_days_since_published_log_01scaled",
+    "publish_time_promo_days_since_published": "doc_ad_days_since_published_log_01scaled",
+    "document_id_document_id_promo_sim_categories": "doc_event_doc_ad_sim_categories",
+    "document_id_document_id_promo_sim_topics": "doc_event_doc_ad_sim_topics",
+    "document_id_document_id_promo_sim_entities": "doc_event_doc_ad_sim_entities",
+    "document_id_promo_ctr": "pop_document_id",
+    "publisher_id_promo_ctr": "pop_publisher_id",
+    "source_id_promo_ctr": "pop_source_id",
+    "ad_id_ctr": "pop_ad_id",
+    "advertiser_id_ctr": "pop_advertiser_id",
+    "campaign_id_ctr": "pop_campain_id",
+    "document_id_promo_count": "doc_views_log_01scaled",
+    "ad_id_count": "ad_views_log_01scaled",
+    "clicked": "label",
+    "display_id": "display_id",
+}
+"""Column of the Outbrain spec -> its name in the Feb-2021 release."""

@@ -82,10 +82,8 @@ class NvtabularStatistics(Statistics):
 class Nvtabular(Flavour):
     name = "nvtabular"
     statistics = NvtabularStatistics
-    multihot = True
-
-    def spec_name(self, multihot: bool) -> str:
-        return "outbrain-multihot" if multihot else "outbrain"
+    spec = "outbrain"
+    multihot_spec = "outbrain-multihot"
 
     def clear_events(self, table: dict[str, Any]) -> None:
         """Every event counts."""
@@ -95,12 +93,8 @@ class Nvtabular(Flavour):
     ) -> tuple[Geo, dict[str, dict[str, int]]]:
         """Place, country and state are hashed; they need no statistics."""
         values = places.values.to_pylist()
-        coded = {
-            "geo_location": values,
-            "geo_location_country": [value[:2] for value in values],
-            "geo_location_state": [value[:5] for value in values],
-        }
-        return Geo(**{k: with_null(hashing.string_buckets(v, buckets[k]), NULL_INT) for k, v in coded.items()}), {}
+        texts = dict(zip(layout.GEO, (values, [v[:2] for v in values], [v[:5] for v in values])))
+        return Geo(**{k: with_null(hashing.string_buckets(v, buckets[k]), NULL_INT) for k, v in texts.items()}), {}
 
     def clean_documents(self, table: dict[str, np.ndarray]) -> None:
         """A null publisher becomes an id of its own: the largest publisher + 1 + the nulls so far, itself included."""

@@ -88,7 +88,7 @@ class _Run:
         self.config, self.files, self.journal, self.engine = config, files, journal, engine
         self.out, self.work = journal.out, journal.work
         self.flavour = FLAVOURS[config.flavour]
-        spec = FeatureSpec.outbrain(self.flavour.spec_name(config.multihot))
+        spec = FeatureSpec.outbrain(self.flavour.multihot_spec if config.multihot else self.flavour.spec)
         self.spec = dataclasses.replace(spec, metadata={"flavour": config.flavour})
         ours = {theirs: ours for ours, theirs in self.flavour.names.items()}
         self.buckets = {ours.get(name, name): n for name, n in zip(spec.names, spec.cardinalities)}

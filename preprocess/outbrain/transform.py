@@ -17,8 +17,6 @@ from preprocess.outbrain.statistics import Statistics
 from preprocess.outbrain.tables import Documents, Events, Geo
 from preprocess.xp import array_module, to_host
 
-GEO = ("geo_location", "geo_location_country", "geo_location_state")
-
 
 @dataclass(frozen=True)
 class Ages:
@@ -107,7 +105,7 @@ def features(
     row = tables.ads.lookup.find(ad, xp)
     landing = tables.ads.document[row]
 
-    ids = {name: getattr(tables.geo, name)[place] for name in GEO}
+    ids = {name: getattr(tables.geo, name)[place] for name in layout.GEO}
     ids["document_id"] = flavour.ids(document, buckets["document_id"], xp)
     ids["source_id"] = tables.documents.source_bucket[page]
     ids["publisher_id"] = tables.documents.publisher_bucket[page]

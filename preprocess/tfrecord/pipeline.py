@@ -10,43 +10,13 @@ from typing import Any
 import numpy as np
 
 import widedeep
+from preprocess.outbrain.layout import FEB_2021_NAMES as NAMES
 from preprocess.tfrecord import records
 from widedeep import atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS, FeatureSpec
 from widedeep.shards import ShardWriter
 
-# Feature of the Outbrain spec: feature of the Feb-2021 records.
-NAMES = {
-    "document_id": "doc_event_id",
-    "platform": "event_platform",
-    "document_id_promo": "doc_id",
-    "source_id": "doc_event_source_id",
-    "publisher_id": "doc_event_publisher_id",
-    "geo_location": "event_geo_location",
-    "geo_location_country": "event_country",
-    "geo_location_state": "event_country_state",
-    "ad_id": "ad_id",
-    "advertiser_id": "ad_advertiser",
-    "source_id_promo": "doc_ad_source_id",
-    "publisher_id_promo": "doc_ad_publisher_id",
-    "campaign_id": "campaign_id",
-    "publish_time_days_since_published": "doc_event_days_since_published_log_01scaled",
-    "publish_time_promo_days_since_published": "doc_ad_days_since_published_log_01scaled",
-    "document_id_document_id_promo_sim_categories": "doc_event_doc_ad_sim_categories",
-    "document_id_document_id_promo_sim_topics": "doc_event_doc_ad_sim_topics",
-    "document_id_document_id_promo_sim_entities": "doc_event_doc_ad_sim_entities",
-    "document_id_promo_ctr": "pop_document_id",
-    "publisher_id_promo_ctr": "pop_publisher_id",
-    "source_id_promo_ctr": "pop_source_id",
-    "ad_id_ctr": "pop_ad_id",
-    "advertiser_id_ctr": "pop_advertiser_id",
-    "campaign_id_ctr": "pop_campain_id",
-    "document_id_promo_count": "doc_views_log_01scaled",
-    "ad_id_count": "ad_views_log_01scaled",
-    "clicked": "label",
-    "display_id": "display_id",
-}
 FOLDERS = {"train": "train", "test": "eval"}
 MARKER = "feature_spec.yaml"
 

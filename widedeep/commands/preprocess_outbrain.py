@@ -11,7 +11,7 @@ def add_arguments(parser) -> None:
     parser.add_config_file()
     parser.add_argument("--data_path", type=str, required=True, help="directory of the raw CSVs (plain, .gz or .zst)")
     parser.add_argument("--out", type=str, required=True, help="directory of the data set to write")
-    parser.add_argument("--flavour", type=Literal["nvtabular"], default="nvtabular", help="whose formulas")
+    parser.add_argument("--flavour", type=Literal["nvtabular", "spark"], default="nvtabular", help="whose formulas")
     parser.add_argument("--multihot", action="store_true", help="topics, entities and categories of the event page too")
     parser.add_argument("--stats", type=str | None, default=None, help="apply the statistics of an earlier run")
     parser.add_argument("--seed", type=int, default=0, help="of the 80/20 split of displays")
