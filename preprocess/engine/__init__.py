@@ -21,7 +21,8 @@ def make(kind: str, workers: int | None, scratch: Path, *, scheduler: str | None
 
     Args:
         kind: one of `ENGINES`.
-        workers: None for one a core that this process may use, with device "cuda" one a GPU (threads: one).
+        workers: None for one a core that this process may use, with device "cuda" one a GPU; threads
+            share a GPU, for most of their work is reading, so there is one a core of them even then.
         scratch: existing directory, seen by all workers, for results on their way.
         scheduler: address of a running dask cluster, which has its own workers.
         device: "cuda" gives each worker process a GPU of its own.
@@ -35,10 +36,7 @@ def make(kind: str, workers: int | None, scratch: Path, *, scheduler: str | None
     if scheduler is not None and workers is not None:
         raise InputError(f"workers is {workers}, expected none with a scheduler, whose cluster has its own")
     if kind == "threads":
-        if device == "cuda" and workers not in (None, 1):
-            raise InputError(f"workers is {workers}, expected 1 with device 'cuda' and engine 'threads'")
-        default = 1 if device == "cuda" else cores()
-        return ThreadEngine(default if workers is None else workers, scratch)
+        return ThreadEngine(cores() if workers is None else workers, scratch)
     devices = () if scheduler is not None else gpus.visible(device)
     if scheduler is None and workers is None:
         workers = len(devices) or cores()

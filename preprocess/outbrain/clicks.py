@@ -14,7 +14,7 @@ from preprocess.csv_io import NULL_TIME, Block
 from preprocess.outbrain import layout, store
 from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.tables import Documents, Events, Promoted
-from preprocess.xp import array_module, to_host
+from preprocess.xp import arrays, to_host
 
 SPLITS = ("train", "test")
 ROW = np.dtype([("display_id", "<i4"), ("ad_id", "<i4"), ("clicked", "u1")])
@@ -113,13 +113,28 @@ class Scan:
 
 def scan(task: Task) -> Scan:
     """Reads a block, decides the side of each row, writes both sides to files, and counts."""
-    xp = array_module(task.device)
+    host = csv_io.read_block(task.block, layout.CLICKS)
+    with arrays(task.device) as xp:
+        train, ages, counts = _count(task, host, xp)
+    rows = np.empty(len(host["ad_id"]), ROW)
+    for name in ROW.names:
+        rows[name] = host[name]
+    sides = dict(zip(SPLITS, (rows[train], rows[~train])))
+    return Scan(
+        counts,
+        ages,
+        {split: int(side["clicked"].sum()) for split, side in sides.items()},
+        {split: _write(side, task.work / f"{split}-{task.index:06d}.npy") for split, side in sides.items()},
+    )
+
+
+def _count(task: Task, host: dict[str, np.ndarray], xp: ModuleType) -> tuple[np.ndarray, np.ndarray, AdCounts]:
+    """host: `layout.CLICKS` -> on the host, which rows are for training [n] bool, `Scan.ages` and `Scan.ads`."""
     events, documents, promoted = (
         store.load(task.work, name, kind, task.device)
         for name, kind in (("events", Events), ("documents", Documents), ("promoted", Promoted))
     )
-    host = csv_io.read_block(task.block, layout.CLICKS)
-    display, ad = (xp.asarray(host[name]) for name in ("display_id", "ad_id"))
+    display, ad, clicked = (xp.asarray(host[name]) for name in ROW.names)
     event = events.lookup.find(display, xp)
     timestamp = events.timestamp[event]
     train = task.flavour.is_train(display, timestamp, task.seed, xp)
@@ -127,16 +142,7 @@ def scan(task: Task) -> Scan:
     published = documents.published[page], promoted.published[promoted.lookup.find(ad, xp)]
     aged = slice(None) if task.flavour.ages_of_all_rows else train
     ages = [xp.bincount(age_in_days(timestamp, p, xp)[aged], minlength=MISSING_AGE + 1) for p in published]
-    rows = np.empty(len(host["ad_id"]), ROW)
-    for name in ROW.names:
-        rows[name] = host[name]
-    sides = dict(zip(SPLITS, (rows[to_host(train)], rows[to_host(~train)])))
-    return Scan(
-        count_ads(ad, train, xp.asarray(host["clicked"]), xp),
-        np.stack([to_host(a) for a in ages]).astype(np.int64),
-        {split: int(side["clicked"].sum()) for split, side in sides.items()},
-        {split: _write(side, task.work / f"{split}-{task.index:06d}.npy") for split, side in sides.items()},
-    )
+    return to_host(train), np.stack([to_host(a) for a in ages]).astype(np.int64), count_ads(ad, train, clicked, xp)
 
 
 def age_in_days(timestamp: Any, published: Any, xp: ModuleType = np) -> Any:

@@ -9,7 +9,7 @@ from preprocess.xp import DEVICES
 from widedeep.errors import InputError
 
 NUMERIC_TYPES = ("float16", "float32")
-DEFAULT_CHUNK_ROWS = 1 << 16
+DEFAULT_CHUNK_ROWS = {"cpu": 1 << 16, "cuda": 1 << 20}  # on a GPU some 150 launches a chunk, whatever its rows
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class OutbrainConfig:
         out: directory to write; an earlier data set there is replaced when the new one is complete.
         flavour: whose formulas; "nvtabular" or "spark".
         memory_limit: bytes that the run may use, or None; see `memory`.
-        chunk_rows: click rows transformed at a time, or None: 65,536, or what the memory limit allows.
+        chunk_rows: click rows transformed at a time, or None: 65,536 ("cuda": 2^20), or what the memory limit allows.
         engine: "threads", "processes" or "dask". Output bytes depend neither on it, nor on workers, nor on chunk_rows.
-        workers: of the engine; None: one a core; with "cuda" one a GPU (threads: one).
+        workers: of the engine; None: one a core; with "cuda" one a GPU, threads one a core.
         scheduler: address of a running dask cluster whose workers see the same files, with engine "dask".
         multihot: three multi-hot features more, and the embedding dims of the Oct-2022 release.
         stats: directory of the `statistics` of an earlier run to apply instead of learning them, or None.

@@ -53,7 +53,7 @@ def chunk_rows(config: OutbrainConfig, table_bytes: int, engine: Engine) -> int:
     Raises:
         InputError: fewer than 4096 rows would fit.
     """
-    wanted = config.chunk_rows or DEFAULT_CHUNK_ROWS
+    wanted = config.chunk_rows or DEFAULT_CHUNK_ROWS[config.device]
     if config.memory_limit is None:
         return wanted
     shard_row = SHARD_ROW + (MULTIHOT_SHARD_ROW if config.multihot else 0)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 import uuid
 from collections.abc import Sequence
 from dataclasses import fields
@@ -11,10 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from preprocess.xp import array_module
+from preprocess.xp import arrays, release, upload
 
 T = TypeVar("T")
 _MAPPED_FROM = 4096  # bytes
+_lock = threading.Lock()
 
 
 def save(directory: Path, group: str, table: Any) -> None:
@@ -42,25 +44,36 @@ def save_array(path: Path, array: np.ndarray) -> None:
         raise
 
 
-@cache
 def load(directory: Path, group: str, kind: type[T], device: str) -> T:
-    """The table as it was saved: memory maps on "cpu", device arrays on "cuda". Kept for the next chunk."""
+    """The table as it was saved: memory maps on "cpu", device arrays on "cuda", complete for every stream.
+
+    Kept for the next chunk; threads that ask at the same time get the same one, so a device holds it once.
+    """
+    with _lock:
+        return _load(directory, group, kind, device)
+
+
+@cache
+def _load(directory: Path, group: str, kind: type[T], device: str) -> T:
     values = {}
-    for field in fields(kind):
-        path = directory / f"{group}.{field.name}.npy"
-        if not path.exists():
-            values[field.name] = load(directory, f"{group}.{field.name}", field.type, device)
-            continue
-        # A small file (an empty array cannot be mapped) is read. The plain view drops memmap's slow indexing.
-        mode = "r" if path.stat().st_size > _MAPPED_FROM else None
-        array = np.load(path, mmap_mode=mode).view(np.ndarray)
-        values[field.name] = array if device == "cpu" else array_module(device).asarray(array)
+    with arrays(device) as xp:
+        for field in fields(kind):
+            path = directory / f"{group}.{field.name}.npy"
+            if not path.exists():
+                values[field.name] = _load(directory, f"{group}.{field.name}", field.type, device)
+                continue
+            # A small file (an empty array cannot be mapped) is read. The plain view drops memmap's slow indexing.
+            mode = "r" if path.stat().st_size > _MAPPED_FROM else None
+            array = np.load(path, mmap_mode=mode).view(np.ndarray)
+            values[field.name] = array if xp is np else upload(array, xp)
     return kind(**values)
 
 
 def forget() -> None:
     """Drops what `load` keeps: the tables of another run may have the same paths."""
-    load.cache_clear()
+    with _lock:
+        _load.cache_clear()
+    release()
 
 
 def size(directory: Path, besides: Sequence[str]) -> int:

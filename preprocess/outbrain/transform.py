@@ -15,7 +15,7 @@ from preprocess.outbrain.lists import Lists
 from preprocess.outbrain.similarity import Attributes
 from preprocess.outbrain.statistics import Statistics
 from preprocess.outbrain.tables import Documents, Events, Geo
-from preprocess.xp import array_module, to_host
+from preprocess.xp import arrays, to_host_all
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ def tasks(scan: Scan, split: str, chunk_rows: int, **common: Any) -> Iterator[Ta
 
 def run(task: Task) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """The columns of a chunk on the host, and its number of nulls by categorical feature or age; data set's names."""
-    xp = array_module(task.device)
     rows = np.load(task.path, mmap_mode="r")[task.start : task.stop]
-    display, ad = (xp.asarray(np.ascontiguousarray(rows[name])) for name in ("display_id", "ad_id"))
     buckets = dict(task.buckets)
     multihot = not buckets.keys().isdisjoint(layout.LISTS.values())
-    columns, nulls = features(display, ad, Tables.load(task.work, task.device, multihot), task.flavour, buckets, xp)
-    columns = {name: to_host(values) for name, values in columns.items()}
+    with arrays(task.device) as xp:
+        tables = Tables.load(task.work, task.device, multihot)
+        display, ad = (xp.asarray(np.ascontiguousarray(rows[name])) for name in ("display_id", "ad_id"))
+        columns, nulls = features(display, ad, tables, task.flavour, buckets, xp)
+        columns = to_host_all(columns, xp)
     columns["clicked"] = np.ascontiguousarray(rows["clicked"])
     if task.grouped:
         columns["display_id"] = rows["display_id"].astype(np.int64)
