@@ -27,6 +27,12 @@ def torch_dir() -> str:
     return found
 
 
+def interpreter() -> str:
+    """This interpreter by one name: `python` after `python3` in the compiler commands would compile all CUDA again."""
+    name = Path(sys.executable).with_name("python3")
+    return str(name) if name.exists() and name.samefile(sys.executable) else sys.executable
+
+
 def isolated() -> bool:
     """A PEP 517 overlay vanishes after the build, and cached paths into it would poison the next one."""
     return "pip-build-env" in os.environ.get("PYTHONPATH", "") or any("pip-build-env" in p for p in sys.path)
@@ -44,7 +50,7 @@ class CMakeBuild(build_ext):
         ):
             shutil.rmtree(build, ignore_errors=True)  # another torch: nothing in the cache can be trusted
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DWIDEDEEP_TORCH_DIR={torch}"]
-        configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DWIDEDEEP_VERSION={self.distribution.get_version()}"]
+        configure += [f"-DPython_EXECUTABLE={interpreter()}", f"-DWIDEDEEP_VERSION={self.distribution.get_version()}"]
         # cmake and ninja beside this interpreter go before the system's, which may be too old for its nvcc.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         subprocess.check_call(configure + os.environ.get("WIDEDEEP_CMAKE_ARGS", "").split())
