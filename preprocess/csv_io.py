@@ -111,6 +111,11 @@ def find(directory: str | Path, name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def text_bytes(path: Path) -> int | None:
+    """Bytes of all blocks of the file; None for a compressed one, which does not say."""
+    return None if path.suffix in _COMPRESSIONS else path.stat().st_size
+
+
 def read_header(path: Path, format: Format = COMMAS) -> tuple[str, ...]:
     """The column names. InputError when the file is missing, unreadable or empty."""
     with _open(path) as file:

@@ -3,12 +3,16 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from preprocess.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +27,37 @@ class Stage:
     _bar: Progress | None = None
     _task: int = 0
 
-    def advance(self, rows: int) -> None:
+    def advance(self, rows: int, work: int | None = None) -> None:
+        """work: what was done in the unit of the stage's total, if that is not rows."""
         self.rows += rows
         if self._bar is not None:
-            self._bar.advance(self._task, rows)
+            self._bar.update(self._task, advance=rows if work is None else work, rows=self.rows)
 
     def to_dict(self) -> dict[str, float]:
         rate = self.rows / max(self.seconds, 1e-9)
         return {"rows": self.rows, "seconds": self.seconds, "rows_per_second": rate}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An engine whose `map` advances a stage with each result, by its rows and the work in its task."""
+
+    engine: Engine
+    stage: Stage
+    rows: Callable[[Any], int]
+    work: Callable[[Any], int]
+
+    def map(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        under_way: deque[int] = deque()
+
+        def noted() -> Iterator[Any]:
+            for task in tasks:
+                under_way.append(self.work(task))
+                yield task
+
+        for result in self.engine.map(function, noted()):
+            self.stage.advance(self.rows(result), under_way.popleft())
+            yield result
 
 
 class Stages:
@@ -42,18 +69,18 @@ class Stages:
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
-        """A block of work on `total` rows, or on a number not known before."""
+        """A block of work; total: rows, or what else `Stage.advance` counts; None if it is not known before."""
         stage = Stage(name)
         start = time.perf_counter()
         columns = (
             TextColumn("{task.description:<18}"),
             BarColumn(),
-            TextColumn("{task.completed:>14,.0f} rows"),
+            TextColumn("{task.fields[rows]:>14,} rows"),
             _RowsPerSecond(),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
-            stage._bar, stage._task = bar, bar.add_task(name, total=total)
+            stage._bar, stage._task = bar, bar.add_task(name, total=total, rows=0)
             yield stage
         stage._bar = None
         stage.seconds = time.perf_counter() - start
@@ -67,4 +94,4 @@ class Stages:
 
 class _RowsPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f} rows/s")
+        return Text(f"{task.fields['rows'] / task.elapsed:,.0f} rows/s" if task.elapsed else "")

@@ -335,4 +335,4 @@ def test_records(place, draw, framed):
     record = head + struct.pack("<I", masked(head)) + data + struct.pack("<I", masked(data))
     path = place() / "part-0"
     path.write_bytes(record if framed else mutated(draw.draw, record * 2))
-    outcome(lambda: list(records.read(path)))
+    outcome(lambda: [list(records.read(span)) for span in records.spans(path)])

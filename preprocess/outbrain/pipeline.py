@@ -6,7 +6,7 @@ import logging
 import platform
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from preprocess.outbrain.ads import Ads
 from preprocess.outbrain.clicks import SPLITS, Scan
 from preprocess.outbrain.config import OutbrainConfig
 from preprocess.outbrain.flavours import FLAVOURS
-from preprocess.stages import Stage, Stages
+from preprocess.stages import Stage, Stages, Watched
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardWriter
@@ -107,7 +107,7 @@ class _Run:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if "clicks" not in self.journal.stages:
-            for path in (p for split in SPLITS for p in self.work.glob(f"{split}-*.npy")):
+            for path in (p for split in SPLITS for p in self.work.glob(f"{split}-*")):
                 path.unlink()
 
     def once(
@@ -120,13 +120,24 @@ class _Run:
             self.journal.add(name, {"rows": done.rows, "seconds": done.seconds, **note})
         return self.journal.stages[name]
 
+    def read(self, name: str, work: Callable[[Stage], dict[str, Any] | None], file: str) -> dict[str, Any]:
+        """`once` for a stage that reads a raw file, whose bytes tell how far it is."""
+        path = self.files[file]
+        return self.once(name, work, None if path is None else csv_io.text_bytes(path))
+
+    def parsing(self, done: Stage) -> Watched:
+        """The engine for `tables`, whose tasks are blocks and whose results are their columns."""
+        return Watched(
+            self.engine, done, lambda columns: len(next(iter(columns.values()))), lambda block: block.stop - block.start
+        )
+
     def all(self) -> dict[str, Any]:
-        events = self.once("events", self.read_events)
-        self.once("documents", self.read_documents)
-        self.once("promoted_content", self.read_promoted)
+        events = self.read("events", self.read_events, "events")
+        self.read("documents", self.read_documents, "documents_meta")
+        self.read("promoted_content", self.read_promoted, "promoted_content")
         for kind in layout.ATTRIBUTES:
-            self.once(kind, partial(self.read_attributes, kind))
-        scan = Scan.load(self.work, self.once("clicks", self.scan_clicks))
+            self.read(kind, partial(self.read_attributes, kind), f"documents_{kind}")
+        scan = Scan.load(self.work, self.read("clicks", self.scan_clicks, "clicks_train"))
         promoted = store.load(self.work, "promoted", tables.Promoted, "cpu")
         learn = self.flavour.statistics.learn
         statistics = self.given or learn(scan.ads, scan.ages, promoted, events["places"])
@@ -145,29 +156,26 @@ class _Run:
         return report
 
     def read_events(self, done: Stage) -> dict[str, Any]:
-        how = self.engine, self.block_bytes, self.flavour
+        how = self.parsing(done), self.block_bytes, self.flavour
         events, geo, places = tables.read_events(self.files["events"], *how, self.buckets, self.given)
         store.save(self.work, "events", events)
         store.save(self.work, "geo", geo)
-        done.advance(len(events.document) - 1)
         return {"places": places}
 
     def read_documents(self, done: Stage) -> None:
         path = self.files["documents_meta"]
-        documents = tables.read_documents(path, self.engine, self.block_bytes, self.flavour, self.buckets)
+        documents = tables.read_documents(path, self.parsing(done), self.block_bytes, self.flavour, self.buckets)
         store.save(self.work, "documents", documents)
-        done.advance(len(documents.source) - 1)
 
     def read_promoted(self, done: Stage) -> None:
         documents = store.load(self.work, "documents", tables.Documents, "cpu")
-        promoted = tables.read_promoted(self.files["promoted_content"], self.engine, self.block_bytes, documents)
-        store.save(self.work, "promoted", promoted)
-        done.advance(len(promoted.ad_id) - 1)
+        how = self.parsing(done), self.block_bytes
+        store.save(self.work, "promoted", tables.read_promoted(self.files["promoted_content"], *how, documents))
 
     def read_attributes(self, kind: str, done: Stage) -> None:
         path, name = self.files[f"documents_{kind}"], layout.LISTS[kind]
         how = (
-            self.engine,
+            self.parsing(done),
             self.block_bytes,
             self.flavour.idf(store.load(self.work, "documents", tables.Documents, "cpu")),
         )
@@ -175,7 +183,6 @@ class _Run:
         store.save(self.work, kind, attributes)
         if lists is not None:
             store.save(self.work, name, lists)
-        done.advance(len(attributes.attribute))
 
     def scan_clicks(self, done: Stage) -> dict[str, Any]:
         path, config = self.files["clicks_train"], self.config
@@ -183,17 +190,17 @@ class _Run:
             clicks.Task(block, i, self.work, self.flavour, config.seed, config.device)
             for i, block in enumerate(csv_io.blocks(path, layout.CLICKS, self.block_bytes))
         )
-        scan = Scan.merge(self._count(self.engine.map(clicks.scan, tasks), done))
+        counting = Watched(
+            self.engine,
+            done,
+            lambda scan: sum(scan.rows(split) for split in SPLITS),
+            lambda task: task.block.stop - task.block.start,
+        )
+        scan = Scan.merge(counting.map(clicks.scan, tasks))
         if not done.rows:
             raise InputError(f"{path}: expected at least one row after the header")
         clicks.sort_by_display(scan, "test", self.work)
         return scan.save(self.work)
-
-    @staticmethod
-    def _count(scans: Iterator[Scan], stage: Stage) -> Iterator[Scan]:
-        for scan in scans:
-            stage.advance(sum(scan.rows(split) for split in SPLITS))
-            yield scan
 
     def write(self, scan: Scan, split: str, rows: int, done: Stage) -> dict[str, Any]:
         """Transforms the rows of a split into its shards; returns the nulls by feature as `nulls`."""

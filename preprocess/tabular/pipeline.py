@@ -13,6 +13,7 @@ import numpy as np
 import widedeep
 from preprocess import engine
 from preprocess.engine import Engine
+from preprocess.stages import Stages
 from preprocess.tabular import source
 from preprocess.tabular.columns import BadCell, Column, Lists, single
 from preprocess.tabular.config import TabularConfig
@@ -36,10 +37,11 @@ def run(config: TabularConfig) -> dict[str, Any]:
     Rows keep the input order. The directory appears only when all of it is written.
 
     Returns:
-        The report: rows and positive rate by split; nulls and cut-off list elements by feature; cardinalities; seconds.
+        The report: rows and positive rate by split; nulls and cut-off list elements by feature; cardinalities; stages;
+        seconds.
     Raises:
         InputError: the spec, a file or a value is not as expected; names file and field or line.
-        RunError: the disk is full.
+        RunError: the disk is full, or a worker was lost.
     """
     spec = TabularSpec.load(config.spec)
     with (
@@ -73,15 +75,19 @@ class _Run:
         self.train_group = bool(config.inputs) or spec.has_group.get("train", True)
         self.columns = tuple(dict.fromkeys([*spec.columns(self.train_group), *extra]))
         self.counts = {m: {"rows": 0, "positive": 0} for m in MAPPINGS}
+        self.stages = Stages()
+        self.rows: int | None = None  # of all files, once a pass has seen them
         self.nulls = {f.name: 0 for f in spec.features}
         self.cut = {f.name: 0 for f in spec.features if f.hotness}
 
     def all(self) -> dict[str, Any]:
         started = time.perf_counter()
         if self.split and self.split.surveys:
-            for chunk in self.read(self.inputs, self.split.column or self.columns[0]):
-                with chunk.blame(self.split.column):
-                    self.split.survey(chunk.rows, chunk.columns)
+            with self.stages.stage("survey") as stage:
+                for chunk in self.read(self.inputs, self.split.column or self.columns[0]):
+                    with chunk.blame(self.split.column):
+                        self.split.survey(chunk.rows, chunk.columns)
+                    stage.advance(len(chunk.rows))
         if self.config.stats is None:
             self.learn()
         else:
@@ -95,8 +101,15 @@ class _Run:
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report
 
-    def chunks(self) -> Iterator[tuple[Chunk, np.ndarray]]:
-        """Every chunk of inputs and test files, with a bool mask of its test rows."""
+    def chunks(self, stage: str) -> Iterator[tuple[Chunk, np.ndarray]]:
+        """Every chunk of inputs and test files, with a bool mask of its test rows, as a stage of that name."""
+        with self.stages.stage(stage, self.rows) as done:
+            for chunk, is_test in self.divided():
+                yield chunk, is_test
+                done.advance(len(chunk.rows))
+        self.rows = done.rows
+
+    def divided(self) -> Iterator[tuple[Chunk, np.ndarray]]:
         row = 0
         for chunk in self.read(self.inputs, *self.columns):
             row += len(chunk.rows)
@@ -116,7 +129,7 @@ class _Run:
     def learn(self) -> None:
         learning = [f for f in self.spec.features if f.encoder.learns]
         rows = 0
-        for chunk, is_test in self.chunks() if learning else ():
+        for chunk, is_test in self.chunks("learn") if learning else ():
             rows += int((~is_test).sum())
             if not is_test.all():
                 for feature in learning:
@@ -134,7 +147,7 @@ class _Run:
                 m: stack.enter_context(ShardWriter(self.out / m, completed, **options, group=groups[m]))
                 for m in MAPPINGS
             }
-            for chunk, is_test in self.chunks():
+            for chunk, is_test in self.chunks("write"):
                 present = [f for f in self.spec.features if f.columns[0] in chunk.columns]
                 arrays = {f.name: self.encode(f, chunk) for f in present}
                 for mapping, chosen in zip(MAPPINGS, (~is_test, is_test)):
@@ -192,6 +205,7 @@ class _Run:
             "nulls": self.nulls,
             "elements_cut": self.cut,
             "cardinality": dict(zip(completed.names, completed.cardinalities)),
+            "stages": self.stages.to_dict(),
             "seconds": seconds,
         }
 

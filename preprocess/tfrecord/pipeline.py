@@ -2,15 +2,18 @@
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import widedeep
+from preprocess.engine import make
 from preprocess.outbrain.layout import FEB_2021_NAMES as NAMES
+from preprocess.stages import Stages, Watched
 from preprocess.tfrecord import records
 from widedeep import atomic
 from widedeep.errors import InputError
@@ -30,43 +33,57 @@ class TFRecordConfig:
         out: directory to write; an earlier data set there is replaced when the new one is complete.
         numeric: storage type of the numeric features, "float32" or "float16".
         rows_per_shard: rows of a shard file.
+        engine: what reads the records, "threads", "processes" or "dask"; the output is the same.
+        workers: of the engine; None for one a core.
+        scheduler: address of a running dask cluster, with engine "dask".
     """
 
     data_path: str | Path
     out: str | Path
     numeric: str = "float32"
     rows_per_shard: int = 1 << 22
+    engine: str = "threads"
+    workers: int | None = None
+    scheduler: str | None = None
 
 
 def run(config: TFRecordConfig) -> dict[str, Any]:
     """Write `config.out`: feature_spec.yaml (the Outbrain spec), train/, test/, report.json.
 
     Returns:
-        The report: by split records, rows and positive rate; features that were left out; seconds.
+        The report: by split records, rows and positive rate; features that were left out; stages; seconds.
     Raises:
         InputError: a directory, a record or a value is not as expected; names file and record.
-        RunError: the disk is full.
+        RunError: the disk is full, or a worker was lost.
     """
     started = time.perf_counter()
     spec = FeatureSpec.outbrain()
     files = {mapping: _files(Path(config.data_path) / folder) for mapping, folder in FOLDERS.items()}
     report: dict[str, Any] = {}
     left_out: set[str] = set()
-    with atomic.directory(Path(config.out), MARKER) as out:
+    stages = Stages()
+    with (
+        atomic.directory(Path(config.out), MARKER) as out,
+        make(config.engine, config.workers, out, scheduler=config.scheduler) as engine,
+    ):
+        engine.check_sees([out, *chain.from_iterable(files.values())])
         for mapping in MAPPINGS:
             options = {"rows_per_shard": config.rows_per_shard, "numeric": config.numeric, "group": True}
             count, positive = 0, 0
-            with ShardWriter(out / mapping, spec, **options) as writer:
-                for place, features in _records(files[mapping]):
-                    left_out |= features.keys() - NAMES.values()
-                    columns = _columns(place, features, spec)
+            total = sum(path.stat().st_size for path in files[mapping])
+            with ShardWriter(out / mapping, spec, **options) as writer, stages.stage(mapping, total) as stage:
+                reading = Watched(engine, stage, _rows, lambda span: span.stop - span.start)
+                for place, columns, others in chain.from_iterable(
+                    reading.map(partial(_read, spec=spec), chain.from_iterable(map(records.spans, files[mapping])))
+                ):
+                    left_out |= others
                     _append(writer, columns, place)
                     count, positive = count + 1, positive + int(columns[spec.label].sum())
                 writer.finish(provenance=_provenance(config, files[mapping]))
             rate = positive / writer.rows if writer.rows else None
             report[mapping] = {"records": count, "rows": writer.rows, "positive_rate": rate}
         spec.save(out / MARKER)
-        report |= {"left_out": sorted(left_out), "seconds": time.perf_counter() - started}
+        report |= {"left_out": sorted(left_out), "stages": stages.to_dict(), "seconds": time.perf_counter() - started}
         (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -78,9 +95,16 @@ def _files(directory: Path) -> list[Path]:
     return files
 
 
-def _records(files: list[Path]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    for path in files:
-        yield from records.read(path)
+def _read(span: records.Span, spec: FeatureSpec) -> list[tuple[str, dict[str, np.ndarray], set[str]]]:
+    """Of each record its place, its columns, and the names of its features that the spec does not know."""
+    return [
+        (place, _columns(place, features, spec), features.keys() - NAMES.values())
+        for place, features in records.read(span)
+    ]
+
+
+def _rows(parsed: list[tuple[str, dict[str, np.ndarray], set[str]]]) -> int:
+    return sum(len(next(iter(columns.values()))) for _, columns, _ in parsed)
 
 
 def _columns(place: str, features: dict[str, np.ndarray], spec: FeatureSpec) -> dict[str, np.ndarray]:

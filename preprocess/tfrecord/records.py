@@ -4,10 +4,14 @@ A record is: uint64 length, masked CRC-32C of these 8 bytes, the data, masked CR
 data is a protocol buffer: Example{1: Features{1: map of name to Feature}}, Feature{2: floats or 3: int64s, packed}.
 """
 
+import contextlib
+import dataclasses
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -21,24 +25,64 @@ class _BadRecord(ValueError):
     """The record is not what its format says."""
 
 
-def read(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+@dataclass(frozen=True)
+class Span:
+    """Records in a row, the first at byte `start`: the `number`-th of the file, counted from 1."""
+
+    path: Path
+    number: int
+    start: int
+    stop: int
+
+
+def spans(path: Path, span_bytes: int = 4 << 20) -> Iterator[Span]:
+    """Cuts a file into spans of about `span_bytes`, by the lengths of its records. What lies behind a length that
+    cannot be right belongs to the last span, where `read` will find it.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    with _reading(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        span, number, start = Span(path, 1, 0, size), 1, 0
+        while start < size:
+            if start - span.start >= span_bytes:
+                yield dataclasses.replace(span, stop=start)
+                span = Span(path, number, start, size)
+            file.seek(start)
+            head = file.read(12)
+            if len(head) < 12 or masked(head[:8]) != struct.unpack("<I", head[8:])[0]:
+                break
+            number, start = number + 1, start + 16 + struct.unpack("<Q", head[:8])[0]
+        if span.start < size:
+            yield span
+
+
+def read(span: Span) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """(place for messages, {feature: [n] float32 or int64}) of each record. Features of bytes are left out.
 
     Raises:
         InputError: the file cannot be read, is cut off, or a record is damaged; names file, record and byte.
     """
+    with _reading(span.path) as file:
+        size = os.fstat(file.fileno()).st_size
+        number, start = span.number, span.start
+        file.seek(start)
+        while start < span.stop:
+            place = f"{span.path}, record {number} (byte {start})"
+            data = _data(file, size - start, place)
+            try:
+                yield place, _example(data)
+            except _BadRecord as error:
+                raise InputError(f"{place}: expected a tf.train.Example: {error}") from error
+            number, start = number + 1, start + 16 + len(data)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[IO[bytes]]:
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            number, start = 1, 0
-            while start < size:
-                place = f"{path}, record {number} (byte {start})"
-                data = _data(file, size - start, place)
-                try:
-                    yield place, _example(data)
-                except _BadRecord as error:
-                    raise InputError(f"{place}: expected a tf.train.Example: {error}") from error
-                number, start = number + 1, start + 16 + len(data)
+            yield file
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 

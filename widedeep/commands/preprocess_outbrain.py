@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from widedeep.commands.preprocessing import add_engine, add_output, settings
 from widedeep.errors import InputError
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -10,25 +11,22 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def add_arguments(parser) -> None:
     parser.add_config_file()
     parser.add_argument("--data_path", type=str, required=True, help="directory of the raw CSVs (plain, .gz or .zst)")
-    parser.add_argument("--out", type=str, required=True, help="directory of the data set to write")
+    add_output(parser)
     parser.add_argument("--flavour", type=Literal["nvtabular", "spark"], default="nvtabular", help="whose formulas")
     parser.add_argument("--multihot", action="store_true", help="topics, entities and categories of the event page too")
     parser.add_argument("--stats", type=str | None, default=None, help="apply the statistics of an earlier run")
     parser.add_argument("--seed", type=int, default=0, help="of the 80/20 split of displays")
-    parser.add_argument("--workers", type=int | None, default=None, help="threads; one a core if not given")
+    add_engine(parser)
     parser.add_argument("--memory_limit", type=str | None, default=None, help="memory of the run, such as 8G")
     parser.add_argument("--chunk_rows", type=int | None, default=None, help="rows worked on at a time")
-    parser.add_argument("--rows_per_shard", type=int, default=1 << 22, help="rows of a shard file")
-    parser.add_argument("--numeric", type=Literal["float32", "float16"], default="float32", help="stored type")
     parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="numpy, or cupy on a GPU")
 
 
 def run(args) -> int:
     from preprocess import outbrain
 
-    values = {name: value for name, value in vars(args).items() if name != "config"}
-    values["memory_limit"] = parse_bytes(args.memory_limit)
-    report = outbrain.run(outbrain.OutbrainConfig(**values))
+    limit = parse_bytes(args.memory_limit)
+    report = outbrain.run(outbrain.OutbrainConfig(**settings(args) | {"memory_limit": limit}))
     show(report)
     return 0
 
