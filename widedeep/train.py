@@ -135,7 +135,7 @@ class LossWatch:
     def add(self, loss: Tensor) -> None:
         """Takes this process's share of a batch's loss."""
         self._sum += loss
-        self._last.copy_(loss)
+        self._last = loss
 
     def check(self, step: int) -> float:
         """The loss of the last batch.

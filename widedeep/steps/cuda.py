@@ -56,6 +56,7 @@ class CudaStep(Step):
         self.activations = Activations(self.weights.widths[0], self.weights.widths[1:], self.dtype, device)
         self.layers: Layers | None = None
         self.capacity = -1
+        self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by number of rows: making views takes time
         self.parameters = list(model.parameters())
         self.copied: list[int] = []  # versions of the parameters when they were copied
         # Without a GPU the same code runs as it stands: so are its sums and its order tested everywhere.
@@ -135,9 +136,12 @@ class CudaStep(Step):
             return self.activations.wide_logit[:B] + self.activations.logit[:B]
 
     def places(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        with self._on_device():
-            self._grow(rows)
-        return self.ids[:rows], self.numeric[:rows], self.label[:rows]
+        found = self._places.get(rows)
+        if found is None:
+            with self._on_device():
+                self._grow(rows)
+            found = self._places[rows] = (self.ids[:rows], self.numeric[:rows], self.label[:rows])
+        return found
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -173,6 +177,7 @@ class CudaStep(Step):
         self.ids = torch.empty(rows, K, dtype=torch.int32, device=self.device)
         self.numeric = torch.empty(rows, N, device=self.device)
         self.label = torch.empty(rows, device=self.device)
+        self._places.clear()
         if self.layers:
             self.layers.grow(rows)
         self.capacity = rows
@@ -203,14 +208,12 @@ class CudaStep(Step):
 
     def _take(self, batch: Batch) -> Batch:
         """The batch in the places that a captured step reads: it lies there already, or one launch copies it."""
-        B = len(batch.ids)
-        fixed = batch._replace(ids=self.ids[:B], numeric=self.numeric[:B], label=self.label[:B], group=None)
-        pairs = [*zip(batch[:3], fixed[:3])]
-        if any(source.data_ptr() != target.data_ptr() for source, target in pairs):
+        places = self.places(len(batch.ids))
+        if not all(source is place for source, place in zip(batch, places)):
             # What lies there at another row would be overwritten while it is read.
-            sources = [s.clone() if _shares_memory(s, t) else s for s, t in pairs]
-            ops.gather_batch_out((*sources, None), (), 0, out=(*fixed[:3], None))
-        return fixed
+            sources = [s.clone() if _shares_memory(s, p) else s for s, p in zip(batch, places)]
+            ops.gather_batch_out((*sources, None), (), 0, out=(*places, None))
+        return Batch(*places, None, batch.first_row, batch.global_rows)
 
     def _predict(self, batch: Batch) -> Batch:
         self._prepare(len(batch.ids))
