@@ -33,6 +33,22 @@ def device(request) -> str:
     return request.param
 
 
+@pytest.fixture(params=["double", pytest.param("cuda", marks=pytest.mark.cuda)])
+def cupy(request, monkeypatch):
+    """What device "cuda" of preprocessing computes with: `strict_cupy` always; the real one where there is a GPU."""
+    from preprocess.outbrain import store
+
+    if request.param == "double":
+        from tests import strict_cupy as module
+
+        monkeypatch.setitem(sys.modules, "cupy", module)
+    else:
+        module = pytest.importorskip("cupy")
+    store.forget()
+    yield module
+    store.forget()
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder of external check data (golden numbers, real rows) beside the checkout; skips without it."""
