@@ -6,13 +6,13 @@ Targets and predictions: docs/cuda.md.
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from bench.ceilings import Clock, ceilings
 from bench.harness import commit, device_name
 from widedeep import ops
 from widedeep.ops import linear_sm90
@@ -31,40 +31,17 @@ class Line(NamedTuple):
     ceiling: str
 
 
-class Clock:
-    def __init__(self, calls: int):
-        self.calls = calls
-        self.flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-
-    def ms(self, function: Callable[[], object]) -> float:
-        for _ in range(3):
-            function()
-        times = []
-        for _ in range(self.calls):
-            self.flush.zero_()
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            function()
-            stop.record()
-            stop.synchronize()
-            times.append(start.elapsed_time(stop))
-        return statistics.median(times)
-
-
 class Budget:
-    """The measured lines, and the two ceilings: bytes/s of a copy, flop/s of a plain product."""
+    """The measured lines, and the two ceilings."""
 
     def __init__(self, B: int, calls: int, sm90: bool):
-        self.B, self.clock, self.sm90, self.lines = B, Clock(calls), sm90, []
-        a, b = (normal(B, WIDTH, device="cuda", dtype=torch.float16, key=k) for k in "ab")
-        w = normal(WIDTH, WIDTH, device="cuda", dtype=torch.float16, scale=WIDTH**-0.5)
-        self.copy_rate = 2 * a.numel() * 2 / self.clock.ms(lambda: b.copy_(a))
-        self.product_rate = 2 * B * WIDTH * WIDTH / self.clock.ms(lambda: torch.mm(a, w.t(), out=b))
+        self.B, self.clock, self.sm90, self.lines = B, Clock("cuda", calls), sm90, []
+        self.limits = ceilings("cuda", calls)
 
     def add(self, name: str, function: Callable[[], object], target: float | None, *, bytes=0.0, flops=0.0) -> None:
-        ms = self.clock.ms(function)
-        work, rate, ceiling = (flops, self.product_rate, "product") if flops else (bytes, self.copy_rate, "copy")
-        self.lines.append(Line(name, ms, target, work / ms / rate, ceiling))
+        seconds = self.clock.seconds(function)
+        work, rate, ceiling = (flops, self.limits.product, "product") if flops else (bytes, self.limits.copy, "copy")
+        self.lines.append(Line(name, seconds * 1000, target, work / seconds / rate, ceiling))
 
 
 def embedding(budget: Budget) -> None:
@@ -191,8 +168,8 @@ def main() -> int:
         "commit": commit(),
         "torch": torch.__version__,
         "batch": args.batch,
-        "copy_TB/s": budget.copy_rate / 1e9,
-        "product_TFLOP/s": budget.product_rate / 1e9,
+        "copy_TB/s": budget.limits.copy / 1e12,
+        "product_TFLOP/s": budget.limits.product / 1e12,
         "sum_of_kernels_ms": predicted_step(budget.lines),
         "kernels": [line._asdict() for line in budget.lines],
     }

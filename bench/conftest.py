@@ -1,11 +1,11 @@
 """Fixtures of the op benchmarks: devices, and a timer that counts what a GPU does, not what the host waits for."""
 
-import statistics
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from bench.ceilings import Clock, ceilings, described
 from bench.harness import commit, device_name
 
 
@@ -28,34 +28,16 @@ def device(request) -> str:
 
 @pytest.fixture
 def measure(benchmark, device) -> Callable[..., None]:
-    """measure(function, flops=..., bytes=...): times calls, and notes microseconds, TFLOP/s and GB/s of the median."""
+    """measure(function, flops=..., bytes=...): times calls, and notes what `ceilings.described` says of the median."""
+    limits = ceilings(device)
 
     def run(function: Callable[[], object], flops: float = 0, bytes: float = 0) -> None:
         if device == "cuda":
             benchmark.pedantic(lambda: (function(), torch.cuda.synchronize()), rounds=5, warmup_rounds=2)
-            seconds = _event_time(function)
+            seconds = Clock(device, calls=50).seconds(function)
         else:
             benchmark.pedantic(function, rounds=7, warmup_rounds=1)
             seconds = benchmark.stats.stats.median
-        benchmark.extra_info["us"] = round(seconds * 1e6, 2)
-        if flops:
-            benchmark.extra_info["TFLOP/s"] = round(flops / seconds / 1e12, 3)
-        if bytes:
-            benchmark.extra_info["GB/s"] = round(bytes / seconds / 1e9, 1)
+        benchmark.extra_info |= described(seconds, flops, bytes, limits)
 
     return run
-
-
-def _event_time(function: Callable[[], object], calls: int = 50) -> float:
-    """Median seconds between events around single calls, with a cold second-level cache."""
-    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    times = []
-    for _ in range(calls):
-        flush.zero_()
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) / 1000)
-    return statistics.median(times)

@@ -1,5 +1,9 @@
 """The job in JAX: one jitted function per step (XLA), dense gradients, weights donated."""
 
+import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other contenders need memory on the same GPU
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +13,17 @@ from bench.job import Contender, Job
 from widedeep.data import Batch
 from widedeep.errors import InputError
 
-COMPUTE = {"fp32": jnp.float32, "tf32": jnp.float32, "bf16": jnp.bfloat16}
+COMPUTE = {"fp32": jnp.float32, "tf32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
+# The original's dynamic loss scale for float16.
+INITIAL_SCALE, GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0**15, 2.0, 0.5, 2000
 
 
 class JaxContender(Contender):
-    """On JAX's first device. Products in fp32, tf32 or bf16; weights and sums float32."""
+    """On JAX's first device. Products in the job's precision; weights, slots, loss and gradients of weights float32. In
+    fp16 the loss is scaled as the original scales it: a step with a gradient that is not finite changes the scale only.
+    """
 
     def __init__(self, job: Job):
-        if job.precision not in COMPUTE:
-            raise InputError(
-                f"jax: expected one of {', '.join(COMPUTE)}, got {job.precision}: the bench scales no loss for it"
-            )
         self.name, self.version = "jax", f"jax {jax.__version__} on {jax.devices()[0].platform}"
         if jax.devices()[0].platform != ("gpu" if job.device.type == "cuda" else "cpu"):
             raise InputError(f"jax: this installation runs on {jax.devices()[0].platform}, the bench on {job.device}")
@@ -32,22 +36,26 @@ class JaxContender(Contender):
             for v in (job.initial_accumulator, 0.0)
         ]
         self.slots = {"rms": deep, "accum": wide[0], "linear": wide[1]}
+        if job.precision == "fp16":
+            self.slots |= {"scale": jnp.float32(INITIAL_SCALE), "good_steps": jnp.int32(0)}
+        self.last = None
         self.key = jax.random.key(0)
         self._train = jax.jit(self._train_step, donate_argnums=(0, 1))
         self._predict = jax.jit(lambda params, ids, numeric: self._logits(params, ids, numeric, None))
 
     def train(self, batch: Batch, step: int) -> None:
         key = jax.random.fold_in(self.key, step)
-        self.params, self.slots, self.loss = self._train(self.params, self.slots, key, *self._arrays(batch))
+        self.params, self.slots, self.last = self._train(self.params, self.slots, key, *self._arrays(batch))
 
     def predict(self, batch: Batch) -> jax.Array:
-        return self._predict(self.params, *self._arrays(batch)[:2])
+        self.last = self._predict(self.params, *self._arrays(batch)[:2])
+        return self.last
 
     def logits(self, batch: Batch) -> np.ndarray:
         return np.asarray(self.predict(batch), np.float32)
 
     def synchronize(self) -> None:
-        jax.block_until_ready(self.params)
+        jax.block_until_ready((self.params, self.last))
 
     def _arrays(self, batch: Batch) -> list[jax.Array]:
         tensors = (batch.ids, batch.numeric, batch.label)
@@ -89,13 +97,29 @@ class JaxContender(Contender):
         return logit + wide["table"][rows].sum(1) + numeric @ wide["numeric"] + wide["bias"]
 
     def _train_step(self, params, slots, key, ids, numeric, label):
-        job = self.job
+        scale = slots.get("scale")
 
         def loss_of(params):
             z = self._logits(params, ids, numeric, key)
-            return (jnp.maximum(z, 0) - z * label + jnp.log1p(jnp.exp(-jnp.abs(z)))).mean()
+            loss = (jnp.maximum(z, 0) - z * label + jnp.log1p(jnp.exp(-jnp.abs(z)))).mean()
+            return (loss if scale is None else loss * scale), loss
 
-        loss, grads = jax.value_and_grad(loss_of)(params)
+        grads, loss = jax.grad(loss_of, has_aux=True)(params)
+        if scale is None:
+            return *self._updated(params, slots, grads), loss
+        grads = jax.tree.map(lambda g: g / scale, grads)
+        finite = jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]).all()
+        updated = self._updated(params, slots, grads)
+        params, slots = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, (params, slots))
+        grown = slots["good_steps"] + 1 >= GROWTH_INTERVAL
+        factor = jnp.where(finite, jnp.where(grown, GROWTH, 1.0), BACKOFF)
+        slots |= {"scale": jnp.maximum(scale * factor, 1.0)}
+        slots |= {"good_steps": jnp.where(finite & ~grown, slots["good_steps"] + 1, 0)}
+        return params, slots, loss
+
+    def _updated(self, params: dict, slots: dict, grads: dict) -> tuple[dict, dict]:
+        """RMSprop on the deep part, FTRL on the wide one."""
+        job = self.job
         rms = jax.tree.map(lambda r, g: job.rho * r + (1 - job.rho) * g * g, slots["rms"], grads["deep"])
         deep = jax.tree.map(
             lambda w, g, r: w - job.lr * g / (jnp.sqrt(r) + job.eps), params["deep"], grads["deep"], rms
@@ -106,4 +130,4 @@ class JaxContender(Contender):
             slots["linear"], grads["wide"], slots["accum"], accum, params["wide"],
         )  # fmt: skip
         wide = jax.tree.map(lambda z, m: -z * job.wide_lr / jnp.sqrt(m), linear, accum)
-        return {"deep": deep, "wide": wide}, {"rms": rms, "accum": accum, "linear": linear}, loss
+        return {"deep": deep, "wide": wide}, slots | {"rms": rms, "accum": accum, "linear": linear}

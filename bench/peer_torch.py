@@ -116,7 +116,8 @@ class TorchContender(Contender):
         self.job = job
         self.model = TorchWideDeep(job, sparse).to(job.device)
         if compile is not None:
-            options = {} if compile == "default" else {"mode": compile}
+            # Not dynamic: the second batch size too gets kernels made for it.
+            options = {"dynamic": False} | ({} if compile == "default" else {"mode": compile})
             if sparse:
                 self.model.mlp = torch.compile(self.model.mlp, **options)
             else:

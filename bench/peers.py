@@ -35,12 +35,16 @@ PEERS: dict[str, tuple[tuple[str, ...], Callable[[Job], Contender]]] = {
     "torch-compile": ((), _torch("torch-compile", sparse=True, compile="default")),
     "torch-compile-dense": ((), _torch("torch-compile-dense", sparse=False, compile="default")),
     "torch-reduce-overhead": ((), _torch("torch-reduce-overhead", sparse=True, compile="reduce-overhead")),
+    "torch-reduce-overhead-dense": (
+        (),
+        _torch("torch-reduce-overhead-dense", sparse=False, compile="reduce-overhead"),
+    ),
     "tensorflow": (("tensorflow", "tf_keras"), _tensorflow),
     "jax": (("jax",), _jax),
 }
 DEFAULT = {
     "cpu": ("torch", "torch-sparse", "torch-compile", "tensorflow"),
-    "cuda": ("torch", "torch-sparse", "torch-compile", "torch-compile-dense", "torch-reduce-overhead", "jax"),
+    "cuda": tuple(name for name in PEERS if name != "tensorflow"),
 }
 
 

@@ -1,0 +1,108 @@
+"""The benches on a small model: contenders do the same job, measurements are described, reports hold together."""
+
+import json
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from bench import ceilings, harness, peers
+from bench.job import Job, write_shards
+from bench.ours import WideDeepContender
+from widedeep.data import Reader
+from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
+from widedeep.model import WideDeep
+from widedeep.shards import ShardSet
+
+SPEC = FeatureSpec(
+    [CategoricalFeature("a", 20, 8), CategoricalFeature("b", 3, 4)],
+    [NumericFeature(f"n{i}") for i in range(3)],
+    label="y",
+)
+B = 256  # every row of both tables occurs, so that it plays no part who decays the mean squares of rows that do not
+
+
+def job(precision="fp32"):
+    model = WideDeep(SPEC, (16, 8), wide_init="uniform", seed=0)
+    return Job(SPEC, (16, 8), model.named_arrays(), torch.device("cpu"), precision, dropout=0.0, lr=1e-2)
+
+
+@pytest.fixture
+def batches(tmp_path):
+    write_shards(tmp_path / "rows", SPEC, 4 * B)
+    return list(Reader(ShardSet.open(tmp_path / "rows"), B, mode="device", spec=SPEC).epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("torch", "fp32"),
+        ("torch-sparse", "fp32"),
+        ("tensorflow", "fp32"),
+        ("jax", "fp32"),
+        ("jax", "bf16"),
+        ("jax", "fp16"),
+    ],
+)
+def test_peers_do_the_same_job(name, precision, batches):
+    """The same logits before and after some steps, dropout left out."""
+    if missing := [module for module in peers.PEERS[name][0] if find_spec(module) is None]:
+        pytest.skip(f"{missing[0]} is not installed")
+    ours, peer = WideDeepContender(job(), "reference"), peers.make(name, job(precision))
+    tolerance = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}[precision]
+    before = ours.logits(batches[0])
+    np.testing.assert_allclose(peer.logits(batches[0]), before, atol=tolerance)
+    for step, batch in enumerate(batches):
+        for contender in (ours, peer):
+            contender.train(batch, step)
+            contender.synchronize()
+    after = ours.logits(batches[0])
+    assert np.abs(after - before).max() > 1
+    np.testing.assert_allclose(peer.logits(batches[0]), after, atol=2 * tolerance)
+
+
+def test_jax_skips_a_step_that_overflows(batches):
+    jax = pytest.importorskip("jax")
+    peer = peers.make("jax", job("fp16"))
+    peer.train(batches[0], 0)
+    before = jax.tree.map(np.asarray, (peer.params, peer.slots))
+    batches[1].numeric[3, 1] = float("inf")
+    peer.train(batches[1], 1)
+    params, slots = jax.tree.map(np.asarray, (peer.params, peer.slots))
+    assert slots.pop("scale") == before[1].pop("scale") / 2
+    assert (slots.pop("good_steps"), before[1].pop("good_steps")) == (0, 1)
+    assert jax.tree.all(jax.tree.map(np.array_equal, (params, slots), before))
+
+
+def test_a_measurement_beside_its_ceilings():
+    limits = ceilings.Ceilings(copy=2e12, product=7e14)
+    info = ceilings.described(1e-3, flops=3.5e11, bytes=1e9, limits=limits)
+    assert (info["us"], info["TFLOP/s"], info["GB/s"]) == (1000, 350, 1000)
+    assert (info["fraction of product"], info["fraction of copy"]) == (0.5, 0.5)
+    assert (info["ceiling TFLOP/s"], info["ceiling GB/s"]) == (700, 2000)
+    assert set(ceilings.described(1e-3, 0, 0, limits)) == {"us"}
+
+
+def test_ceilings_are_measured(monkeypatch):
+    monkeypatch.setattr(ceilings, "ROWS", {"cpu": 16})
+    copy, product = ceilings.ceilings.__wrapped__("cpu", 3)
+    assert 1e8 < copy < 1e13
+    assert 1e7 < product < 1e15
+
+
+def test_whole_steps_are_reported(tmp_path, capsys):
+    SPEC.save(tmp_path / "spec.yaml")
+    arguments = ["--device", "cpu", "--batch", "64", "32", "--hidden", "16", "--steps", "1", "--rounds", "2"]
+    arguments += ["--fspec_file", str(tmp_path / "spec.yaml"), "--peers", "torch", "--json"]
+    for module in ("train", "infer"):
+        action = __import__(f"bench.{module}", fromlist=["action"]).action
+        assert harness.main(module, action, arguments) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert [r["batch"] for r in report["results"]] == [64, 32]
+        for result in report["results"]:
+            ours, peer = result["contenders"]
+            assert ours["samples_per_s"] > 0
+            assert peer["ours_over_this"] > 0
+        assert report["skipped"] == {}
+        assert "ours / this" in harness.text(report)
