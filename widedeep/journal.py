@@ -9,7 +9,7 @@ from widedeep import atomic
 from widedeep.checkpoint import Progress
 from widedeep.data import Batch
 from widedeep.logs import METRICS_FILE, RunLog
-from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC
+from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC, numbers
 from widedeep.outputs import data_summary, write_json, write_text
 from widedeep.run import Run
 
@@ -137,4 +137,4 @@ def batch_values(run: Run, logit: Tensor, batch: Batch) -> dict[str, float]:
     accuracy, auc = BinaryAccuracy(), ThresholdAUC(run.config.mode.num_auc_thresholds)
     accuracy.update(prob, label)
     auc.update(prob, label)
-    return {"binary_accuracy": accuracy.compute(), "auc": auc.compute()}
+    return numbers({"binary_accuracy": accuracy.value(), "auc": auc.value()})

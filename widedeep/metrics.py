@@ -1,12 +1,15 @@
 """Metrics of click predictions: log loss, accuracy, AUC, MAP@k, group AUC, calibration.
 
 Each metric is a small object: `update` takes a batch on any device, `merge` takes the same metric of another rank or
-shard, `compute` gives the number (NaN for an empty set). A metric holds counts and float64 sums, so its value does not
+shard, `compute` gives the number (NaN for an empty set), `value` the same as a tensor that nobody waits for; `numbers`
+reads several of them at once. A metric holds counts and float64 sums, so its value does not
 hang on how the rows were batched. The exact AUC is no sum but a function of all rows. `Evaluation` keeps all rows of a
 set and computes everything.
 """
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -15,8 +18,8 @@ from widedeep.errors import RunError
 from widedeep.metrics_groups import Groups, auc_by_group, average_precision, number_groups, rank_key
 
 
-class Metric:
-    """A metric whose state is tensors that add up. Subclasses define `update` and `compute`."""
+class Metric(ABC):
+    """A metric whose state is tensors that add up. Subclasses define `update` and `value`."""
 
     def __init__(self):
         self.state: dict[str, Tensor] = {}
@@ -25,15 +28,20 @@ class Metric:
         """Add what `other`, a metric of the same kind and settings, has seen."""
         self._add(**other.state)
 
+    @abstractmethod
+    def value(self) -> Tensor | None:
+        """0-dim float64 on the device of the rows, NaN where undefined; None before the first `update`."""
+
+    def compute(self) -> float:
+        return numbers({"": self.value()})[""]
+
     def _add(self, **terms: Tensor) -> None:
         for name, term in terms.items():
             held = self.state.get(name)
             self.state[name] = term.clone() if held is None else held + term.to(held.device)
 
-    def _ratio(self, numerator: str, denominator: str) -> float:
-        if not self.state or not (below := self.state[denominator].item()):
-            return math.nan
-        return self.state[numerator].item() / below
+    def _ratio(self, numerator: str, denominator: str) -> Tensor | None:
+        return self.state[numerator].double() / self.state[denominator] if self.state else None
 
 
 class LogLoss(Metric):
@@ -45,7 +53,7 @@ class LogLoss(Metric):
         loss = z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))
         self._add(loss=loss.sum(), rows=_count(z))
 
-    def compute(self) -> float:
+    def value(self) -> Tensor | None:
         return self._ratio("loss", "rows")
 
 
@@ -56,7 +64,7 @@ class BinaryAccuracy(Metric):
         """prob: [B] floats in [0, 1].    label: [B], 0 or 1."""
         self._add(right=((prob > 0.5) == (label > 0)).sum(), rows=_count(prob))
 
-    def compute(self) -> float:
+    def value(self) -> Tensor | None:
         return self._ratio("right", "rows")
 
 
@@ -89,11 +97,13 @@ class ThresholdAUC(Metric):
         positives, negatives = self.state["positives"].sum(), self.state["negatives"].sum()
         return torch.stack([true, false, negatives - false, positives - true])
 
-    def compute(self) -> float:
+    def value(self) -> Tensor | None:
         """NaN unless both classes occur."""
+        if not self.state:
+            return None
         tp, fp, tn, fn = self.confusion().double()
         tpr, fpr = tp / (tp + fn), fp / (fp + tn)
-        return torch.sum((fpr[:-1] - fpr[1:]) * (tpr[:-1] + tpr[1:]) / 2).item()
+        return torch.sum((fpr[:-1] - fpr[1:]) * (tpr[:-1] + tpr[1:]) / 2)
 
 
 class MeanAveragePrecision(Metric):
@@ -112,7 +122,7 @@ class MeanAveragePrecision(Metric):
         values = average_precision(score, label, groups, self.k)
         self._add(precision=values.sum(), groups=_count(values))
 
-    def compute(self) -> float:
+    def value(self) -> Tensor | None:
         return self._ratio("precision", "groups")
 
 
@@ -131,8 +141,15 @@ class GroupAUC(Metric):
         weight = groups.sizes[mixed]
         self._add(auc=(auc[mixed] * weight).sum(), rows=weight.sum())
 
-    def compute(self) -> float:
+    def value(self) -> Tensor | None:
         return self._ratio("auc", "rows")
+
+
+def numbers(values: Mapping[str, Tensor | None]) -> dict[str, float]:
+    """0-dim tensors of one device as numbers, all in one transfer; NaN for None."""
+    held = {name: value.double() for name, value in values.items() if value is not None}
+    read = dict(zip(held, torch.stack([*held.values()]).tolist())) if held else {}
+    return {name: read.get(name, math.nan) for name in values}
 
 
 def exact_auc(score: Tensor, label: Tensor) -> float:
@@ -140,11 +157,12 @@ def exact_auc(score: Tensor, label: Tensor) -> float:
 
     score: [B] finite floats, or their `rank_key`.    label: [B], 0 or 1.
     """
-    everything = Groups(
-        segment=torch.zeros(len(score), dtype=torch.int64, device=score.device),
-        sizes=torch.tensor([len(score)], device=score.device),
-    )
-    return auc_by_group(score, label, everything).item()
+    return _exact_auc(score, label).item()
+
+
+def _exact_auc(score: Tensor, label: Tensor) -> Tensor:
+    segment = torch.zeros(len(score), dtype=torch.int64, device=score.device)
+    return auc_by_group(score, label, Groups(segment, sizes=_count(score)[None]))[0]
 
 
 def calibration(prob: Tensor, label: Tensor, bins: int = 20) -> dict[str, list]:
@@ -212,7 +230,7 @@ class Evaluation:
                 raise ValueError("Evaluation(groups=True) needs the group of each row")
             self._group.append(group.long())
         self._logit.append(logit.float())
-        self._label.append((label > 0).to(torch.uint8))
+        self._label.append((label > 0).view(torch.uint8))
         self._spans.append((self._rows if position is None else position, len(logit)))
         self._rows += len(logit)
 
@@ -232,8 +250,8 @@ class Evaluation:
             if self.groups:
                 mean_precision.update(logit, label, torch.cat(self._group[new]))
             self._running_parts = len(self._logit)
-        result = {"loss": loss.compute(), "binary_accuracy": accuracy.compute(), "auc": auc.compute()}
-        return result | ({"map": mean_precision.compute()} if self.groups else {})
+        values = {"loss": loss.value(), "binary_accuracy": accuracy.value(), "auc": auc.value()}
+        return numbers(values | ({"map": mean_precision.value()} if self.groups else {}))
 
     def gather(self, comm) -> None:
         """Replace this rank's rows by those of all ranks, in the order of their positions. Every rank must call it.
@@ -281,7 +299,8 @@ class Evaluation:
             raise RunError(f"evaluation: {bad} of {len(logit)} logits are not finite: the model has diverged")
         loss = LogLoss()
         loss.update(logit, label)
-        return {"loss": loss.compute()} | score_rows(logit, logit.sigmoid(), label, group, self.k, self.thresholds)
+        values, counts = _score(logit, logit.sigmoid(), label, group, self.k, self.thresholds)
+        return numbers({"loss": loss.value()} | values) | counts
 
     def calibration(self, bins: int = 20) -> dict[str, list]:
         """`calibration` of the rows held."""
@@ -303,6 +322,14 @@ def score_rows(
         score: [B] floats that rank the rows.    prob: [B] probabilities, in the same order of size.
         label: [B], 0 or 1.    group: [B] int64 or None.
     """
+    values, counts = _score(score, prob, label, group, k, thresholds)
+    return numbers(values) | counts
+
+
+def _score(
+    score: Tensor, prob: Tensor, label: Tensor, group: Tensor | None, k: int, thresholds: tuple[int, int]
+) -> tuple[dict[str, Tensor | None], dict[str, int]]:
+    """What `score_rows` returns: metrics as tensors, and counts."""
     accuracy, coarse, fine = BinaryAccuracy(), ThresholdAUC(thresholds[0]), ThresholdAUC(thresholds[1])
     for metric in (accuracy, coarse, fine):
         metric.update(prob, label)
@@ -312,20 +339,19 @@ def score_rows(
         groups = number_groups(group)
         mean_precision.update(score, label, groups)
         group_auc.update(score, label, groups)
-    return {
-        "binary_accuracy": accuracy.compute(),
-        "auc": exact_auc(score, label),
-        "auc_200": coarse.compute(),
-        "auc_8000": fine.compute(),
-        "map": mean_precision.compute(),
-        "gauc": group_auc.compute(),
-        "rows": len(score),
-        "groups": 0 if groups is None else len(groups.sizes),
+    values = {
+        "binary_accuracy": accuracy.value(),
+        "auc": _exact_auc(score, label),
+        "auc_200": coarse.value(),
+        "auc_8000": fine.value(),
+        "map": mean_precision.value(),
+        "gauc": group_auc.value(),
     }
+    return values, {"rows": len(score), "groups": 0 if groups is None else len(groups.sizes)}
 
 
 def _count(values: Tensor) -> Tensor:
-    return torch.tensor(values.numel(), device=values.device)
+    return torch.full((), values.numel(), dtype=torch.int64, device=values.device)  # no copy from the host
 
 
 def _suffix_sums(counts: Tensor) -> Tensor:

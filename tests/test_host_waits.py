@@ -1,0 +1,105 @@
+"""The loops over batches put no question to the device: a GPU never waits for the host, nor the host for it.
+
+On a CPU nothing waits; there the tests look for the operators that would, on a GPU: those whose result, or the size of
+it, the host must know, and those that bring a number of the host to the device.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_cuda_step import EVEN, gpu_step
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from widedeep.data import Reader
+from widedeep.dist import LocalComm
+from widedeep.evaluate import evaluate
+from widedeep.feature_spec import FeatureSpec
+from widedeep.metrics import Evaluation
+from widedeep.shards import ShardSet, ShardWriter
+from widedeep.step import StepConfig
+from widedeep.train import LossWatch
+
+WAITING = {
+    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "histc", "lift_fresh"),
+    *("_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"),
+}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what a GPU could not queue."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        if name in WAITING or masks:
+            raise AssertionError(f"{name} makes the host wait for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).all()),
+        lambda x: x[x > 0],
+        lambda x: x.unique(),
+        lambda x: x.sort()[0].unique_consecutive(),
+        lambda x: (x > 0).nonzero(),
+        lambda x: torch.tensor(3.0),
+        lambda x: torch.bincount(x.long().abs()),
+    ],
+)
+def test_waits_are_seen(wait):
+    with pytest.raises(AssertionError, match="makes the host wait"), NoWaiting():
+        wait(torch.ones(4))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """500 rows of the step tests' features, in displays of five."""
+    spec = FeatureSpec(EVEN.categorical, EVEN.numeric, label="y", group="display")
+    g = torch.Generator().manual_seed(1)
+    columns = {}
+    for f in spec.categorical:
+        ids = torch.randint(0, f.cardinality, (500, f.hotness), generator=g)
+        columns[f.name] = (ids if f.hotness > 1 else ids[:, 0]).numpy()
+    columns |= {f.name: torch.rand(500, generator=g).numpy() for f in spec.numeric}
+    columns |= {"y": torch.randint(0, 2, (500,), generator=g).numpy(), "display": torch.arange(500).numpy() // 5}
+    directory = tmp_path_factory.mktemp("data") / "train"
+    with ShardWriter(directory, spec, group=True) as writer:
+        writer.append(columns)
+    return ShardSet.open(directory)
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_training(shards, parts, precision):
+    step = gpu_step(config=StepConfig(precision), parts=parts)
+    reader, watch = Reader(shards, 96, mode="device", spec=EVEN), LossWatch(LocalComm("cpu"))
+    batches = reader.epoch(0, into=step.places)
+    watch.add(step.train(next(batches), 0, 1e-3))  # the first batch chooses products and makes the buffers
+    with NoWaiting():
+        for i, batch in enumerate(batches, 1):
+            watch.add(step.train(batch, i, 1e-3))
+    assert watch.check(i + 1) > 0
+
+
+@pytest.mark.parametrize("mode", ["device", "pinned", "stream"])
+def test_evaluation(shards, mode):
+    """The loop alone; metrics are read when it is over."""
+    step = gpu_step(config=StepConfig("fp16"))
+    reader = Reader(shards, 96, mode=mode, shuffle=False)
+    step.predict(next(reader.epoch(0)))
+    evaluation = Evaluation()
+    with NoWaiting():
+        for index, batch in enumerate(reader.epoch(0)):
+            evaluation.update(step.predict(batch), batch.label, batch.group, index * 96)
+    mode = SimpleNamespace(disable_map_calculation=False, num_auc_thresholds=200)
+    run = SimpleNamespace(step=step, comm=LocalComm("cpu"), config=SimpleNamespace(mode=mode))
+    whole = evaluate(run, reader).compute()
+    assert evaluation.compute() == pytest.approx(whole, nan_ok=True)
+    assert whole["rows"] == 500
+    assert whole["groups"] == 100
