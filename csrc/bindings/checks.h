@@ -34,6 +34,17 @@ inline std::string describe(const Tensor& t) {
          (t.is_contiguous() ? "" : " (not contiguous)");
 }
 
+inline void check_device(const Tensor& t, const char* op, const std::string& name, const Tensor& like) {
+  STD_TORCH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), op, ": ", name,
+                  " is on another device than the first argument");
+}
+
+// Kernels that load and store 16 bytes at a time want a matrix to start at a multiple of them, as torch's own do.
+inline void check_aligned(const Tensor& t, const char* op, const char* name) {
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0, op, ": ", name,
+                  " must start at a multiple of 16 bytes, got a view from the middle of a row");
+}
+
 // Shape, dtype, contiguity, and the device of `like`.
 inline void check(const Tensor& t, const char* op, const std::string& name, ScalarType dtype,
                   std::initializer_list<int64_t> shape, const Tensor& like) {
@@ -41,16 +52,14 @@ inline void check(const Tensor& t, const char* op, const std::string& name, Scal
   for (int64_t i = 0; fits && i < t.dim(); ++i) fits = shape.begin()[i] == kAny || shape.begin()[i] == t.size(i);
   STD_TORCH_CHECK(fits, op, ": ", name, " must be a contiguous ", torch::headeronly::toString(dtype), " tensor ",
                   shape_text(shape.begin(), shape.size()), ", got ", describe(t));
-  STD_TORCH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), op, ": ", name,
-                  " is on another device than the first argument");
+  check_device(t, op, name, like);
 }
 
 // One element, 0-dimensional or [1]: a learning rate, a step, a flag that lives in device memory.
 inline void check_scalar(const Tensor& t, const char* op, const char* name, ScalarType dtype, const Tensor& like) {
   STD_TORCH_CHECK(t.numel() == 1 && t.scalar_type() == dtype, op, ": ", name, " must be one ",
                   torch::headeronly::toString(dtype), ", got ", describe(t));
-  STD_TORCH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), op, ": ", name,
-                  " is on another device than the first argument");
+  check_device(t, op, name, like);
 }
 
 inline void check_scalar(const std::optional<Tensor>& t, const char* op, const char* name, ScalarType dtype,

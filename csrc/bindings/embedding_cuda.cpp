@@ -17,6 +17,7 @@ void embedding_forward_out(Tensor ids, Tensor numeric, Tensors tables, Tensor wi
   const auto type = element_type(x.scalar_type(), op, "x");
   check_ids(ids, lists, op);
   check(x, op, "x", x.scalar_type(), {ids.size(0), kAny}, ids);
+  check_aligned(x, op, "x");
   check(wide_logit, op, "wide_logit", ScalarType::Float, {ids.size(0)}, ids);
   check_columns(columns, dims, mean, x.size(1), op);
   check_weights(ids, numeric, tables, wide, wide_numeric, wide_bias, numeric_columns, lists.total_rows(), x.size(1),

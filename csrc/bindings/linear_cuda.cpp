@@ -57,6 +57,7 @@ void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int
   check(x, op, "x", x.scalar_type(), {kAny, l.I}, x);
   check(bias, op, "bias", bias.scalar_type() == ScalarType::Float ? ScalarType::Float : x.scalar_type(), {l.O}, x);
   check(y, op, "y", x.scalar_type(), {l.B, l.O}, x);
+  check_aligned(y, op, "y");
   check_scalar(step, op, "step", ScalarType::Long, x);
   check_dropout(p, op);
   STD_TORCH_CHECK(layer >= 0 && layer < 256, op, ": layer must be in [0, 256), got ", layer);
@@ -68,6 +69,7 @@ void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int
     product(kernels::Product::forward, l, x, weight, offset.const_data_ptr(), y, op);
     return;
   }
+  check_aligned(offset, op, "bias");
   product(kernels::Product::forward, l, x, weight, nullptr, y, op);
   const kernels::DropoutArgs dropout{threshold,
                                      core::dropout_scale(p),
@@ -89,15 +91,17 @@ Tensor linear_relu_dropout(Tensor x, Tensor weight, Tensor bias, double p, int64
 }
 
 // out = in masked and scaled; dbias [N] its column sums, in two fixed-order stages.
-void masked(const Tensor& in, const void* mask, float scale, const Tensor& out, const Tensor* dbias,
+void masked(const Tensor& in, const Tensor* mask, float scale, const Tensor& out, const Tensor* dbias,
             core::DType dtype) {
   const int64_t M = in.size(0), N = in.size(1), strips = kernels::mask_strips(M);
+  for (const Tensor* t : {&in, mask})
+    if (t) check_aligned(*t, "linear_dgrad", t == mask ? "the mask" : "the gradient");
   const cudaStream_t stream = current_stream(in);
   float* sums = nullptr;
   Tensor partial = bytes(in, dbias ? strips * N * int64_t{sizeof(float)} : 0);
   if (dbias) sums = static_cast<float*>(partial.mutable_data_ptr());
-  STD_CUDA_CHECK(
-      kernels::mask_and_sum(in.const_data_ptr(), mask, scale, out.mutable_data_ptr(), sums, M, N, dtype, stream));
+  STD_CUDA_CHECK(kernels::mask_and_sum(in.const_data_ptr(), mask ? mask->const_data_ptr() : nullptr, scale,
+                                       out.mutable_data_ptr(), sums, M, N, dtype, stream));
   if (dbias)
     STD_CUDA_CHECK(kernels::add_strips(sums, static_cast<float*>(dbias->mutable_data_ptr()), strips, N, stream));
 }
@@ -114,7 +118,7 @@ void linear_dgrad_out(Tensor dz, Tensor weight, std::optional<Tensor> mask, doub
   const DeviceGuard guard(dz.get_device_index());
   product(kernels::Product::dgrad, l, dz, weight, nullptr, dx, op);
   if (mask.has_value() || dbias.has_value())
-    masked(dx, mask.has_value() ? mask->const_data_ptr() : nullptr, mask.has_value() ? core::dropout_scale(p) : 1.f, dx,
+    masked(dx, mask.has_value() ? &*mask : nullptr, mask.has_value() ? core::dropout_scale(p) : 1.f, dx,
            dbias.has_value() ? &*dbias : nullptr, l.dtype);
 }
 
@@ -139,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu_dropout_backward(Tensor dy, Tenso
   const Tensor dz = torch::stable::new_empty(dy, {l.B, l.O}), dx = torch::stable::new_empty(dy, {l.B, l.I});
   const Tensor dweight = torch::stable::new_empty(dy, {l.O, l.I}, ScalarType::Float);
   const Tensor dbias = torch::stable::new_empty(dy, {l.O}, ScalarType::Float);
-  masked(dy, y.const_data_ptr(), core::dropout_scale(p), dz, &dbias, l.dtype);
+  masked(dy, &y, core::dropout_scale(p), dz, &dbias, l.dtype);
   linear_wgrad_out(dz, x, dweight);
   product(kernels::Product::dgrad, l, dz, weight, nullptr, dx, op);
   return {dx, dweight, dbias};

@@ -17,8 +17,8 @@ void check_finite_(std::vector<Tensor> tensors, Tensor found_inf) {
   check_scalar(found_inf, "check_finite_", "found_inf", ScalarType::Float, found_inf);
   const DeviceGuard guard(found_inf.get_device_index());
   for (const Tensor& t : tensors) {
-    STD_TORCH_CHECK(t.is_contiguous() && t.is_cuda(),
-                    "check_finite_: tensors must be contiguous on found_inf's device, got ", describe(t));
+    STD_TORCH_CHECK(t.is_contiguous(), "check_finite_: tensors must be contiguous, got ", describe(t));
+    check_device(found_inf, "check_finite_", "found_inf", t);
     const auto type = element_type(t.scalar_type(), "check_finite_", "tensors");
     STD_CUDA_CHECK(
         kernels::check_finite(t.const_data_ptr(), type, t.numel(), floats(found_inf), current_stream(found_inf)));

@@ -7,11 +7,11 @@ namespace widedeep {
 
 // float32, contiguous, of the weight's shape and on its device.
 inline void check_same(const Tensor& t, const Tensor& weight, const char* op, const std::string& name) {
-  bool fits = t.dim() == weight.dim() && t.scalar_type() == ScalarType::Float && t.is_contiguous() &&
-              t.is_cuda() == weight.is_cuda() && t.get_device_index() == weight.get_device_index();
+  bool fits = t.dim() == weight.dim() && t.scalar_type() == ScalarType::Float && t.is_contiguous();
   for (int64_t i = 0; fits && i < t.dim(); ++i) fits = t.size(i) == weight.size(i);
   STD_TORCH_CHECK(fits, op, ": ", name, " must be a contiguous float32 tensor of the weight's shape, got ", describe(t),
                   " for ", describe(weight));
+  check_device(t, op, name, weight);
 }
 
 inline void check_loss_scale(const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
@@ -28,10 +28,11 @@ inline void check_rmsprop_lists(const std::vector<Tensor>& weights, const std::v
   STD_TORCH_CHECK(rms.size() == count && grads.size() == count && (copies.empty() || copies.size() == count), op,
                   ": weights, rms, grads and copies (if any) must be lists of one length, got ", count, ", ",
                   rms.size(), ", ", grads.size(), ", ", copies.size());
-  check_scalar(lr, op, "lr", ScalarType::Float, lr);
+  check_scalar(lr, op, "lr", ScalarType::Float, count > 0 ? weights[0] : lr);
   for (size_t i = 0; i < count; ++i) {
     const std::string at = "[" + std::to_string(i) + "]";
     check_same(weights[i], weights[i], op, "weights" + at);
+    check_device(weights[i], op, "weights" + at, weights[0]);
     check_same(rms[i], weights[i], op, "rms" + at);
   }
 }
@@ -42,9 +43,10 @@ inline int64_t check_listed_rows(const Tensor& weight, const Tensor& rows, const
   STD_TORCH_CHECK(weight.dim() == 1 || weight.dim() == 2, op, ": weight must be [R] or [R, D], got ", describe(weight));
   const int64_t n = rows.size(0), D = weight.dim() == 2 ? weight.size(1) : 1;
   STD_TORCH_CHECK(grads.scalar_type() == ScalarType::Float && grads.is_contiguous() && grads.dim() == weight.dim() &&
-                      grads.size(0) == n && grads.numel() == n * D && grads.is_cuda() == weight.is_cuda(),
+                      grads.size(0) == n && grads.numel() == n * D,
                   op, ": grads must be contiguous float32, one row of the weight per entry of rows, got ",
                   describe(grads), " for ", n, " rows of ", D);
+  check_device(grads, op, "grads", weight);
   return n;
 }
 

@@ -18,9 +18,10 @@ const int64_t* step_of(const Tensor& t) { return static_cast<const int64_t*>(t.c
 // (padding); otherwise they have its elements, as one row.
 int64_t pitch_of(const Tensor& t, const Tensor& weight, bool matrices, const char* op, const std::string& name) {
   const bool fits = matrices ? t.size(0) == weight.size(0) && t.size(1) >= weight.size(1) : t.numel() == weight.numel();
-  STD_TORCH_CHECK(fits && t.is_contiguous() && t.is_cuda(), op, ": ", name,
+  STD_TORCH_CHECK(fits && t.is_contiguous(), op, ": ", name,
                   " must be contiguous with the weight's rows, each as long or longer, got ", describe(t), " for ",
                   describe(weight));
+  check_device(t, op, name, weight);
   return matrices ? t.size(1) : weight.numel();
 }
 

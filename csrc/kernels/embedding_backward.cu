@@ -166,6 +166,7 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Batch batch, const __gri
     const int64_t chunk = first_chunk + open;
     const int64_t parts_after = (end_of_row(s, s.table_start[features.count], row) - 1) / kChunk - chunk;
     float sum[kColumns] = {}, wide_sum = 0.f;
+#pragma unroll 4  // a hot row has thousands of parts: their loads must be in flight together
     for (int64_t part = warp; part <= parts_after; part += kWarps) {
       const float* source = (part == 0 ? parts.tail : parts.head) + (chunk + part) * parts.stride;
 #pragma unroll

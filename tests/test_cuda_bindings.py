@@ -1,0 +1,39 @@
+"""What the CUDA bindings refuse in a sentence, before a kernel would fault."""
+
+import pytest
+import torch
+
+from widedeep import ops
+from widedeep.testing import embedding_case, normal
+
+pytestmark = pytest.mark.cuda
+
+DEVICE = "cuda"
+
+
+def test_arguments_on_another_device():
+    w = normal(8, 8, device=DEVICE)
+    state, lr = ([w], [torch.zeros_like(w)], [torch.ones_like(w)], []), torch.ones(1, device=DEVICE)
+    for place, arguments in {
+        "lr": (*state, lr.cpu()),
+        "rms": ([w], [state[1][0].cpu()], *state[2:], lr),
+        "grads": (*state[:2], [state[2][0].cpu()], [], lr),
+    }.items():
+        with pytest.raises(RuntimeError, match=rf"rmsprop_dense_: {place}.*on another device than the first argument"):
+            ops.rmsprop_dense_(*arguments, 0.5, 1e-7)
+    with pytest.raises(RuntimeError, match="check_finite_: found_inf is on another device"):
+        ops.check_finite_([w.cpu()], torch.zeros(1, device=DEVICE))
+    case = embedding_case(4, device=DEVICE)
+    case.wide = case.wide.cpu()
+    with pytest.raises(RuntimeError, match="wide is on another device than the first argument"):
+        ops.embedding_forward(*case.forward_args(torch.float32))
+
+
+def test_matrices_that_start_in_the_middle_of_16_bytes():
+    buffer, weight = torch.zeros(8 * 16 + 1, device=DEVICE, dtype=torch.half), torch.zeros(16, 16, device=DEVICE).half()
+    shifted, x, bias = buffer[1:].view(8, 16), torch.zeros(8, 16, device=DEVICE).half(), weight[0]
+    step = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    with pytest.raises(RuntimeError, match="y must start at a multiple of 16 bytes"):
+        ops.linear_relu_dropout_out(x, weight, bias, 0.1, 1, step, 0, 0, y=shifted)
+    with pytest.raises(RuntimeError, match="the mask must start at a multiple of 16 bytes"):
+        ops.linear_dgrad_out(x, weight, shifted, 0.1, dx=torch.empty_like(x), dbias=None)
