@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +25,13 @@ SANITIZED = "test_cuda_linear.py test_cuda_step.py test_ops_embedding.py test_op
 # Small cases of every kernel; the sanitizer makes them some hundred times slower.
 SMALL = "(7-16-40 or 129-72-136 or 67-small or 7-33 or duplicates or padding) and not golden"
 
-# What was built, and whether it loads beside this torch. The command line needs more packages than may be there.
-LOADS = (
-    "from widedeep import _load; import torch; i = _load.build_info(); print(torch.__version__, i['cuda_version'], "
-    "i['cuda_archs'], 'cublaslt', i['cublaslt']); raise SystemExit(not (_load.has_cuda_kernels and i['cublaslt']))"
+# What was built, and whether it loads beside this torch on this GPU: without that no later stage can tell anything.
+LOADS_STAGE, LOADS = (
+    "loads",
+    "from widedeep import _load; import torch; i = _load.build_info(); there = torch.cuda.is_available(); "
+    "print('torch', torch.__version__, 'built with', i['cuda_version'], i['cuda_archs'], 'cublaslt', i['cublaslt'], "
+    "'on', torch.cuda.get_device_name() if there else 'no CUDA device', "
+    "'' if _load.has_cuda_kernels else 'kernels not loaded'); raise SystemExit(not (_load.has_cuda_kernels and there))",
 )
 HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes"
 TAKES_GEMM = ("bench.train", "bench.infer", "bench.budget")
@@ -85,7 +89,9 @@ def bench(what: str, *options: str) -> list[str]:
 
 def sanitizer(tool: str) -> list[str]:
     files = [f"tests/{name}" for name in SANITIZED.split()]
-    return ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", *TESTS, "-x", "-k", SMALL, *files]
+    places = [os.environ.get("PATH", ""), os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"]
+    program = shutil.which("compute-sanitizer", path=os.pathsep.join(places)) or "compute-sanitizer"
+    return [program, f"--tool={tool}", "--error-exitcode=9", *TESTS, "-x", "-k", SMALL, *files]
 
 
 def stages() -> list[Stage]:
@@ -103,7 +109,7 @@ def stages() -> list[Stage]:
     alone = ["--peers", "none"]
     return [
         Stage("build", build, 170, last_line),
-        Stage("loads", [PY, "-c", LOADS], 30, last_line),
+        Stage(LOADS_STAGE, [PY, "-c", LOADS], 30, last_line),
         Stage("layers", [*TESTS, "-k", f"not ({HOPPER})", "tests/test_cuda_linear.py"], 60, tests),
         Stage(HOPPER_STAGE, [*TESTS, "-k", HOPPER, "tests/test_cuda_linear.py"], 45, tests),
         Stage("step", [*TESTS, "tests/test_cuda_step.py"], 90, tests),
@@ -123,7 +129,7 @@ def stages() -> list[Stage]:
 
 
 def run(stage: Stage, limit: float, log: Path) -> tuple[str, float]:
-    """(result in a word, seconds). Everything that the stage started ends with it."""
+    """(result in words, seconds). All that the stage started ends with it. Tests of which none passed are not ok."""
     start = time.monotonic()
     with log.open("w") as out:
         try:
@@ -136,6 +142,8 @@ def run(stage: Stage, limit: float, log: Path) -> tuple[str, float]:
         try:
             code = process.wait(limit)
             result = "ok" if code == 0 else f"failed ({code})"
+            if code == 0 and "pytest" in stage.command and not re.search(r"\b\d+ passed\b", log.read_text()):
+                result = "none ran"
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -150,19 +158,22 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="names of the stages to run")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    end, rows, without_hopper = time.monotonic() + args.seconds, [], False
+    end, rows, without_hopper, loads = time.monotonic() + args.seconds, [], False, True
     for stage in stages():
         if args.only and stage.name not in args.only:
             continue
         left = end - time.monotonic()
         log = args.out / f"{stage.name.replace(' ', '-')}.log"
-        if left < 5:
-            rows.append({"stage": stage.name, "result": "no time left", "seconds": 0.0, "numbers": ""})
+        if left < 5 or not loads:
+            rows.append(
+                {"stage": stage.name, "result": "no time left" if loads else "not run", "seconds": 0.0, "numbers": ""}
+            )
             continue
         if without_hopper and any(module in stage.command for module in TAKES_GEMM):
             stage.command.extend(["--gemm", "cublaslt"])
         result, seconds = run(stage, min(stage.limit, left), log)
         without_hopper |= stage.name == HOPPER_STAGE and result != "ok"
+        loads &= stage.name != LOADS_STAGE or result == "ok"
         text = log.read_text(errors="replace")
         try:
             numbers = stage.numbers(text) if result == "ok" or stage.numbers is tests else last_line(text)

@@ -73,6 +73,8 @@ def main(what: str, action: Action, argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, what: str, action: Action) -> dict:
     """Measures every batch size; returns the report as plain values."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device: torch finds no GPU or no driver")
     spec = FeatureSpec.load(args.fspec_file) if args.fspec_file else FeatureSpec.outbrain()
     if any(f.hotness != 1 for f in spec.categorical):
         raise InputError("the peers know one-hot features only: a feature of the spec has hotness > 1")

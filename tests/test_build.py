@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import gpu_check, harness
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -84,3 +86,34 @@ def test_nvcc_log_fails_when_wgmma_is_serialised(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
     assert "C7510" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "result"),
+    [
+        ([sys.executable, "-c", "pass"], "ok"),
+        ([sys.executable, "-c", "raise SystemExit(3)"], "failed (3)"),
+        ([sys.executable, "-c", "import time; time.sleep(60)"], "time is up"),
+        ([sys.executable, "-m", "pytest", "--version"], "none ran"),  # as when every test is skipped
+        (["no-such-program"], "not there"),
+    ],
+)
+def test_gpu_check_tells_what_became_of_a_stage(tmp_path, command, result):
+    stage = gpu_check.Stage("stage", command, 30, gpu_check.last_line)
+    assert gpu_check.run(stage, 0.5 if "sleep" in command[-1] else 30, tmp_path / "log")[0] == result
+
+
+def test_gpu_check_stops_where_the_kernels_do_not_load(tmp_path, monkeypatch, capsys):
+    stages = [gpu_check.Stage(name, [sys.executable, "-c", "exit(1)"], 30, str) for name in ("loads", "layers")]
+    monkeypatch.setattr(gpu_check, "stages", lambda: stages)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path)])
+    assert gpu_check.main() == 1
+    results = [row["result"] for row in json.loads((tmp_path / "summary.json").read_text())]
+    assert results == ["failed (1)", "not run"]
+
+
+def test_gpu_check_asks_for_files_and_options_that_exist():
+    for stage in gpu_check.stages():
+        assert all((ROOT / word).exists() for word in stage.command if word.startswith("tests/")), stage.name
+        if {"bench.train", "bench.infer"} & set(stage.command):
+            harness.options("").parse_args(stage.command[3:])
