@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 # architecture level: (what gemm_instructions() says, the flag of /proc/cpuinfo that running it needs)
@@ -56,25 +57,38 @@ def sizes(*values):
     return [ctypes.c_int64(v) for v in values]
 
 
-def stored(matrix, transposed, extra, fill=np.nan):
+TYPES = [torch.float32, torch.float16, torch.bfloat16]  # in the order of core::DType
+
+
+def normal(g, *shape, dtype=torch.float32):
+    """A float32 matrix of values that `dtype` holds."""
+    return torch.from_numpy(g.standard_normal(shape, np.float32)).to(dtype).float().numpy()
+
+
+def stored(matrix, transposed, extra, fill=np.nan, dtype=torch.float32):
     """(memory, row stride) of a matrix, or of its transpose, in rows longer than needed; poison fills the rest."""
     matrix = matrix.T if transposed else matrix
     memory = np.full((matrix.shape[0], matrix.shape[1] + extra), fill, np.float32)
     memory[:, : matrix.shape[1]] = matrix
+    if dtype != torch.float32:
+        memory = torch.from_numpy(memory).to(dtype).view(torch.int16).numpy()
     return memory, memory.shape[1]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("transposed", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=["AB", "ABt", "AtB", "AtBt"])
-def test_gemm_matches_float64(gemm, shape, transposed):
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_gemm_matches_float64(gemm, shape, transposed, dtype):
+    """At the same limit for every type: products of rounded operands are sums of floats too."""
     M, N, K = shape
     g = np.random.default_rng(shape)
-    a, b = g.standard_normal((M, K), np.float32), g.standard_normal((K, N), np.float32)
-    a_memory, a_stride = stored(a, transposed[0], 3)
-    b_memory, b_stride = stored(b, transposed[1], 5)
+    a, b = normal(g, M, K, dtype=dtype), normal(g, K, N, dtype=dtype)
+    a_memory, a_stride = stored(a, transposed[0], 3, dtype=dtype)
+    b_memory, b_stride = stored(b, transposed[1], 5, dtype=dtype)
     c, c_stride = stored(np.full((M, N), np.nan), False, 2, fill=77)
     gemm.probe_gemm(
         *sizes(M, N, K),
+        TYPES.index(dtype),
         *(pointer(a_memory), ctypes.c_int64(a_stride), transposed[0]),
         *(pointer(b_memory), ctypes.c_int64(b_stride), transposed[1]),
         *(pointer(c), ctypes.c_int64(c_stride)),
@@ -86,12 +100,38 @@ def test_gemm_matches_float64(gemm, shape, transposed):
 
 def test_gemm_of_depth_zero_is_zero(gemm):
     c = np.full((9, 20), np.nan, np.float32)
+    bits = np.full((9, 20), 77, np.int16)
     nothing = np.zeros(1, np.float32)
     one = ctypes.c_int64(1)
     gemm.probe_gemm(
-        *sizes(9, 20, 0), pointer(nothing), one, 0, pointer(nothing), one, 0, pointer(c), ctypes.c_int64(20)
+        *sizes(9, 20, 0), 0, pointer(nothing), one, 0, pointer(nothing), one, 0, pointer(c), ctypes.c_int64(20)
     )
     assert (c == 0).all()
+    gemm.probe_scratch(*sizes(9, 20, 0), pointer(nothing), pointer(nothing), pointer(bits))
+    assert (bits == 0).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_results_in_scratch_are_rounded_to_nearest_even(gemm, shape):
+    """Sums of integers are exact in float, so that the rounding to bfloat16 is all there is to differ."""
+    M, N, K = shape
+    g = np.random.default_rng(shape)
+    a, b = (torch.from_numpy(g.integers(-60, 61, size)) for size in ((M, K), (K, N)))
+    c = torch.full((M, N), 77, dtype=torch.int16)
+    operands = [m.bfloat16().view(torch.int16).numpy() for m in (a, b)]
+    gemm.probe_scratch(*sizes(M, N, K), *map(pointer, operands), pointer(c.numpy()))
+    assert torch.equal(c.view(torch.bfloat16), (a @ b).bfloat16())
+
+
+def test_ties_infinities_and_nan_become_bfloat16(gemm):
+    """1 + 2^-8 lies between 1 and 1 + 2^-7, 1 + 3 * 2^-8 between that and 1 + 2^-6: the even one of each."""
+    inf, nan = float("inf"), float("nan")
+    rows = [[1, 2**-8, 0], [1, 3 * 2**-8, 0], [1, 2**-8, 2**-16], [3e38, 3e38, 0], [1, nan, 0], [-1, 2**-133, 0]]
+    want = torch.tensor([[1], [1 + 2**-6], [1 + 2**-7], [inf], [nan], [-1]])
+    c = torch.full((6, 1), 77, dtype=torch.int16)
+    operands = [m.bfloat16().view(torch.int16).numpy() for m in (torch.tensor(rows), torch.ones(3, 1))]
+    gemm.probe_scratch(*sizes(6, 1, 3), *map(pointer, operands), pointer(c.numpy()))
+    torch.testing.assert_close(c.view(torch.bfloat16).float(), want, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("M", "N", "K"), [(7, 5, 3), (100, 300, 40), (200, 129, 1100)])

@@ -81,6 +81,7 @@ def diagnose() -> dict:
         from widedeep import _load
 
         facts |= {"build": _load.build_info(), "cuda_kernels": _load.has_cuda_kernels}
+        facts["bf16"] = _load.bf16_products()
     except (ImportError, OSError) as error:
         facts |= {"build": {"error": str(error).splitlines()[0]}, "cuda_kernels": False}
     facts["advice"] = _advice(facts)
@@ -99,6 +100,7 @@ def _print(facts: dict) -> None:
         rows.append(("compiled part", f"does not load: {build['error']}"))
     else:
         rows.append(("CPU kernels", f"{build['compiler']}, -march={build['cpu_arch']}, {build['cpu_gemm']}"))
+        rows.append(("bf16 on CPU", facts["bf16"]))
         cuda = f"CUDA {build['cuda_version']} for {build['cuda_archs']}" if build["cuda_archs"] else "not built"
         if build["cuda_archs"]:
             cuda += ", cuBLASLt" if build["cublaslt"] else ", without cuBLASLt"

@@ -1,6 +1,8 @@
-// The Python module `_C`: importing it registers the ops; build_info() says what was built and what was left out.
+// The Python module `_C`: importing it registers the ops; build_info() says what was built and what was left out,
+// multiplies_bf16() and library_bf16() what cpu/bf16.h does.
 #include <pybind11/pybind11.h>
 
+#include "cpu/bf16.h"
 #include "cpu/gemm.h"
 
 namespace py = pybind11;
@@ -18,4 +20,6 @@ PYBIND11_MODULE(_C, m) {
     info["cublaslt"] = static_cast<bool>(WIDEDEEP_CUBLASLT);
     return info;
   });
+  m.def("multiplies_bf16", widedeep::cpu::multiplies_bf16);
+  m.def("library_bf16", widedeep::cpu::library_bf16);
 }

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <new>
+#include <type_traits>
 
 #include "cpu/gemm_kernel.h"
 #include "cpu/gemm_pack.h"
@@ -43,32 +44,41 @@ void for_each_task(int64_t count, const Body& body) {
   });
 }
 
+// gemm_scratch slots; linear.cpp has another.
+enum Slot { kPanelsOfA, kPanelsOfB, kResult = 3 };
+
 struct Problem {
   int64_t M, N, K;
   MatrixView a, b;
-  float* c;
+  float* c;  // null: every block has its own scratch
   int64_t stride;
   const Epilogue& epilogue;
 
   int64_t column_panels() const { return ceil_div(N, kColumns); }
 };
 
+template <int Width>
+void pack(const MatrixView& m, bool contiguous, int64_t line, int64_t lines, int64_t k, int64_t depth, float* panels) {
+  visit(m.type, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    pack_panels<Width>(static_cast<const T*>(m.data), m.stride, contiguous, line, lines, k, depth, panels);
+  });
+}
+
 // Multiplies one panel of B with all panels of A in the block; edge tiles go through a buffer.
-void multiply_panel(const Problem& p, int64_t depth, const float* a, Range rows, const float* b, int64_t column,
-                    bool first) {
-  const int64_t columns = std::min<int64_t>(kColumns, p.N - column);
-  for (int64_t row = rows.begin; row < rows.end; row += kRows, a += depth * kRows) {
-    float* c = p.c + row * p.stride + column;
-    const int64_t count = std::min<int64_t>(kRows, p.M - row);
+void multiply_panel(int64_t depth, const float* a, int64_t rows, const float* b, int64_t columns, float* c,
+                    int64_t stride, bool first) {
+  for (int64_t row = 0; row < rows; row += kRows, a += depth * kRows, c += kRows * stride) {
+    const int64_t count = std::min<int64_t>(kRows, rows - row);
     if (count == kRows && columns == kColumns) {
-      first ? multiply_tile<false>(depth, a, b, c, p.stride) : multiply_tile<true>(depth, a, b, c, p.stride);
+      first ? multiply_tile<false>(depth, a, b, c, stride) : multiply_tile<true>(depth, a, b, c, stride);
       continue;
     }
     alignas(64) float tile[kRows * kColumns];
     multiply_tile<false>(depth, a, b, tile, kColumns);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < columns; ++j) {
-        float& out = c[i * p.stride + j];
+        float& out = c[i * stride + j];
         out = first ? tile[i * kColumns + j] : out + tile[i * kColumns + j];
       }
   }
@@ -78,23 +88,27 @@ void multiply_panel(const Problem& p, int64_t depth, const float* a, Range rows,
 void multiply_block(const Problem& p, int64_t block, Range slab, Range panels, const float* packed) {
   const Range lines = part(ceil_div(p.M, kRows), gemm_blocks(p.M), block);
   const Range rows{lines.begin * kRows, std::min(lines.end * kRows, p.M)};
+  const int64_t left = panels.begin * kColumns, right = std::min(panels.end * kColumns, p.N);
+  const int64_t height = rows.end - rows.begin, stride = p.c != nullptr ? p.stride : right - left;
+  float* c = p.c != nullptr ? p.c + rows.begin * stride + left : gemm_scratch(kResult, height * stride);
   const int64_t chunks = std::max<int64_t>(1, ceil_div(slab.end - slab.begin, kDepth));
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const Range k = part(slab.end - slab.begin, chunks, chunk);
     const int64_t depth = k.end - k.begin;
-    float* a = gemm_scratch(0, (lines.end - lines.begin) * kRows * depth + kSlack);
-    pack_panels<kRows>(p.a.data, p.a.stride, p.a.transposed, rows.begin, rows.end - rows.begin, slab.begin + k.begin,
-                       depth, a);
+    float* a = gemm_scratch(kPanelsOfA, (lines.end - lines.begin) * kRows * depth + kSlack);
+    pack<kRows>(p.a, p.a.transposed, rows.begin, height, slab.begin + k.begin, depth, a);
     const float* b = packed + k.begin * p.column_panels() * kColumns;
     const bool last = slab.end == p.K && chunk + 1 == chunks;
     for (int64_t group = panels.begin; group < panels.end; group += kGroupPanels) {
       const int64_t end = std::min(group + kGroupPanels, panels.end);
-      for (int64_t panel = group; panel < end; ++panel)
-        multiply_panel(p, depth, a, rows, b + panel * depth * kColumns, panel * kColumns, slab.begin + k.begin == 0);
+      for (int64_t panel = group; panel < end; ++panel) {
+        const int64_t column = panel * kColumns;
+        multiply_panel(depth, a, height, b + panel * depth * kColumns, std::min<int64_t>(kColumns, p.N - column),
+                       c + column - left, stride, slab.begin + k.begin == 0);
+      }
       if (!last || !p.epilogue) continue;
       const int64_t column = group * kColumns, columns = std::min(end * kColumns, p.N) - column;
-      p.epilogue(
-          {p.c + rows.begin * p.stride + column, p.stride, rows.begin, rows.end - rows.begin, column, columns, block});
+      p.epilogue({c + column - left, stride, rows.begin, height, column, columns, block});
     }
   }
 }
@@ -106,9 +120,8 @@ void pack_slab(const Problem& p, Range slab, int64_t group, float* packed) {
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const Range k = part(slab.end - slab.begin, chunks, chunk);
     const int64_t depth = k.end - k.begin;
-    pack_panels<kColumns>(p.b.data, p.b.stride, !p.b.transposed, column, std::min<int64_t>(kTileColumns, p.N - column),
-                          slab.begin + k.begin, depth,
-                          packed + (k.begin * p.column_panels() + panel * depth) * kColumns);
+    pack<kColumns>(p.b, !p.b.transposed, column, std::min<int64_t>(kTileColumns, p.N - column), slab.begin + k.begin,
+                   depth, packed + (k.begin * p.column_panels() + panel * depth) * kColumns);
   }
 }
 
@@ -153,11 +166,16 @@ const char* gemm_instructions() { return kInstructions; }
 void gemm(int64_t M, int64_t N, int64_t K, MatrixView a, MatrixView b, float* c, int64_t stride,
           const Epilogue& epilogue) {
   if (M == 0 || N == 0) return;
+  const int64_t slabs = std::max<int64_t>(1, ceil_div(K, kSlab));
+  if (c == nullptr && slabs > 1) {  // blocks come back to their results
+    c = gemm_scratch(kResult, M * N);
+    stride = N;
+  }
   const Problem p{M, N, K, a, b, c, stride, epilogue};
-  const int64_t blocks = gemm_blocks(M), panels = p.column_panels(), slabs = std::max<int64_t>(1, ceil_div(K, kSlab));
+  const int64_t blocks = gemm_blocks(M), panels = p.column_panels();
   // Few row blocks: split the columns too, by whole groups, so that there is work for more threads.
   const int64_t groups = ceil_div(panels, kGroupPanels), splits = std::min(groups, ceil_div(kTasks, blocks));
-  float* packed = gemm_scratch(1, ceil_div(K, slabs) * panels * kColumns + kSlack);
+  float* packed = gemm_scratch(kPanelsOfB, ceil_div(K, slabs) * panels * kColumns + kSlack);
   for (int64_t s = 0; s < slabs; ++s) {
     const Range slab = part(K, slabs, s);
     for_each_task(groups, [&](int64_t group) { pack_slab(p, slab, group, packed); });

@@ -19,8 +19,9 @@ constexpr int kPartialSums = 2;         // gemm_scratch slot
 constexpr int64_t kElements = 1 << 14;  // elements below which a second thread does not pay
 
 // Rows of a tile lie pages apart, where no hardware prefetcher follows.
-inline void prefetch(const float* row, int64_t n) {
-  for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(row + i);
+template <typename T>
+void prefetch(const T* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(row + i);
 }
 
 // What each of the kStrip columns from `column` (a multiple of 32) on is multiplied by: the scale, or 0 when dropped.
@@ -48,23 +49,24 @@ inline float activate(float z, float factor) {
   return factor == 0.f ? 0.f : kept;
 }
 
-// One row's columns [column, column + n), `column` a multiple of 32.
-template <typename T>
-void activate_row(T* __restrict__ z, const float* __restrict__ bias, int64_t n, int64_t column, uint32_t row,
-                  const core::Dropout& dropout) {
+// One row's columns [column, column + n), `column` a multiple of 32. z and y may be equal, element by element.
+template <typename Z, typename Y>
+void activate_row(const Z* z, const float* __restrict__ bias, int64_t n, int64_t column, uint32_t row,
+                  const core::Dropout& dropout, Y* y) {
   alignas(64) float factor[kStrip];
   std::fill_n(factor, kStrip, 1.f);
   for (int64_t first = 0; first < n; first += kStrip) {
     if (dropout.threshold != 0) dropout_factors(dropout, row, column + first, factor);
     const int64_t count = std::min<int64_t>(kStrip, n - first);
+#pragma GCC ivdep
     for (int64_t i = 0; i < count; ++i)
-      store(activate(to_float(z[first + i]) + bias[first + i], factor[i]), z[first + i]);
+      store(activate(to_float(z[first + i]) + bias[first + i], factor[i]), y[first + i]);
   }
 }
 
 // One row times its mask, added to `sums`. The pointers may be equal, element by element.
-template <typename T>
-void mask_row(const T* dy, const T* mask, float scale, T* dz, float* __restrict__ sums, int64_t n) {
+template <typename D, typename T>
+void mask_row(const D* dy, const T* mask, float scale, T* dz, float* __restrict__ sums, int64_t n) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const float value = to_float(mask[i]) > 0.f ? to_float(dy[i]) * scale : 0.f;
@@ -83,46 +85,73 @@ void add_partials(const float* partial, int64_t blocks, int64_t n, float* out) {
   for (int64_t block = 0; block < blocks; ++block) add_row(partial + block * n, out, n);
 }
 
-}  // namespace
+// Results of a half type leave the tile, which is float, through the epilogue; floats are finished where they are.
+template <typename T>
+float* in_place(T* out) {
+  if constexpr (std::is_same_v<T, float>) return out;
+  return nullptr;
+}
 
-void linear_forward(const LinearSize& size, const float* x, const float* weight, const float* bias,
-                    const core::Dropout& dropout, int64_t first_row, float* y) {
-  gemm(size.B, size.O, size.I, {x, size.I, false}, {weight, size.I, true}, y, size.O, [&](const Tile& t) {
+template <typename T>
+void forward(const LinearSize& size, MatrixView x, MatrixView weight, const float* bias, const core::Dropout& dropout,
+             int64_t first_row, T* y) {
+  gemm(size.B, size.O, size.I, x, weight, in_place(y), size.O, [&](const Tile& t) {
     for (int64_t r = 0; r < t.rows; ++r) {
       if (r + kAhead < t.rows) prefetch(t.c + (r + kAhead) * t.stride, t.columns);
-      activate_row(t.c + r * t.stride, bias + t.column, t.columns, t.column,
-                   static_cast<uint32_t>(first_row + t.row + r), dropout);
+      const int64_t row = t.row + r;
+      activate_row(t.c + r * t.stride, bias + t.column, t.columns, t.column, static_cast<uint32_t>(first_row + row),
+                   dropout, y + row * size.O + t.column);
     }
   });
 }
 
-void linear_dgrad(const LinearSize& size, const float* dz, const float* weight, const float* mask, float scale,
-                  float* dx, float* dbias) {
+template <typename T>
+void dgrad(const LinearSize& size, MatrixView dz, MatrixView weight, const T* mask, float scale, T* dx, float* dbias) {
   const int64_t blocks = gemm_blocks(size.B);
   float* partial = gemm_scratch(kPartialSums, blocks * size.I);
   Epilogue epilogue;
-  if (mask != nullptr || dbias != nullptr)
+  if (mask != nullptr || dbias != nullptr || in_place(dx) == nullptr)
     epilogue = [&](const Tile& t) {
       float* sums = partial + t.block * size.I + t.column;
       std::fill_n(sums, t.columns, 0.f);
       for (int64_t r = 0; r < t.rows; ++r) {
-        float* row = t.c + r * t.stride;
+        const float* row = t.c + r * t.stride;
+        const int64_t at = (t.row + r) * size.I + t.column;
         if (r + kAhead < t.rows) prefetch(row + kAhead * t.stride, t.columns);
         if (mask == nullptr) {
           add_row(row, sums, t.columns);
+          if (in_place(dx) == nullptr) store_row(row, dx + at, t.columns);
           continue;
         }
-        const float* keep = mask + (t.row + r) * size.I + t.column;
-        if (r + kAhead < t.rows) prefetch(keep + kAhead * size.I, t.columns);
-        mask_row(row, keep, scale, row, sums, t.columns);
+        if (r + kAhead < t.rows) prefetch(mask + at + kAhead * size.I, t.columns);
+        mask_row(row, mask + at, scale, dx + at, sums, t.columns);
       }
     };
-  gemm(size.B, size.I, size.O, {dz, size.O, false}, {weight, size.I, false}, dx, size.I, epilogue);
+  gemm(size.B, size.I, size.O, dz, weight, in_place(dx), size.I, epilogue);
   if (dbias != nullptr) add_partials(partial, blocks, size.I, dbias);
 }
 
-void linear_wgrad(const LinearSize& size, const float* dz, const float* x, float* dweight) {
-  gemm(size.O, size.I, size.B, {dz, size.O, true}, {x, size.I, false}, dweight, size.I);
+}  // namespace
+
+void linear_forward(core::DType type, const LinearSize& size, const void* x, const void* weight, const float* bias,
+                    const core::Dropout& dropout, int64_t first_row, void* y) {
+  visit(type, [&](auto* t) {
+    forward(size, {x, type, size.I, false}, {weight, type, size.I, true}, bias, dropout, first_row,
+            static_cast<decltype(t)>(y));
+  });
+}
+
+void linear_dgrad(core::DType type, const LinearSize& size, const void* dz, const void* weight, const void* mask,
+                  float scale, void* dx, float* dbias) {
+  visit(type, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    dgrad(size, {dz, type, size.O, false}, {weight, type, size.I, false}, static_cast<const T*>(mask), scale,
+          static_cast<T*>(dx), dbias);
+  });
+}
+
+void linear_wgrad(core::DType type, const LinearSize& size, const void* dz, const void* x, float* dweight) {
+  gemm(size.O, size.I, size.B, {dz, type, size.O, true}, {x, type, size.I, false}, dweight, size.I);
 }
 
 void bias_relu_dropout(core::DType type, void* z, const float* bias, int64_t B, int64_t O, const core::Dropout& dropout,
@@ -131,7 +160,7 @@ void bias_relu_dropout(core::DType type, void* z, const float* bias, int64_t B, 
     auto* rows = static_cast<decltype(t)>(z);
     parallel_for(0, B, kElements / std::max<int64_t>(O, 1) + 1, [&](int64_t first, int64_t last) {
       for (int64_t b = first; b < last; ++b)
-        activate_row(rows + b * O, bias, O, 0, static_cast<uint32_t>(first_row + b), dropout);
+        activate_row(rows + b * O, bias, O, 0, static_cast<uint32_t>(first_row + b), dropout, rows + b * O);
     });
   });
 }

@@ -1,5 +1,5 @@
-// One hidden layer, y = dropout(relu(x weight^T + bias)), and its gradients. All matrices are row-major and dense;
-// results are bitwise the same for any number of threads.
+// One hidden layer, y = dropout(relu(x weight^T + bias)), and its gradients. All matrices are row-major and dense, of
+// one type; arithmetic is in float, each result rounded once. The same bits for any number of threads.
 #pragma once
 #include <cstdint>
 
@@ -13,18 +13,18 @@ struct LinearSize {
 };
 
 // y[B, O] from x[B, I], weight[O, I], bias[O]. Row b has the dropout of row first_row + b.
-void linear_forward(const LinearSize& size, const float* x, const float* weight, const float* bias,
-                    const core::Dropout& dropout, int64_t first_row, float* y);
+void linear_forward(core::DType type, const LinearSize& size, const void* x, const void* weight, const float* bias,
+                    const core::Dropout& dropout, int64_t first_row, void* y);
 
 // dx[B, I] = dz[B, O] weight[O, I]; with a mask [B, I], multiplied by `scale` where mask > 0 and zero elsewhere.
-// dbias[I] (may be null) = column sums of that.
-void linear_dgrad(const LinearSize& size, const float* dz, const float* weight, const float* mask, float scale,
-                  float* dx, float* dbias);
+// dbias[I] (may be null) = column sums of that, before it is rounded.
+void linear_dgrad(core::DType type, const LinearSize& size, const void* dz, const void* weight, const void* mask,
+                  float scale, void* dx, float* dbias);
 
-// dweight[O, I] = dz[B, O]^T x[B, I].
-void linear_wgrad(const LinearSize& size, const float* dz, const float* x, float* dweight);
+// dweight[O, I] = dz[B, O]^T x[B, I], in float.
+void linear_wgrad(core::DType type, const LinearSize& size, const void* dz, const void* x, float* dweight);
 
-// The elementwise parts alone, for products that a library has made in another storage type; arithmetic in float.
+// The elementwise parts alone, for products that a library has made.
 // z[B, O] becomes dropout(relu(z + bias)) in place.
 void bias_relu_dropout(core::DType type, void* z, const float* bias, int64_t B, int64_t O, const core::Dropout& dropout,
                        int64_t first_row);

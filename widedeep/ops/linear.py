@@ -1,8 +1,9 @@
 """Hidden layers: y = dropout(relu(x weight^T + bias)) and its gradients, each one product with the rest fused into it.
 
 Dropout is not stored: the keep bit of (seed, step, layer, first_row + row, column) comes from a counter
-(docs/architecture.md, "Dropout"), and y > 0 tells the gradient what was kept. On a CPU float32 goes through our own
-products (any sizes, the same bits for any number of threads), float16 and bfloat16 through torch's, then our passes.
+(docs/architecture.md, "Dropout"), and y > 0 tells the gradient what was kept. On a CPU the products are our own: any
+sizes, the same bits for any number of threads, float32 inside whatever the storage. Where the CPU multiplies bfloat16,
+that type goes through torch's products, then our passes (`widedeep._load.bf16_products`).
 """
 
 import torch

@@ -5,13 +5,14 @@ two products per layer on the way back; the segments of the batch, and one pass 
 gradients and applies both optimizers.
 """
 
+import logging
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from widedeep import ops
+from widedeep import _load, ops
 from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
@@ -19,6 +20,8 @@ from widedeep.model import WideDeep
 from widedeep.step import PRECISIONS, Step, StepConfig
 from widedeep.steps.buffers import Activations, DenseGradients
 from widedeep.steps.exchange import gather_tables
+
+log = logging.getLogger(__name__)
 
 PREDICT_ROWS = 4096  # the activations of a chunk stay in the cache
 
@@ -31,6 +34,8 @@ class FusedStep(Step):
             raise InputError(f"precision: expected fp32 or bf16 for the fused step on a CPU, got {config.precision!r}")
         super().__init__(model, config, device, comm)
         self.dtype = PRECISIONS[config.precision]
+        if self.dtype == torch.bfloat16 and comm.rank == 0:
+            log.info("bf16: %s", _load.bf16_products())
         self.spec = model.layout
         # Stand-ins for the slots of an absent part, so that one pass over the ids serves every kind of model.
         self.no_rms = [] if model.has_deep else [torch.zeros(rows, 0) for rows in self.spec.cardinalities]

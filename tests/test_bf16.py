@@ -1,0 +1,84 @@
+"""bf16 on a CPU: who multiplies, where that is said, and that a run learns what it learns in fp32."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from planted import CATEGORICAL, NUMERIC, TAGS, planted_rows
+
+from widedeep import _load, doctor
+from widedeep.data import Batch
+from widedeep.errors import InputError
+from widedeep.feature_spec import FeatureSpec
+from widedeep.model import WideDeep
+from widedeep.step import StepConfig, make_step
+
+SPEC = FeatureSpec((*CATEGORICAL, TAGS), NUMERIC, "clicked")
+ROWS = 256
+
+
+def new_step(kind="fused", precision="bf16"):
+    return make_step(kind, WideDeep(SPEC, [64, 33], seed=3), StepConfig(precision))
+
+
+def batch_of(seed):
+    data = planted_rows(ROWS, 4, seed)
+    ids = np.column_stack([data[f.name] for f in SPEC.categorical]).astype(np.int32)
+    numeric = np.column_stack([data[f.name] for f in SPEC.numeric])
+    columns = (torch.from_numpy(c) for c in (ids, numeric, data["clicked"].astype(np.float32)))
+    return Batch(*columns, None, 0, ROWS)
+
+
+@pytest.mark.parametrize(("choice", "who"), [("own", "our own products"), ("library", "oneDNN's products")])
+def test_the_choice_is_logged_once_and_named_by_the_doctor(choice, who, monkeypatch, caplog):
+    monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", choice)
+    caplog.set_level(logging.INFO)
+    new_step(precision="fp32")
+    assert not caplog.records
+    step = new_step()
+    step.train(batch_of(0), 0, 1e-3)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"bf16: {who} ")
+    assert doctor.diagnose()["bf16"] == _load.bf16_products() == record.getMessage().removeprefix("bf16: ")
+
+
+def test_left_alone_the_choice_follows_the_processor(monkeypatch):
+    for value in ("", "auto"):
+        monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", value)
+        assert _load.bf16_products().startswith("oneDNN") == _load.cpu_multiplies_bf16()
+
+
+def test_an_unknown_choice_is_bad_input(monkeypatch):
+    monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", "mkl")
+    with pytest.raises(InputError, match="WIDEDEEP_BF16_PRODUCTS: expected auto, own or library, got mkl"):
+        new_step()
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_only_the_reference_step_is_slow_without_instructions(has, monkeypatch, caplog):
+    monkeypatch.setattr(_load, "cpu_multiplies_bf16", lambda: has)
+    new_step("reference")
+    new_step("fused")
+    new_step("reference", "fp32")
+    assert [record.getMessage()[:21] for record in caplog.records] == ["this CPU has no bf16 "] * (not has)
+
+
+@pytest.mark.parametrize("choice", ["own", "library"])
+def test_bf16_learns_what_fp32_learns(choice, monkeypatch):
+    """The same batches and masks: curves that differ by rounding alone, far less than what is learnt."""
+    monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", choice)
+    steps = {precision: new_step(precision=precision) for precision in ("fp32", "bf16")}
+    losses = {precision: [] for precision in steps}
+    for i in range(80):
+        batch = batch_of(i)
+        for precision, step in steps.items():
+            losses[precision].append(float(step.train(batch, i, 1e-3)))
+    fp32, bf16 = (torch.tensor(losses[precision]) for precision in steps)
+    learnt = fp32[:10].mean() - fp32[-20:].mean()
+    assert learnt > 0.1
+    assert not torch.equal(fp32, bf16)
+    assert (bf16 - fp32).abs().max() < 0.02 * learnt
+    assert (bf16 - fp32).mean().abs() < 0.005 * learnt
+    held_out = batch_of(1000)
+    torch.testing.assert_close(steps["bf16"].predict(held_out), steps["fp32"].predict(held_out), rtol=0, atol=0.05)
