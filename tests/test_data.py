@@ -225,6 +225,34 @@ def test_prefetch_stays_within_its_depth():
     assert len(made) < 30
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_parallel_prefetch_keeps_the_order_and_its_depth(workers):
+    started, before = [], threading.active_count()
+
+    def square(i):
+        started.append(i)
+        if i == 30:
+            raise InputError("block 30 is damaged")
+        return i * i
+
+    got = prefetching.prefetch_map(square, iter(range(100)), workers)
+    for taken in range(30):
+        assert next(got) == taken * taken
+        assert len(started) <= taken + workers + 1
+    with pytest.raises(InputError, match="block 30"):
+        next(got)
+    assert threading.active_count() == before
+
+
+def test_several_threads_read_the_same_stream(shard_sets, monkeypatch):
+    monkeypatch.setattr(data, "READ_ROWS", 150)
+    monkeypatch.setattr(data, "_read_threads", lambda device: 3)
+    streamed = list(Reader(shard_sets(2000), 100, mode="stream", seed=4, window_rows=300).epoch(0))
+    wanted = Reader(shard_sets(2000), 100, mode="device", seed=4, window_rows=300).epoch(0)
+    for got, want in zip(streamed, wanted, strict=True):
+        assert_same(got, want)
+
+
 def test_auto_takes_the_first_mode_that_fits(shard_sets, monkeypatch):
     assert Reader(shard_sets(64), 8).mode == "device"
     monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))

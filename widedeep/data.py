@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from widedeep.errors import InputError
-from widedeep.readers.prefetch import prefetch, transfer
+from widedeep.readers.prefetch import prefetch_map, transfer
 from widedeep.readers.rows import READ_ROWS, Layout, Rows, Slice
 from widedeep.shards import ShardSet
 from widedeep.shuffle import WINDOW_ROWS, EpochOrder
 
 MODES = ("auto", "device", "pinned", "stream")
+READ_THREADS = 8  # of a stream to a GPU at most: each holds a few chunks of READ_ROWS
 # From a number of rows to where a batch of as many is wanted: ids, numeric, label. None: anywhere.
 Places = Callable[[int], tuple[Tensor, Tensor, Tensor] | None]
 
@@ -155,30 +156,31 @@ class Reader:
             yield piece, batch
 
     def _streamed(self, slices: Iterator[Slice], order: EpochOrder | None) -> Iterator[tuple[Slice, Rows]]:
-        chunks = prefetch(_chunks(slices, partial(_fetch, self._layout, order)), depth=2)
+        fetch = partial(_fetch, self._layout, order)
+        chunks = prefetch_map(fetch, _chunks(slices), _read_threads(self.device))
         batches = ((piece, rows) for chunk in chunks for piece, rows in chunk)
         if self.device.type == "cpu":
             return batches
         return transfer(batches, self.device)
 
 
-def _chunks(slices: Iterator[Slice], fetch: Callable[[list[Slice]], Rows]) -> Iterator[list[tuple[Slice, Rows]]]:
-    """Fetch several steps at once: one ordered sweep over the files, then cut into batches."""
+def _chunks(slices: Iterator[Slice]) -> Iterator[list[Slice]]:
+    """Several steps at once: one ordered sweep over the files for each list."""
     taken: list[Slice] = []
     rows = 0
     for piece in slices:
         taken.append(piece)
         rows += piece.stop - piece.start
         if rows >= READ_ROWS:
-            yield _cut(taken, fetch(taken))
+            yield taken
             taken, rows = [], 0
     if taken:
-        yield _cut(taken, fetch(taken))
+        yield taken
 
 
-def _fetch(layout: Layout, order: EpochOrder | None, slices: list[Slice]) -> Rows:
+def _fetch(layout: Layout, order: EpochOrder | None, slices: list[Slice]) -> list[tuple[Slice, Rows]]:
     places = [np.arange(s.start, s.stop) if order is None else order.rows_at(s.start, s.stop) for s in slices]
-    return layout.gather(np.concatenate(places))
+    return _cut(slices, layout.gather(np.concatenate(places)))
 
 
 def _cut(slices: list[Slice], rows: Rows) -> list[tuple[Slice, Rows]]:
@@ -186,10 +188,22 @@ def _cut(slices: list[Slice], rows: Rows) -> list[tuple[Slice, Rows]]:
     return [(s, rows.cut(end - (s.stop - s.start), end)) for s, end in zip(slices, ends)]
 
 
+def _read_threads(device: torch.device) -> int:
+    """Threads that read from the files: on a CPU the cores are the model's; a GPU takes what several of them read."""
+    if device.type == "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(READ_THREADS, max(1, cores // _local_world() - 1))
+
+
+def _local_world() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def _fitting_mode(size: int, device: torch.device) -> str:
     """The fastest mode whose `size` bytes leave the larger part of the memory to the model."""
-    # Under torchrun every process of this host holds its own copy.
-    host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    host = psutil.virtual_memory().available // _local_world()  # every process holds its own copy
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         if size <= free // 2:

@@ -269,7 +269,7 @@ class ShardSet:
         if rows.size and not 0 <= rows.min() <= rows.max() < self.rows:
             raise IndexError(f"{self.directory}: rows {rows.min()}..{rows.max()} are not within 0..{self.rows - 1}")
         # Ascending order touches each page once, and gives each part one slice.
-        order = np.argsort(rows, kind="stable")
+        order = np.argsort(rows)
         ascending = rows[order]
         bounds = np.searchsorted(ascending, np.concatenate([[0], self._ends]))
         result = self._empty(len(rows), columns)

@@ -2,13 +2,16 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
 from widedeep.readers.rows import Rows, Slice
 
+S = TypeVar("S")
 T = TypeVar("T")
 _END = object()
 
@@ -55,6 +58,25 @@ def _produce(items: Iterator[T], ready: queue.Queue, stopped: threading.Event) -
         # Closes what `items` itself runs, a prefetch of its own among them.
         if hasattr(items, "close"):
             items.close()
+
+
+def prefetch_map(function: Callable[[S], T], items: Iterator[S], workers: int) -> Iterator[T]:
+    """Yield function(item) of each item, in their order, computed by `workers` threads, at most one more ahead.
+
+    Threads start with the first `next` and have ended when the iterator is exhausted, closed or dropped. What a call
+    raises is raised here, in its place.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="widedeep-read")
+    ahead: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def transfer(batches: Iterator[tuple[Slice, Rows]], device: torch.device) -> Iterator[tuple[Slice, Rows]]:
