@@ -35,6 +35,8 @@ def make(kind: str, workers: int | None, scratch: Path, *, scheduler: str | None
         raise InputError(f"scheduler is {scheduler}, expected none with engine {kind!r}; take engine 'dask'")
     if scheduler is not None and workers is not None:
         raise InputError(f"workers is {workers}, expected none with a scheduler, whose cluster has its own")
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}, expected at least 1")
     if kind == "threads":
         return ThreadEngine(cores() if workers is None else workers, scratch)
     devices = () if scheduler is not None else gpus.visible(device)

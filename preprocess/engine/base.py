@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from widedeep.errors import InputError, RunError
+from widedeep.errors import RunError
 
 
 class WorkerLost(RunError):
@@ -34,8 +34,6 @@ class Engine(ABC):
 
     def __init__(self, workers: int, scratch: Path | None = None):
         """scratch: an existing directory for results on their way; a folder `results` in it is the engine's own."""
-        if workers < 1:
-            raise InputError(f"workers is {workers}, expected at least 1")
         self.workers = workers
         self.results = None if scratch is None else scratch / "results"
         self._sweep()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin
+from distributed import CancelledError, Client, KilledWorker, LocalCluster, WorkerPlugin
 from distributed.comm import CommClosedError
 
 from preprocess.engine import gpus
@@ -58,7 +58,7 @@ class DaskEngine(Engine):
             return loaded(pending.result())
         except KilledWorker as error:
             raise WorkerLost("a task ended each worker that dask gave it to, perhaps for want of memory") from error
-        except (CommClosedError, dask.distributed.CancelledError) as error:
+        except (CommClosedError, CancelledError) as error:
             raise WorkerLost(f"the dask scheduler is gone: {error}") from error
 
     def _end(self, failed: bool) -> None:
@@ -88,7 +88,7 @@ def _local(workers: int | None, scratch: Path, stack: ExitStack) -> Client:
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",  # None takes a fixed port
         memory_limit=0,
         local_directory=str(scratch),
         silence_logs=logging.CRITICAL,
