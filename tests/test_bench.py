@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import ceilings, harness, peers
+from bench import ceilings, end_to_end, harness, peers
 from bench.job import Job, write_shards
 from bench.ours import WideDeepContender
 from widedeep.data import Reader
@@ -106,3 +106,22 @@ def test_whole_steps_are_reported(tmp_path, capsys):
             assert peer["ours_over_this"] > 0
         assert report["skipped"] == {}
         assert "ours / this" in harness.text(report)
+
+
+def test_end_to_end(tmp_path, capsys):
+    arguments = "--displays 300 --epochs 2 --device cpu --batch 256 --hidden 8 --embedding_dim 2 --lr 0.003 --workers 1"
+    kept = tmp_path / "kept"
+    assert end_to_end.main([*arguments.split(), "--out", str(kept), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows"]["train"] + report["rows"]["test"] > 900
+    assert len(report["epochs"]) == 2
+    assert 0 < report["epochs"][0]["seconds"] < report["epochs"][1]["seconds"] < report["seconds"]["training"]
+    assert 0 < report["epochs"][1]["streaming_map_val"] <= 1
+    assert sum(report["preprocessing"].values()) <= report["seconds"]["preprocessing"]
+    assert report["commit"] in end_to_end.text(report)
+    assert end_to_end.main([*arguments.split(), "--out", str(kept)]) == 2
+    assert "expected a new or empty directory" in capsys.readouterr().err
+    raw = ["--data", str(kept / "raw"), "--out", str(tmp_path / "again"), "--json"]
+    assert end_to_end.main([*arguments.split()[2:], *raw]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [e["loss_val"] for e in again["epochs"]] == [e["loss_val"] for e in report["epochs"]]
