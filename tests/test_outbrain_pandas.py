@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from outbrain_checks import check_given_statistics, check_rows, files, shuffled_raw
 from outbrain_oracle import features
 
-from preprocess import synthetic
 from preprocess.outbrain import OutbrainConfig, run
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
@@ -21,12 +21,7 @@ SMALL = Path(__file__).parent / "data" / "outbrain"
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     """About 50,000 click rows with nulls, dirty values and a heavy tail; clicks in no order, so they need sorting."""
-    directory = tmp_path_factory.mktemp("synthetic") / "raw"
-    synthetic.run(displays=9600, seed=11, out=directory)
-    header, *rows = (directory / "clicks_train.csv").read_text().splitlines(keepends=True)
-    order = np.random.default_rng(5).permutation(len(rows))
-    (directory / "clicks_train.csv").write_text(header + "".join(rows[i] for i in order))
-    return directory
+    return shuffled_raw(tmp_path_factory.mktemp("synthetic") / "raw", displays=9600, seed=11)
 
 
 @pytest.fixture(scope="module")
@@ -35,26 +30,11 @@ def config(raw, tmp_path_factory):
     return dataclasses.replace(config, stats=None), run(config)
 
 
-def files(directory: Path) -> dict[str, bytes]:
-    """Contents by name; the report holds times, so it is left out."""
-    paths = (p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != "report.json")
-    return {str(p.relative_to(directory)): p.read_bytes() for p in paths}
-
-
 def test_every_feature_matches_pandas(raw, config):
     spec = FeatureSpec.load(config[0].out)
     want = features(raw, dict(zip(spec.names, spec.cardinalities)))
     assert len(want) > 45_000
-    by_split = {"train": want[want.train], "test": want[~want.train].sort_values("display_id", kind="stable")}
-    for split, table in by_split.items():
-        shards = ShardSet.open(Path(config[0].out) / split, verify=True)
-        assert shards.rows == len(table) > 5000
-        got = shards.read(0, shards.rows)
-        for name in (*spec.names, "clicked", *(["display_id"] if split == "test" else [])):
-            np.testing.assert_array_equal(got[name], np.array(table[name].tolist()), err_msg=f"{split} {name}")
-        for name in spec.numeric_names:
-            assert table[name].nunique() > 3, f"{name} says nothing"
-            np.testing.assert_allclose(got[name], table[name], rtol=1e-5, atol=1e-6, err_msg=f"{split} {name}")
+    check_rows(Path(config[0].out), want, distinct=4)
 
 
 @pytest.mark.parametrize("change", [{"chunk_rows": 997}, {"workers": 2, "chunk_rows": 5000}, {"memory_limit": 2**30}])
@@ -66,10 +46,7 @@ def test_chunks_and_workers_do_not_change_a_byte(config, change, tmp_path, monke
 
 
 def test_given_statistics_of_the_same_data_give_the_same_rows(config, tmp_path):
-    report = run(dataclasses.replace(config[0], out=tmp_path / "again", stats=config[0].out))
-    assert report["statistics"] == "given"
-    before, after = files(Path(config[0].out)), files(tmp_path / "again")
-    assert {k for k in before if before[k] != after[k]} == {"train/manifest.json", "test/manifest.json"}
+    check_given_statistics(config[0], tmp_path / "again")
 
 
 def test_given_statistics_replace_those_of_the_data(config, tmp_path):

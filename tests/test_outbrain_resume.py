@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_outbrain_pandas import files
+from outbrain_checks import files
 
 from preprocess.outbrain import OutbrainConfig, resume, run
 from widedeep.errors import InputError

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import main
+from outbrain_checks import check_given_statistics, check_rows, files, shuffled_raw
 from outbrain_spark_oracle import features
-from test_outbrain_pandas import files
 
-from preprocess import synthetic
 from preprocess.outbrain import OutbrainConfig, run
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardSet
@@ -19,8 +18,7 @@ from widedeep.shards import ShardSet
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     """About 31,000 click rows in no order, with more nulls than the generator makes, and in every column that may."""
-    directory = tmp_path_factory.mktemp("synthetic") / "raw"
-    synthetic.run(displays=6000, seed=23, out=directory)
+    directory = shuffled_raw(tmp_path_factory.mktemp("synthetic") / "raw", displays=6000, seed=23)
     rng = np.random.default_rng(7)
     blank = {"events": {2: 0.01, 3: 0.03, 4: 0.02, 5: 0.05}, "documents_meta": {1: 0.04, 2: 0.1, 3: 0.1}}
     blank["promoted_content"] = {1: 0.02, 2: 0.05, 3: 0.05}
@@ -31,9 +29,6 @@ def raw(tmp_path_factory):
             for i in np.flatnonzero(rng.random(len(rows)) < share):
                 rows[i][column] = "\\N"
         (directory / f"{name}.csv").write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
-    header, *lines = (directory / "clicks_train.csv").read_text().splitlines(keepends=True)
-    order = rng.permutation(len(lines))
-    (directory / "clicks_train.csv").write_text(header + "".join(lines[i] for i in order))
     return directory
 
 
@@ -47,16 +42,7 @@ def test_every_feature_matches_pandas(raw, config):
     spec = FeatureSpec.load(config[0].out)
     want = features(raw, dict(zip(spec.names, spec.cardinalities)))
     assert len(want) > 25_000
-    by_split = {"train": want[want.train], "test": want[~want.train].sort_values("display_id", kind="stable")}
-    for split, table in by_split.items():
-        shards = ShardSet.open(Path(config[0].out) / split, verify=True)
-        assert shards.rows == len(table) > 5000
-        got = shards.read(0, shards.rows)
-        for name in (*spec.names, "label", *(["display_id"] if split == "test" else [])):
-            np.testing.assert_array_equal(got[name], table[name], err_msg=f"{split} {name}")
-        for name in spec.numeric_names:
-            assert table[name].nunique() > 3, f"{name} says nothing"
-            np.testing.assert_allclose(got[name], table[name], rtol=1e-5, atol=1e-6, err_msg=f"{split} {name}")
+    check_rows(Path(config[0].out), want, distinct=4)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +74,7 @@ def test_an_interrupted_run_continues_with_the_places_it_counted(config, tmp_pat
 
 
 def test_given_statistics_of_the_same_data_give_the_same_rows(config, tmp_path):
-    report = run(dataclasses.replace(config[0], out=tmp_path / "again", stats=config[0].out))
-    assert report["statistics"] == "given"
-    before, after = files(Path(config[0].out)), files(tmp_path / "again")
-    assert {k for k in before if before[k] != after[k]} == {"train/manifest.json", "test/manifest.json"}
+    check_given_statistics(config[0], tmp_path / "again")
 
 
 def test_the_command_makes_data_that_train(raw, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from outbrain_checks import check_rows
 from outbrain_oracle import features, similarity
 
 from preprocess.outbrain import OutbrainConfig, clicks, run
@@ -15,6 +16,7 @@ from preprocess.outbrain.lookup import Lookup, first_duplicate, with_null
 from preprocess.outbrain.nvtabular import NvtabularStatistics, _median, _scale
 from preprocess.outbrain.similarity import Attributes
 from preprocess.outbrain.statistics import KeyCounts
+from preprocess.outbrain.tables import ranks
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardSet
 
@@ -61,6 +63,29 @@ def test_similarity_matches_dictionaries(merge_entries, vocabulary, tmp_path, mo
     want = similarity(tmp_path, "topics", list(zip(left.tolist(), right.tolist())))
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
     assert (got > 0).sum() > 100
+
+
+@pytest.mark.parametrize("workers", [2, 3, 16])
+def test_rows_do_not_depend_on_the_threads_that_build_them(workers, monkeypatch):
+    """Most entries belong to one document, so some threads have none."""
+    monkeypatch.setattr(similarity_module, "_ENTRIES_A_THREAD", 100)
+    rng = np.random.default_rng(3)
+    documents = np.r_[np.full(3000, 40), rng.integers(0, 300, 2000)].astype(np.int32)
+    entries = documents, rng.integers(0, 900, 5000).astype(np.int32), rng.uniform(0, 1, 5000)
+    want, got = (Attributes.build(*entries, workers=n) for n in (1, workers))
+    for name in ("start", "length", "signature", "attribute", "value"):
+        assert getattr(got, name).dtype == getattr(want, name).dtype
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+    np.testing.assert_array_equal(got.lookup.slots, want.lookup.slots)
+    assert want.length.max() > 800
+
+
+@pytest.mark.parametrize(("n", "largest"), [(0, 0), (1, 5), (1000, 50), (1000, 2**31 - 2)])
+def test_ranks_are_places_among_the_distinct(n, largest):
+    values = np.random.default_rng(n).integers(0, largest + 1, n, dtype=np.int32)
+    distinct = sorted(set(values.tolist()))
+    assert ranks(values).tolist() == [distinct.index(v) for v in values.tolist()]
+    assert ranks(values).dtype == np.int32
 
 
 def test_an_attribute_of_every_document_weighs_nothing():
@@ -149,14 +174,7 @@ def test_sparse_ids_give_what_pandas_gives(tmp_path):
     run(OutbrainConfig(data, tmp_path / "out", workers=1))
     spec = FeatureSpec.load(tmp_path / "out")
     want = features(data, dict(zip(spec.names, spec.cardinalities)))
-    sides = {"train": want[want.train], "test": want[~want.train].sort_values("display_id", kind="stable")}
-    for split, table in sides.items():
-        shards = ShardSet.open(tmp_path / "out" / split)
-        got = shards.read(0, shards.rows)
-        for name in (*spec.names, "clicked"):
-            np.testing.assert_array_equal(got[name], table[name], err_msg=name)
-        for name in spec.numeric_names:
-            np.testing.assert_allclose(got[name], table[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    check_rows(tmp_path / "out", want)
 
 
 @pytest.mark.parametrize(("time", "empty"), [("1036800000", "train"), ("0", None)])
