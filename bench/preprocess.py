@@ -1,4 +1,6 @@
-"""Outbrain preprocessing beside polars and pandas: `python -m bench.preprocess --displays 400000`. See bench/README.md.
+"""Outbrain preprocessing beside polars and pandas: `python -m bench.preprocess --displays 400000 --engine all`.
+
+See bench/README.md.
 
 Every contender runs in a process of its own on the same files, rounds alternate, and all must make the same numbers:
 rows of both splits, and the means of the two ages, six click rates and two counts.
@@ -25,7 +27,7 @@ import torch
 from bench.harness import commit, device_name
 from bench.preprocess_child import OURS, PEERS
 from preprocess import synthetic
-from preprocess.engine import cores
+from preprocess.engine import ENGINES, cores
 from widedeep.errors import InputError, RunError
 
 WORK = {
@@ -42,9 +44,10 @@ def options() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--displays", type=int, default=400_000, help="displays of the synthetic input, 5.2 rows each")
     source.add_argument("--data", type=Path, help="a directory of raw files instead")
-    parser.add_argument("--engine", choices=("local",), default="local", help="which of our engines")
+    parser.add_argument("--engine", choices=(*ENGINES, "all"), default="threads", help="which of our engines")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of ours")
     parser.add_argument(
-        "--workers", type=int, default=cores(), help="threads of every contender (pandas: of its reader)"
+        "--workers", type=int, default=cores(), help="threads or processes of every contender (pandas: of its reader)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="runs of every contender")
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {','.join(PEERS)}")
@@ -69,29 +72,35 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}, expected at least 1")
     peers, skipped = chosen(args.peers)
-    names = [*OURS, *peers]
+    engines, skipped = engines_of(args.engine, skipped)
+    # The first engine does both of our jobs, further ones the whole job.
+    contenders = [(name, engines[0]) for name in OURS] + [(OURS[0], engine) for engine in engines[1:]]
+    contenders += [(peer, "") for peer in peers]
     with tempfile.TemporaryDirectory(prefix="widedeep-bench-") as directory:
         data = args.data
         if data is None:
             data = Path(directory) / "raw"
             synthetic.run(displays=args.displays, seed=0, out=data, workers=args.workers)
-        runs: dict[str, list[dict]] = {name: [] for name in names}
+        runs: dict[tuple[str, str], list[dict]] = {contender: [] for contender in contenders}
         for _ in range(args.rounds):
-            for name in names:
-                runs[name].append(measure(name, data, Path(directory) / "out", args.workers))
-                check(name, runs[name][-1], runs[OURS[0]][0])
+            for contender in contenders:
+                runs[contender].append(measure(contender, data, Path(directory) / "out", args.workers, args.device))
+                check(title(contender), runs[contender][-1], runs[contenders[0]][0])
     return {
         "bench": "preprocessing",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": device_name(torch.device("cpu")),
+        "device": device_name(torch.device(args.device)),
         "workers": args.workers,
         "load": os.getloadavg()[0],
         "commit": commit(),
-        "versions": {"python": platform.python_version(), **versions("numpy", "pyarrow", *peers)},
+        "versions": {
+            "python": platform.python_version(),
+            **versions("numpy", "pyarrow", *(["cupy"] if args.device == "cuda" else []), *peers),
+        },
         "rounds": args.rounds,
-        "rows": sum(runs[OURS[0]][0]["rows"].values()),
+        "rows": sum(runs[contenders[0]][0]["rows"].values()),
         "skipped": skipped,
-        "contenders": [row(name, runs) for name in names],
+        "contenders": [row(contender, runs) for contender in contenders],
     }
 
 
@@ -104,17 +113,32 @@ def chosen(peers: str) -> tuple[list[str], dict[str, str]]:
     return [name for name in wanted if name not in skipped], skipped
 
 
-def measure(name: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
+def engines_of(engine: str, skipped: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Engines to run, and what is left out with the reason."""
+    wanted = ENGINES if engine == "all" else (engine,)
+    if "dask" in wanted and find_spec("distributed") is None:
+        if engine == "dask":
+            raise InputError("--engine dask: dask is not installed")
+        return [name for name in wanted if name != "dask"], {**skipped, "engine dask": "dask is not installed"}
+    return list(wanted), skipped
+
+
+def title(contender: tuple[str, str]) -> str:
+    name, engine = contender
+    return f"{name} ({engine})" if engine else name
+
+
+def measure(contender: tuple[str, str], data: Path, out: Path, workers: int, device: str) -> dict[str, Any]:
     """One run of a contender; what it wrote is deleted."""
     out.mkdir()
-    command = [sys.executable, "-m", "bench.preprocess_child", name, str(data), str(out), str(workers)]
+    command = [sys.executable, "-m", "bench.preprocess_child", *contender, data, out, str(workers), device]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     finally:
         shutil.rmtree(out)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RunError(f"{name} failed: {last}")
+        raise RunError(f"{title(contender)} failed: {last}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -127,13 +151,13 @@ def check(name: str, got: dict[str, Any], want: dict[str, Any]) -> None:
             raise RunError(f"{name} did other work: its mean {feature} is {got['means'][feature]}, ours {mean}")
 
 
-def row(name: str, runs: dict[str, list[dict]]) -> dict[str, Any]:
-    """Medians over rounds; a ratio is the median of the ratios within rounds."""
-    own, seconds = runs[name], [r["seconds"] for r in runs[name]]
+def row(contender: tuple[str, str], runs: dict[tuple[str, str], list[dict]]) -> dict[str, Any]:
+    """Medians over rounds; a ratio, to both jobs of our first engine, is the median of the ratios within rounds."""
+    own, seconds = runs[contender], [r["seconds"] for r in runs[contender]]
     rows = sum(own[0]["rows"].values())
     result = {
-        "name": name,
-        "does": WORK[name],
+        "name": title(contender),
+        "does": WORK[contender[0]],
         "seconds": statistics.median(seconds),
         "fastest": min(seconds),
         "slowest": max(seconds),
@@ -142,10 +166,12 @@ def row(name: str, runs: dict[str, list[dict]]) -> dict[str, Any]:
         "peak_mib": statistics.median(r["peak_bytes"] for r in own) / 2**20,
         "stages": {stage: statistics.median(r["stages"][stage] for r in own) for stage in own[0]["stages"]},
     }
-    if name in PEERS:
-        for ours in OURS:
-            ratios = [r["seconds"] / mine["seconds"] for r, mine in zip(own, runs[ours])]
-            result[f"times {ours}"] = statistics.median(ratios)
+    if "device_bytes" in own[0]:
+        result["device_mib"] = statistics.median(r["device_bytes"] for r in own) / 2**20
+    ours = list(runs)[: len(OURS)]
+    if contender not in ours:
+        for (name, _), mine in ((other, runs[other]) for other in ours):
+            result[f"times {name}"] = statistics.median(r["seconds"] / m["seconds"] for r, m in zip(own, mine))
     return result
 
 
@@ -160,20 +186,22 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def text(report: dict[str, Any]) -> str:
+    on_gpu = any("device_mib" in r for r in report["contenders"])
     lines = [
         f"preprocessing {report['rows']:,} click rows, {report['workers']} workers",
-        f"medians of {report['rounds']} rounds; peer / ours: seconds over those of both of ours",
+        f"medians of {report['rounds']} rounds; the last columns: seconds over those of our first engine",
         f"{report['device']}; load {report['load']:.1f}; commit {report['commit']}; {report['date']}",
         ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
         "",
-        f"{'':24}{'seconds':>9}{'fastest':>9}{'slowest':>9}{'CPU s':>8}{'rows/s':>11}{'peak MiB':>10}"
-        f"{'/ whole':>9}{'/ tables':>9}",
+        f"{'':32}{'seconds':>9}{'fastest':>9}{'slowest':>9}{'CPU s':>8}{'rows/s':>11}{'peak MiB':>10}"
+        f"{'GPU MiB' if on_gpu else '':>9}{'/ whole':>9}{'/ tables':>9}",
     ]
     for r in report["contenders"]:
         ratios = [f"{r[f'times {ours}']:.2f}" if f"times {ours}" in r else "" for ours in OURS]
+        used = f"{r['device_mib']:.0f}" if "device_mib" in r else ""
         lines.append(
-            f"{r['name']:24}{r['seconds']:9.2f}{r['fastest']:9.2f}{r['slowest']:9.2f}{r['cpu_seconds']:8.2f}{r['rows_per_s']:11,.0f}"
-            f"{r['peak_mib']:10.0f}{ratios[0]:>9}{ratios[1]:>9}"
+            f"{r['name']:32}{r['seconds']:9.2f}{r['fastest']:9.2f}{r['slowest']:9.2f}{r['cpu_seconds']:8.2f}{r['rows_per_s']:11,.0f}"
+            f"{r['peak_mib']:10.0f}{used:>9}{ratios[0]:>9}{ratios[1]:>9}"
         )
     lines.append("")
     for r in report["contenders"]:

@@ -1,14 +1,17 @@
-"""One contender of bench.preprocess in a process of its own: `python -m bench.preprocess_child NAME DATA OUT WORKERS`.
+"""One contender of bench.preprocess in a process of its own: `python -m bench.preprocess_child NAME ENGINE DATA OUT
+WORKERS DEVICE`.
 
-Prints one JSON object: seconds, CPU seconds of all threads, seconds by stage, peak memory of the process, rows, and the
-mean of every feature that all contenders make, by which their work is compared. Imports are not counted; reading the
-results back neither.
+Prints one JSON object: seconds, CPU seconds of all threads and worker processes, seconds by stage, peak memory, rows,
+and the mean of every feature that all contenders make, by which their work is compared. Imports are not counted;
+reading the results back neither.
 """
 
 import contextlib
 import json
 import os
+import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +19,16 @@ from typing import Any
 
 OURS = ("widedeep", "widedeep, tables only")
 PEERS = ("polars", "pandas")
+SAMPLE_SECONDS = 0.02
 
 
-def main(name: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
-    """name: one of `OURS` and `PEERS`; out: an empty directory."""
+def main(name: str, engine: str, data: Path, out: Path, workers: int, device: str) -> dict[str, Any]:
+    """name: one of `OURS` and `PEERS`; out: an empty directory; engine, device: of ours."""
     os.environ["POLARS_MAX_THREADS"] = str(workers)  # polars reads it when it is imported
-    contender = _ours if name in OURS else _peer
-    return contender(name, data, out, workers)
+    return _ours(name, engine, data, out, workers, device) if name in OURS else _peer(name, data, out, workers)
 
 
-def _ours(name: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
+def _ours(name: str, engine: str, data: Path, out: Path, workers: int, device: str) -> dict[str, Any]:
     import numpy as np
 
     from preprocess.outbrain import OutbrainConfig, layout, run
@@ -37,10 +40,13 @@ def _ours(name: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
             if path.stem.split(".")[0] not in {f"documents_{kind}" for kind in layout.ATTRIBUTES}:
                 (out / "tables" / path.name).symlink_to(path.resolve())
         data = out / "tables"
-    start, cpu = time.perf_counter(), time.process_time()
-    report = run(OutbrainConfig(data, out / "shards", workers=workers))
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = peak_bytes()
+    if engine == "dask":
+        import preprocess.engine.cluster  # noqa: F401 (as the others' imports are not counted)
+    start, cpu = time.perf_counter(), cpu_seconds()
+    with Sampler(processes=engine != "threads", device=device) as sampler:
+        report = run(OutbrainConfig(data, out / "shards", engine=engine, workers=workers, device=device))
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+    peak = peak_bytes() if engine == "threads" else sampler.peak_bytes
     stages = {stage: values["seconds"] for stage, values in report["stages"].items()}
     sums, rows = dict.fromkeys(_features(layout), 0.0), {}
     for split in ("train", "test"):
@@ -48,7 +54,8 @@ def _ours(name: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
         rows[split] = shards.rows
         for feature in sums:
             sums[feature] += sum(float(np.sum(part, dtype=np.float64)) for part in shards.column(feature))
-    return _result(seconds, cpu, stages, peak, rows, sums)
+    result = _result(seconds, cpu, stages, peak, rows, sums)
+    return result | ({"device_bytes": sampler.device_bytes} if device == "cuda" else {})
 
 
 def _peer(name: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
@@ -72,9 +79,9 @@ def _peer(name: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
         yield
         stages[title] = time.perf_counter() - start
 
-    start, cpu = time.perf_counter(), time.process_time()
+    start, cpu = time.perf_counter(), cpu_seconds()
     path = peer.run(data, out, stage, dict(zip(spec.names, spec.cardinalities)))
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
     peak = peak_bytes()
     table = pq.read_table(path, columns=["train", *_features(layout)])
     train = pc.sum(table["train"]).as_py()
@@ -95,6 +102,68 @@ def _result(
     }  # fmt: skip
 
 
+def cpu_seconds() -> float:
+    """Of this process and of those of its children that have ended."""
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
+
+
+class Sampler(threading.Thread):
+    """Looks at memory every 20 ms while its with-block runs.
+
+    Attributes:
+        peak_bytes: most of this process and all below it together; a page that several map counts once (Pss).
+        device_bytes: most used on the visible GPUs together above what was used before, contexts of workers included.
+    """
+
+    def __init__(self, processes: bool, device: str):
+        super().__init__(daemon=True)
+        self.peak_bytes = self.device_bytes = 0
+        self._processes, self._device, self._ended = processes, device, threading.Event()
+        self._before = used_device_bytes() if device == "cuda" else 0
+
+    def __enter__(self) -> "Sampler":
+        if self._processes or self._device == "cuda":
+            self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._ended.set()
+        if self.is_alive():
+            self.join()
+
+    def run(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            if self._processes:
+                self.peak_bytes = max(self.peak_bytes, tree_bytes())
+            if self._device == "cuda":
+                self.device_bytes = max(self.device_bytes, used_device_bytes() - self._before)
+
+
+def tree_bytes() -> int:
+    """Proportional set size of this process and all below it (Linux)."""
+    import psutil
+
+    total = 0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(OSError, IndexError, StopIteration):  # it may have ended
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            total += int(next(line for line in lines if line.startswith("Pss:")).split()[1]) * 1024
+    return total
+
+
+def used_device_bytes() -> int:
+    """On all GPUs that this process sees."""
+    import cupy
+
+    used = 0
+    for number in range(cupy.cuda.runtime.getDeviceCount()):
+        with cupy.cuda.Device(number):
+            free, total = cupy.cuda.runtime.memGetInfo()
+            used += total - free
+    return used
+
+
 def peak_bytes() -> int:
     """Largest resident memory of this program so far, mapped files included (Linux). `getrusage` would also count the
     program that started it."""
@@ -105,5 +174,5 @@ def peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    contender, data, out, workers = sys.argv[1:]
-    print(json.dumps(main(contender, Path(data), Path(out), int(workers))))
+    contender, engine, data, out, workers, device = sys.argv[1:]
+    print(json.dumps(main(contender, engine, Path(data), Path(out), int(workers), device)))
