@@ -11,8 +11,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def pytest_configure():
     try:
         import widedeep._load  # noqa: F401
-    except ImportError as error:
-        pytest.exit(f"widedeep is not built for {sys.executable} ({error}): `make build` builds it", returncode=3)
+    except (ImportError, OSError) as error:
+        pytest.exit(f"widedeep is not built for {sys.executable}: `make build` builds it ({error})", returncode=3)
 
 
 def _cuda_reason() -> str | None:

@@ -42,11 +42,17 @@ def _load_cuda() -> bool:
     """Loads the CUDA kernels beside a CUDA torch. Its stream symbols live in libtorch_cuda, which a CPU torch lacks.
 
     Raises:
-        OSError: the library exists, torch is a CUDA build, and the two do not fit: reinstall widedeep for this torch.
+        OSError: the library exists, torch is a CUDA build, and the two do not fit, as after a build beside a CPU torch.
     """
     if torch.version.cuda is None or not CUDA_LIBRARY.exists():
         return False
-    torch.ops.load_library(str(CUDA_LIBRARY))
+    try:
+        torch.ops.load_library(str(CUDA_LIBRARY))
+    except OSError as error:
+        raise OSError(
+            f"{CUDA_LIBRARY} does not load beside torch {torch.__version__} ({error.__cause__ or error}): "
+            "install widedeep again for this torch"
+        ) from error
     return True
 
 

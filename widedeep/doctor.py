@@ -45,7 +45,7 @@ def _advice(facts: dict) -> list[str]:
     advice = [f"{name} is not installed: pip install {name}" for name, found in facts["required"].items() if not found]
     build, devices = facts["build"], facts["devices"]
     if "error" in build:
-        return [*advice, f"the compiled part does not load ({build['error']}): pip install -e . builds it again"]
+        return [*advice, "the compiled part does not load: pip install -e . builds it again"]
     if devices and not facts["cuda_kernels"]:
         reason = build["cuda_note"] or "this torch is a CPU build, or libwidedeep_cuda.so was built for another torch"
         advice.append(f"a GPU is present but the CUDA kernels are not in use: {reason}")
