@@ -15,8 +15,10 @@ from widedeep.errors import InputError
 from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
 from widedeep.model import WideDeep
 from widedeep.step import StepConfig
+from widedeep.steps import cuda
 from widedeep.steps.cuda import CudaStep
 from widedeep.steps.cuda_ranks import RanksCudaStep
+from widedeep.steps.layers import Layers
 
 # Its deep input is 64 columns wide: nothing to pad, which only the GPU's update can skip.
 EVEN = FeatureSpec(
@@ -218,6 +220,20 @@ def test_what_is_captured_asks_nothing_and_keeps_no_workspace_of_a_library(parts
     products = {"mm", "mv", "addmm", "addmv", "bmm", "baddbmm", "dot", "vdot", "linear"}
     assert {f"aten::{name}" for name in asks | products}.isdisjoint({n.split(".")[0] for n in called.names})
     assert any(n.startswith("widedeep::") for n in called.names)
+
+
+def test_routes_are_compared_again_where_batches_grow(monkeypatch):
+    compared = []
+
+    def choose(*args):
+        compared.append(args[-1])
+        return Layers(args[1])
+
+    monkeypatch.setattr(cuda, "choose_layers", choose)
+    step = gpu_step()
+    for B in (8, 8, 4, 20, 8, 20):
+        step.predict(batch_of(EVEN, B))
+    assert compared == [8, 20]
 
 
 def test_a_head_that_is_too_wide_is_refused():

@@ -178,24 +178,23 @@ class CudaStep(Step):
         self.numeric = torch.empty(rows, N, device=self.device)
         self.label = torch.empty(rows, device=self.device)
         self._places.clear()
-        if self.layers:
-            self.layers.grow(rows)
+        self.layers = None  # chosen anew: what agreed on a small batch may not on a large one
         self.capacity = rows
 
     def _prepare(self, rows: int) -> None:
         """Buffers for `rows`, and copies that follow the weights."""
         self._grow(rows)
         if self.layers is None:
-            self._choose_layers(rows)
+            self._choose_layers()
         if self.copied != self._versions():
             self.weights.refresh()
             self.layers.refresh()
             self.copied = self._versions()
 
-    def _choose_layers(self, rows: int) -> None:
+    def _choose_layers(self) -> None:
         self._allow_tf32()
         self.weights.refresh()
-        self.layers = choose_layers(self.config.gemm, self.weights, self.dtype, self.model.dropout, rows)
+        self.layers = choose_layers(self.config.gemm, self.weights, self.dtype, self.model.dropout, self.capacity)
         self.layers.grow(self.capacity)
         log.info("fused GPU step, %s, hidden layers through %s", self.config.precision, self.gemm)
 
