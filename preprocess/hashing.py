@@ -39,18 +39,21 @@ def key(seed: int) -> int:
     return z ^ (z >> 31)
 
 
-def hash_ids(values: Any, seed: int = SEED, xp: ModuleType = np) -> Any:
+def hash_ids(values: np.ndarray, seed: int = SEED) -> np.ndarray:
     """[n] of any integer type -> [n] uint64."""
-    if xp is not np:
-        return kernels.hash_ids(values, key(seed), xp)
     return mix64(values.astype(np.int64).view(np.uint64) ^ np.uint64(key(seed)))
 
 
-def id_buckets(values: Any, buckets: int, seed: int = SEED, xp: ModuleType = np) -> Any:
+def id_buckets(values: np.ndarray, buckets: int, seed: int = SEED) -> np.ndarray:
     """[n] of any integer type -> [n] int32 in [0, buckets)."""
-    if xp is not np:
-        return kernels.id_buckets(values, key(seed), buckets, xp)
     return (hash_ids(values, seed) % np.uint64(buckets)).astype(np.int32)
+
+
+def buckets_or_null(values: Any, buckets: int, xp: ModuleType = np) -> Any:
+    """[n] int32 ids, -1 for null -> [n] int32 in [0, buckets), -1 for null."""
+    if xp is not np:
+        return kernels.id_buckets(values, key(SEED), buckets, xp)
+    return np.where(values < 0, np.int32(NULL), id_buckets(values, buckets))
 
 
 def string_buckets(values: Iterable[str], buckets: int, seed: int = SEED) -> np.ndarray:
@@ -64,7 +67,7 @@ def null_bucket(buckets: int, seed: int = SEED) -> int:
     return int(id_buckets(np.array([NULL]), buckets, seed)[0])
 
 
-def is_selected(values: Any, fraction: float, seed: int, xp: ModuleType = np) -> Any:
+def is_selected(values: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """[n] ids -> [n] bool, true with probability `fraction`: the upper 53 bits of the hash, as a number in [0, 1), are
     below it. The same id gives the same answer in every data set."""
-    return (hash_ids(values, seed, xp) >> xp.uint64(11)) < xp.uint64(round(fraction * 2**53))
+    return (hash_ids(values, seed) >> np.uint64(11)) < np.uint64(round(fraction * 2**53))

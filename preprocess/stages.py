@@ -47,6 +47,10 @@ class Watched:
     rows: Callable[[Any], int]
     work: Callable[[Any], int]
 
+    @property
+    def workers(self) -> int:
+        return self.engine.workers
+
     def map(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
         under_way: deque[int] = deque()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from preprocess import kernels
 from widedeep.errors import InputError
 
 DEVICES = ("cpu", "cuda")
@@ -56,6 +57,11 @@ def arrays(device: str) -> Iterator[ModuleType]:
         streams[xp] = xp.cuda.Stream(non_blocking=True)
     with streams[xp]:
         yield xp
+
+
+def take(column: Any, row: Any, xp: ModuleType = np) -> Any:
+    """column [size] or [size, width], row [n] int32 -> [n] or [n, width]; row -1 is the last one, the null."""
+    return column[row] if xp is np else kernels.take(column, row, xp)
 
 
 def to_host(array: Any) -> np.ndarray:

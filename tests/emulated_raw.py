@@ -18,7 +18,10 @@ import numpy as np
 from tests.emulated import CACHE, EMULATOR, FLAGS, _compile, _stamp, translate
 
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)\s*\{', re.DOTALL)
-TYPES = {"i64": np.int64, "u64": np.uint64, "int": np.int32, "double": np.float64}
+TYPES = {
+    "i64": np.int64, "u64": np.uint64, "u32": np.uint32, "u16": np.uint16, "u8": np.uint8, "int": np.int32,
+    "double": np.float64, "float": np.float32,
+}  # fmt: skip
 _lock = threading.Lock()  # the emulator runs one launch at a time
 
 
@@ -70,7 +73,8 @@ extern "C" int run_{name}(void** a, unsigned grid, unsigned block) {{
 
 
 def launch(source: str, name: str, blocks: int, threads: int, values: list, seed: int = 0) -> None:
-    """values: numpy arrays, which the kernel reads and writes, and numpy scalars. The threads run in a random order.
+    """values: numpy arrays, which the kernel reads and writes, None for no array, numpy scalars. Threads run in any
+    order.
 
     Raises:
         TypeError: a value has not the type of its parameter, or an array is not contiguous.
@@ -83,6 +87,9 @@ def launch(source: str, name: str, blocks: int, threads: int, values: list, seed
         lib, addresses, copies, kept = library(source), [], [], []
         lib.emulator_seed(ctypes.c_uint64(seed), ctypes.c_int64(132))
         for value, p in zip(values, kernel):
+            if value is None and p.pointer:
+                addresses.append(None)
+                continue
             if isinstance(value, np.ndarray) is not p.pointer or value.dtype != TYPES[p.kind]:
                 raise TypeError(f"{name}: {p.name} is {p.kind}{'*' * p.pointer}, got {type(value)} {value.dtype}")
             if p.pointer and not value.flags.c_contiguous:

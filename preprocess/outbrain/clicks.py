@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from preprocess import csv_io
+from preprocess import csv_io, kernels
 from preprocess.csv_io import NULL_TIME, Block
 from preprocess.outbrain import layout, store
 from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.tables import Documents, Events, Promoted
-from preprocess.xp import arrays, to_host
+from preprocess.xp import arrays, take, to_host_all
 
 SPLITS = ("train", "test")
 ROW = np.dtype([("display_id", "<i4"), ("ad_id", "<i4"), ("clicked", "u1")])
@@ -32,7 +32,6 @@ class Task:
     index: int
     work: Path
     flavour: Flavour
-    seed: int
     device: str
 
 
@@ -134,43 +133,53 @@ def _count(task: Task, host: dict[str, np.ndarray], xp: ModuleType) -> tuple[np.
         store.load(task.work, name, kind, task.device)
         for name, kind in (("events", Events), ("documents", Documents), ("promoted", Promoted))
     )
-    display, ad, clicked = (xp.asarray(host[name]) for name in ROW.names)
+    display, ad = (xp.asarray(host[name]) for name in ("display_id", "ad_id"))
     event = events.lookup.find(display, xp)
-    timestamp = events.timestamp[event]
-    train = task.flavour.is_train(display, timestamp, task.seed, xp)
-    page = documents.lookup.find(events.document[event], xp)
-    published = documents.published[page], promoted.published[promoted.lookup.find(ad, xp)]
-    aged = slice(None) if task.flavour.ages_of_all_rows else train
-    ages = [xp.bincount(age_in_days(timestamp, p, xp)[aged], minlength=MISSING_AGE + 1) for p in published]
-    return to_host(train), np.stack([to_host(a) for a in ages]).astype(np.int64), count_ads(ad, train, clicked, xp)
+    timestamp, train = take(events.timestamp, event, xp), take(events.train, event, xp)
+    page = documents.lookup.find(take(events.document, event, xp), xp)
+    promotion = promoted.lookup.find(ad, xp)
+    published = take(documents.published, page, xp), take(promoted.published, promotion, xp)
+    aged = None if task.flavour.ages_of_all_rows else train
+    ages = [_histogram(age_in_days(timestamp, p, xp)[0], aged, xp) for p in published]
+    train, *ages = to_host_all({"train": train, **dict(zip(layout.AGES, ages))}, xp).values()
+    # The counts of a block by ad are nearly as many as its rows, too many to come back from a GPU.
+    return train, np.stack(ages).astype(np.int64), count_ads(host["ad_id"], train, host["clicked"])
 
 
-def age_in_days(timestamp: Any, published: Any, xp: ModuleType = np) -> Any:
-    """[n] int64 ms since the origin (-1 = null), [n] int64 Unix ms -> [n] int64 whole days from publication to event.
-
-    0 if negative or above ten years, `MISSING_AGE` if either time is missing.
-    """
+def age_in_days(timestamp: Any, published: Any, xp: ModuleType = np) -> tuple[Any, Any]:
+    """[n] int64 ms since the origin (-1 = null), [n] int64 Unix ms -> [n] whole days from publication to event, and how
+    many are `MISSING_AGE`, since a time is missing. 0 if negative or above ten years."""
+    if xp is not np:
+        constants = (layout.ORIGIN_MS, layout.MILLISECONDS_A_DAY, layout.MAX_AGE_DAYS)
+        return kernels.age_in_days(timestamp, published, *constants, xp)
     days = (timestamp + layout.ORIGIN_MS - published) // layout.MILLISECONDS_A_DAY
-    days = xp.where((days < 0) | (days > layout.MAX_AGE_DAYS), 0, days)
-    return xp.where((timestamp < 0) | (published == NULL_TIME), MISSING_AGE, days)
+    days = np.where((days < 0) | (days > layout.MAX_AGE_DAYS), 0, days)
+    missing = (timestamp < 0) | (published == NULL_TIME)
+    return np.where(missing, MISSING_AGE, days), int(missing.sum())
 
 
-def count_ads(ad: Any, train: Any, clicked: Any, xp: ModuleType = np) -> AdCounts:
+def _histogram(age: Any, chosen: Any, xp: ModuleType) -> Any:
+    """[n] days, [n] bool or None for all -> [3652] rows by age."""
+    if xp is not np:
+        return kernels.count(age, chosen, MISSING_AGE + 1, xp)
+    return np.bincount(age if chosen is None else age[chosen], minlength=MISSING_AGE + 1)
+
+
+def count_ads(ad: np.ndarray, train: np.ndarray, clicked: np.ndarray) -> AdCounts:
     """[n] int32 ids, [n] bool, [n] 0/1 -> counts by ad."""
     largest = int(ad.max()) if len(ad) else 0
     if largest <= _SLOTS_A_ROW * len(ad):
         ids, at = None, ad
     else:
-        ids, at = xp.unique(ad, return_inverse=True)
-        at = at.ravel()
+        ids, at = np.unique(ad, return_inverse=True)
     # One pass counts all three: rows of the test side, rows of train without a click, and with one.
-    kind = at.astype(xp.int64) * 3 + train * (xp.int64(1) + clicked)
-    counts = xp.bincount(kind, minlength=3 * (int(at.max()) + 1 if len(ad) else 0)).reshape(-1, 3)
+    kind = at.astype(np.int64) * 3 + train * (np.int64(1) + clicked)
+    counts = np.bincount(kind, minlength=3 * (int(at.max()) + 1 if len(ad) else 0)).reshape(-1, 3)
     rows = counts.sum(axis=1)
     if ids is None:
-        ids = xp.nonzero(rows)[0].astype(ad.dtype)
+        ids = np.nonzero(rows)[0].astype(ad.dtype)
         counts, rows = counts[ids], rows[ids]
-    return AdCounts(*(to_host(x) for x in (ids, rows, counts[:, 1] + counts[:, 2], counts[:, 2])))
+    return AdCounts(ids, rows, counts[:, 1] + counts[:, 2], counts[:, 2])
 
 
 def sort_by_display(scan: Scan, split: str, work: Path) -> None:

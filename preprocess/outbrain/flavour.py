@@ -57,9 +57,9 @@ class Flavour(ABC):
         """The weight of attributes: (documents that have each [A] int64, largest document id + 1) -> [A] float64."""
 
     @abstractmethod
-    def is_train(self, display: Any, timestamp: Any, seed: int, xp: ModuleType = np) -> Any:
-        """[n] displays, [n] int64 ms since the origin (-1 = no event or no time) -> [n] bool, the same all over a
-        display."""
+    def is_train(self, display: np.ndarray, timestamp: np.ndarray, seed: int) -> np.ndarray:
+        """[n] displays, [n] int64 ms since the origin (-1 = no event or no time) -> [n] bool. Without a time the
+        display does not matter."""
 
     @abstractmethod
     def ids(self, values: Any, buckets: int, xp: ModuleType = np) -> Any:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from preprocess import kernels
+
 # A direct-address array may have this many slots a key, plus a few megabytes for tiny tables of large ids.
 _SLOTS_A_KEY, _FREE_SLOTS = 8, 1 << 20
 
@@ -38,10 +40,12 @@ class Lookup:
 
         Columns carry one more element than rows, the null, so that `column[row]` needs no test for -1.
         """
+        if xp is not np:
+            return kernels.find(keys, self.keys, self.slots, xp)
         if len(self.keys) == 0:
-            return self.slots[xp.minimum(keys, len(self.slots) - 1)]
-        at = xp.minimum(xp.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return xp.where(self.keys[at] == keys, self.slots[at], -1)
+            return self.slots[np.minimum(keys, len(self.slots) - 1)]
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, self.slots[at], -1)
 
 
 def first_duplicate(keys: np.ndarray) -> int | None:

@@ -107,14 +107,14 @@ class Nvtabular(Flavour):
     def idf(self, documents: Documents) -> Callable[[np.ndarray, int], np.ndarray]:
         return natural_idf
 
-    def is_train(self, display: Any, timestamp: Any, seed: int, xp: ModuleType = np) -> Any:
+    def is_train(self, display: np.ndarray, timestamp: np.ndarray, seed: int) -> np.ndarray:
         """day <= 10 and not among the fifth of all displays that a hash selects. A row without an event or time has no
         day, so it is tested on."""
         early = (timestamp >= 0) & (timestamp // layout.MILLISECONDS_A_DAY <= layout.LAST_SHARED_DAY)
-        return early & ~hashing.is_selected(display, layout.TEST_FRACTION, seed, xp)
+        return early & ~hashing.is_selected(display, layout.TEST_FRACTION, seed)
 
     def ids(self, values: Any, buckets: int, xp: ModuleType = np) -> Any:
-        return xp.where(values < 0, xp.int32(NULL_INT), hashing.id_buckets(values, buckets, xp=xp))
+        return hashing.buckets_or_null(values, buckets, xp)
 
     def null_id(self, name: str, buckets: int) -> int:
         """A null hashes as -1, which no id has."""

@@ -157,7 +157,7 @@ class _Run:
 
     def read_events(self, done: Stage) -> dict[str, Any]:
         how = self.parsing(done), self.block_bytes, self.flavour
-        events, geo, places = tables.read_events(self.files["events"], *how, self.buckets, self.given)
+        events, geo, places = tables.read_events(self.files["events"], *how, self.buckets, self.given, self.config.seed)
         store.save(self.work, "events", events)
         store.save(self.work, "geo", geo)
         return {"places": places}
@@ -187,7 +187,7 @@ class _Run:
     def scan_clicks(self, done: Stage) -> dict[str, Any]:
         path, config = self.files["clicks_train"], self.config
         tasks = (
-            clicks.Task(block, i, self.work, self.flavour, config.seed, config.device)
+            clicks.Task(block, i, self.work, self.flavour, config.device)
             for i, block in enumerate(csv_io.blocks(path, layout.CLICKS, self.block_bytes))
         )
         counting = Watched(

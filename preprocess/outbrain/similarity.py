@@ -7,7 +7,9 @@ Source: nvtabular.ops.ColumnSimilarity, metric "tfidf". Confidences of a pair (d
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -16,10 +18,10 @@ import numpy as np
 
 from preprocess import kernels
 from preprocess.outbrain.lookup import Lookup, with_null
-from preprocess.xp import arrays, to_host
 
 # Attribute entries merged at a time: about 100 bytes of scratch each.
 _MERGE_ENTRIES = 1 << 19
+_ENTRIES_A_THREAD = 1 << 18  # fewer are not worth one when rows are built
 
 
 def natural_idf(df: np.ndarray, height: int) -> np.ndarray:
@@ -54,21 +56,29 @@ class Attributes:
         attributes: np.ndarray,
         confidences: np.ndarray,
         idf: Callable[[np.ndarray, int], np.ndarray] = natural_idf,
-        device: str = "cpu",
+        workers: int = 1,
     ) -> "Attributes":
-        """documents, attributes: [n] int32 >= 0, in any order; confidences: [n] float64. Numpy in, numpy out: device
-        "cuda" is for the sort and the sums, and gives the same bits."""
+        """documents, attributes: [n] int32 >= 0, in any order; confidences: [n] float64; idf: as `natural_idf`.
+
+        workers: threads, each of which takes a range of documents; the result does not depend on them.
+        """
         if not len(documents):
             none = np.empty(0, np.int32)
             zero = np.zeros(1, np.int64)
             return cls(Lookup.build(none), zero, zero, zero.astype(np.uint64), none, np.empty(0))
-        with arrays(device) as xp:
-            entries = map(xp.asarray, (documents, attributes, confidences))
-            document, *columns, attribute, value = map(to_host, _rows(*entries, idf, xp))
-        return cls(Lookup.build(document), *(with_null(column, 0) for column in columns), attribute, value)
+        width = int(attributes.max()) + 1
+        ranges = _ranges(documents, min(workers, 1 + len(documents) // _ENTRIES_A_THREAD))
+        with ThreadPoolExecutor(len(ranges)) as pool:
+            ordered = list(pool.map(partial(_ordered, documents, attributes, confidences, width), ranges))
+            df = sum(pool.map(lambda part: np.bincount(part[1], minlength=width), ordered))
+            weights = idf(np.maximum(df, 1), int(documents.max()) + 1)
+            rows = [*zip(*pool.map(lambda part: _rows(*part, weights), ordered))]
+        document, length, signature, attribute, value = map(np.concatenate, rows)
+        start = np.cumsum(length) - length
+        return cls(Lookup.build(document), *(with_null(c, 0) for c in (start, length, signature)), attribute, value)
 
     def similarity(self, left: Any, right: Any, xp: ModuleType = np) -> Any:
-        """left, right: [n] int32 document ids, -1 for null -> [n] float64."""
+        """left, right: [n] int32 document ids, -1 for null -> [n] float64; on a GPU the same in float32."""
         left, right = self.lookup.find(left, xp), self.lookup.find(right, xp)
         if xp is not np:
             rows = (self.start, self.length, self.signature, self.attribute, self.value)
@@ -107,48 +117,39 @@ class Attributes:
         return np.bincount(owner[found], weights=products, minlength=n)
 
 
-def _rows(document: Any, attribute: Any, confidence: Any, idf: Callable, xp: ModuleType) -> tuple[Any, ...]:
-    """Entries [n] -> document ids [D] int32 ascending; start, length, signature [D]; attribute, value [E]."""
-    width = int(attribute.max()) + 1
-    pair = document.astype(xp.int64) * width + attribute
-    order = xp.argsort(pair, kind="stable")
+def _ranges(documents: np.ndarray, parts: int) -> list[tuple[int, int]]:
+    """Ranges [low, high) of document ids that hold all entries, and about as many each."""
+    sample = np.sort(documents[:: 1 + len(documents) // 4096])
+    inner = {int(sample[len(sample) * i // parts]) for i in range(1, parts)}
+    return [*pairwise([0, *sorted(inner - {0}), int(documents.max()) + 1])]
+
+
+def _ordered(
+    documents: np.ndarray, attributes: np.ndarray, confidences: np.ndarray, width: int, span: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The entries of a range: document, attribute [e] int64, ascending and distinct, and confidence, added up."""
+    mine = np.flatnonzero((documents >= span[0]) & (documents < span[1]))
+    pair = documents[mine].astype(np.int64) * width + attributes[mine]
+    order = np.argsort(pair, kind="stable")
     pair = pair[order]
-    first = _run_starts(pair, xp)
-    confidence = _sums(confidence[order], first, xp)
-    pair = pair[first]
-    document = pair // width
-    attribute = (pair - document * width).astype(xp.int32)
-    df = to_host(xp.bincount(attribute, minlength=width))
-    # On the host, for a GPU's logarithm differs in the last bit.
-    weight = confidence * xp.asarray(idf(np.maximum(df, 1), int(document[-1]) + 1))[attribute]
-    start = _run_starts(document, xp)
-    length = xp.concatenate([start[1:], xp.full(1, len(document))]) - start
-    norm = xp.sqrt(_sums(weight * weight, start, xp))
-    row = xp.zeros(len(document), xp.int64)
-    row[start[1:]] = 1
-    value = weight / xp.where(norm > 0, norm, 1.0)[xp.cumsum(row)]
-    return document[start].astype(xp.int32), start, length, _signatures(attribute, start, xp), attribute, value
+    first = _run_starts(pair)
+    return *np.divmod(pair[first], width), np.add.reduceat(confidences[mine[order]], first)
 
 
-def _run_starts(ordered: Any, xp: ModuleType) -> Any:
+def _rows(document: np.ndarray, attribute: np.ndarray, confidence: np.ndarray, weights: np.ndarray) -> tuple:
+    """Entries in order -> document ids [d] int32; length, signature [d]; attribute, value [e]."""
+    weight = confidence * weights[attribute]
+    start = _run_starts(document)
+    length = np.diff(np.append(start, len(document)))
+    norm = np.sqrt(np.add.reduceat(weight * weight, start))
+    value = weight / np.repeat(np.where(norm > 0, norm, 1), length)
+    signature = np.bitwise_or.reduceat(np.uint64(1) << (attribute & 63).astype(np.uint64), start)
+    return document[start].astype(np.int32), length, signature, attribute.astype(np.int32), value
+
+
+def _run_starts(ordered: np.ndarray) -> np.ndarray:
     """Positions at which a new value begins."""
-    begins = xp.ones(len(ordered), bool)
-    begins[1:] = ordered[1:] != ordered[:-1]
-    return xp.flatnonzero(begins)
-
-
-def _sums(values: Any, start: Any, xp: ModuleType) -> Any:
-    """Sums of the runs that begin at `start`, from left to right."""
-    if xp is not np:
-        return kernels.segment_sums(values, start, xp)
-    length = np.diff(np.append(start, len(values)))
-    return np.bincount(np.repeat(np.arange(len(start)), length), weights=values)
-
-
-def _signatures(attribute: Any, start: Any, xp: ModuleType) -> Any:
-    if xp is not np:
-        return kernels.segment_signatures(attribute, start, xp)
-    return np.bitwise_or.reduceat(np.uint64(1) << (attribute & 63).astype(np.uint64), start)
+    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
 
 
 def _cuts(total: np.ndarray) -> list[int]:

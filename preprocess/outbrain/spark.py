@@ -133,11 +133,11 @@ class Spark(Flavour):
     def idf(self, documents: Documents) -> Callable[[np.ndarray, int], np.ndarray]:
         return partial(double_log_idf, int((documents.source >= 0).sum()))
 
-    def is_train(self, display: Any, timestamp: Any, seed: int, xp: ModuleType = np) -> Any:
+    def is_train(self, display: np.ndarray, timestamp: np.ndarray, seed: int) -> np.ndarray:
         """Tested on are days 11 and 12, and of the days before the fifth of all displays that a hash selects. A row
         without an event or time has no day, so it is trained on, as are later days."""
         day = timestamp // layout.MILLISECONDS_A_DAY
-        held_out = (day > layout.LAST_SHARED_DAY) | hashing.is_selected(display, layout.TEST_FRACTION, seed, xp)
+        held_out = (day > layout.LAST_SHARED_DAY) | hashing.is_selected(display, layout.TEST_FRACTION, seed)
         return ~held_out | (timestamp < 0) | (day > LAST_TEST_DAY)
 
     def ids(self, values: Any, buckets: int, xp: ModuleType = np) -> Any:

@@ -26,6 +26,7 @@ class Events:
     Args:
         document: int32, -1 = null.    timestamp: int64 ms since the origin, -1 = null.
         platform: uint8, 0 to 3, null counted as 0.    geo: int32 row of `Geo`, -1 = null.
+        train: bool, whether the rows of the display are for training.
     """
 
     lookup: Lookup
@@ -33,6 +34,7 @@ class Events:
     timestamp: Any
     platform: Any
     geo: Any
+    train: Any
 
 
 @dataclass(frozen=True)
@@ -84,20 +86,29 @@ def read_table(path: Path, columns: Sequence[Column], engine: Engine, block_byte
 
 
 def read_events(
-    path: Path, engine: Engine, block_bytes: int, flavour: Flavour, buckets: dict[str, int], given: Any = None
+    path: Path,
+    engine: Engine,
+    block_bytes: int,
+    flavour: Flavour,
+    buckets: dict[str, int],
+    given: Any = None,
+    seed: int = 0,
 ) -> tuple[Events, Geo, dict[str, dict[str, int]]]:
-    """buckets: feature name -> number of buckets; given: statistics to apply. The last result is for the statistics."""
+    """buckets: feature name -> number of buckets; given: statistics to apply; seed: of the split of displays. The last
+    result is for the statistics."""
     table = read_table(path, layout.EVENTS, engine, block_bytes)
     lookup = unique_lookup(path, layout.EVENTS, table["display_id"])
     flavour.clear_events(table)
     platform = (np.maximum(table["platform"], 1) - 1).astype(np.uint8)
     geo, places = flavour.geo(table["geo_location"], given, buckets)
+    timestamp = with_null(table["timestamp"], NULL_INT)
     events = Events(
         lookup,
         with_null(table["document_id"], NULL_INT),
-        with_null(table["timestamp"], NULL_INT),
+        timestamp,
         with_null(platform, 0),
         with_null(table["geo_location"].codes, NULL_INT),
+        flavour.is_train(with_null(table["display_id"], NULL_INT), timestamp, seed),
     )
     return events, geo, places
 
@@ -163,8 +174,17 @@ def read_attributes(
     else:
         if buckets is not None:
             lists = Lists.build(documents, hashing.id_buckets(attributes, buckets))
-        attributes = np.unique(attributes, return_inverse=True)[1].astype(np.int32)
-    return Attributes.build(documents, attributes, confidences, idf), lists
+        attributes = ranks(attributes)
+    return Attributes.build(documents, attributes, confidences, idf, engine.workers), lists
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """[n] int32 >= 0 -> [n] int32: the place of each value among the distinct ones, ascending."""
+    if not len(values) or int(values.max()) > 4 * len(values):
+        return np.unique(values, return_inverse=True)[1].astype(np.int32)
+    seen = np.zeros(int(values.max()) + 1, bool)
+    seen[values] = True
+    return (np.cumsum(seen, dtype=np.int32) - 1)[values]
 
 
 def unique_lookup(path: Path, columns: Sequence[Column], keys: np.ndarray) -> Lookup:

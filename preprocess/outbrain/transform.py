@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from preprocess import kernels
 from preprocess.outbrain import ads, layout, store
-from preprocess.outbrain.clicks import MISSING_AGE, Scan, age_in_days
+from preprocess.outbrain.clicks import Scan, age_in_days
 from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.lists import Lists
 from preprocess.outbrain.similarity import Attributes
 from preprocess.outbrain.statistics import Statistics
 from preprocess.outbrain.tables import Documents, Events, Geo
-from preprocess.xp import arrays, to_host_all
+from preprocess.xp import arrays, take, to_host_all
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def run(task: Task) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         tables = Tables.load(task.work, task.device, multihot)
         display, ad = (xp.asarray(np.ascontiguousarray(rows[name])) for name in ("display_id", "ad_id"))
         columns, nulls = features(display, ad, tables, task.flavour, buckets, xp)
-        columns = to_host_all(columns, xp)
+        host = to_host_all({**columns, **{(name, "nulls"): count for name, count in nulls.items()}}, xp)
+    columns, nulls = ({key: host[key] for key in columns}, {name: int(host[name, "nulls"]) for name in nulls})
     columns["clicked"] = np.ascontiguousarray(rows["clicked"])
     if task.grouped:
         columns["display_id"] = rows["display_id"].astype(np.int64)
@@ -93,47 +95,51 @@ def run(task: Task) -> tuple[dict[str, np.ndarray], dict[str, int]]:
 
 def features(
     display: Any, ad: Any, tables: Tables, flavour: Flavour, buckets: dict[str, int], xp: ModuleType = np
-) -> tuple[dict[str, Any], dict[str, int]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """display, ad: [n] int32 -> {feature: [n]}, categoricals unsigned and numerics float32, and {feature: nulls}.
 
     Multi-hot features are [n, 3] signed, -1 = padding; empty lists count as nulls.
     """
     event = tables.events.lookup.find(display, xp)
-    document = tables.events.document[event]
-    timestamp = tables.events.timestamp[event]
-    place = tables.events.geo[event]
+    document, timestamp, place = (take(getattr(tables.events, c), event, xp) for c in ("document", "timestamp", "geo"))
     page = tables.documents.lookup.find(document, xp)
     row = tables.ads.lookup.find(ad, xp)
-    landing = tables.ads.document[row]
+    landing = take(tables.ads.document, row, xp)
 
-    ids = {name: getattr(tables.geo, name)[place] for name in layout.GEO}
+    ids = {name: take(getattr(tables.geo, name), place, xp) for name in layout.GEO}
     ids["document_id"] = flavour.ids(document, buckets["document_id"], xp)
-    ids["source_id"] = tables.documents.source_bucket[page]
-    ids["publisher_id"] = tables.documents.publisher_bucket[page]
-    ids |= {name: tables.ads.buckets[i][row] for i, name in enumerate(ads.CATEGORICAL)}
+    ids["source_id"] = take(tables.documents.source_bucket, page, xp)
+    ids["publisher_id"] = take(tables.documents.publisher_bucket, page, xp)
+    ids |= {name: take(tables.ads.buckets[i], row, xp) for i, name in enumerate(ads.CATEGORICAL)}
     out, nulls = {}, {}
     for name, values in ids.items():
-        missing = values < 0
-        nulls[name] = int(missing.sum())
-        filled = xp.where(missing, flavour.null_id(name, buckets[name]), values) if nulls[name] else values
-        out[name] = filled.astype(_narrow(buckets[name]))
+        out[name], nulls[name] = _filled(values, flavour.null_id(name, buckets[name]), _narrow(buckets[name]), xp)
     # Its three values need no hash: four buckets hold them without a collision.
-    out["platform"] = tables.events.platform[event]
+    out["platform"] = take(tables.events.platform, event, xp)
 
-    for i, (name, published) in enumerate(
-        zip(layout.AGES, (tables.documents.published[page], tables.ads.published[row]))
-    ):
-        age = age_in_days(timestamp, published, xp)
-        nulls[name] = int((age == MISSING_AGE).sum())
-        out[name] = tables.ages.scaled[i][age]
-    out |= {name: tables.ads.numeric[i][row] for i, name in enumerate(ads.NUMERIC)}
+    published = take(tables.documents.published, page, xp), take(tables.ads.published, row, xp)
+    for i, name in enumerate(layout.AGES):
+        age, nulls[name] = age_in_days(timestamp, published[i], xp)
+        out[name] = take(tables.ages.scaled[i], age, xp)
+    out |= {name: take(tables.ads.numeric[i], row, xp) for i, name in enumerate(ads.NUMERIC)}
     for kind, attributes in tables.attributes.items():
-        out[layout.SIMILARITY + kind] = attributes.similarity(document, landing, xp).astype(xp.float32)
+        out[layout.SIMILARITY + kind] = attributes.similarity(document, landing, xp).astype(xp.float32, copy=False)
     for kind, lists in tables.lists.items():
         name = layout.LISTS[kind]
-        out[name] = lists.ids[tables.attributes[kind].lookup.find(document, xp)]
-        nulls[name] = int((out[name][:, 0] < 0).sum())
+        known = tables.attributes[kind].lookup.find(document, xp)
+        out[name] = take(lists.ids, known, xp)
+        # Only documents without an entry are unknown.
+        nulls[name] = _filled(known, 0, np.uint32, xp)[1]
     return out, nulls
+
+
+def _filled(values: Any, null_id: int, kind: type, xp: ModuleType) -> tuple[Any, Any]:
+    """[n] int32, -1 = null -> [n] of the unsigned type, and the number of nulls."""
+    if xp is not np:
+        return kernels.fill(values, null_id, kind, xp)
+    missing = values < 0
+    nulls = int(missing.sum())
+    return (np.where(missing, null_id, values) if nulls else values).astype(kind), nulls
 
 
 def _narrow(buckets: int) -> type:
