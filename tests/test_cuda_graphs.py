@@ -83,3 +83,10 @@ def test_graphs_used_longest_ago_make_room_and_warm_up_again(cuda):
     assert events == [0, 1]
     kept.run(1, lambda: queue(1))
     assert events[2:] == [("capture", 0, "thread_local"), 1]
+
+
+def test_nothing_is_captured_without_the_allocator_of_torch(cuda, monkeypatch):
+    monkeypatch.delenv("PYTORCH_NO_CUDA_MEMORY_CACHING", raising=False)
+    kinds = [type(graphs.make_graphs(torch.device(name))) for name in ("cuda", "cpu")]
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    assert [*kinds, type(graphs.make_graphs(torch.device("cuda")))] == [graphs.Graphs, graphs.NoGraphs, graphs.NoGraphs]

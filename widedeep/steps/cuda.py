@@ -22,7 +22,7 @@ from widedeep.errors import InputError
 from widedeep.model import WideDeep
 from widedeep.step import PRECISIONS, Step, StepConfig
 from widedeep.steps.buffers import Activations
-from widedeep.steps.graphs import Graphs, NoGraphs, own_stream
+from widedeep.steps.graphs import make_graphs, own_stream
 from widedeep.steps.layers import Layers, choose_layers
 from widedeep.steps.padded import PaddedWeights
 
@@ -60,7 +60,7 @@ class CudaStep(Step):
         self.parameters = list(model.parameters())
         self.copied: list[int] = []  # versions of the parameters when they were copied
         # Without a GPU the same code runs as it stands: so are its sums and its order tested everywhere.
-        self.graphs = Graphs(device) if device.type == "cuda" else NoGraphs()
+        self.graphs = make_graphs(device)
         self.second = own_stream(device) if device.type == "cuda" else None
 
     @property

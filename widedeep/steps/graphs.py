@@ -5,6 +5,7 @@ which a capture forbids. So a shape that comes once (the last batch of the only 
 replay computes exactly what the first run did.
 """
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -56,6 +57,12 @@ class Graphs:
         return graph
 
 
+def make_graphs(device: torch.device) -> "Graphs | NoGraphs":
+    """A sanitizer sees where each tensor ends only with torch's allocator switched off, so that must work too."""
+    captures = device.type == "cuda" and not os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING")
+    return Graphs(device) if captures else NoGraphs()
+
+
 def own_stream(device: torch.device) -> torch.cuda.Stream:
     """A stream that no reader has. torch hands out the same 32 streams of a priority again and again: work that another
     thread queues on the one that is being captured would become part of the graph.
@@ -64,7 +71,7 @@ def own_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class NoGraphs:
-    """Runs every time as it stands."""
+    """Runs every time as it stands: without a GPU, or without torch's allocator, whose pools a capture needs."""
 
     def __len__(self) -> int:
         return 0
