@@ -69,7 +69,8 @@ template <typename D, typename T>
 void mask_row(const D* dy, const T* mask, float scale, T* dz, float* __restrict__ sums, int64_t n) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const float value = to_float(mask[i]) > 0.f ? to_float(dy[i]) * scale : 0.f;
+    const float kept = to_float(dy[i]) * scale;  // of every element: a choice of values vectorises, a load does not
+    const float value = to_float(mask[i]) > 0.f ? kept : 0.f;
     sums[i] += value;
     store(value, dz[i]);
   }
