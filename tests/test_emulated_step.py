@@ -1,0 +1,119 @@
+"""The whole GPU step by its own kernels, on the CPU emulator (tests/emulated.py): both routes of the hidden layers.
+
+What cuBLASLt would multiply, torch multiplies. Needs no GPU.
+"""
+
+import platform
+import shutil
+
+import pytest
+import torch
+from test_cuda_step import gpu_step
+from test_model import SPECS
+from test_step import LR, assert_same, batch_of, new_step
+
+from tests import emulated
+from widedeep import ops, reference
+from widedeep.ops import linear_sm90
+from widedeep.step import StepConfig
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None or platform.machine() != "x86_64", reason="the CUDA emulator needs g++ on x86-64"
+)
+
+# Every op of the step but the products of the cuBLASLt route, which are made below.
+KERNELS = (
+    "check_finite_", "embedding_forward_out", "embedding_row_gradients", "embedding_segments", "embedding_update_",
+    "ftrl_dense_", "gather_batch_out", "head_forward", "head_step_out", "loss_scale_update_", "rmsprop_dense_",
+    "rmsprop_settle_",
+)  # fmt: skip
+HIDDEN = [40, 70, 9]  # padded to 40, 72 and 16
+
+
+def linear_relu_dropout_out(x, weight, bias, p, seed, step, layer, first_row, *, y):
+    y.copy_(x.float() @ weight.float().T)
+    emulated.bias_relu_dropout(y, bias, p, seed, step, layer, first_row)
+
+
+def linear_dgrad_out(dz, weight, mask, p, *, dx, dbias):
+    dx.copy_(dz.float() @ weight.float())
+    if mask is not None or dbias is not None:
+        emulated.mask_and_sum(dx, mask, 1.0 if mask is None else reference.dropout_scale(p), out=dx, dbias=dbias)
+
+
+def linear_wgrad_out(dz, x, *, dweight):
+    dweight.copy_(dz.float().T @ x.float())
+
+
+def linear_sm90_dgrad_out(dz, weight_t, mask, p, *, dx, dbias):
+    scale = 1.0 if mask is None else reference.dropout_scale(p)
+    emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, dx=dx, dbias=dbias)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The step's ops are emulated kernels, and the Hopper products are there."""
+    emulated.reseed(3)
+    for name in KERNELS:
+        monkeypatch.setattr(ops, name, getattr(emulated, name))
+    for function in (linear_relu_dropout_out, linear_dgrad_out, linear_wgrad_out):
+        monkeypatch.setattr(ops, function.__name__, function)
+    monkeypatch.setattr(linear_sm90, "available", lambda device: True)
+    monkeypatch.setattr(linear_sm90, "linear_sm90_out", emulated.linear_sm90_out)
+    monkeypatch.setattr(linear_sm90, "linear_sm90_dgrad_out", linear_sm90_dgrad_out)
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize("name", SPECS)
+def test_fp32_matches_reference(name, parts, kernels):
+    settings = {"hidden": HIDDEN, "parts": parts}
+    want, got = new_step("reference", name, **settings), gpu_step(SPECS[name], **settings)
+    for i, B in enumerate([33, 7, 0, 33]):
+        batch = batch_of(want.model.spec, B, seed=i, first_row=5 * i)
+        losses = [step.train(batch, i, LR) for step in (want, got)]
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+        predictions = [step.predict(batch) for step in (want, got)]
+        torch.testing.assert_close(predictions[1], predictions[0], rtol=1e-4, atol=1e-5)
+    assert_same(want, got, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("gemm", ["auto", "cublaslt"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_types_stay_near_the_reference(precision, gemm, kernels):
+    """Gradients before and after updates, losses and logits: other masks would be far off."""
+    spec = SPECS["one-hot and multi-hot"]
+    want = new_step("reference", hidden=HIDDEN)
+    got = gpu_step(spec, StepConfig(precision, gemm=gemm), hidden=HIDDEN)
+    batch = batch_of(spec, 150)
+    grads = [step.gradients(batch, step=3) for step in (want, got)]
+    assert got.gemm == {"auto": "sm90", "cublaslt": "cublaslt"}[gemm]
+    tolerance = {"fp16": 1e-2, "bf16": 8e-2}[precision]
+    for name, g in grads[0].items():  # as a whole: where a rounding switches a unit off, single elements differ more
+        assert (grads[1][name] - g).norm() < 0.1 * g.norm(), name
+    for i, B in enumerate([150, 40, 150]):
+        batch = batch_of(spec, B, seed=i)
+        losses = [step.train(batch, i, LR) for step in (want, got)]
+        torch.testing.assert_close(losses[1], losses[0], rtol=tolerance, atol=0)
+        predictions = [step.predict(batch) for step in (want, got)]
+        torch.testing.assert_close(predictions[1], predictions[0], rtol=0, atol=2 * tolerance)
+
+
+@pytest.mark.parametrize("gemm", ["auto", "cublaslt"])
+def test_bits_hang_on_no_order_of_threads_and_an_overflow_changes_nothing(gemm, kernels):
+    spec, states = SPECS["one-hot and multi-hot"], []
+    for seed in (1, 2, 3):
+        emulated.reseed(seed)
+        step = gpu_step(spec, StepConfig("fp16", gemm=gemm), hidden=HIDDEN)
+        for i, B in enumerate([150, 40]):
+            step.train(batch_of(spec, B, seed=i), i, LR)
+        states.append({n: a.clone() for n, a in (step.model.named_arrays() | step.state()).items()})
+    for other in states[1:]:
+        for name, a in states[0].items():
+            assert torch.equal(other[name], a), name
+    bad = batch_of(spec, 40)
+    bad.numeric[7, 1] = float("inf")
+    step.train(bad, 2, LR)
+    after = step.model.named_arrays() | step.state()
+    assert after["loss_scale"] == states[-1]["loss_scale"] / 2
+    for name, a in after.items():
+        assert name in ("loss_scale", "good_steps", "step") or torch.equal(a, states[-1][name]), name
