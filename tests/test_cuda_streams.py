@@ -1,0 +1,125 @@
+"""The order that the two streams of the GPU step keep among their ops, found from what each op reads and writes; on any
+machine. Streams are clocks here: an op may touch what another stream's op has written only after waiting for it.
+"""
+
+import contextlib
+
+import pytest
+import torch
+from test_cuda_step import EVEN, gpu_step
+from test_step import LR, batch_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from widedeep.dist import LocalComm
+from widedeep.step import StepConfig
+from widedeep.steps.cuda_ranks import RanksCudaStep
+
+
+class Stream:
+    """Counts its ops, and remembers how many of each stream's it comes after."""
+
+    def __init__(self):
+        self.after = {}
+
+    def wait_stream(self, other):
+        for stream, count in other.after.items():
+            self.after[stream] = max(count, self.after.get(stream, 0))
+
+    def next(self):
+        self.after[self] = self.after.get(self, 0) + 1
+        return self.after[self]
+
+
+class Races(TorchDispatchMode):
+    """Notes every access to memory; `found` are pairs of ops that no wait puts in order though one of them writes."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.main = self.current = Stream()
+        self.accesses, self.kept, self.found = {}, [], set()
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
+        monkeypatch.setattr(torch.cuda, "stream", self.switched)
+
+    @contextlib.contextmanager
+    def switched(self, stream):
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        schema, kwargs = op._schema, kwargs or {}
+        if not schema.is_mutable and any(r.alias_info for r in schema.returns):
+            return result  # a view
+        tick = self.current.next()
+        given = [*zip(schema.arguments, args), *((a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs)]
+        for argument, value in given:
+            writes = argument.alias_info is not None and argument.alias_info.is_write
+            self.touch(op, tick, value, writes)
+        self.touch(op, tick, result, True)
+        return result
+
+    def touch(self, op, tick, value, writes):
+        for tensor in (t for t in tree_leaves(value) if isinstance(t, torch.Tensor) and t.numel()):
+            self.kept.append(tensor)  # so that no memory is handed out twice
+            start = tensor.data_ptr()
+            end = start + (1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))) * tensor.element_size()
+            accesses = self.accesses.setdefault(tensor.untyped_storage().data_ptr(), [])
+            for other, stream, at, first, last, wrote in accesses:
+                if (writes or wrote) and first < end and start < last and self.current.after.get(stream, 0) < at:
+                    self.found.add(f"{other.name()} and {op.name()}")
+            accesses.append((op, self.current, tick, start, end, writes))
+
+
+class Echo(LocalComm):
+    """Another process that has nothing: sums and gathers are what this one gives, read and written anew."""
+
+    def all_reduce_(self, tensor):
+        return tensor.add_(0)
+
+    def all_gather_rows(self, tensor):
+        return tensor.clone()
+
+
+def watched(step, monkeypatch, steps=2):
+    """Runs steps on two streams; returns the races and the step's streams."""
+    step.train(batch_of(EVEN, 40), 0, LR)  # allocates and copies
+    races = Races(monkeypatch)
+    step.second = Stream()
+    for i in range(1, 1 + steps):
+        batch = batch_of(EVEN, 40, seed=i)
+        with races:
+            step.train(batch, i, LR)
+            step.predict(batch)
+    assert step.second.after[step.second] >= 2 * steps
+    return races
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_streams_race_for_nothing(parts, precision, monkeypatch):
+    step = gpu_step(config=StepConfig(precision), parts=parts)
+    races = watched(step, monkeypatch)
+    assert races.found == set()
+    assert races.main.after[step.second] == step.second.after[step.second]  # joined, as the end of a capture demands
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_streams_race_for_nothing_among_ranks(precision, monkeypatch):
+    step = gpu_step(config=StepConfig(precision))
+    step = RanksCudaStep(step.model, step.config, step.device, Echo("cpu"))
+    assert watched(step, monkeypatch).found == set()
+
+
+@pytest.mark.parametrize("forgotten", ["_join", "_beside"])
+def test_a_forgotten_wait_is_seen(forgotten, monkeypatch):
+    step = gpu_step()
+
+    @contextlib.contextmanager
+    def beside():
+        with torch.cuda.stream(step.second) if step.second else contextlib.nullcontext():
+            yield
+
+    monkeypatch.setattr(step, forgotten, {"_join": lambda: None, "_beside": beside}[forgotten])
+    assert watched(step, monkeypatch).found
