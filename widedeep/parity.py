@@ -92,8 +92,8 @@ def _check_device(device: str) -> None:
         raise InputError(f"device {device!r}: expected cpu or cuda") from e
     if kind not in ("cpu", "cuda"):
         raise InputError(f"device {device!r}: expected cpu or cuda")
-    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {device!r}: expected one of the {torch.cuda.device_count()} CUDA devices here")
+    if kind == "cuda" and (torch.device(device).index or 0) >= (count := torch.cuda.device_count()):
+        raise InputError(f"device {device!r}: torch finds {count or 'no'} CUDA device{'s' * (count != 1)} here")
 
 
 def _step_config(golden: Golden, precision: str) -> StepConfig:
