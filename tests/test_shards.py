@@ -76,6 +76,35 @@ def test_what_is_appended_comes_back(tmp_path, features, numerics, rows, rows_pe
     assert_equal(opened.gather(picked), data, np.asarray(picked, np.int64))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rows", [0, 99, 100, 1234])
+def test_threads_write_the_same_bytes(threads, rows, tmp_path):
+    spec = make_spec((300, 70_000), (1, 3))
+    data = make_rows(spec, rows)
+    one = write(tmp_path / "one", spec, data, pieces=7)
+    other = write(tmp_path / "other", spec, data, pieces=7, threads=threads)
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
+    for path in one.iterdir():
+        assert path.read_bytes() == (other / path.name).read_bytes()
+
+
+def test_what_fails_in_a_thread_fails_the_writer(tmp_path, monkeypatch):
+    spec = make_spec()
+    write(tmp_path / "set", spec, make_rows(spec, 250))
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()}
+
+    def fail_at_the_third(path, arrays, directory, write_part=shards._write_part):
+        if path.name == "part-00002.shard":
+            raise RunError("the disk is full")
+        return write_part(path, arrays, directory)
+
+    monkeypatch.setattr(shards, "_write_part", fail_at_the_third)
+    with pytest.raises(RunError, match="disk is full"):
+        write(tmp_path / "set", spec, make_rows(spec, 1000, seed=1), pieces=10, threads=2)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()} == kept
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_changed_byte_of_any_file_is_found(tmp_path, draw):

@@ -8,7 +8,9 @@ padding (id -1) is that type's maximum. `ShardSet.read` and `gather` give ids as
 
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ class ShardWriter:
     """Write a shard set: `append` columns of any number of rows, `finish`; the directory appears only then.
 
     As a with-block, an exception removes what was written and leaves an earlier set at `directory` as it was; a normal
-    end calls `finish`. Memory: one part of `rows_per_shard` rows.
+    end calls `finish`. Memory: one part of `rows_per_shard` rows, and one more for each of `threads`.
 
     Raises:
         InputError: the place cannot be written, or an array does not fit its column (named, with row and value).
@@ -43,7 +45,9 @@ class ShardWriter:
         rows_per_shard: int = 1 << 22,
         numeric: str = "float32",
         group: bool = False,
+        threads: int = 0,
     ):
+        """threads: they write full parts while the next one is filled; with 0 `append` does. The bytes are the same."""
         if rows_per_shard < 1:
             raise InputError(f"rows_per_shard is {rows_per_shard}, expected at least 1")
         self.directory = Path(directory)
@@ -53,6 +57,9 @@ class ShardWriter:
         self._parts: list[dict] = []
         self._buffer: dict[str, np.ndarray] = {}
         self._buffered = 0
+        self._pool = ThreadPoolExecutor(threads) if threads else None
+        self._threads = threads
+        self._writing: deque[tuple[Future, dict[str, np.ndarray]]] = deque()
         self._partial: Path | None = atomic.begin(self.directory, MANIFEST)
 
     def __enter__(self) -> "ShardWriter":
@@ -86,6 +93,8 @@ class ShardWriter:
         try:
             if self._buffered:
                 self._flush()
+            while self._writing:
+                self._written()
             manifest = {
                 "format": FORMAT,
                 "version": VERSION,
@@ -102,9 +111,11 @@ class ShardWriter:
             self.abort()
             raise
         self._partial = None
+        self._end_threads()
 
     def abort(self) -> None:
         """Remove what was written; an earlier set at the same place stays."""
+        self._end_threads()
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
         self._partial = None
@@ -155,20 +166,45 @@ class ShardWriter:
     def _flush(self) -> None:
         if self._partial is None:
             raise InputError(f"{self.directory}: this writer is already finished")
-        name = f"part-{len(self._parts):05d}.shard"
-        blocks, offset = {}, 0
-        with atomic.write_errors(self.directory), open(self._partial / name, "wb") as file:
-            for column in self.columns:
-                data = memoryview(self._buffer[column.name][: self._buffered]).cast("B")
-                padding = bytes(-data.nbytes % ALIGNMENT)
-                file.write(data)
-                file.write(padding)
-                digest = xxhash.xxh3_64(data)
-                digest.update(padding)
-                blocks[column.name] = {"offset": offset, "bytes": data.nbytes, "xxh3_64": digest.hexdigest()}
-                offset += data.nbytes + len(padding)
-        self._parts.append({"file": name, "rows": self._buffered, "bytes": offset, "blocks": blocks})
+        number = len(self._parts) + len(self._writing)
+        arrays = {column.name: self._buffer[column.name][: self._buffered] for column in self.columns}
+        path = self._partial / f"part-{number:05d}.shard"
         self._buffered = 0
+        if self._pool is None:
+            self._parts.append(_write_part(path, arrays, self.directory))
+            return
+        self._writing.append((self._pool.submit(_write_part, path, arrays, self.directory), self._buffer))
+        # A buffer that was written is used again: fresh memory costs as much as filling it.
+        self._buffer = self._written() if len(self._writing) > self._threads else {}
+
+    def _written(self) -> dict[str, np.ndarray]:
+        """Waits for the part given to a thread first; returns its buffer."""
+        part, buffer = self._writing[0]
+        self._parts.append(part.result())
+        self._writing.popleft()
+        return buffer
+
+    def _end_threads(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._writing.clear()
+
+
+def _write_part(path: Path, arrays: Mapping[str, np.ndarray], directory: Path) -> dict[str, Any]:
+    """One file of a shard set; returns its entry in the manifest. directory: for messages."""
+    blocks, offset = {}, 0
+    with atomic.write_errors(directory), open(path, "wb") as file:
+        for name, array in arrays.items():
+            data = memoryview(array).cast("B")
+            padding = bytes(-data.nbytes % ALIGNMENT)
+            file.write(data)
+            file.write(padding)
+            digest = xxhash.xxh3_64(data)
+            digest.update(padding)
+            blocks[name] = {"offset": offset, "bytes": data.nbytes, "xxh3_64": digest.hexdigest()}
+            offset += data.nbytes + len(padding)
+    rows = len(next(iter(arrays.values())))
+    return {"file": path.name, "rows": rows, "bytes": offset, "blocks": blocks}
 
 
 def _steps(rows: int, size: int, filled: int) -> Iterator[int]:

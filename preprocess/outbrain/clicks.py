@@ -20,7 +20,7 @@ SPLITS = ("train", "test")
 ROW = np.dtype([("display_id", "<i4"), ("ad_id", "<i4"), ("clicked", "u1")])
 _SCAN = "scan.npz"
 _MERGE_ADS = 1 << 18
-_SLOTS_A_ROW = 4  # ads are counted in an array by id while that is no larger than this times the rows
+_SLOTS_A_ROW = 4  # ads are counted in an array by id while that is no larger than this times what is counted
 MISSING_AGE = layout.MAX_AGE_DAYS + 1
 
 
@@ -48,12 +48,19 @@ class AdCounts:
     def merge(cls, parts: Iterable["AdCounts"]) -> "AdCounts":
         """Sums, independent of how rows were cut into parts."""
         parts = list(parts)
-        ad, at = np.unique(np.concatenate([np.empty(0, np.int32), *(p.ad for p in parts)]), return_inverse=True)
-        sums = []
-        for name in ("rows", "train_rows", "train_clicks"):
-            total = np.zeros(len(ad), np.int64)
-            np.add.at(total, at, np.concatenate([np.empty(0, np.int64), *(getattr(p, name) for p in parts)]))
-            sums.append(total)
+        names = ("rows", "train_rows", "train_clicks")
+        largest = max((int(p.ad[-1]) for p in parts if len(p.ad)), default=-1)
+        if largest <= _SLOTS_A_ROW * sum(len(p.ad) for p in parts):
+            sums = np.zeros((len(names), largest + 1), np.int64)
+            for part in parts:
+                for total, name in zip(sums, names):
+                    total[part.ad] += getattr(part, name)
+            ad = np.flatnonzero(sums[0]).astype(np.int32)
+            return cls(ad, *sums[:, ad])
+        ad, at = np.unique(np.concatenate([p.ad for p in parts]), return_inverse=True)
+        sums = np.zeros((len(names), len(ad)), np.int64)
+        for total, name in zip(sums, names):
+            np.add.at(total, at, np.concatenate([getattr(p, name) for p in parts]))
         return cls(ad, *sums)
 
 

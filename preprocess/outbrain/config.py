@@ -9,7 +9,7 @@ from preprocess.xp import DEVICES
 from widedeep.errors import InputError
 
 NUMERIC_TYPES = ("float16", "float32")
-DEFAULT_CHUNK_ROWS = {"cpu": 1 << 16, "cuda": 1 << 20}  # on a GPU some 150 launches a chunk, whatever its rows
+DEFAULT_CHUNK_ROWS = {"cpu": 1 << 16, "cuda": 1 << 20}  # on a GPU some 50 launches a chunk, whatever its rows
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 A run holds at most
     while reading:       process + workers x (worker + 8 x block) + tables being built (bytes of a CSV x a factor, one
                          at a time)
-    while transforming:  process + workers x worker + tables + rows_per_shard x 100 + (2 workers + 1) x chunk rows x 300
-                         (with multi-hot features 116 and 350)
+    while transforming:  process + workers x worker + tables + (1 + writers) x rows_per_shard x 100
+                         + (2 workers + 1) x chunk rows x 300 (with multi-hot features 116 and 350)
 where process = 128 MiB; worker = 0 for threads, `Engine.worker_bytes` for processes, on whatever machine; tables are
-pages of files, which all workers of a machine share and the system may drop and reread.
+pages of files, which all workers of a machine share and the system may drop and reread; writers: see there.
 Sorting test rows that do not ascend by display takes 26 bytes each on top of the process.
 """
 
@@ -47,6 +47,15 @@ def block_bytes(config: OutbrainConfig, files: Mapping[str, Path | None], engine
     return min(csv_io.BLOCK_BYTES, room)
 
 
+def writers(config: OutbrainConfig, engine: Engine) -> int:
+    """Threads that write shards; one thread, which also takes the results, keeps up with a few workers. Their parts may
+    take a sixteenth of the memory limit each."""
+    wanted = min(engine.workers // 4, 4)
+    if config.memory_limit is None:
+        return wanted
+    return min(wanted, config.memory_limit // (16 * config.rows_per_shard * _shard_row(config)))
+
+
 def chunk_rows(config: OutbrainConfig, table_bytes: int, engine: Engine) -> int:
     """Click rows transformed at a time.
 
@@ -56,14 +65,18 @@ def chunk_rows(config: OutbrainConfig, table_bytes: int, engine: Engine) -> int:
     wanted = config.chunk_rows or DEFAULT_CHUNK_ROWS[config.device]
     if config.memory_limit is None:
         return wanted
-    shard_row = SHARD_ROW + (MULTIHOT_SHARD_ROW if config.multihot else 0)
     chunk_row = CHUNK_ROW + (MULTIHOT_CHUNK_ROW if config.multihot else 0)
-    fixed = PROCESS + engine.workers * engine.worker_bytes + table_bytes + config.rows_per_shard * shard_row
+    shards = (1 + writers(config, engine)) * config.rows_per_shard * _shard_row(config)
+    fixed = PROCESS + engine.workers * engine.worker_bytes + table_bytes + shards
     each = (2 * engine.workers + 1) * chunk_row
     rows = (config.memory_limit - fixed) // each
     if rows < MIN_CHUNK_ROWS:
         raise _too_small(config, fixed + MIN_CHUNK_ROWS * each, "fewer workers or a smaller rows_per_shard need less")
     return min(wanted, rows)
+
+
+def _shard_row(config: OutbrainConfig) -> int:
+    return SHARD_ROW + (MULTIHOT_SHARD_ROW if config.multihot else 0)
 
 
 def _build_bytes(name: str, path: Path) -> int:

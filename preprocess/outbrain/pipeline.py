@@ -219,6 +219,7 @@ class _Run:
             rows_per_shard=config.rows_per_shard,
             numeric=config.numeric,
             group=grouped,
+            threads=memory.writers(config, self.engine),
         )
         with writer:
             for columns, missing in self.engine.map(transform.run, transform.tasks(scan, split, rows, **common)):
