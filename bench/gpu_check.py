@@ -133,7 +133,7 @@ def stages() -> list[Stage]:
         Stage("racecheck", sanitizer("racecheck"), 60, sanitized),
         Stage("initcheck", sanitizer("initcheck"), 60, sanitized),
         Stage(
-            "training beside peers", bench("train", *fp16, *large, "--peers", "torch-reduce-overhead"), 90, whole_steps
+            "training beside peers", bench("train", *fp16, *large, "--peers", "torch-reduce-overhead,jax"), 90, whole_steps
         ),
         Stage("training tf32", bench("train", *tf32, *large, *alone), 40, whole_steps),
         Stage("registers", [PY, "cmake/ptxas_report.py", "build"], 10, last_line),
