@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import gpu_check, harness
 
@@ -19,6 +20,24 @@ def test_build_info_names_what_was_built():
     assert info["version"]
     assert info["compiler"].split()[0] in {"GNU", "Clang", "AppleClang"}
     assert bool(info["cuda_archs"]) != bool(info["cuda_note"]), "either architectures, or the reason why there are none"
+
+
+ONLY_ON_GPUS = {"allow_tf32_", "linear_sm90_out", "linear_sm90_dgrad_out"}
+
+
+def test_every_op_has_its_kernels_and_a_fake():
+    """The CUDA ones too where torch is a CUDA build, with or without a GPU."""
+    import widedeep.ops.linear_sm90  # noqa: F401  registers its fakes
+    from widedeep._load import has_cuda_kernels
+
+    ops = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("widedeep::")}
+    assert {f"widedeep::{name}" for name in ONLY_ON_GPUS} < ops
+    keys = {"Meta": ops, "CPU": ops - {f"widedeep::{name}" for name in ONLY_ON_GPUS}}
+    if has_cuda_kernels:
+        keys["CUDA"] = ops
+    for key, expected in keys.items():
+        there = {name for name in ops if torch._C._dispatch_has_kernel_for_dispatch_key(name, key)}
+        assert expected - there == set(), key
 
 
 def test_doctor_prints_one_json_object():
