@@ -93,16 +93,29 @@ def test_what_fails_in_a_thread_fails_the_writer(tmp_path, monkeypatch):
     write(tmp_path / "set", spec, make_rows(spec, 250))
     kept = {p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()}
 
-    def fail_at_the_third(path, arrays, directory, write_part=shards._write_part):
+    def fail_at_the_third(path, *rest, write_part=shards._write_part):
         if path.name == "part-00002.shard":
             raise RunError("the disk is full")
-        return write_part(path, arrays, directory)
+        return write_part(path, *rest)
 
     monkeypatch.setattr(shards, "_write_part", fail_at_the_third)
     with pytest.raises(RunError, match="disk is full"):
         write(tmp_path / "set", spec, make_rows(spec, 1000, seed=1), pieces=10, threads=2)
     assert {p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()} == kept
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize(
+    ("column", "value", "message"), [("c1", 300, "cardinality is 300"), ("price", np.nan, "finite")]
+)
+def test_a_bad_value_is_named_with_its_row(threads, column, value, message, tmp_path):
+    spec = make_spec()
+    data = make_rows(spec, 1000)
+    data[column][777] = value
+    with pytest.raises(InputError, match=f"column '{column}', row 777: .*{message}"):
+        write(tmp_path / "set", spec, data, pieces=9, threads=threads)
+    assert list(tmp_path.iterdir()) == []
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -30,7 +30,7 @@ class ShardWriter:
     """Write a shard set: `append` columns of any number of rows, `finish`; the directory appears only then.
 
     As a with-block, an exception removes what was written and leaves an earlier set at `directory` as it was; a normal
-    end calls `finish`. Memory: one part of `rows_per_shard` rows, and one more for each of `threads`.
+    end calls `finish`. Memory: one part of `rows_per_shard` rows, and with threads one more for each.
 
     Raises:
         InputError: the place cannot be written, or an array does not fit its column (named, with row and value).
@@ -47,7 +47,9 @@ class ShardWriter:
         group: bool = False,
         threads: int = 0,
     ):
-        """threads: they write full parts while the next one is filled; with 0 `append` does. The bytes are the same."""
+        """threads: they check and write full parts while `append` takes the next rows, so its arrays must not change
+        afterwards, and it or `finish` may tell of earlier rows. With 0, `append` does all and copies. The bytes are the
+        same."""
         if rows_per_shard < 1:
             raise InputError(f"rows_per_shard is {rows_per_shard}, expected at least 1")
         self.directory = Path(directory)
@@ -56,10 +58,11 @@ class ShardWriter:
         self._rows_per_shard = rows_per_shard
         self._parts: list[dict] = []
         self._buffer: dict[str, np.ndarray] = {}
+        self._pieces: list[tuple[int, dict[str, np.ndarray]]] = []  # with threads: first row and arrays
         self._buffered = 0
-        self._pool = ThreadPoolExecutor(threads) if threads else None
         self._threads = threads
-        self._writing: deque[tuple[Future, dict[str, np.ndarray]]] = deque()
+        self._pool = ThreadPoolExecutor(threads) if threads else None
+        self._writing: deque[Future] = deque()
         self._partial: Path | None = atomic.begin(self.directory, MANIFEST)
 
     def __enter__(self) -> "ShardWriter":
@@ -80,10 +83,18 @@ class ShardWriter:
         arrays = {name: np.asarray(arrays[name]) for name in names}
         rows = len(arrays[names[-1]])
         for column in self.columns:
-            arrays[column.name] = self._encode(column, arrays[column.name], rows)
+            self._check_shape(column, arrays[column.name], rows)
+            if not self._threads:
+                arrays[column.name] = self._encode(column, arrays[column.name], self.rows)
         for start in _steps(rows, self._rows_per_shard, self._buffered):
             stop = min(rows, start + self._rows_per_shard - self._buffered)
-            self._fill(arrays, start, stop)
+            if self._threads:
+                self._pieces.append((self.rows + start, {name: array[start:stop] for name, array in arrays.items()}))
+            else:
+                self._fill(arrays, start, stop)
+            self._buffered += stop - start
+            if self._buffered == self._rows_per_shard:
+                self._flush()
         self.rows += rows
 
     def finish(self, statistics: Mapping | None = None, provenance: Mapping | None = None) -> None:
@@ -94,7 +105,7 @@ class ShardWriter:
             if self._buffered:
                 self._flush()
             while self._writing:
-                self._written()
+                self._parts.append(self._writing.popleft().result())
             manifest = {
                 "format": FORMAT,
                 "version": VERSION,
@@ -119,39 +130,44 @@ class ShardWriter:
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
         self._partial = None
-        self._buffer = {}
+        self._buffer, self._pieces = {}, []
 
-    def _encode(self, column: Column, values: np.ndarray, rows: int) -> np.ndarray:
+    def _check_shape(self, column: Column, values: np.ndarray, rows: int) -> None:
         if values.shape != column.shape(rows):
             found, expected = list(values.shape), list(column.shape(rows))
             raise InputError(f"{self.directory}: column {column.name!r} has shape {found}, expected {expected}")
+
+    def _encode(self, column: Column, values: np.ndarray, first: int) -> np.ndarray:
+        """values as they are stored; first: row number of values[0]."""
         if column.kind in ("categorical", "group") and values.dtype.kind not in "iu":
             raise InputError(f"{self.directory}: column {column.name!r} holds {values.dtype}, expected integers")
         if column.kind == "categorical":
-            return self._encode_ids(column, values)
+            return self._encode_ids(column, values, first)
         if column.kind == "label":
-            self._reject(column, values, (values != 0) & (values != 1), "a label is 0 or 1")
+            self._reject(column, values, first, (values != 0) & (values != 1), "a label is 0 or 1")
         with np.errstate(over="ignore"):
             encoded = values.astype(column.stored, copy=False)
         if column.kind == "numeric":
-            self._reject(column, values, ~np.isfinite(encoded), f"expected a finite number that fits {column.dtype}")
+            fault = f"expected a finite number that fits {column.dtype}"
+            self._reject(column, values, first, ~np.isfinite(encoded), fault)
         return encoded
 
-    def _encode_ids(self, column: Column, values: np.ndarray) -> np.ndarray:
+    def _encode_ids(self, column: Column, values: np.ndarray, first: int) -> np.ndarray:
         if values.size and (values.min() < -1 or values.max() >= column.cardinality):
             self._reject(
                 column,
                 values,
+                first,
                 (values < -1) | (values >= column.cardinality),
                 f"the cardinality is {column.cardinality}",
             )
         # -1 wraps round to the maximum of the unsigned type: the padding value.
         return values.astype(column.stored, copy=False)
 
-    def _reject(self, column: Column, values: np.ndarray, bad: np.ndarray, why: str) -> None:
+    def _reject(self, column: Column, values: np.ndarray, first: int, bad: np.ndarray, why: str) -> None:
         if bad.any():
             at = np.unravel_index(int(bad.argmax()), bad.shape)
-            raise InputError(f"{self.directory}: column {column.name!r}, row {self.rows + at[0]}: {values[at]} ({why})")
+            raise InputError(f"{self.directory}: column {column.name!r}, row {first + at[0]}: {values[at]} ({why})")
 
     def _fill(self, arrays: Mapping[str, np.ndarray], start: int, stop: int) -> None:
         end = self._buffered + stop - start
@@ -159,30 +175,24 @@ class ShardWriter:
             if column.name not in self._buffer:
                 self._buffer[column.name] = np.empty(column.shape(self._rows_per_shard), column.stored)
             self._buffer[column.name][self._buffered : end] = arrays[column.name][start:stop]
-        self._buffered = end
-        if end == self._rows_per_shard:
-            self._flush()
 
     def _flush(self) -> None:
         if self._partial is None:
             raise InputError(f"{self.directory}: this writer is already finished")
-        number = len(self._parts) + len(self._writing)
-        arrays = {column.name: self._buffer[column.name][: self._buffered] for column in self.columns}
-        path = self._partial / f"part-{number:05d}.shard"
-        self._buffered = 0
+        path = self._partial / f"part-{len(self._parts) + len(self._writing):05d}.shard"
         if self._pool is None:
-            self._parts.append(_write_part(path, arrays, self.directory))
-            return
-        self._writing.append((self._pool.submit(_write_part, path, arrays, self.directory), self._buffer))
-        # A buffer that was written is used again: fresh memory costs as much as filling it.
-        self._buffer = self._written() if len(self._writing) > self._threads else {}
+            columns = ((c.name, [self._buffer[c.name][: self._buffered]]) for c in self.columns)
+            self._parts.append(_write_part(path, self._buffered, columns, self.directory))
+        else:
+            if len(self._writing) == self._threads:
+                self._parts.append(self._writing.popleft().result())
+            self._writing.append(self._pool.submit(self._write_pieces, path, self._buffered, self._pieces))
+            self._pieces = []
+        self._buffered = 0
 
-    def _written(self) -> dict[str, np.ndarray]:
-        """Waits for the part given to a thread first; returns its buffer."""
-        part, buffer = self._writing[0]
-        self._parts.append(part.result())
-        self._writing.popleft()
-        return buffer
+    def _write_pieces(self, path: Path, rows: int, pieces: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, Any]:
+        columns = ((c.name, [self._encode(c, piece[c.name], first) for first, piece in pieces]) for c in self.columns)
+        return _write_part(path, rows, columns, self.directory)
 
     def _end_threads(self) -> None:
         if self._pool is not None:
@@ -190,20 +200,25 @@ class ShardWriter:
         self._writing.clear()
 
 
-def _write_part(path: Path, arrays: Mapping[str, np.ndarray], directory: Path) -> dict[str, Any]:
-    """One file of a shard set; returns its entry in the manifest. directory: for messages."""
+def _write_part(
+    path: Path, rows: int, columns: Iterable[tuple[str, list[np.ndarray]]], directory: Path
+) -> dict[str, Any]:
+    """One file of a shard set; returns its entry in the manifest. columns: name, and the column in pieces; directory:
+    for messages."""
     blocks, offset = {}, 0
     with atomic.write_errors(directory), open(path, "wb") as file:
-        for name, array in arrays.items():
-            data = memoryview(array).cast("B")
-            padding = bytes(-data.nbytes % ALIGNMENT)
-            file.write(data)
+        for name, pieces in columns:
+            digest, size = xxhash.xxh3_64(), 0
+            for piece in pieces:
+                data = memoryview(np.ascontiguousarray(piece)).cast("B")
+                file.write(data)
+                digest.update(data)
+                size += data.nbytes
+            padding = bytes(-size % ALIGNMENT)
             file.write(padding)
-            digest = xxhash.xxh3_64(data)
             digest.update(padding)
-            blocks[name] = {"offset": offset, "bytes": data.nbytes, "xxh3_64": digest.hexdigest()}
-            offset += data.nbytes + len(padding)
-    rows = len(next(iter(arrays.values())))
+            blocks[name] = {"offset": offset, "bytes": size, "xxh3_64": digest.hexdigest()}
+            offset += size + len(padding)
     return {"file": path.name, "rows": rows, "bytes": offset, "blocks": blocks}
 
 
