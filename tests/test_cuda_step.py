@@ -9,7 +9,7 @@ from test_model import SPECS
 from test_step import LR, MIXED, assert_same, batch_of, in_ranks, new_step, part_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from widedeep import parity
+from widedeep import ops, parity
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
@@ -19,6 +19,7 @@ from widedeep.steps import cuda
 from widedeep.steps.cuda import CudaStep
 from widedeep.steps.cuda_ranks import RanksCudaStep
 from widedeep.steps.layers import Layers
+from widedeep.testing import normal
 
 # Its deep input is 64 columns wide: nothing to pad, which only the GPU's update can skip.
 EVEN = FeatureSpec(
@@ -234,6 +235,31 @@ def test_routes_are_compared_again_where_batches_grow(monkeypatch):
     for B in (8, 8, 4, 20, 8, 20):
         step.predict(batch_of(EVEN, B))
     assert compared == [8, 20]
+
+
+@pytest.mark.parametrize(("precision", "during"), [("tf32", True), ("fp32", False)])
+def test_only_the_products_of_a_tf32_step_are_rounded(precision, during):
+    step, allowed = gpu_step(config=StepConfig(precision)), []
+    step._allow_tf32 = allowed.append
+    batch = batch_of(EVEN, 8)
+    for run_it in (lambda: step.train(batch, 0, LR), lambda: step.predict(batch), lambda: step.gradients(batch)):
+        run_it()
+        assert allowed == [during, False]
+        allowed.clear()
+    step.layers.forward = None  # fails
+    with pytest.raises(TypeError):
+        step.train(batch, 1, LR)
+    assert allowed == [during, False]
+
+
+@pytest.mark.cuda
+def test_a_tf32_step_leaves_the_products_of_others_exact():
+    run(gpu_step(config=StepConfig("tf32"), device="cuda"), device="cuda")
+    x, y = normal(64, 512, device="cuda"), torch.empty(64, 512, device="cuda")
+    weight, step = normal(512, 512, device="cuda", key="w"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    ops.linear_relu_dropout_out(x, weight, torch.zeros(512, device="cuda"), 0.0, 1, step, 0, 0, y=y)
+    want = (x.double() @ weight.double().T).relu()
+    torch.testing.assert_close(y.double(), want, rtol=0, atol=1e-5 * float(want.max()))
 
 
 def test_a_head_that_is_too_wide_is_refused():

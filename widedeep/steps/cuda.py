@@ -7,9 +7,11 @@ gradients are not finite changes nothing else.
 """
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,21 @@ log = logging.getLogger(__name__)
 # The original's dynamic loss scale for float16.
 INITIAL_SCALE, GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0**15, 2.0, 0.5, 2000
 WIDEST_HEAD = 2048
+T = TypeVar("T")
+
+
+def _rounding(method: Callable[..., T]) -> Callable[..., T]:
+    """The method's float32 products are rounded to TF32 if the precision says so; those of others never are."""
+
+    @functools.wraps(method)
+    def run(self: "CudaStep", batch: Batch) -> T:
+        self._allow_tf32(self.config.precision == "tf32")
+        try:
+            return method(self, batch)
+        finally:
+            self._allow_tf32(False)
+
+    return run
 
 
 class CudaStep(Step):
@@ -192,15 +209,14 @@ class CudaStep(Step):
             self.copied = self._versions()
 
     def _choose_layers(self) -> None:
-        self._allow_tf32()
         self.weights.refresh()
         self.layers = choose_layers(self.config.gemm, self.weights, self.dtype, self.model.dropout, self.capacity)
         self.layers.grow(self.capacity)
         log.info("fused GPU step, %s, hidden layers through %s", self.config.precision, self.gemm)
 
-    def _allow_tf32(self) -> None:
+    def _allow_tf32(self, allow: bool) -> None:
         if self.device.type == "cuda":
-            torch.ops.widedeep.allow_tf32_.default(self.lr, self.config.precision == "tf32")
+            torch.ops.widedeep.allow_tf32_.default(self.lr, allow)
 
     def _versions(self) -> list[int]:
         return [p._version for p in self.parameters]
@@ -248,6 +264,7 @@ class CudaStep(Step):
         self._join()
         self._adapt_scale()
 
+    @_rounding
     def _backward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Leaves gradients (times the loss scale) in `weights`, dx and dlogit in `activations`, and the loss; returns
         the segments of the ids.
@@ -281,7 +298,6 @@ class CudaStep(Step):
     def _forward(self, batch: Batch, training: bool) -> tuple[Tensor, Tensor]:
         """The last hidden layer's output [B, H] and the wide logit [B]."""
         model, spec, buffers = self.model, self.spec, self.activations
-        self._allow_tf32()
         x, hidden = buffers.rows(len(batch.ids))
         wide_logit = buffers.wide_logit[: len(x)]
         places = (spec.hotness, spec.mean, spec.table_columns, spec.numeric_columns)
@@ -294,6 +310,7 @@ class CudaStep(Step):
             x = y
         return x, wide_logit
 
+    @_rounding
     def _forward_only(self, batch: Batch) -> None:
         h, wide_logit = self._forward(batch, training=False)
         deep = self.activations.logit[: len(h)]
