@@ -34,7 +34,8 @@ LOADS_STAGE, LOADS = (
     "'' if _load.has_cuda_kernels else 'kernels not loaded'); raise SystemExit(not (_load.has_cuda_kernels and there))",
 )
 HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes"
-TAKES_GEMM = ("bench.train", "bench.infer", "bench.budget")
+# Tests with stages of their own: they take long, wait for another process, or compile at first use.
+ELSEWHERE = "test_cuda_linear.py test_cuda_step.py test_cuda_nccl.py test_preprocess_cuda.py test_xp.py"
 
 
 class Stage(NamedTuple):
@@ -128,12 +129,17 @@ def stages() -> list[Stage]:
         Stage("kernels", [PY, "-m", "bench.budget", "--json"], 60, kernels),
         Stage("training fp16", bench("train", *fp16, *both, *alone), 60, whole_steps),
         Stage("inference fp16", bench("infer", *fp16, *both, "4096", *alone), 45, whole_steps),
-        Stage("ops", [*TESTS, "tests", "--ignore=tests/test_cuda_step.py"], 90, tests),
+        Stage("ops", [*TESTS, "tests", *(f"--ignore=tests/{name}" for name in ELSEWHERE.split())], 90, tests),
+        Stage("preprocessing", [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"], 60, tests),
+        Stage("nccl", [*TESTS, "tests/test_cuda_nccl.py"], 40, tests),
         Stage("memcheck", sanitizer("memcheck"), 60, sanitized),
         Stage("racecheck", sanitizer("racecheck"), 60, sanitized),
         Stage("initcheck", sanitizer("initcheck"), 60, sanitized),
         Stage(
-            "training beside peers", bench("train", *fp16, *large, "--peers", "torch-reduce-overhead,jax"), 90, whole_steps
+            "training beside peers",
+            bench("train", *fp16, *large, "--peers", "torch-reduce-overhead,jax"),
+            90,
+            whole_steps,
         ),
         Stage("training tf32", bench("train", *tf32, *large, *alone), 40, whole_steps),
         Stage("registers", [PY, "cmake/ptxas_report.py", "build"], 10, last_line),
@@ -170,7 +176,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="names of the stages to run")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    end, rows, without_hopper, loads = time.monotonic() + args.seconds, [], False, True
+    end, rows, loads = time.monotonic() + args.seconds, [], True
     for stage in stages():
         if args.only and stage.name not in args.only:
             continue
@@ -181,10 +187,9 @@ def main() -> int:
                 {"stage": stage.name, "result": "no time left" if loads else "not run", "seconds": 0.0, "numbers": ""}
             )
             continue
-        if without_hopper and any(module in stage.command for module in TAKES_GEMM):
-            stage.command.extend(["--gemm", "cublaslt"])
         result, seconds = run(stage, min(stage.limit, left), log)
-        without_hopper |= stage.name == HOPPER_STAGE and result != "ok"
+        if stage.name == HOPPER_STAGE and result != "ok":
+            os.environ["WIDEDEEP_SM90"] = "0"
         loads &= stage.name != LOADS_STAGE or result == "ok"
         text = log.read_text(errors="replace")
         try:

@@ -5,6 +5,8 @@ The same results as widedeep.ops.linear to rounding, float16 and bfloat16 only. 
 of y (kept and positive), in an order that only linear_sm90_dgrad_out of the same shape reads.
 """
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -14,10 +16,11 @@ _ops = torch.ops.widedeep
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernels of this file run on the device: compute capability 9.0 and the CUDA library loaded."""
-    return (
-        device.type == "cuda" and widedeep._load.has_cuda_kernels and torch.cuda.get_device_capability(device) == (9, 0)
-    )
+    """Whether the kernels of this file run on the device: compute capability 9.0, the CUDA library loaded, and not
+    WIDEDEEP_SM90=0 in the environment, which leaves them out."""
+    if device.type != "cuda" or not widedeep._load.has_cuda_kernels or os.environ.get("WIDEDEEP_SM90") == "0":
+        return False
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def mask_bytes(rows: int, columns: int) -> int:
