@@ -73,14 +73,14 @@ def test_deep_input_past_2_31_elements(device):
     free = psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0]
     if free < 2 * wanted:
         pytest.skip(f"wants {wanted / 2**30:.1f} GiB and as much to spare, {free / 2**30:.1f} GiB are free")
-    table = normal(3, W, device=device)
-    ids = (torch.arange(B, device=device, dtype=torch.int32) % 3)[:, None].contiguous()
-    one, none = torch.zeros(1, device=device), torch.zeros(0, device=device)
-    numeric = torch.zeros(B, 0, device=device)
-    x, _ = ops.embedding_forward(ids, numeric, [table], one.expand(3).contiguous(), none, one, [1], [0], [0], [], W,
-                                 torch.bfloat16)  # fmt: skip
+    tables = [normal(3, 256, device=device, key=f) for f in range(4)]  # wider ones no GPU launch takes
+    ids = (torch.arange(B, device=device, dtype=torch.int32) % 3)[:, None].repeat(1, 4)
+    wide, none, bias = (torch.zeros(n, device=device) for n in (12, 0, 1))
+    numeric, columns = torch.zeros(B, 0, device=device), [0, 256, 512, 768]
+    lists = ([1] * 4, [0] * 4, columns, [], W, torch.bfloat16)
+    x, _ = ops.embedding_forward(ids, numeric, tables, wide, none, bias, *lists)
     for b in (0, 2**20, 2**21 - 1, 2**21):
-        assert torch.equal(x[b], table[b % 3].bfloat16())
+        assert torch.equal(x[b], torch.cat([table[b % 3] for table in tables]).bfloat16())
 
 
 def test_too_many_rows_or_ids_are_refused(device):
