@@ -48,9 +48,8 @@ def block_bytes(config: OutbrainConfig, files: Mapping[str, Path | None], engine
 
 
 def writers(config: OutbrainConfig, engine: Engine) -> int:
-    """Threads that write shards; one thread, which also takes the results, keeps up with a few workers. Their parts may
-    take a sixteenth of the memory limit each."""
-    wanted = min(engine.workers // 4, 4)
+    """Threads that write shards: one for four workers. Their parts may take a sixteenth of the memory limit each."""
+    wanted = min(1 + engine.workers // 4, 4)
     if config.memory_limit is None:
         return wanted
     return min(wanted, config.memory_limit // (16 * config.rows_per_shard * _shard_row(config)))
