@@ -24,8 +24,12 @@ def cuda(monkeypatch):
     def graph(recorded, pool, stream, capture_error_mode):
         events.append(("capture", pool, capture_error_mode))
         capturing.append(recorded)
-        yield
-        capturing.pop()
+        try:
+            yield
+        except Exception:
+            raise RuntimeError("capture is not joined") from None  # as torch does; the stream stays
+        finally:
+            capturing.pop()
 
     def queue(what):
         if capturing:
@@ -38,6 +42,8 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: object())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "before")
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: events.append(("stream", stream)))
     return graphs.Graphs(torch.device("cuda")), events, queue
 
 
@@ -66,6 +72,25 @@ def test_a_failed_first_run_is_not_captured(cuda):
         kept.run("a", failing)
     kept.run("a", lambda: queue("a"))
     assert events == ["a"]
+
+
+def test_a_failed_capture_leaves_plain_launches(cuda, caplog):
+    kept, events, queue = cuda
+
+    def not_capturable():
+        if events[-1:] == [("capture", 0, "thread_local")]:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        queue("a")
+
+    for _ in range(4):
+        kept.run("a", not_capturable)
+    kept.clear()
+    for _ in range(2):
+        kept.run("b", lambda: queue("b"))
+    assert events == ["a", ("capture", 0, "thread_local"), ("stream", "before"), "a", "a", "a", "b", "b"]
+    assert len(kept) == 0
+    (record,) = caplog.records
+    assert record.message.endswith(": operation not permitted when stream is capturing")
 
 
 def test_graphs_used_longest_ago_make_room_and_warm_up_again(cuda):

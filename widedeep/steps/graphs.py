@@ -2,14 +2,18 @@
 
 The first time runs the same code as it stands: that loads kernels, times algorithms and fills the allocator, all of
 which a capture forbids. So a shape that comes once (the last batch of the only epoch) never costs a capture, and a
-replay computes exactly what the first run did.
+replay computes exactly what the first run did. Where a capture fails, every shape goes on as plain launches: the same
+results, at a cost that only small batches feel.
 """
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 import torch
+
+log = logging.getLogger(__name__)
 
 KEPT = 8  # graphs; the one that was used longest ago makes room
 
@@ -20,6 +24,7 @@ class Graphs:
         self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
         self._seen: set[Hashable] = set()
         self._pool = None
+        self._failed: torch.cuda.CUDAGraph | None = None
         self._stream = own_stream(device)
 
     def __len__(self) -> int:
@@ -35,11 +40,12 @@ class Graphs:
         """Does what `function` queues on the current stream. It reads and writes memory that outlives the graph."""
         graph = self._graphs.get(key)
         if graph is None:
-            if key not in self._seen:
+            if key in self._seen and self._failed is None:
+                graph = self._capture(function)
+            if graph is None:
                 function()
                 self._seen.add(key)  # now: what failed must not be captured
                 return
-            graph = self._capture(function)
             self._graphs[key] = graph
             if len(self._graphs) > KEPT:
                 oldest, _ = self._graphs.popitem(last=False)
@@ -47,13 +53,20 @@ class Graphs:
         self._graphs.move_to_end(key)
         graph.replay()
 
-    def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: a reader's thread may go on pinning and copying the next batches meanwhile.
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-            function()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        try:
+            # thread_local: a reader's thread may go on pinning and copying the next batches meanwhile.
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                function()
+        except Exception as error:
+            torch.cuda.set_stream(before)  # torch leaves the capturing one when a capture cannot be ended
+            self._failed = graph  # kept, since torch's allocator goes on referring to it
+            cause = str(error.__context__ or error).splitlines()[0]
+            log.warning("the step is not captured in a CUDA graph, which slows small batches down: %s", cause)
+            return None
         return graph
 
 
