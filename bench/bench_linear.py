@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from widedeep import ops
+from widedeep.ops import linear_sm90
 from widedeep.testing import normal
 
 P = 0.1
@@ -39,28 +40,40 @@ def flops(t) -> float:
     return 2.0 * t["x"].numel() * t["weight"].shape[0]
 
 
-@pytest.mark.parametrize("who", ["ours", "torch", "product"])
+def hopper_mask(who, rows, columns, device):
+    """Room for the mask of the Hopper products; skips where they are asked for and do not run."""
+    if who == "ours, Hopper" and not linear_sm90.available(device):
+        pytest.skip("the Hopper products need compute capability 9.0")
+    return torch.empty(linear_sm90.mask_bytes(rows, columns), dtype=torch.uint8, device=device)
+
+
+@pytest.mark.parametrize("who", ["ours", "ours, Hopper", "torch", "product"])
 def test_forward(layer, measure, who):
     t = layer
+    mask = hopper_mask(who, *t["y"].shape, t["y"].device)
+    args = (t["x"], t["weight"], t["bias"], P, 1, t["step"], 0, 0)
     calls = {
-        "ours": lambda: ops.linear_relu_dropout_out(t["x"], t["weight"], t["bias"], P, 1, t["step"], 0, 0, y=t["y"]),
+        "ours": lambda: ops.linear_relu_dropout_out(*args, y=t["y"]),
+        "ours, Hopper": lambda: linear_sm90.linear_sm90_out(*args, y=t["y"], mask=mask),
         "torch": lambda: F.dropout(F.relu(F.linear(t["x"], t["weight"], t["bias"]), inplace=True), P, inplace=True),
         "product": lambda: torch.mm(t["x"], t["weight"].t(), out=t["y"]),
     }
     measure(calls[who], flops(t))
 
 
-@pytest.mark.parametrize("who", ["ours", "torch", "product"])
+@pytest.mark.parametrize("who", ["ours", "ours, Hopper", "torch", "product"])
 def test_dgrad(layer, measure, who):
     t = layer
-    mask = torch.relu(t["x"])
+    mask, bits = torch.relu(t["x"]), hopper_mask(who, *t["x"].shape, t["x"].device).fill_(0x55)
+    out, weight_t = {"dx": t["dx"], "dbias": t["dbias"]}, t["weight"].t().contiguous()
 
     def plain():
         dx = torch.mm(t["dz"], t["weight"]) * ((mask > 0) * (1 / (1 - P)))
         return dx, dx.sum(0)
 
     calls = {
-        "ours": lambda: ops.linear_dgrad_out(t["dz"], t["weight"], mask, P, dx=t["dx"], dbias=t["dbias"]),
+        "ours": lambda: ops.linear_dgrad_out(t["dz"], t["weight"], mask, P, **out),
+        "ours, Hopper": lambda: linear_sm90.linear_sm90_dgrad_out(t["dz"], weight_t, bits, P, **out),
         "torch": plain,
         "product": lambda: torch.mm(t["dz"], t["weight"], out=t["dx"]),
     }
