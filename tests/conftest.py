@@ -39,7 +39,7 @@ def cupy(request, monkeypatch):
     from preprocess.outbrain import store
 
     if request.param == "double":
-        from tests import strict_cupy as module
+        import strict_cupy as module
 
         monkeypatch.setitem(sys.modules, "cupy", module)
     else:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-from tests.emulated import CACHE, EMULATOR, FLAGS, _compile, _stamp, translate
+from emulated import CACHE, EMULATOR, FLAGS, _compile, _stamp, translate
 
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)\s*\{', re.DOTALL)
 TYPES = {

@@ -13,10 +13,9 @@ import threading
 from collections import Counter
 from types import SimpleNamespace
 
+import emulated_raw
 import numpy as np
 from numpy import bool_, float32, float64, int8, int16, int32, int64, uint8, uint16, uint32, uint64
-
-from tests import emulated_raw
 
 __version__ = "14.2.0"
 __all__ = [

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import strict_cupy
 
 from preprocess import synthetic
 from preprocess.outbrain import OutbrainConfig, run
-from tests import strict_cupy
 from widedeep.shards import ShardSet
 
 SMALL = Path(__file__).parent / "data" / "outbrain"

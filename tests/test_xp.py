@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import strict_cupy
 
 from preprocess import csv_io, hashing, kernels, xp
 from preprocess.outbrain import clicks, layout, store
 from preprocess.outbrain.lookup import Lookup
 from preprocess.outbrain.similarity import Attributes
 from preprocess.outbrain.transform import _filled
-from tests import strict_cupy
 
 IDS = np.array([-1, 0, 1, 63, 64, 2**31 - 2, 2**31 - 1], np.int32)
 
