@@ -5,9 +5,9 @@ import logging
 import numpy as np
 import pytest
 import torch
-from planted import CATEGORICAL, NUMERIC, TAGS, planted_rows
+from planted import CATEGORICAL, NUMERIC, TAGS, planted_data, planted_rows
 
-from widedeep import _load, doctor
+from widedeep import _load, cli, doctor
 from widedeep.data import Batch
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
@@ -39,8 +39,18 @@ def test_the_choice_is_logged_once_and_named_by_the_doctor(choice, who, monkeypa
     step = new_step()
     step.train(batch_of(0), 0, 1e-3)
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"bf16: {who} ")
-    assert doctor.diagnose()["bf16"] == _load.bf16_products() == record.getMessage().removeprefix("bf16: ")
+    assert record.getMessage() == step.note == f"bf16: {_load.bf16_products()}"
+    assert step.note.startswith(f"bf16: {who} ")
+    assert doctor.diagnose()["bf16"] == _load.bf16_products()
+
+
+def test_training_says_once_who_multiplies(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", "own")
+    data = planted_data(tmp_path / "data")
+    where = [f"--{flag}={tmp_path / flag}" for flag in ("results_dir", "model_dir")]
+    sizes = ["--num_epochs=1", "--deep_warmup_epochs=0.5", "--global_batch_size=300", "--deep_hidden_units", "8"]
+    assert cli.main(["train", f"--dataset_path={data}", *where, *sizes, "--cpu", "--precision=bf16"]) == 0
+    assert capsys.readouterr().out.count("bf16: our own products in float32 (this CPU has ") == 1
 
 
 def test_left_alone_the_choice_follows_the_processor(monkeypatch):

@@ -103,7 +103,13 @@ class Slots:
 
 
 class Step(ABC):
-    """What every implementation offers. Tensors of a batch must be on the step's device."""
+    """What every implementation offers. Tensors of a batch must be on the step's device.
+
+    Attributes:
+        note: how it computes, where that depends on the machine; a line for a person, or nothing.
+    """
+
+    note = ""
 
     def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
         self.model = model

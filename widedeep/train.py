@@ -37,6 +37,8 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     checkpoints.prepare()
     reader, test_reader = run.train_reader(), run.ordered_reader("test")
     tell(comm, run.describe())
+    if run.step.note:
+        tell(comm, run.step.note)
     mode, watch = run.config.mode, LossWatch(comm)
     with Journal(run, progress=progress) as journal:
         while not is_finished(progress, run.config):

@@ -34,8 +34,10 @@ class FusedStep(Step):
             raise InputError(f"precision: expected fp32 or bf16 for the fused step on a CPU, got {config.precision!r}")
         super().__init__(model, config, device, comm)
         self.dtype = PRECISIONS[config.precision]
-        if self.dtype == torch.bfloat16 and comm.rank == 0:
-            log.info("bf16: %s", _load.bf16_products())
+        if self.dtype == torch.bfloat16:
+            self.note = f"bf16: {_load.bf16_products()}"
+            if comm.rank == 0:
+                log.info(self.note)
         self.spec = model.layout
         # Stand-ins for the slots of an absent part, so that one pass over the ids serves every kind of model.
         self.no_rms = [] if model.has_deep else [torch.zeros(rows, 0) for rows in self.spec.cardinalities]
