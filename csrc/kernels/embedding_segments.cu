@@ -20,12 +20,12 @@ constexpr int kThreads = 256;
 struct StartsRow {
   const uint32_t* keys;
   uint32_t rows;
-  __host__ __device__ int32_t operator()(int64_t i) const {
+  __host__ __device__ int32_t operator()(int32_t i) const {
     return keys[i] < rows && (i == 0 || keys[i] != keys[i - 1]) ? 1 : 0;
   }
 };
 
-using Starts = thrust::transform_iterator<StartsRow, thrust::counting_iterator<int64_t>>;
+using Starts = thrust::transform_iterator<StartsRow, thrust::counting_iterator<int32_t>>;
 
 struct Workspace {
   uint32_t *keys, *sorted;
@@ -42,13 +42,15 @@ int key_bits(int64_t rows) {
   return bits;
 }
 
+// Counts of entries, all below 2^31, go to cub as int: its scan for 64-bit counts spills registers.
 size_t cub_bytes(int64_t n, int64_t rows) {
+  const int count = static_cast<int>(n);
   size_t sort = 0, scan = 0;
   cub::DeviceRadixSort::SortPairs(nullptr, sort, static_cast<const uint32_t*>(nullptr), static_cast<uint32_t*>(nullptr),
-                                  static_cast<const int32_t*>(nullptr), static_cast<int32_t*>(nullptr), n, 0,
+                                  static_cast<const int32_t*>(nullptr), static_cast<int32_t*>(nullptr), count, 0,
                                   key_bits(rows));
-  cub::DeviceScan::InclusiveSum(nullptr, scan, Starts(thrust::counting_iterator<int64_t>(0), StartsRow{}),
-                                static_cast<int32_t*>(nullptr), n);
+  cub::DeviceScan::InclusiveSum(nullptr, scan, Starts(thrust::counting_iterator<int32_t>(0), StartsRow{}),
+                                static_cast<int32_t*>(nullptr), count);
   return sort > scan ? sort : scan;
 }
 
@@ -94,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
       out.offsets[i] = valid;
     }
     if (i == n) break;
-    if (StartsRow{keys, rows}(i)) {
+    if (StartsRow{keys, rows}(static_cast<int32_t>(i))) {
       out.unique[rank[i] - 1] = static_cast<int32_t>(keys[i]);
       out.offsets[rank[i] - 1] = static_cast<int32_t>(i);
     }
@@ -141,15 +143,16 @@ cudaError_t embedding_segments(const Batch& batch, const Features& features, int
     return cudaMemsetAsync(out.table_start, 0, (features.count + 1) * sizeof(int32_t), stream);
   }
   Workspace w = carve(workspace, n, rows);
+  const int count = static_cast<int>(n);
   const int grid = grid_for(n + 1, kThreads);
   make_keys_kernel<<<grid, kThreads, features.K * sizeof(int32_t), stream>>>(
       batch, features, static_cast<uint32_t>(rows), w.keys, w.positions);
   if (const cudaError_t error = cudaGetLastError()) return error;
   if (const cudaError_t error = cub::DeviceRadixSort::SortPairs(w.cub, w.cub_bytes, w.keys, w.sorted, w.positions,
-                                                                out.entries, n, 0, key_bits(rows), stream))
+                                                                out.entries, count, 0, key_bits(rows), stream))
     return error;
-  const Starts starts(thrust::counting_iterator<int64_t>(0), StartsRow{w.sorted, static_cast<uint32_t>(rows)});
-  if (const cudaError_t error = cub::DeviceScan::InclusiveSum(w.cub, w.cub_bytes, starts, w.rank, n, stream))
+  const Starts starts(thrust::counting_iterator<int32_t>(0), StartsRow{w.sorted, static_cast<uint32_t>(rows)});
+  if (const cudaError_t error = cub::DeviceScan::InclusiveSum(w.cub, w.cub_bytes, starts, w.rank, count, stream))
     return error;
   scatter_kernel<<<grid, kThreads, 0, stream>>>(w.sorted, w.rank, n, static_cast<uint32_t>(rows), features, out);
   return cudaGetLastError();
@@ -163,8 +166,8 @@ cudaError_t sort_rows(const int64_t* rows, int64_t n, int64_t R, uint32_t* sorte
   Workspace w = carve(workspace, n, R);
   list_rows_kernel<<<grid_for(n, kThreads), kThreads, 0, stream>>>(rows, n, R, w.keys, w.positions);
   if (const cudaError_t error = cudaGetLastError()) return error;
-  return cub::DeviceRadixSort::SortPairs(w.cub, w.cub_bytes, w.keys, sorted, w.positions, order, n, 0, key_bits(R),
-                                         stream);
+  return cub::DeviceRadixSort::SortPairs(w.cub, w.cub_bytes, w.keys, sorted, w.positions, order, static_cast<int>(n), 0,
+                                         key_bits(R), stream);
 }
 
 }  // namespace widedeep::kernels
