@@ -5,7 +5,8 @@ them with a real cupy where there is one). It refuses what cupy refuses: implici
 operands, types other than numbers. It refuses what would be wrong or slow without a word: numpy arrays and lists as
 indices, iteration, an array of another stream that nobody waited for, indices out of bounds. Host memory that a copy
 is on its way to is poison until the stream is waited for; new arrays are poison too. Raw kernels run on the CUDA
-emulator. `counts` holds copies to the host, waits, launches and uploads.
+emulator. `counts` holds copies to the host, waits, uploads, launches of raw kernels, and the operations for which cupy
+would compile a kernel of its own.
 """
 
 import operator
@@ -105,7 +106,7 @@ class ndarray:
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
         if method != "__call__" or kwargs:
             raise TypeError(f"{ufunc.__name__}.{method} of a device array")
-        return _compute(ufunc, *inputs)
+        return _compiled(ufunc, *inputs)
 
     def _item(self):
         if self.size != 1:
@@ -120,7 +121,9 @@ class ndarray:
         return bool(self._item())
 
     def __getitem__(self, slices):
-        return _wrap(self._here()[_index(slices)])
+        index = _index(slices)
+        counts["compiled"] += isinstance(index, np.ndarray)
+        return _wrap(self._here()[index])
 
     def __setitem__(self, slices, value):
         index = _index(slices)
@@ -131,13 +134,14 @@ class ndarray:
         self._touch()
 
     def astype(self, dtype, order="K", casting=None, subok=None, copy=True):
+        counts["compiled"] += self.dtype != dtype
         return _compute(lambda a: a.astype(dtype, copy=copy), self)
 
     def view(self, dtype=None, type=None):
         return _compute(lambda a: a.view(dtype), self)
 
     def sum(self, axis=None, dtype=None, out=None, keepdims=False):
-        return _compute(lambda a: a.sum(axis, dtype, keepdims=keepdims), self)
+        return _compiled(lambda a: a.sum(axis, dtype, keepdims=keepdims), self)
 
     def get(self, stream=None, order="C", out=None, blocking=True):
         values = self._here().copy()
@@ -164,8 +168,8 @@ class ndarray:
 
 def _method(function, reflected=False):
     if reflected:
-        return lambda self, other: _compute(function, other, self)
-    return lambda self, *other: _compute(function, self, *other)
+        return lambda self, other: _compiled(function, other, self)
+    return lambda self, *other: _compiled(function, self, *other)
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "lshift", "rshift", "and", "or", "xor"):
@@ -194,6 +198,11 @@ def _compute(function, *operands):
     return _wrap(function(*map(_operand, operands)))
 
 
+def _compiled(function, *operands):
+    counts["compiled"] += 1
+    return _compute(function, *operands)
+
+
 def _index(slices):
     def one(s):
         if s is None or s is Ellipsis or isinstance(s, (slice, int, np.integer)):
@@ -218,7 +227,8 @@ def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
 
 
 def ascontiguousarray(a, dtype=None):
-    return _compute(lambda values: np.ascontiguousarray(values, dtype), _device(a))
+    counts["compiled"] += not _device(a)._values.flags.c_contiguous or a.dtype != (dtype or a.dtype)
+    return _compute(lambda values: np.ascontiguousarray(values, dtype), a)
 
 
 def empty(shape, dtype=float, order="C"):
@@ -240,7 +250,7 @@ def arange(start, stop=None, step=1, dtype=None):
 
 
 def where(condition, x=None, y=None):
-    return _compute(np.where, _device(condition), x, y)
+    return _compiled(np.where, _device(condition), x, y)
 
 
 class RawModule:
