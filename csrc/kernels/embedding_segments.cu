@@ -154,7 +154,9 @@ cudaError_t embedding_segments(const Batch& batch, const Features& features, int
   const Starts starts(thrust::counting_iterator<int32_t>(0), StartsRow{w.sorted, static_cast<uint32_t>(rows)});
   if (const cudaError_t error = cub::DeviceScan::InclusiveSum(w.cub, w.cub_bytes, starts, w.rank, count, stream))
     return error;
-  scatter_kernel<<<grid, kThreads, 0, stream>>>(w.sorted, w.rank, n, static_cast<uint32_t>(rows), features, out);
+  // One wave of blocks, since each begins with a search.
+  scatter_kernel<<<grid_for(n + 1, kThreads, 132 * 8), kThreads, 0, stream>>>(
+      w.sorted, w.rank, n, static_cast<uint32_t>(rows), features, out);
   return cudaGetLastError();
 }
 
