@@ -80,6 +80,23 @@ def test_doctor_tells_what_to_do_about_a_gpu_without_kernels():
     advice = " ".join(doctor._advice(facts))
     assert "below every architecture" in advice
     assert "cuBLASLt" in advice
+    assert "cupy" not in advice
+    assert "cannot use it (no libnvrtc.so.13)" in " ".join(doctor._advice(facts | {"cupy_fault": "no libnvrtc.so.13"}))
+
+
+def test_doctor_tries_cupy(monkeypatch):
+    from types import SimpleNamespace
+
+    from widedeep import doctor
+
+    def missing():
+        raise RuntimeError("libnvrtc.so.13 is not there\nand more")
+
+    runtime = SimpleNamespace(getDeviceCount=lambda: 1)
+    for nvrtc, fault in ((lambda: (13, 0), None), (missing, "libnvrtc.so.13 is not there")):
+        cuda = SimpleNamespace(runtime=runtime, nvrtc=SimpleNamespace(getVersion=nvrtc))
+        monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+        assert doctor._cupy() == fault
 
 
 REPORT = """ptxas info    : Compiling entry function '_Z3foov' for 'sm_90a'

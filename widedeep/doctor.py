@@ -40,6 +40,18 @@ def _devices() -> list[dict]:
     return found
 
 
+def _cupy() -> str | None:
+    """What stops cupy from compiling kernels on a GPU; None if nothing does."""
+    try:
+        import cupy
+
+        cupy.cuda.nvrtc.getVersion()
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # each layer below has kinds of its own
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None
+
+
 def _advice(facts: dict) -> list[str]:
     """One sentence for each thing that is missing and can be mended."""
     advice = [f"{name} is not installed: pip install {name}" for name, found in facts["required"].items() if not found]
@@ -63,6 +75,8 @@ def _advice(facts: dict) -> list[str]:
     for name, (serves, remedy) in OPTIONAL.items():
         if facts["optional"][name] is None and (devices or name != "cupy-cuda13x"):
             advice.append(f"{name} is not installed, which {serves} need: {remedy}")
+    if fault := facts.get("cupy_fault"):
+        advice.append(f"cupy is installed but preprocessing cannot use it ({fault}): pip install 'widedeep[gpu]'")
     return advice
 
 
@@ -77,6 +91,8 @@ def diagnose() -> dict:
         "nvcc": shutil.which("nvcc"),
         "devices": _devices() if _version("torch") else [],
     }
+    if facts["devices"] and facts["optional"]["cupy-cuda13x"]:
+        facts["cupy_fault"] = _cupy()
     try:
         from widedeep import _load
 
