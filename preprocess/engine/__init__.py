@@ -1,6 +1,7 @@
 """Runs chunk functions: in threads, in processes, or on a dask cluster. The same bytes come out of each.
 
-Two million Outbrain rows, two workers: see bench/README.md. Threads are the default where they measure lighter.
+Threads are the default: two million Outbrain rows by two of them took 2.9 s of CPU time and 408 MiB, by two processes
+4.0 s and 441 MiB, by a dask cluster of two 7.3 s and 517 MiB, the start of the workers included (1.0 s and 2.5 s).
 """
 
 from pathlib import Path

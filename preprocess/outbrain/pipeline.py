@@ -117,6 +117,7 @@ class _Run:
         if name not in self.journal.stages:
             with self.stages.stage(name, total) as done:
                 note = work(done) or {}
+            memory.give_back()
             self.journal.add(name, {"rows": done.rows, "seconds": done.seconds, **note})
         return self.journal.stages[name]
 
