@@ -11,6 +11,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+CUDA_LIBRARY = "libwidedeep_cuda.so"
 FIND_TORCH = "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
 
 
@@ -63,6 +64,8 @@ class CMakeBuild(build_ext):
         subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(staging)])
         for place in {target, ROOT / "widedeep"} if self.inplace or self.editable_mode else {target}:
             place.mkdir(parents=True, exist_ok=True)
+            if not (staging / CUDA_LIBRARY).exists():  # one of an earlier build would be loaded
+                (place / CUDA_LIBRARY).unlink(missing_ok=True)
             for library in staging.iterdir():  # copied aside, then renamed: a running process keeps its mapping
                 shutil.copy2(library, place / f".{library.name}")
                 os.replace(place / f".{library.name}", place / library.name)
