@@ -70,6 +70,14 @@ def whole_steps(log: str) -> str:
     return "; ".join(parts)
 
 
+def whole_job(log: str) -> str:
+    """Seconds from raw files to the last evaluation, and what it found."""
+    report = json.loads(log[log.index('{"bench"') :].splitlines()[0])
+    spent, last = report["seconds"], report["epochs"][-1]
+    seconds = f"preprocessing {spent['preprocessing']:.1f} s, training {spent['training']:.1f} s"
+    return f"{seconds}: loss {last['loss_val']:.4f}, MAP@12 {last['streaming_map_val']:.4f}"
+
+
 def kernels(log: str) -> str:
     report = json.loads(log[log.index('{"device"') :].splitlines()[0])
     lines = [f"copy {report['copy_TB/s']:.2f} TB/s, product {report['product_TFLOP/s']:.0f} TFLOP/s"]
@@ -120,6 +128,7 @@ def stages() -> list[Stage]:
     fp16, tf32 = ["--precision", "fp16"], ["--precision", "tf32"]
     large, both = ["--batch", "131072"], ["--batch", "131072", "16384"]
     alone = ["--peers", "none"]
+    job = ["--displays", "20000", "--epochs", "2", "--batch", "16384", "--device", "cuda", "--json", *fp16]
     return [
         Stage("build", build, 170, last_line),
         Stage(LOADS_STAGE, [PY, "-c", LOADS], 30, last_line),
@@ -129,6 +138,7 @@ def stages() -> list[Stage]:
         Stage("kernels", [PY, "-m", "bench.budget", "--json"], 60, kernels),
         Stage("training fp16", bench("train", *fp16, *both, *alone), 60, whole_steps),
         Stage("inference fp16", bench("infer", *fp16, *both, "4096", *alone), 45, whole_steps),
+        Stage("end to end", [PY, "-m", "bench.end_to_end", *job], 60, whole_job),
         Stage("ops", [*TESTS, "tests", *(f"--ignore=tests/{name}" for name in ELSEWHERE.split())], 90, tests),
         Stage("preprocessing", [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"], 60, tests),
         Stage("nccl", [*TESTS, "tests/test_cuda_nccl.py"], 40, tests),

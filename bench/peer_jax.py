@@ -39,7 +39,7 @@ class JaxContender(Contender):
         if job.precision == "fp16":
             self.slots |= {"scale": jnp.float32(INITIAL_SCALE), "good_steps": jnp.int32(0)}
         self.last = None
-        self.key = jax.random.key(0, impl="rbg")  # XLA's RngBitGenerator, as TensorFlow has; not threefry
+        self.key = jax.random.key(0, impl="rbg")  # XLA's RngBitGenerator instead of threefry
         self._train = jax.jit(self._train_step, donate_argnums=(0, 1))
         self._predict = jax.jit(lambda params, ids, numeric: self._logits(params, ids, numeric, None))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import ceilings, end_to_end, harness, peers
+from bench import ceilings, end_to_end, gpu_check, harness, peers
 from bench.job import Job, write_shards
 from bench.ours import WideDeepContender
 from widedeep.data import Reader
@@ -112,7 +112,9 @@ def test_end_to_end(tmp_path, capsys):
     arguments = "--displays 300 --epochs 2 --device cpu --batch 256 --hidden 8 --embedding_dim 2 --lr 0.003 --workers 1"
     kept = tmp_path / "kept"
     assert end_to_end.main([*arguments.split(), "--out", str(kept), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    report = json.loads(printed)
+    assert f"loss {report['epochs'][1]['loss_val']:.4f}, MAP@12" in gpu_check.whole_job("a log\n" + printed)
     assert report["rows"]["train"] + report["rows"]["test"] > 900
     assert len(report["epochs"]) == 2
     assert 0 < report["epochs"][0]["seconds"] < report["epochs"][1]["seconds"] < report["seconds"]["training"]
@@ -125,3 +127,5 @@ def test_end_to_end(tmp_path, capsys):
     assert end_to_end.main([*arguments.split()[2:], *raw]) == 0
     again = json.loads(capsys.readouterr().out)
     assert [e["loss_val"] for e in again["epochs"]] == [e["loss_val"] for e in report["epochs"]]
+    (stage,) = (s for s in gpu_check.stages() if "bench.end_to_end" in s.command)
+    assert end_to_end.options().parse_args(stage.command[3:]).json
