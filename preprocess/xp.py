@@ -69,7 +69,7 @@ def to_host(array: Any) -> np.ndarray:
     return array if isinstance(array, np.ndarray) else array.get()
 
 
-def to_host_all(columns: Mapping[str, Any], xp: ModuleType = np) -> dict[str, np.ndarray]:
+def to_host_all(columns: Mapping[Any, Any], xp: ModuleType = np) -> dict[Any, Any]:
     """`to_host` of several arrays with one wait for the device. They share a block of pinned memory, which goes back to
     its pool when the last of them is dropped."""
     if xp is np:

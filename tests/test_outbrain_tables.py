@@ -66,11 +66,12 @@ def test_similarity_matches_dictionaries(merge_entries, vocabulary, tmp_path, mo
 
 
 @pytest.mark.parametrize("workers", [2, 3, 16])
-def test_rows_do_not_depend_on_the_threads_that_build_them(workers, monkeypatch):
-    """Most entries belong to one document, so some threads have none."""
+@pytest.mark.parametrize("frequent", [7, 40, 306])
+def test_rows_do_not_depend_on_the_threads_that_build_them(workers, frequent, monkeypatch):
+    """Most entries belong to one document, the first, the last or another, so there is nothing for some threads."""
     monkeypatch.setattr(similarity_module, "_ENTRIES_A_THREAD", 100)
     rng = np.random.default_rng(3)
-    documents = np.r_[np.full(3000, 40), rng.integers(0, 300, 2000)].astype(np.int32)
+    documents = np.r_[np.full(3000, frequent), rng.integers(7, 307, 2000)].astype(np.int32)
     entries = documents, rng.integers(0, 900, 5000).astype(np.int32), rng.uniform(0, 1, 5000)
     want, got = (Attributes.build(*entries, workers=n) for n in (1, workers))
     for name in ("start", "length", "signature", "attribute", "value"):

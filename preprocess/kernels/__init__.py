@@ -15,7 +15,7 @@ import numpy as np
 
 SOURCE = Path(__file__).with_name("outbrain.cu")
 OPTIONS = ("--std=c++17", "--fmad=false")  # a contracted product would round otherwise than numpy's
-MAX_BINS = 4096
+MAX_BINS = 4096  # of `count`, in the shared memory of a block
 _THREADS, _BLOCKS = 256, 4096  # a thread takes several elements where there are more than a million
 _COUNT_BLOCKS = 264  # two a multiprocessor of an H100; each adds its bins to the others'
 _lock = threading.Lock()
@@ -66,6 +66,8 @@ def age_in_days(timestamp: Any, published: Any, origin: int, day: int, most: int
 
 def count(values: Any, chosen: Any, bins: int, xp: ModuleType) -> Any:
     """values [n] int32 in [0, bins), chosen [n] bool or None for all -> [bins] uint64; bins <= MAX_BINS."""
+    if bins > MAX_BINS:
+        raise ValueError(f"{bins} bins, expected at most {MAX_BINS}")
     out = xp.zeros(bins, xp.uint64)
     chosen = None if chosen is None else chosen.view(xp.uint8)
     arguments = (values, chosen, np.int64(len(values)), np.int32(bins), out)

@@ -118,10 +118,11 @@ class Attributes:
 
 
 def _ranges(documents: np.ndarray, parts: int) -> list[tuple[int, int]]:
-    """Ranges [low, high) of document ids that hold all entries, and about as many each."""
+    """Ranges [low, high) of document ids that hold all entries, about as many each; none is empty, for each begins at
+    a document that is there."""
     sample = np.sort(documents[:: 1 + len(documents) // 4096])
-    inner = {int(sample[len(sample) * i // parts]) for i in range(1, parts)}
-    return [*pairwise([0, *sorted(inner - {0}), int(documents.max()) + 1])]
+    lows = {int(documents.min()), *(int(sample[len(sample) * i // parts]) for i in range(1, parts))}
+    return [*pairwise([*sorted(lows), int(documents.max()) + 1])]
 
 
 def _ordered(
