@@ -68,7 +68,7 @@ def test_large_results_arrive_whole_and_leave_no_file(pool):
             np.testing.assert_array_equal(got[name], want[name])
             assert got[name].dtype == want[name].dtype
         got["ids"] += 1  # the taker's own
-    assert not pool.results.exists() or not list(pool.results.iterdir())
+    assert not [path for path in pool.results.glob("*") if path.is_file()]
 
 
 def test_a_stage_counts_rows_and_work_of_every_result(pool):
@@ -112,6 +112,11 @@ def test_dask_replaces_a_lost_worker_but_not_for_ever(tmp_path):
         assert list(pool.map(chunk_functions.die_once, [tmp_path / "died"])) == ["done"]
         with pytest.raises(WorkerLost, match="ended each worker"):
             list(pool.map(chunk_functions.die, [0]))
+        pending = pool._submit(chunk_functions.square, 1)
+        pool._client.cancel([pending])  # as a client does with all tasks when its scheduler is lost
+        with pytest.raises(WorkerLost, match="the dask scheduler is gone"):
+            pool._result(pending)
+    assert [path.name for path in tmp_path.iterdir()] == ["died"]
 
 
 INTERRUPTED = """

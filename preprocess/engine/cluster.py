@@ -28,15 +28,15 @@ class DaskEngine(Engine):
     def __init__(self, workers: int | None, scratch: Path, scheduler: str | None = None, devices: Sequence[str] = ()):
         """workers: of a cluster made here; None with `scheduler`, the address of a running one, which has its own.
         devices: the GPUs to deal out to workers made here."""
+        super().__init__(workers or 0, scratch)
         with ExitStack() as stack:
             if scheduler is None:
-                client = stack.enter_context(_local(workers, scratch, stack))
+                client = stack.enter_context(_local(workers, self.results, stack))
                 if devices:
                     client.register_plugin(_OneDevice(devices))
             else:
                 client = stack.enter_context(_connect(scheduler))
-            self._client, self._scheduler = client, scheduler
-            super().__init__(sum(client.nthreads().values()), scratch)
+            self._client, self.workers = client, sum(client.nthreads().values())
             self._stack = stack.pop_all()
 
     def everywhere(self, function: Callable[[], Any]) -> None:
@@ -59,7 +59,7 @@ class DaskEngine(Engine):
         except KilledWorker as error:
             raise WorkerLost("a task ended each worker that dask gave it to, perhaps for want of memory") from error
         except (CommClosedError, CancelledError) as error:
-            raise WorkerLost(f"the dask scheduler is gone: {error}") from error
+            raise WorkerLost("the dask scheduler is gone, or has cancelled the run's tasks") from error
 
     def _end(self, failed: bool) -> None:
         self._stack.close()
@@ -77,7 +77,7 @@ class _OneDevice(WorkerPlugin):
         gpus.choose(self.devices, int(worker.name))
 
 
-def _local(workers: int | None, scratch: Path, stack: ExitStack) -> Client:
+def _local(workers: int | None, directory: Path, stack: ExitStack) -> Client:
     # dask lets malloc give every freed array back to the system: 10 s of CPU time in the workers for two million
     # Outbrain rows, without 7.
     environment = {"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}}
@@ -90,7 +90,7 @@ def _local(workers: int | None, scratch: Path, stack: ExitStack) -> Client:
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",  # None takes a fixed port
         memory_limit=0,
-        local_directory=str(scratch),
+        local_directory=str(directory),
         silence_logs=logging.CRITICAL,
     )
     stack.enter_context(cluster)

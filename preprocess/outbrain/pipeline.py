@@ -57,7 +57,9 @@ def run(config: OutbrainConfig) -> dict[str, Any]:
         engine.check_sees([*present, journal.work])
         engine.everywhere(store.forget)
         try:
-            return _Run(config, files, journal, engine).all()
+            report = _Run(config, files, journal, engine).all()
+            engine.everywhere(store.forget)  # what a worker still maps would keep its place on the disk
+            return report
         finally:
             store.forget()
 
