@@ -9,7 +9,7 @@ import pytest
 from outbrain_checks import check_rows
 from outbrain_oracle import features, similarity
 
-from preprocess.outbrain import OutbrainConfig, clicks, run
+from preprocess.outbrain import OutbrainConfig, clicks, run, tables
 from preprocess.outbrain import similarity as similarity_module
 from preprocess.outbrain.clicks import AdCounts
 from preprocess.outbrain.lookup import Lookup, first_duplicate, with_null
@@ -79,6 +79,15 @@ def test_rows_do_not_depend_on_the_threads_that_build_them(workers, frequent, mo
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
     np.testing.assert_array_equal(got.lookup.slots, want.lookup.slots)
     assert want.length.max() > 800
+
+
+@pytest.mark.parametrize("n", [0, 1, 9, 10, 11, 95])
+def test_slices_come_together_in_order(n, monkeypatch):
+    monkeypatch.setattr(tables, "_SLICE", 10)
+    a, b = np.arange(n), np.arange(n)[::-1]
+    got = tables.sliced(lambda x, y: (100 * x + y).astype(np.int16), 3, a, b)
+    assert got.tolist() == (100 * a + b).tolist()
+    assert got.dtype == np.int16
 
 
 @pytest.mark.parametrize(("n", "largest"), [(0, 0), (1, 5), (1000, 50), (1000, 2**31 - 2)])

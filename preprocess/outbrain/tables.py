@@ -1,6 +1,7 @@
 """Reads events, promoted content and the document files into look-up tables."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from preprocess.outbrain.lists import Lists
 from preprocess.outbrain.lookup import Lookup, first_duplicate, with_null
 from preprocess.outbrain.similarity import Attributes
 from widedeep.errors import InputError
+
+_SLICE = 1 << 18  # rows
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,22 @@ class Promoted:
 def read_table(path: Path, columns: Sequence[Column], engine: Engine, block_bytes: int) -> dict[str, Any]:
     """The whole file: {name: [n] array, or `Strings` over all blocks}."""
     parts = list(engine.map(partial(csv_io.read_block, columns=columns), csv_io.blocks(path, columns, block_bytes)))
-    table = {}
-    for column in columns:
+
+    def joined(column: Column) -> Any:
         pieces = [part.pop(column.name) for part in parts]
-        if column.kind == "string":
-            table[column.name] = csv_io.unify(pieces)
-        else:
-            table[column.name] = np.concatenate([np.empty(0, column.dtype), *pieces])
-    return table
+        return csv_io.unify(pieces) if column.kind == "string" else np.concatenate([np.empty(0, column.dtype), *pieces])
+
+    with ThreadPoolExecutor(engine.workers) as pool:
+        return dict(zip((c.name for c in columns), pool.map(joined, columns)))
+
+
+def sliced(function: Callable[..., np.ndarray], workers: int, *columns: np.ndarray) -> np.ndarray:
+    """`function` of columns [n], a row of whose result depends on that row alone: in slices that a cache holds, by
+    threads."""
+    starts = range(0, max(len(columns[0]), 1), _SLICE)
+    with ThreadPoolExecutor(workers) as pool:
+        parts = pool.map(lambda start: function(*(column[start : start + _SLICE] for column in columns)), starts)
+        return np.concatenate(list(parts))
 
 
 def read_events(
@@ -99,16 +110,17 @@ def read_events(
     table = read_table(path, layout.EVENTS, engine, block_bytes)
     lookup = unique_lookup(path, layout.EVENTS, table["display_id"])
     flavour.clear_events(table)
-    platform = (np.maximum(table["platform"], 1) - 1).astype(np.uint8)
+    platform = sliced(lambda codes: (np.maximum(codes, 1) - 1).astype(np.uint8), engine.workers, table["platform"])
     geo, places = flavour.geo(table["geo_location"], given, buckets)
-    timestamp = with_null(table["timestamp"], NULL_INT)
+    is_train = partial(flavour.is_train, seed=seed)
+    without = is_train(np.array([NULL_INT]), np.array([NULL_INT]))
     events = Events(
         lookup,
         with_null(table["document_id"], NULL_INT),
-        timestamp,
+        with_null(table["timestamp"], NULL_INT),
         with_null(platform, 0),
         with_null(table["geo_location"].codes, NULL_INT),
-        flavour.is_train(with_null(table["display_id"], NULL_INT), timestamp, seed),
+        with_null(sliced(is_train, engine.workers, table["display_id"], table["timestamp"]), without[0]),
     )
     return events, geo, places
 
