@@ -124,6 +124,29 @@ def test_words_and_nulls_of_tables(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == report
 
 
+@pytest.mark.parametrize("columns", [None, "80"])
+def test_names_are_whole_in_a_file_and_on_a_narrow_terminal(tmp_path, capsys, monkeypatch, columns):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    name = "publish_time_promo_days_since_published"
+    (tmp_path / "a.csv").write_text(f"town,{name},click\n" + "Rome,1,1\n" * 8 + "Oslo,2,0\n" * 2)
+    (tmp_path / "spec.yaml").write_text(
+        f"feature_spec: {{town: {{transform: vocabulary}}, {name}: {{}}, click: {{}}}}\n"
+        f"channel_spec: {{onehot_categorical: [town], multihot_categorical: [], numerical: [{name}], label: [click],"
+        " map: []}"
+    )
+    words = ["preprocess", "tabular", tmp_path / "a.csv", "--spec", tmp_path / "spec.yaml", "--split", "last:2"]
+    assert main([*map(str, words), "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert main(["describe", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "\u2026" not in shown
+    assert columns or name in shown
+    pieces = [line.split()[0] for line in shown.splitlines() if line.split()]
+    assert columns is None or name in "".join(pieces)
+
+
 def test_what_is_no_data_set_is_refused(tmp_path):
     write_set(tmp_path / "data", {"train": 40, "test": 5})
     with pytest.raises(InputError, match="expected a data set"):

@@ -1,5 +1,6 @@
 """The data report as one HTML page and as tables on the terminal."""
 
+import os
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ FEATURE_HEAD = (
     "table rows",
     "used",
     "hotness",
-    "nulls",
+    "nulls, all splits",
     "padding",
     "top 1",
     "top 10",
@@ -20,6 +21,9 @@ FEATURE_HEAD = (
     "not in train",
 )
 NUMERIC_HEAD = ("feature", "min", "5 %", "median", "95 %", "max", "mean", "deviation", "zeros")
+FILE_WIDTH = 160  # columns of tables that go to a file or a pipe
+NAME_WIDTH = 20  # columns that a long name may take on any terminal
+GAP = 3  # columns of a terminal between two of a table
 TOP_HEAD = ("value", "rows", "share", "click rate", "against all rows")
 
 
@@ -42,19 +46,27 @@ def page(report: dict[str, Any]) -> str:
 
 def show(report: dict[str, Any]) -> None:
     """The same on the terminal, with the three commonest values of each feature."""
+    from rich import box
     from rich.console import Console
     from rich.markup import escape as plain
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
 
     def put(title: str, head: tuple[str, ...] | list[str], rows: list[list[Any]]) -> None:
-        grid = Table(*head, title=title, title_justify="left")
-        for column in grid.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            grid.add_row(*(plain(_text(value)) for value in row))
-        console.print(grid)
+        texts = [[_text(value) for value in row] for row in rows]
+        widths = [max(map(len, column)) + GAP for column in zip(head, *texts, strict=True)]
+        widths[0] = min(widths[0], max(console.width // 2, NAME_WIDTH))
+        for part in _side_by_side(widths, console.width):
+            grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+            grid.add_column(head[0], overflow="fold")
+            for index in part:
+                grid.add_column(head[index], justify="right", no_wrap=True)
+            for row in texts:
+                grid.add_row(plain(row[0]), *(plain(row[index]) for index in part))
+            console.print(grid)
 
     put(report["path"], ["split", "rows", "clicks", "click rate"], _split_rows(report))
     for split in report["splits"]:
@@ -70,6 +82,16 @@ def show(report: dict[str, Any]) -> None:
     ]
     if heads:
         put(f"{split}: commonest values", ["feature", *TOP_HEAD[:4]], heads)
+
+
+def _side_by_side(widths: list[int], room: int) -> list[list[int]]:
+    """The columns after the first, in as many tables as a terminal of `room` columns needs."""
+    parts: list[list[int]] = []
+    for index in range(1, len(widths)):
+        if not parts or widths[0] + sum(widths[i] for i in parts[-1]) + widths[index] > room:
+            parts.append([])
+        parts[-1].append(index)
+    return parts
 
 
 def _split_rows(report: dict[str, Any]) -> list[list[Any]]:
