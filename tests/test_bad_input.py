@@ -17,6 +17,9 @@ import yaml
 from commands import main
 from planted import planted_data
 
+from widedeep import atomic
+from widedeep.errors import RunError
+
 OUTBRAIN = Path(__file__).parent / "data" / "outbrain"
 FLAGS = shlex.split(
     "--cpu --global_batch_size 64 --num_epochs 1 --deep_warmup_epochs 0 --seed 5 --threads 1 --deep_hidden_units 8"
@@ -252,6 +255,13 @@ def test_no_checkpoint(copy, refuse):
     refuse(["evaluate", "--model", copy / "data", "--dataset_path", copy / "data", "--cpu"], 2, "checkpoint")
 
 
+@pytest.mark.parametrize("which", ["step-7", "newest"])
+def test_a_checkpoint_that_is_not_there_beside_those_that_are(copy, refuse, which):
+    there = next((copy / "model" / "checkpoint").glob("step-*")).name
+    words = ["--model", copy / "model", "--dataset_path", copy / "data", "--cpu"]
+    refuse(["evaluate", *words, "--checkpoint", which], 2, "expected", "last", there, which)
+
+
 # Predictions
 
 
@@ -348,6 +358,12 @@ def test_a_full_disk(copy, name):
     assert [line for line in lines if str(out) in line or str(copy / "elsewhere") in line] == lines[-1:]
     after = contents(copy)
     assert {path: after.get(path) for path in before} == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_an_array_cut_off_by_a_full_disk(tmp_path):
+    with open("/dev/full", "wb") as file, pytest.raises(RunError, match="No space left"), atomic.write_errors(tmp_path):
+        np.zeros(1 << 20).tofile(file)
 
 
 # Configuration

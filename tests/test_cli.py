@@ -89,6 +89,8 @@ def test_printed_config_is_a_config(tmp_path, capsys):
         (["train", "--num_epochs"], "--num_epochs: expected one argument"),
         (["train", "--no_such_flag", "1"], "no_such_flag"),
         (["train", "--config", "absent.yaml"], "absent.yaml"),
+        (["evaluate"], "expected --model and --dataset_path: see `widedeep evaluate --help`"),
+        (["describe"], "expected PATH"),
         (["fly"], "unknown command 'fly'"),
         (["preprocess"], "preprocess needs one of: outbrain, tabular"),
         (["preprocess", "avazu"], "preprocess needs one of: outbrain, tabular"),

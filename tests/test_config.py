@@ -56,6 +56,7 @@ def test_amp_is_fp16():
         ({"deep_dropout": 1.0}, "cpu", "--deep_dropout must be in"),
         ({"deep_dropout": float("nan")}, "cpu", "--deep_dropout must be in"),
         ({"deep_learning_rate": float("nan")}, "cpu", "--deep_learning_rate must be at least 0"),
+        ({"linear_learning_rate": 0.0}, "cpu", "--linear_learning_rate must be above 0"),
         ({"deep_hidden_units": [8, 0]}, "cpu", "--deep_hidden_units must be at least 1"),
     ],
 )

@@ -257,6 +257,9 @@ def test_a_damaged_or_missing_file_is_named(whole, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=r"bad\.npz"):
             parity.replay(path)
+    path.write_bytes(b"label,prob\n1,0.5\n")
+    with pytest.raises(InputError, match=r"bad\.npz: expected a readable \.npz file, got something else$"):
+        parity.replay(path)
     with pytest.raises(InputError, match=r"none\.npz: expected a readable \.npz file"):
         parity.replay(tmp_path / "none.npz")
 

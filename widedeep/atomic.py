@@ -14,6 +14,8 @@ from pathlib import Path
 
 from .errors import InputError, RunError
 
+SHORT_WRITE = "requested and"  # numpy's "8192 requested and 4096 written": an OSError without a number
+
 
 @contextlib.contextmanager
 def write_errors(target: Path) -> Iterator[None]:
@@ -21,8 +23,10 @@ def write_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RunError(f"cannot write {target}: {error.strerror}; what was there before is untouched") from error
+        short = error.errno is None and SHORT_WRITE in str(error)
+        if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            why = "No space left on device, or the limit of a file's size is reached" if short else error.strerror
+            raise RunError(f"cannot write {target}: {why}; what was there before is untouched") from error
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
 
 

@@ -164,6 +164,8 @@ def locate(path: str | Path, which: str = "best") -> Path:
     root = path.parent if path.name == "checkpoint" else path
     found = Checkpoints(root).find(which)
     if found is None:
+        if there := [step.name for step in Checkpoints(root).steps()]:
+            raise InputError(f"{path}: expected the checkpoint best, last or one of {', '.join(there)}, got {which!r}.")
         raise InputError(
             f"{path}: expected a checkpoint, or a model directory with checkpoint/step-<n>/, and found none."
         )

@@ -132,7 +132,14 @@ def _parse(name: str, command: ModuleType, words: list[str]) -> Any:
     command.add_arguments(parser)
     for path in _config_files(words):
         _check_config_file(path, {action.dest for action in parser._actions})
-    return parser.parse_args(words)
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        if not (missing := re.match(r"the following arguments are required: (.*)", str(error))):
+            raise
+        places = {action.dest for action in parser._actions if not action.option_strings}
+        absent = [word.upper() if word in places else f"--{word}" for word in missing[1].split(", ")]
+        raise InputError(f"expected {' and '.join(absent)}: see `widedeep {name} --help`") from error
 
 
 def _config_files(words: list[str]) -> list[str]:

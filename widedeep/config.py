@@ -180,6 +180,8 @@ class TrainConfig:
             if value is not None and not value >= low:  # so that NaN is refused too
                 raise InputError(f"--{name} must be at least {low}, got {value}.")
         t, m = self.training, self.mode
+        if t.linear_learning_rate == 0:  # FTRL divides by it
+            raise InputError("--linear_learning_rate must be above 0, got 0.")
         if any(width < 1 for width in self.model.deep_hidden_units):
             raise InputError(f"--deep_hidden_units must be at least 1 each, got {self.model.deep_hidden_units}.")
         if not 0 <= self.model.deep_dropout < 1:

@@ -79,7 +79,9 @@ class Golden:
             with np.load(path, allow_pickle=False) as z:
                 arrays = {name: z[name] for name in z.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, AttributeError) as e:
-            raise InputError(f"{path}: expected a readable .npz file, got {' '.join(str(e).split())}") from e
+            why = e.strerror if isinstance(e, OSError) and e.strerror else " ".join(str(e).split())
+            why = "something else" if "pickle" in why else why  # numpy's advice is to load it nevertheless
+            raise InputError(f"{path}: expected a readable .npz file, got {why}") from e
         golden = cls(path, _config(path, arrays.pop("config", None)), arrays)
         _check(golden)
         return golden
