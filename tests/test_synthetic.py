@@ -327,6 +327,8 @@ def test_few_chunks_are_under_way_at_once():
 def test_rejects_what_it_cannot_write(tmp_path, made):
     with pytest.raises(InputError, match="--displays is 0, expected at least 1"):
         run(0, 1, tmp_path / "none")
+    with pytest.raises(InputError, match="--workers is 0, expected at least 1"):
+        run(10, 1, tmp_path / "none", workers=0)
     before = sorted(path.name for path in made.iterdir())
     with pytest.raises(InputError, match="not an empty directory"):
         run(10, 1, made)

@@ -46,6 +46,7 @@ def write(out: Path, columns: pa.Schema, batches: Iterator[pa.Table]) -> int:
     rows = 0
     try:
         with atomic.write_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
             with WRITERS[out.suffix](partial, columns) as writer:
                 for table in batches:
                     writer.write_table(table)

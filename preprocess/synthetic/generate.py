@@ -22,6 +22,7 @@ from preprocess.synthetic.geo import Places, places
 from preprocess.synthetic.output import CsvFile, csv_bytes, fresh_directory
 from preprocess.synthetic.score import ChunkScore, Score, score_chunk
 from preprocess.synthetic.sizes import FULL_DISPLAYS, RULE, Sizes
+from widedeep.errors import InputError
 
 CHUNK = 1 << 15  # displays at a time: 21 MB of temporaries a worker
 _CLICKS = ["display_id", "ad_id", "clicked"]
@@ -90,8 +91,11 @@ def run(
         The manifest: seed, sizes, planted weights; rows, bytes, xxh3-64 of each file; and under `best` MAP@12 and AUC
         of the planted probabilities, and MAP@12 of a random order, over all displays and by day.
     Raises:
-        InputError: displays < 1, or `out` is not new or empty, or cannot be created. RunError: writing failed.
+        InputError: displays or workers < 1, or `out` is not new or empty, or cannot be created.
+        RunError: writing failed.
     """
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers is {workers}, expected at least 1")
     weights = weights or Weights()
     sizes = Sizes.scaled(displays)
     with fresh_directory(Path(out)) as part:

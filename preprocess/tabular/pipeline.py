@@ -224,8 +224,12 @@ def load_statistics(spec: TabularSpec, directory: Path) -> None:
                 if saved[feature.name]["transform"] != spec.transform(feature.name):
                     raise InputError(f"{path}: {feature.name}: was learned with another transform than {spec.path} has")
                 feature.encoder.load(saved[feature.name])
-    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: expected the statistics of an earlier run for every feature: {error!r}") from error
+    except OSError as error:
+        raise InputError(f"{path}: expected the statistics of an earlier run, got {error.strerror.lower()}") from error
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{path}: expected the statistics of an earlier run on tables, for every feature of {spec.path}"
+        ) from error
 
 
 def _statistics(spec: TabularSpec) -> dict[str, Any]:
