@@ -118,11 +118,13 @@ def test_plain_lines_off_terminals(tmp_path, caplog, monkeypatch):
             bar.show(loss=0.43219)
             bar.advance(300)
         log.log((100, 9100), {"loss": 0.25})
+        log.log((1, 501), {"batch_samplesps": 1234567.8})
         log.log((), {"train_throughput": 1234.5})
-    progress, step, end = caplog.messages
+    progress, step, speed, end = caplog.messages
     assert progress.startswith("epoch 3/20  50 % of 1000 rows")
     assert progress.endswith("loss 0.43219")
     assert step == "step 100/9100  loss 0.25"
+    assert speed == "step 1/501  batch_samplesps 1,234,568"
     assert end == "finished  train_throughput 1234.5 samples/s"
 
 

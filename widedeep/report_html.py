@@ -25,7 +25,7 @@ METRICS = {
 }
 TILES = ("map", "auc", "loss", "binary_accuracy")
 CAPTIONS = {
-    "loss": "Training batches before their update, and the evaluation set after each epoch.",
+    "loss": "Training batches, one in --log_every, before their update; the evaluation set after each epoch.",
     "ranking": "After each epoch; the best value is written at its point.",
     "calibration": "Where points lie on the diagonal, predicted click rates can be read as frequencies.",
     "learning_rate": "As it was at each logged step.",

@@ -1,6 +1,7 @@
 """The plots of a report, as PNG bytes."""
 
 import io
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ def draw(
     Raises:
         InputError: matplotlib is not installed.
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # else a home that is read-only makes it talk
     try:
         import matplotlib
     except ImportError as error:
@@ -135,6 +137,7 @@ def _running_mean(values: list[float], window: int) -> list[float]:
 
 
 def _thousands(axes) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
