@@ -1,7 +1,7 @@
 """Runs one nvcc command, keeps its ptxas report beside the object, and fails when ptxas had to serialise wgmma.
 
-ptxas only warns (C7510) when it cannot keep wgmma instructions in flight; the kernel then runs at a fraction of its
-speed.
+ptxas only warns when it cannot keep wgmma instructions in flight (C7510) or ignores setmaxnreg (C7508); the kernel then
+runs at a fraction of its speed.
 """
 
 import subprocess
@@ -19,6 +19,6 @@ shown = [
 ]
 if shown:
     print("\n".join(shown), file=sys.stderr)
-if "C7510" in done.stderr:
-    sys.exit("nvcc_log: ptxas serialised wgmma (C7510): see the lines above")
+if "C7510" in done.stderr or "C7508" in done.stderr:
+    sys.exit("nvcc_log: ptxas serialised wgmma (C7510) or ignored setmaxnreg (C7508): see the lines above")
 sys.exit(done.returncode)

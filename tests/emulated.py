@@ -36,10 +36,6 @@ REWRITES = [
     ),
     (r'asm volatile\("mov\.u32 %0, %%laneid;" : "=r"\((\w+)\)\);', r"\1 = emulator::lane();"),
     (r'asm volatile\("prefetch\.global\.L1 \[%0\];" ::"l"\((.*)\)\);', r"static_cast<void>(\1);"),
-    (
-        r'asm volatile\("ld\.global\.nc\.b32 %0, \[%1\];" : "=r"\((.*)\) : "l"\((\w+)\)\);',
-        r"\1 = *reinterpret_cast<const uint32_t*>(\2);",
-    ),
 ]
 LAUNCH = re.compile(r"(\w+)((?:<[^<>()]*>)?)<<<(.*?)>>>\(", re.DOTALL)
 
@@ -326,9 +322,9 @@ def linear_sm90_out(x, weight, bias, p, seed, step, layer, first_row, *, y, mask
     call("linear_forward_sm90", x, weight, bias, y, mask, *sizes, x.dtype, float(p), seed, step, layer, first_row)
 
 
-def linear_sm90_dgrad_out(dz, weight_t, mask, scale, *, dx, dbias):
+def linear_sm90_dgrad_out(dz, weight_t, mask, scale, *, dx, dbias, found_inf=None):
     sizes = (len(dz), len(weight_t), dz.shape[1])
-    call("linear_dgrad_sm90", dz, weight_t, mask, float(scale), dx, dbias, *sizes, dz.dtype)
+    call("linear_dgrad_sm90", dz, weight_t, mask, float(scale), dx, dbias, found_inf, *sizes, dz.dtype)
 
 
 def mask_bytes(M: int, N: int) -> int:

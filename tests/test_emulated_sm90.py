@@ -5,9 +5,15 @@ import shutil
 
 import pytest
 import torch
+from test_cuda_step import EVEN, gpu_step, run
+from test_step import LR, batch_of
 
 from tests import emulated
 from widedeep import ops, reference
+from widedeep.errors import RunError
+from widedeep.ops import linear_sm90
+from widedeep.step import StepConfig
+from widedeep.steps import cuda, layers
 from widedeep.testing import assert_close, normal, poisoned
 
 pytestmark = pytest.mark.skipif(
@@ -74,6 +80,20 @@ def test_gradient_without_mask(M, N, K, dtype):
     assert_close(dx, dz.double() @ weight_t.double().T)
 
 
+@pytest.mark.parametrize(("dtype", "large"), [(F16, 60000.0), (BF16, 3e38)])
+@pytest.mark.parametrize("at", [None, (0, 0), (299, 135), (130, 77)])
+def test_gradient_that_is_not_finite(dtype, large, at):
+    """found_inf says so, also where only the rounding to a half type overflows, and is never taken back."""
+    dz, weight_t = torch.zeros(300, 8, dtype=dtype), torch.zeros(136, 8, dtype=dtype)
+    if at:
+        dz[at[0]], weight_t[at[1]] = large, 0.5
+    dx, found = poisoned(300, 136, dtype=dtype), torch.zeros(1)
+    emulated.linear_sm90_dgrad_out(dz, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found)
+    assert found.item() == (1.0 if at else 0.0) == (not dx.isfinite().all())
+    emulated.linear_sm90_dgrad_out(dz * 0, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found)
+    assert found.item() == (1.0 if at else 0.0)
+
+
 def test_dropout_drops_what_the_cpu_drops():
     """All products positive: zeros are the dropped elements, bit for bit those of the definition."""
     M, N, K = 300, 200, 8
@@ -94,3 +114,83 @@ def test_empty_products():
     dbias = poisoned(8)
     emulated.linear_sm90_dgrad_out(x, weight, None, 1.0, dx=y, dbias=dbias)
     assert torch.equal(dbias, torch.zeros(8))
+
+
+@pytest.fixture
+def on_emulator(monkeypatch):
+    """The Hopper ops run on the emulator; a list of the calls in the test's hands may spoil what they give back."""
+    spoil = {}
+
+    def forward(*args, y, mask):
+        emulated.linear_sm90_out(*args, y=y, mask=mask)
+        spoil.get("forward", lambda y: None)(y)
+
+    def dgrad(dz, weight_t, mask, p, *, dx, dbias, found_inf=None):
+        scale = 1.0 if mask is None else reference.dropout_scale(p)
+        emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, dx=dx, dbias=dbias, found_inf=found_inf)
+        spoil.get("dgrad", lambda *out: None)(mask, dx, dbias, found_inf)
+
+    monkeypatch.setattr(linear_sm90, "linear_sm90_out", forward)
+    monkeypatch.setattr(linear_sm90, "linear_sm90_dgrad_out", dgrad)
+    monkeypatch.setattr(layers, "REPEATS", 1)
+    emulated.reseed(6)
+    return spoil
+
+
+LAYER = (200, 72, 136)  # B, I, O
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_the_routes_agree_before_the_first_step(on_emulator, dtype):
+    assert layers.disagreement(*LAYER, dtype, 0.1, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("where", "fault", "found"),
+    [
+        ("forward", lambda y: y[64:128, 8:16].zero_(), "the mask"),
+        ("forward", lambda y: y[3].mul_(1.1), "the output"),
+        ("dgrad", lambda mask, dx, dbias, found: dx[64:].zero_(), "the gradient"),
+        ("dgrad", lambda mask, dx, dbias, found: dbias is None or dbias[5:7].zero_(), "the bias gradient"),
+        ("dgrad", lambda mask, dx, dbias, found: mask is None and dx[:, 8].zero_(), "the input's gradient"),
+        ("dgrad", lambda mask, dx, dbias, found: found is None or found.zero_(), "whether the input's gradient"),
+    ],
+)
+def test_what_a_wrong_product_is_called(on_emulator, where, fault, found):
+    on_emulator[where] = fault
+    assert layers.disagreement(*LAYER, BF16, 0.1, torch.device("cpu")).startswith(found)
+
+
+def test_bits_that_change_are_seen(on_emulator):
+    calls = []
+    on_emulator["forward"] = lambda y: calls.append(y[0, 0].add_(2.0**-7 * len(calls)))
+    assert layers.disagreement(*LAYER, BF16, 0.0, torch.device("cpu")).startswith("the output of two runs")
+
+
+def test_a_product_that_never_ends_is_named(on_emulator):
+    def trap(y):
+        raise RuntimeError("CUDA error: unspecified launch failure\nmore words")
+
+    on_emulator["forward"] = trap
+    with pytest.raises(RunError, match=r"Hopper .* \(CUDA error: unspecified launch failure\).*WIDEDEEP_SM90"):
+        layers._tested(*LAYER, BF16, 0.1, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("bf16", 2e-2)])
+def test_whole_steps(on_emulator, monkeypatch, precision, tolerance):
+    """With either route the same losses and weights to rounding, and an overflow changes nothing but the scale."""
+    want = gpu_step(config=StepConfig(precision=precision))
+    losses = run(want, steps=4, B=40)
+    monkeypatch.setattr(cuda, "choose_layers", lambda gemm, weights, *rest: layers.Sm90Layers(weights))
+    got = gpu_step(config=StepConfig(precision=precision))
+    torch.testing.assert_close(run(got, steps=4, B=40), losses, rtol=tolerance, atol=tolerance)
+    assert got.gemm == "sm90"
+    for name, a in want.model.named_arrays().items():
+        torch.testing.assert_close(got.model.named_arrays()[name], a, rtol=0, atol=0.05 * LR, msg=name)
+    if precision == "fp16":
+        before = {name: a.clone() for name, a in got.model.named_arrays().items()}
+        bad = batch_of(EVEN, 40, seed=9)
+        bad.numeric[3, 1] = float("inf")
+        got.train(bad, 4, LR)
+        assert all(torch.equal(a, before[name]) for name, a in got.model.named_arrays().items())
+        assert got.state()["loss_scale"] == 2**14

@@ -48,20 +48,23 @@ void linear_sm90_out(Tensor x, Tensor weight, Tensor bias, double p, int64_t see
 }
 
 void linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, std::optional<Tensor> mask, double p, Tensor dx,
-                           std::optional<Tensor> dbias) {
+                           std::optional<Tensor> dbias, std::optional<Tensor> found_inf) {
   const char* op = "linear_sm90_dgrad";
   const auto shape = shape_of(dz, weight_t, op);
   check(dx, op, "dx", dz.scalar_type(), {shape.M, shape.N}, dz);
   if (dbias.has_value()) check(*dbias, op, "dbias", ScalarType::Float, {shape.N}, dz);
+  check_scalar(found_inf, op, "found_inf", ScalarType::Float, dz);
+  STD_TORCH_CHECK(!(mask.has_value() && found_inf.has_value()), op, ": found_inf goes without a mask");
   check_dropout(p, op);
   const DeviceGuard guard(dz.get_device_index());
   const int64_t rows = dbias.has_value() ? kernels::sm90_tile_rows(shape.M) : 0;
   const Tensor sums = torch::stable::new_empty(dz, {rows, shape.N}, ScalarType::Float);
   auto* partial = rows > 0 ? static_cast<float*>(sums.mutable_data_ptr()) : nullptr;
   const cudaStream_t stream = current_stream(dz);
+  auto* found = found_inf.has_value() ? static_cast<float*>(found_inf->mutable_data_ptr()) : nullptr;
   STD_CUDA_CHECK(kernels::linear_dgrad_sm90(
       dz.const_data_ptr(), weight_t.const_data_ptr(), mask_pointer(mask, shape, op, dz),
-      mask.has_value() ? core::dropout_scale(p) : 1.f, dx.mutable_data_ptr(), partial, shape, stream));
+      mask.has_value() ? core::dropout_scale(p) : 1.f, dx.mutable_data_ptr(), partial, found, shape, stream));
   if (dbias.has_value())
     STD_CUDA_CHECK(kernels::add_strips(partial, static_cast<float*>(dbias->mutable_data_ptr()), rows, shape.N, stream));
 }

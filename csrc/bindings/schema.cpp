@@ -67,9 +67,8 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
       "*,"
       " Tensor(a!) y, Tensor(b!)? mask) -> ()");
   m.def(
-      "linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, Tensor? mask, float p, *, Tensor(a!) dx, Tensor(b!)? dbias) "
-      "-> "
-      "()");
+      "linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, Tensor? mask, float p, *, Tensor(a!) dx, Tensor(b!)? dbias,"
+      " Tensor(c!)? found_inf) -> ()");
   m.def("allow_tf32_(Tensor like, bool allow) -> ()");
 
   // Head: output layer, loss and its gradient in one pass over the last activation.

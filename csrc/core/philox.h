@@ -12,16 +12,30 @@ struct Philox4 {
   uint32_t word[4];
 };
 
+// Both words of a product. On a GPU in so many words, since the compiler otherwise carries 64 bits through the rounds.
+WD_HOST_DEVICE inline void multiply_wide(uint32_t a, uint32_t b, uint32_t& low, uint32_t& high) {
+#ifdef __CUDA_ARCH__
+  asm("{\n.reg .b64 product;\nmul.wide.u32 product, %2, %3;\nmov.b64 {%0, %1}, product;\n}"
+      : "=r"(low), "=r"(high)
+      : "r"(a), "r"(b));
+#else
+  const uint64_t product = uint64_t{a} * b;
+  low = static_cast<uint32_t>(product);
+  high = static_cast<uint32_t>(product >> 32);
+#endif
+}
+
 template <int kRounds>
 WD_HOST_DEVICE inline Philox4 philox4x32(Philox4 counter, uint32_t key_lo, uint32_t key_hi) {
   uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
   for (int round = 0; round < kRounds; ++round) {
-    const uint64_t product0 = uint64_t{0xD2511F53u} * c0;
-    const uint64_t product1 = uint64_t{0xCD9E8D57u} * c2;
-    c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ key_lo;
-    c1 = static_cast<uint32_t>(product1);
-    c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ key_hi;
-    c3 = static_cast<uint32_t>(product0);
+    uint32_t low0, high0, low1, high1;
+    multiply_wide(0xD2511F53u, c0, low0, high0);
+    multiply_wide(0xCD9E8D57u, c2, low1, high1);
+    c0 = high1 ^ c1 ^ key_lo;
+    c1 = low1;
+    c2 = high0 ^ c3 ^ key_hi;
+    c3 = low0;
     key_lo += 0x9E3779B9u;
     key_hi += 0xBB67AE85u;
   }

@@ -60,14 +60,14 @@ template <typename T>
 __device__ __forceinline__ void multiply(Shared& s, float (&acc)[2][64], Turn& turn, int depth_blocks, int group) {
   for (int k = 0; k < depth_blocks; ++k, turn.advance(1)) {
     barrier_wait(smem_address(&s.full[turn.stage]), turn.parity);
-    const uint32_t a = smem_address(s.stages[turn.stage]), b = a + kStageBytes / 2;
+    const uint32_t stage = smem_address(s.stages[turn.stage]);
+    const uint64_t upper = operand(stage), lower = operand(stage + kStageBytes / 4),
+                   b = operand(stage + kStageBytes / 2);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kDepth / 16; ++step) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        wgmma<T>(acc[half], operand(a + half * (kStageBytes / 4) + step * 32), operand(b + step * 32),
-                 k > 0 || step > 0);
+      wgmma<T>(acc[0], upper + step * kStep, b + step * kStep, k > 0 || step > 0);
+      wgmma<T>(acc[1], lower + step * kStep, b + step * kStep, k > 0 || step > 0);
     }
     wgmma_commit();
     wgmma_wait<1>();
@@ -116,7 +116,8 @@ __global__ void __launch_bounds__(kThreads, 1)
                        const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
-  Shared& s = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t{1023});
+  // An offset, not a rounded number: so the compiler knows that these are shared addresses.
+  Shared& s = *reinterpret_cast<Shared*>(raw + (-smem_address(raw) & 1023));
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(smem_address(&s.full[stage]), 1);
@@ -203,12 +204,14 @@ cudaError_t linear_forward_sm90(const void* x, const void* weight, const void* b
 }
 
 cudaError_t linear_dgrad_sm90(const void* dz, const void* weight_t, const void* mask, float scale, void* dx,
-                              float* column_sums, GemmSm90 shape, cudaStream_t stream) {
+                              float* column_sums, float* found_inf, GemmSm90 shape, cudaStream_t stream) {
+  if (mask && found_inf) return cudaErrorInvalidValue;
   Params p{};
   p.c = dx;
   p.mask = static_cast<uint4*>(const_cast<void*>(mask));
   p.scale = scale;
   p.column_sums = column_sums;
+  p.found_inf = found_inf;
   const bool half = shape.dtype == core::DType::f16;
   if (mask)
     return half ? launch<__half, Epilogue::kGradient, true>(dz, weight_t, p, shape, stream)

@@ -41,7 +41,8 @@ cudaError_t linear_forward_sm90(const void* x, const void* weight, const void* b
 
 // dx [M, N] = (dz [M, K] weight_t [N, K]^T) * (mask ? scale : 0); mask null: the plain product times scale.
 // column_sums [sm90_tile_rows(M), N] f32: per tile of 128 rows, the sums of dx's columns before rounding; may be null.
+// found_inf: set to 1 where an element of dx is not finite, never to 0; may be null, and must be where mask is not.
 cudaError_t linear_dgrad_sm90(const void* dz, const void* weight_t, const void* mask, float scale, void* dx,
-                              float* column_sums, GemmSm90 shape, cudaStream_t stream);
+                              float* column_sums, float* found_inf, GemmSm90 shape, cudaStream_t stream);
 
 }  // namespace widedeep::kernels

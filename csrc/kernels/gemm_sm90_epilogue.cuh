@@ -1,6 +1,8 @@
 // What follows the product in the Hopper layers: each thread finishes the 128 accumulators of its tile, stages them in
 // shared memory and stores whole rows. Included by gemm_sm90.cu alone.
 #pragma once
+#include <type_traits>
+
 #include "core/philox.h"
 #include "kernels/common.cuh"
 #include "kernels/gemm_sm90.h"
@@ -31,7 +33,7 @@ struct Params {
   void* c;
   const void* bias;
   uint4* mask;
-  float* column_sums;
+  float *column_sums, *found_inf;
   DropoutArgs dropout;
   float scale;
 };
@@ -40,33 +42,30 @@ enum class Epilogue { kForward, kGradient };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Two staged values of one row: the pair (8 j + 2 t, +1), as they are stored.
+// Bits 15 and 31: whether the halves of a pair are infinite or NaN.
 template <typename T>
-__device__ __forceinline__ uint32_t pack(float a, float b) {
-  const Pack<T, 2> pair{{from_float<T>(a), from_float<T>(b)}};
-  return reinterpret_cast<const uint32_t&>(pair);
+__device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
+  constexpr uint32_t kExponent = std::is_same_v<T, __half> ? 0x7C007C00u : 0x7F807F80u;
+  return (pair & kExponent) + (0x80008000u - kExponent);
 }
 
-// Volatile, so that ptxas does not pull the loads of a whole tile ahead into registers that the accumulators need.
-template <typename T>
-__device__ __forceinline__ Pack<T, 2> load_pair(const T* pair) {
-  Pack<T, 2> values;
-  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(reinterpret_cast<uint32_t&>(values)) : "l"(pair));
-  return values;
+// Bits 15 and 31: whether the halves of a pair are nonzero. For that a half's sign does not count.
+__device__ __forceinline__ uint32_t nonzero(uint32_t pair) {
+  return ((pair & 0x7FFF7FFFu) + 0x7FFF7FFFu) & 0x80008000u;
 }
 
 // The 16 rows that a warp has staged go out as whole 256-byte rows.
 template <typename T>
 __device__ __forceinline__ void store_rows(const uint16_t (*staged)[kPitch], const Params& p, int row, int column) {
-  const int lane = threadIdx.x % 32;
-  const int at = column + lane % 16 * 8;
+  const int lane = threadIdx.x % 32, at = column + lane % 16 * 8;
+  const int rows = at < p.N ? p.M - row : 0;
+  T* const to = static_cast<T*>(p.c) + int64_t{row} * p.N + at;
   __syncwarp();
 #pragma unroll
   for (int pass = 0; pass < 8; ++pass) {
     const int local = pass * 2 + lane / 16;
-    if (row + local < p.M && at < p.N)
-      *reinterpret_cast<uint4*>(static_cast<T*>(p.c) + int64_t{row + local} * p.N + at) =
-          *reinterpret_cast<const uint4*>(&staged[local][lane % 16 * 8]);
+    const uint4 values = *reinterpret_cast<const uint4*>(&staged[local][lane % 16 * 8]);
+    store_if(to + int64_t{local} * p.N, values, local < rows);
   }
   __syncwarp();
 }
@@ -85,32 +84,41 @@ __device__ __forceinline__ void finish_forward(Shared& s, float (&acc)[2][64], c
                            p.dropout.scale};
   const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const int quad = lane % 4, row_in_warp = lane / 4;
-  const int column = tile_n * kTile;
+  const int column = tile_n * kTile, left = p.N - column - quad * 2;
+  const T* const bias = static_cast<const T*>(p.bias) + column + quad * 2;
   uint32_t bits[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = tile_m * kTile + half * 64 + warp * 16;
     const uint32_t counter = p.dropout.first_row + static_cast<uint32_t>(row) + row_in_warp;
 #pragma unroll
-    for (int part = 0; part < 8; ++part) {  // 32 columns of one row: what one Philox call serves
-      const int block = part / 2, i = part % 2;
-      core::Philox4 random{};
-      if (kDrop) random = core::dropout_bits(drop, counter + 8 * i, (column / 32 + block) * 4 + quad);
+    for (int block = 0; block < 4; ++block) {  // 32 columns, of which one Philox call serves those of a thread in a row
+      if (column + block * 32 >= p.N) break;
+      uint32_t offsets[4];
 #pragma unroll
       for (int slot = 0; slot < 4; ++slot) {
-        const int j = block * 4 + slot;
-        const int at = column + j * 8 + quad * 2;
-        const Pack<T, 2> bias = load_pair<T>(static_cast<const T*>(p.bias) + (at < p.N ? at : 0));
-        float y[2];
+        const int at = (block * 4 + slot) * 8;
+        offsets[slot] = load_or_zero(bias + at, left > at);
+      }
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float z = acc[half][j * 4 + i * 2 + e] + to_float(bias.v[e]);
-          const bool kept = !kDrop || (random.word[slot] >> (16 * e) & 0xFFFFu) >= drop.threshold;
-          y[e] = fmaf(z < 0.f || !kept ? 0.f : z, kDrop ? drop.scale : 1.f, 0.f);  // NaN passes; + 0 turns -0 into 0
+      for (int i = 0; i < 2; ++i) {
+        core::Philox4 random{};
+        if (kDrop) random = core::dropout_bits(drop, counter + 8 * i, (column / 32 + block) * 4 + quad);
+#pragma unroll
+        for (int slot = 0; slot < 4; ++slot) {
+          const int j = block * 4 + slot;
+          const auto offset = reinterpret_cast<const Pack<T, 2>&>(offsets[slot]);
+          float y[2];
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const float z = acc[half][j * 4 + i * 2 + e] + to_float(offset.v[e]);
+            const bool kept = !kDrop || (random.word[slot] >> (16 * e) & 0xFFFFu) >= drop.threshold;
+            y[e] = fmaf(z < 0.f || !kept ? 0.f : z, kDrop ? drop.scale : 1.f, 0.f);  // NaN passes; + 0 turns -0 into 0
+          }
+          const uint32_t stored = pack<T>(y[0], y[1]);
+          bits[half * 2 + i] |= nonzero(stored) >> (15 - j);
+          *reinterpret_cast<uint32_t*>(&s.staged[group][warp][row_in_warp + 8 * i][j * 8 + quad * 2]) = stored;
         }
-        const uint32_t stored = pack<T>(y[0], y[1]);
-        bits[half * 2 + i] |= (uint32_t{(stored & 0xFFFFu) != 0} | uint32_t{(stored >> 16) != 0} << 1) << (j * 2);
-        *reinterpret_cast<uint32_t*>(&s.staged[group][warp][row_in_warp + 8 * i][j * 8 + quad * 2]) = stored;
       }
     }
     store_rows<T>(s.staged[group][warp], p, row, column);
@@ -139,6 +147,7 @@ __device__ __forceinline__ void finish_gradient(Shared& s, float (&acc)[2][64], 
   const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const int quad = lane % 4, row_in_warp = lane / 4;
   const uint32_t bits[4] = {mask.x, mask.y, mask.z, mask.w};
+  uint32_t bad = 0;
   float sums[32];
 #pragma unroll
   for (int i = 0; i < 32; ++i) sums[i] = 0.f;
@@ -152,15 +161,17 @@ __device__ __forceinline__ void finish_gradient(Shared& s, float (&acc)[2][64], 
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           v[e] = acc[half][j * 4 + i * 2 + e] * p.scale;
-          if (kMasked && !(bits[half * 2 + i] >> (j * 2 + e) & 1)) v[e] = 0.f;
+          if (kMasked && !(bits[half * 2 + i] >> (e * 16 + j) & 1)) v[e] = 0.f;
           sums[j * 2 + e] += v[e];
         }
-        *reinterpret_cast<uint32_t*>(&s.staged[group][warp][row_in_warp + 8 * i][j * 8 + quad * 2]) =
-            pack<T>(v[0], v[1]);
+        const uint32_t stored = pack<T>(v[0], v[1]);
+        if (!kMasked) bad |= not_finite<T>(stored);
+        *reinterpret_cast<uint32_t*>(&s.staged[group][warp][row_in_warp + 8 * i][j * 8 + quad * 2]) = stored;
       }
     }
     store_rows<T>(s.staged[group][warp], p, tile_m * kTile + half * 64 + warp * 16, tile_n * kTile);
   }
+  if (!kMasked && p.found_inf && (bad & 0x80008000u)) *p.found_inf = 1.f;  // every writer writes the same
   if (!p.column_sums) return;
   sum_over_rows<16>(sums);
   const int first = lane & 28;

@@ -34,13 +34,27 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t ran
       : "memory");
 }
 
+__device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t parity) {
+  uint32_t passed;
+  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+               : "=r"(passed)
+               : "r"(barrier), "r"(parity)
+               : "memory");
+  return passed != 0;
+}
+
+__device__ __forceinline__ uint32_t clock_seconds() {  // about two seconds a tick: 2^32 cycles
+  uint32_t ticks;
+  asm volatile("mov.u32 %0, %%clock_hi;" : "=r"(ticks));
+  return ticks;
+}
+
+// A wait of many seconds is a fault: the launch ends with an error, not never.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nretry:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra finished;\nbra retry;\nfinished:\n}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
+  if (barrier_passed(barrier, parity)) return;
+  const uint32_t since = clock_seconds();
+  while (!barrier_passed(barrier, parity))
+    if (clock_seconds() - since > 4) __trap();
 }
 
 __device__ __forceinline__ void fence_barrier_init() {
@@ -95,11 +109,13 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
 }
 
 // Descriptor of a K-contiguous operand in shared memory as TMA's 128-byte swizzle lays it: rows of 128 bytes, groups of
-// eight rows 1024 bytes apart. Stepping 16 half elements along K adds 32 bytes to the address.
+// eight rows 1024 bytes apart. Stepping 16 half elements along K adds 32 bytes to the address, kStep to the descriptor.
 __device__ __forceinline__ uint64_t operand(uint32_t address) {
   constexpr uint64_t kSwizzle128 = 1ull << 62, kGroupStride = uint64_t{1024 >> 4} << 32, kLeading = uint64_t{1} << 16;
   return kSwizzle128 | kGroupStride | kLeading | ((address & 0x3FFFF) >> 4);
 }
+
+constexpr uint64_t kStep = 32 >> 4;
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -112,6 +128,41 @@ __device__ __forceinline__ void wgmma_wait() {
 __device__ __forceinline__ void wgmma_settle(float (&d)[64]) {
 #pragma unroll
   for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// Four read-only bytes, or zeros. Volatile, so that the loads of a whole tile are not pulled ahead into registers that
+// the accumulators need.
+__device__ __forceinline__ uint32_t load_or_zero(const void* from, bool valid) {
+  uint32_t value;
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\nmov.b32 %0, 0;\n@p ld.global.nc.b32 %0, [%1];\n}\n"
+               : "=r"(value)
+               : "l"(from), "r"(static_cast<int>(valid)));
+  return value;
+}
+
+// A predicated store: no branch, so that what is stored is loaded well before.
+__device__ __forceinline__ void store_if(void* to, uint4 v, bool wanted) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p st.global.v4.b32 [%0], {%1, %2, %3, %4};\n}\n" ::"l"(to),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(static_cast<int>(wanted))
+               : "memory");
+}
+
+// Two floats rounded to nearest, the first in the lower half.
+template <typename T>
+__device__ __forceinline__ uint32_t pack(float lower, float upper);
+
+template <>
+__device__ __forceinline__ uint32_t pack<__half>(float lower, float upper) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+  return pair;
+}
+
+template <>
+__device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float lower, float upper) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+  return pair;
 }
 
 // d [64 x 128] (+)= a [64 x 16] b [128 x 16]^T. Register 4 j + 2 i + e of a thread: row 16 warp + lane / 4 + 8 i,

@@ -55,7 +55,14 @@ def linear_sm90_out(
 
 
 def linear_sm90_dgrad_out(
-    dz: Tensor, weight_t: Tensor, mask: Tensor | None, p: float, *, dx: Tensor, dbias: Tensor | None
+    dz: Tensor,
+    weight_t: Tensor,
+    mask: Tensor | None,
+    p: float,
+    *,
+    dx: Tensor,
+    dbias: Tensor | None,
+    found_inf: Tensor | None = None,
 ) -> None:
     """Write dx = dz weight, masked and scaled by what dropout and ReLU of the layer below kept, and its column sums.
 
@@ -66,10 +73,11 @@ def linear_sm90_dgrad_out(
         p:        dropout of the layer below, in [0, 1).
         dx:       [B, I], overwritten.
         dbias:    [I] float32, overwritten with the column sums of dx before its rounding; None: not wanted.
+        found_inf: one float32, set to 1 when an element of dx is not finite, as check_finite_ does; without a mask.
     Raises:
-        RuntimeError: as linear_sm90_out.
+        RuntimeError: as linear_sm90_out; a mask and found_inf.
     """
-    _ops.linear_sm90_dgrad_out.default(dz, weight_t, mask, p, dx=dx, dbias=dbias)
+    _ops.linear_sm90_dgrad_out.default(dz, weight_t, mask, p, dx=dx, dbias=dbias, found_inf=found_inf)
 
 
 for _name in ("linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):

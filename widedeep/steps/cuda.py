@@ -255,8 +255,7 @@ class CudaStep(Step):
     def _train(self, batch: Batch) -> None:
         segments = self._backward(batch)
         if self.found_inf is not None:
-            dx = [self.activations.gradient(0, len(batch.ids))] if self.model.has_deep else []
-            ops.check_finite_([self.weights.flat, *dx], self.found_inf)
+            ops.check_finite_([self.weights.flat], self.found_inf)
         with self._beside():
             self._update_dense()
         if self.spec.categorical:
@@ -332,6 +331,8 @@ class CudaStep(Step):
         ops.head_step_out(h, weight, bias, wide_logit, batch.label, rows, p, self.scale, **outputs)
         if not L:  # the head looks through a relu, and x is not the output of one
             dz.copy_(dlogit[:, None] * weight)
+            if self.found_inf is not None:
+                ops.check_finite_([dz], self.found_inf)
 
     def _backward_layers(self, h: Tensor, B: int) -> None:
         buffers, grads, p = self.activations, self.weights.padded, self.model.dropout
@@ -344,7 +345,7 @@ class CudaStep(Step):
             self._sum_over_ranks(f"deep.layer.{i}.weight", f"deep.layer.{i}.bias")
             below = buffers.gradient(i, B)
             dbias = grads[f"deep.layer.{i - 1}.bias"] if i else None
-            self.layers.dgrad(i, dz, inputs[i], p, dx=below, dbias=dbias)
+            self.layers.dgrad(i, dz, inputs[i], p, dx=below, dbias=dbias, found_inf=self.found_inf)
             dz = below
 
     def _sum_over_ranks(self, *names: str) -> None:

@@ -40,9 +40,7 @@ class RanksCudaStep(CudaStep):
         """Of the gradients on all ranks."""
         if self.found_inf is None:
             return True
-        B = len(batch.ids)
-        dx = [self.activations.gradient(0, B)] if self.model.has_deep else []
-        ops.check_finite_([self.weights.flat, self.activations.dlogit[:B], *dx], self.found_inf)
+        ops.check_finite_([self.weights.flat, self.activations.dlogit[: len(batch.ids)]], self.found_inf)
         return not self.comm.all_reduce_(self.found_inf).item()
 
     def _update_gathered_rows(self, ids: Tensor, segments: tuple[Tensor, ...]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from widedeep import ops
+from widedeep.errors import RunError
 from widedeep.ops import linear_sm90
 from widedeep.steps.padded import PaddedWeights
 
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 # share of elements on whose mask they may differ, values that round to 0 in one of them.
 AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
 MASK_AGREEMENT = 2e-3
+REPEATS = 8  # runs whose bits must be those of the first
 
 
 class Layers:
@@ -42,9 +44,15 @@ class Layers:
         weight, bias = self._layer(i)
         ops.linear_relu_dropout_out(x, weight, bias, 0.0, 0, step, i, 0, y=y)
 
-    def dgrad(self, i: int, dz: Tensor, x: Tensor, p: float, *, dx: Tensor, dbias: Tensor | None) -> None:
-        """Of the input x of layer i, seen through the layer below unless i is 0."""
+    def dgrad(
+        self, i: int, dz: Tensor, x: Tensor, p: float, *, dx: Tensor, dbias: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        """Of the input x of layer i, seen through the layer below unless i is 0. Layer 0 says in `found_inf` whether
+        its dx is not finite.
+        """
         ops.linear_dgrad_out(dz, self._layer(i)[0], x if i else None, p if i else 0.0, dx=dx, dbias=dbias)
+        if not i and found_inf is not None:
+            ops.check_finite_([dx], found_inf)
 
     def _layer(self, i: int) -> tuple[Tensor, Tensor]:
         return self.weights.get(f"deep.layer.{i}.weight"), self.weights.get(f"deep.layer.{i}.bias")
@@ -78,9 +86,16 @@ class Sm90Layers(Layers):
         mask = self._mask(i, len(y)) if i < len(self.masks) else None
         linear_sm90.linear_sm90_out(x, weight, bias, p, seed, step, i, first_row, y=y, mask=mask)
 
-    def dgrad(self, i: int, dz: Tensor, x: Tensor, p: float, *, dx: Tensor, dbias: Tensor | None) -> None:
-        mask = self._mask(i - 1, len(dz)) if i else None
-        linear_sm90.linear_sm90_dgrad_out(dz, self.transposed[i], mask, p if i else 0.0, dx=dx, dbias=dbias)
+    def dgrad(
+        self, i: int, dz: Tensor, x: Tensor, p: float, *, dx: Tensor, dbias: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        if i:
+            mask = self._mask(i - 1, len(dz))
+            linear_sm90.linear_sm90_dgrad_out(dz, self.transposed[i], mask, p, dx=dx, dbias=dbias)
+        else:
+            linear_sm90.linear_sm90_dgrad_out(
+                dz, self.transposed[0], None, 0.0, dx=dx, dbias=dbias, found_inf=found_inf
+            )
 
     def _mask(self, i: int, rows: int) -> Tensor:
         return self.masks[i][: linear_sm90.mask_bytes(rows, self.weights.widths[i + 1])]
@@ -91,6 +106,8 @@ def choose_layers(gemm: str, weights: PaddedWeights, dtype: torch.dtype, p: floa
 
     Args:
         rows: of the batches to come: the two are compared on random data of that size.
+    Raises:
+        RunError: the Hopper products do not come to an end; this process can then no longer use the GPU.
     """
     device = weights.flat.device
     fits = dtype in AGREEMENT and len(weights.widths) > 1 and linear_sm90.available(device)
@@ -98,14 +115,28 @@ def choose_layers(gemm: str, weights: PaddedWeights, dtype: torch.dtype, p: floa
         return Layers(weights)
     if gemm == "auto":
         for I, O in sorted(set(zip(weights.widths, weights.widths[1:]))):
-            if problem := disagreement(max(rows, 1), I, O, dtype, p, device):
+            if problem := _tested(max(rows, 1), I, O, dtype, p, device):
                 log.warning("hidden layers: cuBLASLt, because the Hopper products disagree with it: %s", problem)
                 return Layers(weights)
     return Sm90Layers(weights)
 
 
+def _tested(*layer) -> str | None:
+    try:
+        return disagreement(*layer)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RunError(
+            f"the matrix products for Hopper GPUs failed their first run ({str(error).splitlines()[0]}); with the "
+            "environment variable WIDEDEEP_SM90=0 the run goes without them."
+        ) from error
+
+
 def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: torch.device) -> str | None:
-    """What differs between the two routes on a random layer [B, I] -> [B, O] and the gradient back through it."""
+    """What differs between the two routes on a random layer [B, I] -> [B, O] and the gradients back through it, or
+    between two runs of ours.
+    """
     g = torch.Generator(device).manual_seed(B)
 
     def random(*shape: int, scale: float = 1.0) -> Tensor:
@@ -114,10 +145,11 @@ def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: t
     x, weight, bias, dz = random(B, I), random(O, I, scale=I**-0.5), random(O, scale=0.1), random(B, O)
     upper = random(O, O, scale=O**-0.5)  # the layer above: its input's gradient goes through the mask
     step, tolerance, where = torch.full((1,), 3, device=device), AGREEMENT[dtype], f"of [{B}, {I}] x [{O}, {I}]"
+    dropout = (p, 11, step, 2, 5)
     want, got = random(B, O), random(B, O)
     mask = torch.empty(linear_sm90.mask_bytes(B, O), dtype=torch.uint8, device=device)
-    ops.linear_relu_dropout_out(x, weight, bias, p, 11, step, 2, 5, y=want)
-    linear_sm90.linear_sm90_out(x, weight, bias, p, 11, step, 2, 5, y=got, mask=mask)
+    ops.linear_relu_dropout_out(x, weight, bias, *dropout, y=want)
+    linear_sm90.linear_sm90_out(x, weight, bias, *dropout, y=got, mask=mask)
     if ((want > 0) != (got > 0)).sum() > MASK_AGREEMENT * want.numel() + 8:
         return f"the mask {where}"
     if _relative(got, want) > tolerance:
@@ -132,6 +164,31 @@ def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: t
     noise = tolerance / 2 * B**0.5  # roundings of B terms of the order of 1; a tile left out makes ten times as much
     if not (sums[1] - sums[0]).abs().max() <= noise + tolerance * 4:
         return f"the bias gradient {where}"
+    del dx
+    return _input_gradient(dz, weight, tolerance, where) or _repeats(x, weight, bias, dropout, got, where)
+
+
+def _input_gradient(dz: Tensor, weight: Tensor, tolerance: float, where: str) -> str | None:
+    """As `disagreement`: the first layer's, which looks through no mask and says whether it is finite."""
+    dx = [dz.new_empty(len(dz), weight.shape[1]) for _ in range(2)]
+    found, weight_t = torch.zeros(1, device=dz.device), weight.t().contiguous()
+    ops.linear_dgrad_out(dz, weight, None, 0.0, dx=dx[0], dbias=None)
+    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=found)
+    if _relative(dx[1], dx[0]) > tolerance:
+        return f"the input's gradient {where}"
+    dz[-1, -1] = float("inf")
+    after = torch.zeros(1, device=dz.device)
+    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=after)
+    return None if found == 0 and after == 1 else f"whether the input's gradient is finite {where}"
+
+
+def _repeats(x: Tensor, weight: Tensor, bias: Tensor, dropout: tuple, got: Tensor, where: str) -> str | None:
+    """As `disagreement`: a race shows in bits that change from run to run."""
+    again = torch.empty_like(got)
+    for _ in range(REPEATS):
+        linear_sm90.linear_sm90_out(x, weight, bias, *dropout, y=again, mask=None)
+        if not torch.equal(again, got):
+            return f"the output of two runs {where}"
     return None
 
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <map>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "cuda.h"
@@ -222,7 +223,26 @@ inline void named_barrier(int id, int threads) {
   emulator::meet(m, "named barrier");
 }
 
+constexpr uint64_t kStep = 32 >> 4;
 #include "operand.inc"  // descriptors are made by the function of csrc/kernels/sm90.cuh itself
+
+inline uint32_t load_or_zero(const void* from, bool valid) {
+  uint32_t value = 0;
+  if (valid) __builtin_memcpy(&value, __builtin_assume_aligned(from, 4), 4);
+  return value;
+}
+
+inline void store_if(void* to, uint4 v, bool wanted) {
+  if (wanted) *static_cast<uint4*>(to) = v;
+}
+
+template <typename T>
+uint32_t pack(float lower, float upper) {
+  const auto half = [](float v) {
+    return std::is_same_v<T, __half> ? uint32_t{__float2half_rn(v).bits} : uint32_t{__float2bfloat16_rn(v).bits};
+  };
+  return half(lower) | half(upper) << 16;
+}
 
 inline void wgmma_fence() { emulator::meet_warp("wgmma.fence"); }
 
