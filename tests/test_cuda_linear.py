@@ -91,6 +91,19 @@ def test_plain_gradient_without_mask_or_sums(route):
     close(dx, dz.double() @ weight.double(), TOLERANCE[torch.float16])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("at", [None, (0, 0), (4098, 1023), (2500, 77)])
+def test_hopper_gradient_says_whether_it_is_finite(dtype, at):
+    needs("sm90")
+    dz, weight_t = normal(4099, 136, device=DEVICE, dtype=dtype), normal(1024, 136, device=DEVICE, dtype=dtype)
+    if at:
+        dz[at[0]], weight_t[at[1]] = 3e4, 1.0
+        dz[at[0]] *= 1 if dtype == torch.float16 else 1e34
+    dx, found = torch.empty(4099, 1024, device=DEVICE, dtype=dtype), torch.zeros(1, device=DEVICE)
+    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx, dbias=None, found_inf=found)
+    assert bool(found) == (not dx.isfinite().all()) == bool(at)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5])
 @pytest.mark.parametrize("route", ROUTES)
 def test_masks_are_those_of_the_counter(route, p):
