@@ -96,7 +96,7 @@ def test_evaluate_and_predict_and_metrics_agree(data, finished, tmp_path, capsys
 
 def test_predict_to_csv(data, finished, tmp_path):
     common = ["--model", str(finished / "model"), "--dataset_path", str(data), "--cpu", "--step", "reference"]
-    out = tmp_path / "p.csv"
+    out = tmp_path / "new" / "p.csv"
     assert main(["predict", *common, "--split", "train", "--out", str(out)]) == 0
     lines = out.read_text().splitlines()
     assert lines[0] == '"label","prob","logit","display_id"'

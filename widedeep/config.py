@@ -63,7 +63,7 @@ class ModelShape:
 @dataclass(frozen=True)
 class RunMode:
     num_auc_thresholds: int = option(200, "thresholds of auc_val")
-    disable_map_calculation: bool = option(False, "leave MAP@12 out (needed where the spec has no map feature)")
+    disable_map_calculation: bool = option(False, "leave MAP@12 out, as always where the spec has no map feature")
     evaluate: bool = option(False, "evaluate only (--evaluation is the same)")
     benchmark: bool = option(False, "measure throughput only")
     benchmark_warmup_steps: int = option(500, "steps before the clock starts")
