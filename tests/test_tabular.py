@@ -340,7 +340,11 @@ def test_a_bad_transform_is_named(tmp_path, attributes, words):
         ({"split": "group:0.5"}, "channel_spec.map"),
         ({"test": ["nothere.csv"]}, "nothere.csv"),
         ({"inputs": [], "test": ["data.csv"]}, "expected input files"),
-        ({"split": "last:1", "stats": "nothere"}, "nothere"),
+        (
+            {"split": "last:1", "stats": "nothere"},
+            "nothere.*expected the statistics of an earlier run, got no such file",
+        ),
+        ({"split": "last:1", "spec": "nothere.yaml"}, "nothere.yaml: expected a readable YAML file, got no such file"),
         ({"split": "last:1", "workers": 0}, "workers is 0"),
         ({"split": "last:1", "seed": -1}, "seed is -1"),
     ],
@@ -359,7 +363,7 @@ def test_statistics_of_another_transform_are_refused(tmp_path):
     with pytest.raises(InputError, match="city: was learned with another transform"):
         one_feature(tmp_path, "city", {"transform": {"vocabulary": {"min_count": 2}}}, stats=tmp_path / "first")
     (tmp_path / "first" / "statistics" / "statistics.json").write_text("{}")
-    with pytest.raises(InputError, match=r"statistics\.json: expected the statistics"):
+    with pytest.raises(InputError, match=r"statistics\.json: expected the statistics .* every feature of .*\.yaml$"):
         one_feature(tmp_path, "city", {"transform": "vocabulary"}, stats=tmp_path / "first")
 
 

@@ -129,7 +129,8 @@ class Statistics(ABC):
                 }
             return cls.from_plain(int(plain["train_rows"]), keys, plain)
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
             raise InputError(
                 f"{directory}: expected {_JSON} and {_ARRAYS} of an earlier run (version {VERSION}, flavour"
-                f" {cls.flavour}), got {error}"
+                f" {cls.flavour}), got {why}"
             ) from error

@@ -225,7 +225,8 @@ def load_statistics(spec: TabularSpec, directory: Path) -> None:
                     raise InputError(f"{path}: {feature.name}: was learned with another transform than {spec.path} has")
                 feature.encoder.load(saved[feature.name])
     except OSError as error:
-        raise InputError(f"{path}: expected the statistics of an earlier run, got {error.strerror.lower()}") from error
+        why = (error.strerror or str(error)).lower()
+        raise InputError(f"{path}: expected the statistics of an earlier run, got {why}") from error
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(
             f"{path}: expected the statistics of an earlier run on tables, for every feature of {spec.path}"

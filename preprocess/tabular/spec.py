@@ -79,7 +79,10 @@ class TabularSpec:
         path = path / "feature_spec.yaml" if path.is_dir() else path
         try:
             raw = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            raise InputError(f"{path}: expected a readable YAML file, got {why}") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"{path}: expected a readable YAML file, got {' '.join(str(error).split())}") from error
         spec = FeatureSpec.from_dict(_with_cardinalities(raw, lambda name: 1), path)
         attributes = raw["feature_spec"]
