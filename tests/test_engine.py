@@ -144,6 +144,31 @@ def test_workers_end_with_the_program_however_it_ends(end, tmp_path):
     _wait(lambda: not any(_is_running(int(path.name)) for path in pids.iterdir()))
 
 
+STARTING = """
+import os, signal, sys
+from pathlib import Path
+if __name__ == "__main__":
+    from preprocess.engine import make
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with make("processes", 2, Path(sys.argv[1])) as pool:
+        pending = pool._submit(len, "abc")
+        try:
+            os.killpg(0, signal.SIGINT)  # as a terminal does: the worker has just begun to import
+        except KeyboardInterrupt:
+            print(pool._result(pending))
+"""
+
+
+def test_workers_are_not_interrupted_while_they_start(tmp_path):
+    (tmp_path / "script.py").write_text(STARTING)
+    command = [sys.executable, tmp_path / "script.py", tmp_path]
+    environment = _environment()
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, start_new_session=True, timeout=60, cwd=TESTS.parent
+    )
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
 def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])}
 

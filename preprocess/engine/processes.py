@@ -1,10 +1,11 @@
 """Worker processes of this machine: spawned, for threads and GPU contexts do not survive a fork."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -34,7 +35,8 @@ class ProcessEngine(Engine):
 
     def _submit(self, function: Callable[[Any], Any], task: Any) -> Any:
         try:
-            return self._pool.submit(Filing(function, self.results), task)
+            with _uninterrupted():  # a submit may start a worker
+                return self._pool.submit(Filing(function, self.results), task)
         except BrokenProcessPool as error:
             raise _lost() from error
 
@@ -50,6 +52,16 @@ class ProcessEngine(Engine):
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._lifeline.close()
         self._followed.close()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds Ctrl-C back. A process started meanwhile inherits that, so that none is interrupted before `_start`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _lost() -> WorkerLost:
