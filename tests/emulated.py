@@ -245,10 +245,8 @@ def embedding_update_(
     )  # fmt: skip
 
 
-def head_forward(h, weight, bias, wide_logit):
-    logit = torch.full_like(wide_logit, float("nan"))
+def head_forward_out(h, weight, bias, wide_logit, *, logit):
     call("head_forward", h, h.dtype, *h.shape, weight, bias, wide_logit, logit)
-    return logit
 
 
 def head_step_out(

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 # Every op of the step but the products of the cuBLASLt route, which are made below.
 KERNELS = (
     "check_finite_", "embedding_forward_out", "embedding_row_gradients", "embedding_segments", "embedding_update_",
-    "ftrl_dense_", "gather_batch_out", "head_forward", "head_step_out", "loss_scale_update_", "rmsprop_dense_",
+    "ftrl_dense_", "gather_batch_out", "head_forward_out", "head_step_out", "loss_scale_update_", "rmsprop_dense_",
     "rmsprop_settle_",
 )  # fmt: skip
 HIDDEN = [40, 70, 9]  # padded to 40, 72 and 16
@@ -45,9 +45,9 @@ def linear_wgrad_out(dz, x, *, dweight):
     dweight.copy_(dz.float().T @ x.float())
 
 
-def linear_sm90_dgrad_out(dz, weight_t, mask, p, *, dx, dbias):
+def linear_sm90_dgrad_out(dz, weight_t, mask, p, *, dx, dbias, found_inf=None):
     scale = 1.0 if mask is None else reference.dropout_scale(p)
-    emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, dx=dx, dbias=dbias)
+    emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, dx=dx, dbias=dbias, found_inf=found_inf)
 
 
 @pytest.fixture

@@ -38,6 +38,9 @@ def test_head_forward_matches_reference(B, H, dtype, device):
     got = ops.head_forward(*args)
     assert got.dtype == torch.float32
     assert_close(got, reference.head_forward(*(t.double() for t in args)))
+    logit = poisoned(B, device=device)
+    ops.head_forward_out(*args, logit=logit)
+    assert torch.equal(logit, got)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -108,6 +111,7 @@ def test_head_opcheck(device):
     for dtype in DTYPES:
         args = inputs(9, 16, device, dtype)
         opcheck(OPS.head_forward.default, args)
+        opcheck(OPS.head_forward_out.default, args, {"logit": poisoned(9, device=device)})
         opcheck(OPS.head_forward.default, [t.detach().requires_grad_() for t in args])
         step = (*args, label(9, device), 9, 0.1, torch.tensor(8.0, device=device))
         ops.head_step_out(*step, **(out := outputs(args[0])))

@@ -27,6 +27,12 @@ Tensor head_forward(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit) {
   return logit;
 }
 
+void head_forward_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tensor logit) {
+  const auto in = inputs(h, weight, bias, wide_logit, "head_forward_out");
+  check(logit, "head_forward_out", "logit", ScalarType::Float, {in.B}, h);
+  cpu::head_forward(in, floats(logit));
+}
+
 void head_step_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tensor label, int64_t global_rows, double p,
                    std::optional<Tensor> loss_scale, Tensor logit, Tensor dlogit, Tensor dz, Tensor dbias_hidden,
                    Tensor dweight, Tensor dbias, Tensor loss) {
@@ -41,6 +47,7 @@ void head_step_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tens
 
 STABLE_TORCH_LIBRARY_IMPL(widedeep, CPU, m) {
   m.impl("head_forward", TORCH_BOX(&head_forward));
+  m.impl("head_forward_out", TORCH_BOX(&head_forward_out));
   m.impl("head_step_out", TORCH_BOX(&head_step_out));
 }
 

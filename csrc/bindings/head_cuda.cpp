@@ -32,6 +32,13 @@ Tensor head_forward(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit) {
   return logit;
 }
 
+void head_forward_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tensor logit) {
+  const auto in = inputs(h, weight, bias, wide_logit, "head_forward_out");
+  check(logit, "head_forward_out", "logit", ScalarType::Float, {in.B}, h);
+  const DeviceGuard guard(h.get_device_index());
+  STD_CUDA_CHECK(kernels::head_forward(in, floats(logit), current_stream(h)));
+}
+
 void head_step_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tensor label, int64_t global_rows, double p,
                    std::optional<Tensor> loss_scale, Tensor logit, Tensor dlogit, Tensor dz, Tensor dbias_hidden,
                    Tensor dweight, Tensor dbias, Tensor loss) {
@@ -52,6 +59,7 @@ void head_step_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tens
 
 STABLE_TORCH_LIBRARY_IMPL(widedeep, CUDA, m) {
   m.impl("head_forward", TORCH_BOX(&head_forward));
+  m.impl("head_forward_out", TORCH_BOX(&head_forward_out));
   m.impl("head_step_out", TORCH_BOX(&head_step_out));
 }
 

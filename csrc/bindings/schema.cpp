@@ -73,6 +73,7 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
 
   // Head: output layer, loss and its gradient in one pass over the last activation.
   m.def("head_forward(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit) -> Tensor");
+  m.def("head_forward_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, *, Tensor(a!) logit) -> ()");
   m.def(
       "head_step_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tensor label, int global_rows, float p,"
       " Tensor? loss_scale, *, Tensor(a!) logit, Tensor(b!) dlogit, Tensor(c!) dz, Tensor(d!) dbias_hidden,"

@@ -12,7 +12,7 @@ from widedeep.ops.embedding import (
     embedding_segments,
     embedding_update_,
 )
-from widedeep.ops.head import head_forward, head_step_out
+from widedeep.ops.head import head_forward, head_forward_out, head_step_out
 from widedeep.ops.linear import linear_dgrad_out, linear_relu_dropout, linear_relu_dropout_out, linear_wgrad_out
 from widedeep.ops.metrics import auc_histogram_
 from widedeep.ops.optim import (
@@ -37,6 +37,7 @@ __all__ = [
     "ftrl_rows_",
     "gather_batch_out",
     "head_forward",
+    "head_forward_out",
     "head_step_out",
     "linear_dgrad_out",
     "linear_relu_dropout",

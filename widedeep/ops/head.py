@@ -25,6 +25,11 @@ def head_forward(h: Tensor, weight: Tensor, bias: Tensor, wide_logit: Tensor) ->
     return _ops.head_forward.default(h, weight, bias, wide_logit)
 
 
+def head_forward_out(h: Tensor, weight: Tensor, bias: Tensor, wide_logit: Tensor, *, logit: Tensor) -> None:
+    """Write what `head_forward` returns into logit, [B] float32; without gradients."""
+    _ops.head_forward_out.default(h, weight, bias, wide_logit, logit=logit)
+
+
 def head_step_out(
     h: Tensor,
     weight: Tensor,
@@ -76,9 +81,8 @@ def _(h, weight, bias, wide_logit):
     return wide_logit.new_empty(h.shape[0])
 
 
-@torch.library.register_fake("widedeep::head_step_out")
-def _(*args, **outputs):
-    return None
+torch.library.register_fake("widedeep::head_forward_out", lambda *args, **outputs: None)
+torch.library.register_fake("widedeep::head_step_out", lambda *args, **outputs: None)
 
 
 def _save(ctx, inputs, output):

@@ -311,13 +311,14 @@ class CudaStep(Step):
 
     @_rounding
     def _forward_only(self, batch: Batch) -> None:
-        h, wide_logit = self._forward(batch, training=False)
+        h, _ = self._forward(batch, training=False)
         deep = self.activations.logit[: len(h)]
         if not self.model.has_deep:
             deep.zero_()
             return
         out, bias = self.weights.get("deep.out.weight"), self.weights.get("deep.out.bias")
-        deep.copy_(ops.head_forward(h, out, bias, torch.zeros_like(wide_logit)))
+        no_wide = self.activations.dlogit[: len(h)].zero_()
+        ops.head_forward_out(h, out, bias, no_wide, logit=deep)
 
     def _head(self, batch: Batch, h: Tensor, wide_logit: Tensor, dlogit: Tensor) -> None:
         buffers, grads, L, B = self.activations, self.weights.padded, len(self.model.layers), len(h)
