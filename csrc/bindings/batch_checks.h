@@ -1,10 +1,11 @@
-// Checks that the batch bindings of every device share, and the order of an epoch from its arguments. Contract:
+// What the batch bindings of every device share: checks, and the kernels' arguments from the op's. Contract:
 // widedeep/ops/batch.py.
 #pragma once
 #include <optional>
 #include <vector>
 
 #include "bindings/checks.h"
+#include "core/batch.h"
 #include "core/permute.h"
 
 namespace widedeep {
@@ -44,6 +45,23 @@ inline std::optional<core::EpochOrder> epoch_order(const std::vector<int64_t>& o
                   "gather_batch_out: block_rows and window_rows must be in [1, 2^40], got ", order[0], " and ",
                   order[1]);
   return core::EpochOrder(rows, order[0], order[1], order[2], order[3]);
+}
+
+inline core::StoredRows stored_rows(const Tensor& ids, const Tensor& numeric, const Tensor& label,
+                                    const OptionalTensor& group) {
+  return {static_cast<const int32_t*>(ids.const_data_ptr()),
+          static_cast<const float*>(numeric.const_data_ptr()),
+          static_cast<const float*>(label.const_data_ptr()),
+          group ? static_cast<const int64_t*>(group->const_data_ptr()) : nullptr,
+          ids.size(1),
+          numeric.size(1)};
+}
+
+inline core::BatchRows batch_rows(const Tensor& ids, const Tensor& numeric, const Tensor& label,
+                                  const OptionalTensor& group) {
+  return {static_cast<int32_t*>(ids.mutable_data_ptr()), static_cast<float*>(numeric.mutable_data_ptr()),
+          static_cast<float*>(label.mutable_data_ptr()),
+          group ? static_cast<int64_t*>(group->mutable_data_ptr()) : nullptr};
 }
 
 }  // namespace widedeep

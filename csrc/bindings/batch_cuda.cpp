@@ -13,16 +13,8 @@ void gather_batch_out(Tensor ids, Tensor numeric, Tensor label, OptionalTensor g
                       int64_t start, Tensor out_ids, Tensor out_numeric, Tensor out_label, OptionalTensor out_group) {
   check_gather_batch({ids, numeric, label}, group, start, {out_ids, out_numeric, out_label}, out_group);
   const auto epoch = epoch_order(order, ids.size(0));
-  const kernels::StoredRows from{static_cast<const int32_t*>(ids.const_data_ptr()),
-                                 static_cast<const float*>(numeric.const_data_ptr()),
-                                 static_cast<const float*>(label.const_data_ptr()),
-                                 group ? static_cast<const int64_t*>(group->const_data_ptr()) : nullptr,
-                                 ids.size(1),
-                                 numeric.size(1)};
-  const kernels::BatchRows to{static_cast<int32_t*>(out_ids.mutable_data_ptr()),
-                              static_cast<float*>(out_numeric.mutable_data_ptr()),
-                              static_cast<float*>(out_label.mutable_data_ptr()),
-                              out_group ? static_cast<int64_t*>(out_group->mutable_data_ptr()) : nullptr};
+  const auto from = stored_rows(ids, numeric, label, group);
+  const auto to = batch_rows(out_ids, out_numeric, out_label, out_group);
   const DeviceGuard guard(ids.get_device_index());
   STD_CUDA_CHECK(
       kernels::gather_batch(from, epoch ? &*epoch : nullptr, start, out_ids.size(0), to, current_stream(ids)));
