@@ -5,7 +5,7 @@
 #include <atomic>
 #include <tuple>
 
-#include "bindings/checks.h"
+#include "bindings/linear_checks.h"
 #include "bindings/stream.h"
 #include "core/philox.h"
 #include "kernels/gemm.h"
@@ -15,20 +15,6 @@ namespace widedeep {
 namespace {
 
 std::atomic<bool> tf32_allowed{false};
-
-// The sizes [B, I] x [O, I] of a layer, checked against each other. Multiples of 8 are much the fastest.
-struct Layer {
-  int64_t B, I, O;
-  core::DType dtype;
-};
-
-Layer layer_of(const Tensor& x, const Tensor& weight, const char* op) {
-  const core::DType dtype = element_type(x.scalar_type(), op, "the first argument");
-  STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), op, ": the first argument must be a contiguous matrix, got ",
-                  describe(x));
-  check(weight, op, "weight", x.scalar_type(), {kAny, kAny}, x);
-  return {x.size(0), weight.size(1), weight.size(0), dtype};
-}
 
 Tensor bytes(const Tensor& like, int64_t count) { return torch::stable::new_empty(like, {count}, ScalarType::Byte); }
 
@@ -53,14 +39,8 @@ Tensor in_dtype_of(const Tensor& x, const Tensor& bias) {
 void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int64_t seed, Tensor step, int64_t layer,
                              int64_t first_row, Tensor y) {
   const char* op = "linear_relu_dropout";
-  const Layer l = layer_of(x, weight, op);
-  check(x, op, "x", x.scalar_type(), {kAny, l.I}, x);
-  check(bias, op, "bias", bias.scalar_type() == ScalarType::Float ? ScalarType::Float : x.scalar_type(), {l.O}, x);
-  check(y, op, "y", x.scalar_type(), {l.B, l.O}, x);
+  const Layer l = check_linear(x, weight, bias, p, step, layer, y);
   check_aligned(y, op, "y");
-  check_scalar(step, op, "step", ScalarType::Long, x);
-  check_dropout(p, op);
-  STD_TORCH_CHECK(layer >= 0 && layer < 256, op, ": layer must be in [0, 256), got ", layer);
   const DeviceGuard guard(x.get_device_index());
   const Tensor offset = in_dtype_of(x, bias);
   const uint32_t threshold = core::dropout_threshold(p);
@@ -83,9 +63,7 @@ void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int
 
 Tensor linear_relu_dropout(Tensor x, Tensor weight, Tensor bias, double p, int64_t seed, Tensor step, int64_t layer,
                            int64_t first_row) {
-  STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2, "linear_relu_dropout: x and weight must be matrices, got ",
-                  describe(x), " and ", describe(weight));
-  Tensor y = torch::stable::new_empty(x, {x.size(0), weight.size(0)});
+  Tensor y = new_outputs(x, weight);
   linear_relu_dropout_out(x, weight, bias, p, seed, step, layer, first_row, y);
   return y;
 }
@@ -109,12 +87,7 @@ void masked(const Tensor& in, const Tensor* mask, float scale, const Tensor& out
 void linear_dgrad_out(Tensor dz, Tensor weight, std::optional<Tensor> mask, double p, Tensor dx,
                       std::optional<Tensor> dbias) {
   const char* op = "linear_dgrad";
-  const Layer l = layer_of(dz, weight, op);
-  check(dz, op, "dz", dz.scalar_type(), {kAny, l.O}, dz);
-  check(dx, op, "dx", dz.scalar_type(), {l.B, l.I}, dz);
-  if (mask.has_value()) check(*mask, op, "mask", dz.scalar_type(), {l.B, l.I}, dz);
-  if (dbias.has_value()) check(*dbias, op, "dbias", ScalarType::Float, {l.I}, dz);
-  check_dropout(p, op);
+  const Layer l = check_dgrad(dz, weight, mask, p, dx, dbias);
   const DeviceGuard guard(dz.get_device_index());
   product(kernels::Product::dgrad, l, dz, weight, nullptr, dx, op);
   if (mask.has_value() || dbias.has_value())
@@ -124,21 +97,15 @@ void linear_dgrad_out(Tensor dz, Tensor weight, std::optional<Tensor> mask, doub
 
 void linear_wgrad_out(Tensor dz, Tensor x, Tensor dweight) {
   const char* op = "linear_wgrad";
-  const core::DType dtype = element_type(dz.scalar_type(), op, "dz");
-  check(dz, op, "dz", dz.scalar_type(), {kAny, kAny}, dz);
-  check(x, op, "x", dz.scalar_type(), {dz.size(0), kAny}, dz);
-  check(dweight, op, "dweight", ScalarType::Float, {dz.size(1), x.size(1)}, dz);
+  const Layer l = check_wgrad(dz, x, dweight);
   const DeviceGuard guard(dz.get_device_index());
-  product(kernels::Product::wgrad, {dz.size(0), x.size(1), dz.size(1), dtype}, dz, x, nullptr, dweight, op);
+  product(kernels::Product::wgrad, l, dz, x, nullptr, dweight, op);
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_relu_dropout_backward(Tensor dy, Tensor y, Tensor x, Tensor weight,
                                                                 double p) {
   const char* op = "linear_relu_dropout_backward";
-  const Layer l = layer_of(dy, weight, op);
-  check(dy, op, "dy", dy.scalar_type(), {kAny, l.O}, dy);
-  check(y, op, "y", dy.scalar_type(), {l.B, l.O}, dy);
-  check_dropout(p, op);
+  const Layer l = check_backward(dy, y, weight, p);
   const DeviceGuard guard(dy.get_device_index());
   const Tensor dz = torch::stable::new_empty(dy, {l.B, l.O}), dx = torch::stable::new_empty(dy, {l.B, l.I});
   const Tensor dweight = torch::stable::new_empty(dy, {l.O, l.I}, ScalarType::Float);
