@@ -16,7 +16,8 @@ from bench.ceilings import Clock, ceilings
 from bench.harness import commit, device_name
 from widedeep import ops
 from widedeep.ops import linear_sm90
-from widedeep.testing import OUTBRAIN_TABLES, embedding_case, normal
+from widedeep.shuffle import BLOCK_ROWS, WINDOW_ROWS
+from widedeep.testing import OUTBRAIN_TABLES, embedding_case, gather_case, normal
 
 WIDTH, LAYERS, P = 1024, 5, 0.1
 
@@ -42,6 +43,16 @@ class Budget:
         seconds = self.clock.seconds(function)
         work, rate, ceiling = (flops, self.limits.product, "product") if flops else (bytes, self.limits.copy, "copy")
         self.lines.append(Line(name, seconds * 1000, target, work / seconds / rate, ceiling))
+
+
+def batch(budget: Budget) -> None:
+    rows, out = gather_case(20_000_000, budget.B, "cuda")
+    budget.add(
+        "batch gather",
+        lambda: ops.gather_batch_out(rows, (BLOCK_ROWS, WINDOW_ROWS, 1, 2), 5, out=out),
+        None,
+        bytes=2 * sum(t.numel() * 4 for t in out[:3]),
+    )
 
 
 def embedding(budget: Budget) -> None:
@@ -146,7 +157,7 @@ def predicted_step(lines: list[Line]) -> float:
     """Milliseconds of a training step, the sum of its measured kernels by the faster route."""
     ms = {line.name: line.ms for line in lines}
     route = "sm90" if "layer forward, sm90" in ms else "cublaslt"
-    total = ms["embedding forward"] + ms["embedding update"] + ms["head"]
+    total = ms["batch gather"] + ms["embedding forward"] + ms["embedding update"] + ms["head"]
     total += ms["finiteness of dx"] if route == "cublaslt" else 0.0  # the other looks at dx as it makes it
     return total + LAYERS * (ms[f"layer forward, {route}"] + ms[f"layer dgrad, {route}"] + ms["layer wgrad"])
 
@@ -162,7 +173,7 @@ def main() -> int:
         print("error: no CUDA device", file=sys.stderr)
         return 2
     budget = Budget(args.batch, args.calls, args.gemm == "auto")
-    for family in (embedding, layers, head_and_updates):
+    for family in (batch, embedding, layers, head_and_updates):
         family(budget)
     report = {
         "device": device_name(torch.device("cuda")),

@@ -150,3 +150,13 @@ def embedding_case(
         numeric_columns=numeric_columns,
         width=-(-at // 64) * 64,
     )
+
+
+def gather_case(rows: int, B: int, device="cpu") -> tuple[tuple, tuple]:
+    """A data set of 13 id columns and 13 numbers as `ops.gather_batch_out` takes it, and room for a batch of B rows."""
+    shapes = {"ids": (13,), "numeric": (13,), "label": ()}
+    types = {"ids": torch.int32, "numeric": torch.float32, "label": torch.float32}
+    made = [
+        [torch.zeros(n, *shape, dtype=types[name], device=device) for name, shape in shapes.items()] for n in (rows, B)
+    ]
+    return (*made[0], None), (*made[1], None)
