@@ -1,5 +1,6 @@
 """`widedeep metrics`: a file of predictions in, one object or a table out."""
 
+import gzip
 import json
 
 import numpy as np
@@ -81,6 +82,16 @@ def test_csv_and_parquet_agree(tmp_path, capsys):
     assert score(capsys, write(tmp_path, coded, "p.parquet")) == results[1]
 
 
+def test_compressed_csv(tmp_path, capsys):
+    path = write(tmp_path, table())
+    packed = tmp_path / "p.csv.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert score(capsys, packed) == score(capsys, path)
+    packed.write_bytes(packed.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"p\.csv\.gz: cannot be read"):
+        scoring.run(packed, "y", "p", "g")
+
+
 def test_types_that_change_late_in_a_file(tmp_path, capsys):
     path = tmp_path / "p.csv"
     start = "y,p,g\n" + "0,0,1\n1,1,1\n" * 200_000  # more than the block from which types are inferred
@@ -138,9 +149,10 @@ def test_table_for_people(tmp_path, capsys):
         ("y,p,g\n1,2016-06-14,1\n", "column 'p': expected numbers, got the type date32[day]"),
     ],
 )
-def test_bad_csv(tmp_path, text, words):
-    path = tmp_path / "bad.csv"
-    path.write_text(text)
+@pytest.mark.parametrize("packed", [False, True])
+def test_bad_csv(tmp_path, text, words, packed):
+    path = tmp_path / ("bad.csv.gz" if packed else "bad.csv")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
     with pytest.raises(InputError) as error:
         scoring.run(path, "y", "p", "g")
     assert str(error.value).startswith(str(path))

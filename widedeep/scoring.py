@@ -1,5 +1,6 @@
 """Metrics of a file of predictions: CSV or Parquet in, a table or one JSON object out."""
 
+import io
 import json
 import re
 from itertools import islice
@@ -36,7 +37,7 @@ def run(
     """Print the metrics of a predictions file; the exit code.
 
     Args:
-        predictions: a .csv or .parquet file.
+        predictions: a .csv (or .csv.gz, .csv.zst) or .parquet file.
         label, score, group: names of its columns: clicked or not, probability of a click, what is ranked together.
         k: ranks that count in MAP.
         json: print one JSON object instead of a table.
@@ -165,8 +166,11 @@ def _read_parquet(path: Path, names: list[str]) -> pa.Table:
 def _read_csv(path: Path, names: list[str]) -> pa.Table:
     from pyarrow import csv
 
-    with path.open("rb") as file:
-        header = file.readline()
+    try:
+        with _open(path) as file:
+            header = file.readline()
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if not header.strip():
         raise InputError(f"{path}: expected a header line with the names of columns, and the file is empty")
     try:
@@ -181,6 +185,8 @@ def _read_csv(path: Path, names: list[str]) -> pa.Table:
         return _parse_csv(path, names, dict.fromkeys(names, pa.string()))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: line 1: expected a header line in UTF-8") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except pa.ArrowInvalid as error:
         text = re.sub(
             r"CSV parse error: (?:Row #(\d+): )?", lambda m: f"line {m[1]}: " if m[1] else "", _first_line(error)
@@ -196,13 +202,22 @@ def _parse_csv(path: Path, names: list[str], types: dict[str, pa.DataType]) -> p
     return csv.read_csv(path, csv.ReadOptions(use_threads=False), convert_options=convert)
 
 
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be read: {_first_line(error)}")
+
+
+def _open(path: Path) -> io.BufferedReader:
+    """The bytes of a text file; of a compressed one (.gz, .zst, .bz2) those that it holds."""
+    return io.BufferedReader(pa.input_stream(str(path)))
+
+
 def _is_parquet(path: Path) -> bool:
     return path.suffix in (".parquet", ".pq")
 
 
 def _line_of_row(path: Path, row: int) -> int:
     """Line (from 1) of a CSV file that holds data row `row` (from 0): the header and empty lines are no rows."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         filled = (line for line, text in enumerate(file, 1) if text.strip())
         return next(islice(filled, row + 1, None))
 

@@ -2,7 +2,7 @@
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--predictions", type=str, required=True, help="a .csv or .parquet file")
+    parser.add_argument("--predictions", type=str, required=True, help=".csv (.gz and .zst too) or .parquet file")
     parser.add_argument("--label", type=str, default="label", help="column of clicked (1) or not (0)")
     parser.add_argument("--score", type=str, default="prob", help="column of the probability of a click")
     parser.add_argument("--group", type=str | None, default=None, help="column of what is ranked together")
