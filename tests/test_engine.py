@@ -120,9 +120,10 @@ def test_dask_replaces_a_lost_worker_but_not_for_ever(tmp_path):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from pathlib import Path
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell has it ignored
     sys.path.insert(0, sys.argv[1])
     import chunk_functions
     from preprocess.engine import make
@@ -138,9 +139,12 @@ def test_workers_end_with_the_program_however_it_ends(end, tmp_path):
     pids.mkdir()
     command = [sys.executable, script, TESTS, tmp_path, pids]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=TESTS.parent, env=_environment()) as program:
-        _wait(lambda: len(list(pids.iterdir())) == 2)
-        program.send_signal(end)
-        assert program.wait(timeout=30)
+        try:
+            _wait(lambda: len(list(pids.iterdir())) == 2)
+            program.send_signal(end)
+            assert program.wait(timeout=30)
+        finally:
+            program.kill()
     _wait(lambda: not any(_is_running(int(path.name)) for path in pids.iterdir()))
 
 
