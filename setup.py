@@ -40,6 +40,11 @@ def isolated() -> bool:
 
 
 class CMakeBuild(build_ext):
+    def run(self):
+        # setuptools hides `inplace` while it builds, and afterwards copies `_C` alone into the source tree.
+        self.into_source = self.inplace or self.editable_mode
+        super().run()
+
     def build_extension(self, ext):
         tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
         build = ROOT / "build" / (f"{tag}-isolated" if isolated() else tag)
@@ -62,7 +67,7 @@ class CMakeBuild(build_ext):
         staging = build / "install"
         shutil.rmtree(staging, ignore_errors=True)
         subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(staging)])
-        for place in {target, ROOT / "widedeep"} if self.inplace or self.editable_mode else {target}:
+        for place in {target, ROOT / "widedeep"} if self.into_source else {target}:
             place.mkdir(parents=True, exist_ok=True)
             if not (staging / CUDA_LIBRARY).exists():  # one of an earlier build would be loaded
                 (place / CUDA_LIBRARY).unlink(missing_ok=True)
