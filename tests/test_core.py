@@ -78,7 +78,7 @@ def dropout_keep(core, p, seed, step, layer, first_row, rows, columns):
 
 def test_dropout_bits_follow_the_documented_layout(core):
     """Element by element from philox7, the way docs/architecture.md words it."""
-    seed, step, layer, row, threshold = 0x1234567890ABCDEF, 5 + (7 << 32), 3, 11, round(0.3 * 65536)
+    seed, step, layer, row, threshold = 0x1234567890ABCDEF, 5 + (7 << 32), 3, 11, 2 * round(0.3 * 32768)
     keep = dropout_keep(core, 0.3, seed, step, layer, row, 1, 96)[0]
     for n in range(96):
         call, slot = (n >> 5) * 4 + ((n >> 1) & 3), ((n >> 3) & 3) * 2 + (n & 1)
@@ -93,14 +93,14 @@ def test_dropout_bits_follow_the_documented_layout(core):
 def test_dropout_drops_a_fraction_p_without_a_pattern(core, p):
     keep = dropout_keep(core, p, 42, 1000, 2, 0, 2048, 256)
     n = keep.size
-    assert abs(keep.mean() - (1 - p)) <= 5 * math.sqrt(p * (1 - p) / n) + 1 / 65536
+    assert abs(keep.mean() - (1 - p)) <= 5 * math.sqrt(p * (1 - p) / n) + 1 / 32768
     if p > 0:
         for axis, count in [(0, 2048), (1, 256)]:
             assert np.abs(keep.mean(axis) - (1 - p)).max() <= 6 * math.sqrt(p * (1 - p) / count)
         other = dropout_keep(core, p, 42, 1001, 2, 0, 2048, 256)
         agreement = (keep == other).mean()
         assert abs(agreement - (p * p + (1 - p) ** 2)) < 0.01
-    threshold = math.floor(p * 65536 + 0.5)
+    threshold = 2 * math.floor(p * 32768 + 0.5)
     assert core.probe_dropout_scale(ctypes.c_double(p)) == np.float32(65536 / (65536 - threshold))
 
 

@@ -189,7 +189,7 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
 def _check_arguments(hidden: Sequence[int], dropout: float, wide_init: str, parts: str) -> None:
     if not all(isinstance(units, int) and units >= 1 for units in hidden):
         raise InputError(f"hidden: expected layer widths >= 1, got {list(hidden)}")
-    if not 0 <= dropout * 65536 + 0.5 < 65536:  # masks know probabilities in 65536ths
+    if not 0 <= dropout * 32768 + 0.5 < 32768:  # masks know probabilities in 32768ths
         raise InputError(f"dropout: expected a probability in [0, 1), got {dropout}")
     if wide_init not in WIDE_INITS:
         raise InputError(f"wide_init: expected one of {', '.join(WIDE_INITS)}, got {wide_init!r}")

@@ -30,8 +30,8 @@ def philox4x32(counter: list[Tensor], key: list[Tensor], rounds: int) -> list[Te
 
 
 def dropout_threshold(p: float) -> int:
-    """Of 65536: an element is dropped when its 16 random bits are below."""
-    return math.floor(p * 65536 + 0.5)
+    """Of 65536, an even number: an element is dropped when its 16 random bits are below."""
+    return 2 * math.floor(p * 32768 + 0.5)
 
 
 def dropout_scale(p: float) -> float:

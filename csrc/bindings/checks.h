@@ -76,9 +76,9 @@ inline core::DType element_type(ScalarType dtype, const char* op, const char* na
                                      : core::DType::bf16;
 }
 
-// round(p * 65536) must leave something to keep.
+// 2 round(p * 32768) must leave something to keep.
 inline void check_dropout(double p, const char* op) {
-  STD_TORCH_CHECK(p >= 0.0 && p * 65536.0 + 0.5 < 65536.0, op, ": p must be in [0, 1), got ", p);
+  STD_TORCH_CHECK(p >= 0.0 && p * 32768.0 + 0.5 < 32768.0, op, ": p must be in [0, 1), got ", p);
 }
 
 }  // namespace widedeep

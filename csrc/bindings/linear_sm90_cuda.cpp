@@ -11,10 +11,9 @@
 namespace widedeep {
 namespace {
 
-// C [M, N] = A [M, K] B [N, K]^T in a half type.
+// C [M, N] = A [M, K] B [N, K]^T.
 kernels::GemmSm90 shape_of(const Tensor& a, const Tensor& b, const char* op) {
   const core::DType dtype = element_type(a.scalar_type(), op, "the first argument");
-  STD_TORCH_CHECK(dtype != core::DType::f32, op, ": float16 or bfloat16 expected, got ", describe(a));
   check(a, op, "the first argument", a.scalar_type(), {kAny, kAny}, a);
   check(b, op, "the weight", a.scalar_type(), {kAny, a.size(1)}, a);
   STD_TORCH_CHECK(b.size(0) % 8 == 0 && b.size(1) % 8 == 0, op,
@@ -55,9 +54,10 @@ void linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, std::optional<Tensor> mas
   if (dbias.has_value()) check(*dbias, op, "dbias", ScalarType::Float, {shape.N}, dz);
   check_scalar(found_inf, op, "found_inf", ScalarType::Float, dz);
   STD_TORCH_CHECK(!(mask.has_value() && found_inf.has_value()), op, ": found_inf goes without a mask");
+  STD_TORCH_CHECK(!found_inf.has_value() || shape.dtype != core::DType::f32, op, ": found_inf goes with half types");
   check_dropout(p, op);
   const DeviceGuard guard(dz.get_device_index());
-  const int64_t rows = dbias.has_value() ? kernels::sm90_tile_rows(shape.M) : 0;
+  const int64_t rows = dbias.has_value() ? kernels::sm90_strips(shape.M) : 0;
   const Tensor sums = torch::stable::new_empty(dz, {rows, shape.N}, ScalarType::Float);
   auto* partial = rows > 0 ? static_cast<float*>(sums.mutable_data_ptr()) : nullptr;
   const cudaStream_t stream = current_stream(dz);

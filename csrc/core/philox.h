@@ -49,12 +49,13 @@ WD_HOST_DEVICE inline Philox4 philox4x32(Philox4 counter, uint32_t key_lo, uint3
 struct Dropout {
   uint32_t key_lo, key_hi, step_lo, step_hi;
   uint32_t layer_bits;  // layer << 24
-  uint32_t threshold;   // of 65536; 0 switches dropout off
+  uint32_t threshold;   // of 65536, even; 0 switches dropout off
   float scale;          // of kept values: 65536 / (65536 - threshold)
 };
 
-// round(p * 65536), halves up. Caller guarantees 0 <= p and a result < 65536 (else nothing would be kept).
-WD_HOST_DEVICE inline uint32_t dropout_threshold(double p) { return static_cast<uint32_t>(p * 65536.0 + 0.5); }
+// 2 round(p * 32768), halves up: an even number, so that 15 bits decide and two comparisons fit a 32-bit addition.
+// Caller guarantees 0 <= p and a result < 65536 (else nothing would be kept).
+WD_HOST_DEVICE inline uint32_t dropout_threshold(double p) { return 2 * static_cast<uint32_t>(p * 32768.0 + 0.5); }
 
 WD_HOST_DEVICE inline float dropout_scale(double p) {
   return static_cast<float>(65536.0 / (65536.0 - static_cast<double>(dropout_threshold(p))));

@@ -1,5 +1,5 @@
-// What follows the product in the Hopper layers: each thread finishes the 128 accumulators of its tile, stages them in
-// shared memory and stores whole rows. Included by gemm_sm90.cu alone.
+// What follows the product in the Hopper layers: each thread finishes its 128 accumulators, 128 bytes of each row at a
+// time, through a small piece of shared memory from which whole lines go out. Included by gemm_sm90.cu alone.
 #pragma once
 #include <type_traits>
 
@@ -10,26 +10,27 @@
 
 namespace widedeep::kernels::sm90 {
 
-constexpr int kTile = 128;  // rows and columns of a tile of C
-constexpr int kDepth = 64;  // K per stage: 128 bytes, one swizzle row
-constexpr int kStages = 5;  // 5 x 32 KB beside 38 KB for the epilogues: what 227 KB allow
+constexpr int kRows = 128, kColumns = 256;  // of a tile of C
+constexpr int kGroupRows = 64;              // of which each of two warpgroups has half
+constexpr int kStages = 4;                  // 4 x 48 KB beside 24 KB for the epilogues, of 227 KB
 constexpr int kCluster = 2;
-constexpr int kThreads = 3 * 128;
-constexpr int kStageBytes = 2 * kTile * kDepth * 2;
-constexpr int kPitch = kTile + 8;  // staged rows are 272 bytes apart: no bank conflicts in either direction
+constexpr int kConsumers = 256, kThreads = 128 + kConsumers;
+constexpr int kDepthBytes = 128;  // of K in a stage: one swizzle row
+constexpr int kAStage = kRows * kDepthBytes, kBStage = kColumns * kDepthBytes;
 
 struct Shared {
-  alignas(1024) uint8_t stages[kStages][kStageBytes];
-  alignas(16) uint16_t staged[2][4][16][kPitch];  // [warpgroup][warp][row][column]
-  float sums[2][4][kTile];
+  alignas(1024) uint8_t stages[kStages][kAStage + kBStage];
+  alignas(128) uint8_t staged[2][4][16][128];  // [warpgroup][warp][row]: what goes out of 16 rows at a time
+  float sums[2][4][kColumns];
   alignas(8) uint64_t full[kStages], empty[kStages];
-  uint64_t order[2];  // of each warpgroup: the other has issued its tile
+  uint64_t apart;  // the first warpgroup is ahead
+  uint64_t step;   // of the dropout
 };
 
 struct Params {
   int M, N;
-  int depth_blocks;    // ceil(K / kDepth)
-  int tiles_n, tiles;  // cluster tiles: 256 rows x 128 columns, columns fastest
+  int depth_blocks;    // ceil(K / elements of a stage)
+  int tiles_n, tiles;  // cluster tiles: 256 rows x 256 columns, columns fastest
   void* c;
   const void* bias;
   uint4* mask;
@@ -42,6 +43,11 @@ enum class Epilogue { kForward, kGradient };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+template <typename T>
+constexpr bool kHalf = sizeof(T) == 2;
+template <typename T>
+constexpr int kPassColumns = kDepthBytes / static_cast<int>(sizeof(T));
+
 // Bits 15 and 31: whether the halves of a pair are infinite or NaN.
 template <typename T>
 __device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
@@ -49,32 +55,81 @@ __device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
   return (pair & kExponent) + (0x80008000u - kExponent);
 }
 
-// Bits 15 and 31: whether the halves of a pair are nonzero. For that a half's sign does not count.
-__device__ __forceinline__ uint32_t nonzero(uint32_t pair) {
-  return ((pair & 0x7FFF7FFFu) + 0x7FFF7FFFu) & 0x80008000u;
+// All bits of each half of `random` that is at least `threshold` (an even number), see core/philox.h.
+__device__ __forceinline__ uint32_t kept(uint32_t random, uint32_t threshold) {
+  return spread_signs((random >> 1 & 0x7FFF7FFFu) + (0x8000u - threshold / 2) * 0x00010001u);
 }
 
-// The 16 rows that a warp has staged go out as whole 256-byte rows.
+// The two neighbours of a row that are finished together: columns 8 j + 2 quad, + 1 of the tile.
 template <typename T>
-__device__ __forceinline__ void store_rows(const uint16_t (*staged)[kPitch], const Params& p, int row, int column) {
-  const int lane = threadIdx.x % 32, at = column + lane % 16 * 8;
+struct Pair {
+  float v[2];
+};
+
+// Where a 16-byte chunk of a staged row lies: no bank conflicts, neither for pairs nor for whole rows.
+template <typename T>
+__device__ __forceinline__ int chunk_at(int row, int chunk) {
+  return (chunk ^ (kHalf<T> ? row & 7 : row << 1 & 6)) * 16;
+}
+
+// Stages the pair of columns 8 n + 2 quad, + 1 of the pass.
+template <typename T>
+__device__ __forceinline__ void stage(uint8_t (*staged)[128], int row, int n, uint32_t quad, uint32_t lower,
+                                      uint32_t upper) {
+  if constexpr (kHalf<T>)
+    *reinterpret_cast<uint32_t*>(staged[row] + chunk_at<T>(row, n) + quad * 4) = lower;
+  else
+    *reinterpret_cast<Pack<uint32_t, 2>*>(staged[row] + chunk_at<T>(row, n * 2 + quad / 2) + quad % 2 * 8) = {
+        {lower, upper}};
+}
+
+// The 16 rows that a warp has staged go out in lines of 128 bytes.
+template <typename T>
+__device__ __forceinline__ void store_rows(const uint8_t (*staged)[128], const Params& p, int row, int column) {
+  const int lane = threadIdx.x % 32, at = column + lane % 8 * (16 / static_cast<int>(sizeof(T)));
   const int rows = at < p.N ? p.M - row : 0;
-  T* const to = static_cast<T*>(p.c) + int64_t{row} * p.N + at;
+  T* to = static_cast<T*>(p.c) + int64_t{row + lane / 8} * p.N + at;
   __syncwarp();
 #pragma unroll
-  for (int pass = 0; pass < 8; ++pass) {
-    const int local = pass * 2 + lane / 16;
-    const uint4 values = *reinterpret_cast<const uint4*>(&staged[local][lane % 16 * 8]);
-    store_if(to + int64_t{local} * p.N, values, local < rows);
+  for (int pass = 0; pass < 4; ++pass, to += int64_t{4} * p.N) {
+    const int local = pass * 4 + lane / 8;
+    const uint4 values = *reinterpret_cast<const uint4*>(staged[local] + chunk_at<T>(local, lane % 8));
+    store_if(to, values, local < rows);
   }
   __syncwarp();
 }
 
+template <typename T>
+__device__ __forceinline__ Pair<T> load_pair(const T* from, bool valid) {
+  if constexpr (kHalf<T>) {
+    const uint32_t word = load_or_zero(from, valid);
+    const auto pair = reinterpret_cast<const Pack<T, 2>&>(word);
+    return {{to_float(pair.v[0]), to_float(pair.v[1])}};
+  } else {
+    return {{__uint_as_float(load_or_zero(from, valid)), __uint_as_float(load_or_zero(from + 1, valid))}};
+  }
+}
+
+// relu of a pair, and zero where `keep` has no bits; a bit for each that is then positive joins `bits` at j and 16 + j.
+template <typename T>
+__device__ __forceinline__ void finish_pair(uint8_t (*staged)[128], int row, int n, uint32_t quad, float (&y)[2],
+                                            uint32_t keep, int j, uint32_t& bits) {
+  if constexpr (kHalf<T>) {
+    const uint32_t stored = pack_relu<T>(y[0], y[1]) & keep & 0x7FFF7FFFu;  // -0 becomes 0
+    bits |= (stored + 0x7FFF7FFFu) >> (15 - j) & 0x00010001u << j;
+    stage<T>(staged, row, n, quad, stored, 0);
+  } else {
+    const uint32_t lower = y[0] <= 0.f ? 0 : __float_as_uint(y[0]) & (keep << 16 | (keep & 0xFFFFu));
+    const uint32_t upper = y[1] <= 0.f ? 0 : __float_as_uint(y[1]) & (keep >> 16 | (keep & 0xFFFF0000u));
+    bits |= static_cast<uint32_t>(lower != 0) << j | static_cast<uint32_t>(upper != 0) << (16 + j);
+    stage<T>(staged, row, n, quad, lower, upper);
+  }
+}
+
 template <typename T, bool kDrop>
-__device__ __forceinline__ void finish_forward(Shared& s, float (&acc)[2][64], const Params& p, int tile_m,
-                                               int tile_n) {
+__device__ __forceinline__ void finish_forward(Shared& s, float (&acc)[128], const Params& p, int tile_m, int tile_n) {
   // Built anew for each tile: kept across the product it would cost registers that the accumulators need.
-  const uint64_t step = kDrop ? static_cast<uint64_t>(*p.dropout.step) : 0;
+  const uint64_t step = kDrop ? s.step : 0;
   const core::Dropout drop{static_cast<uint32_t>(p.dropout.seed),
                            static_cast<uint32_t>(p.dropout.seed >> 32),
                            static_cast<uint32_t>(step),
@@ -82,107 +137,130 @@ __device__ __forceinline__ void finish_forward(Shared& s, float (&acc)[2][64], c
                            p.dropout.layer << 24,
                            p.dropout.threshold,
                            p.dropout.scale};
-  const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  const int quad = lane % 4, row_in_warp = lane / 4;
-  const int column = tile_n * kTile, left = p.N - column - quad * 2;
+  const float scale = kDrop ? drop.scale : 1.f;
+  uint32_t consumer = threadIdx.x - 128;
+  asm volatile("" : "+r"(consumer));  // what follows from it is found anew as well
+  const uint32_t group = consumer / 128, warp = consumer / 32 % 4, lane = consumer % 32;
+  const uint32_t quad = lane % 4, row_in_warp = lane / 4;
+  const int row = tile_m * kRows + group * kGroupRows + warp * 16, column = tile_n * kColumns;
+  const uint32_t counter = p.dropout.first_row + static_cast<uint32_t>(row) + row_in_warp;
   const T* const bias = static_cast<const T*>(p.bias) + column + quad * 2;
+  uint8_t(*const staged)[128] = s.staged[group][warp];
   uint32_t bits[4] = {0, 0, 0, 0};
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = tile_m * kTile + half * 64 + warp * 16;
-    const uint32_t counter = p.dropout.first_row + static_cast<uint32_t>(row) + row_in_warp;
+  for (int block = 0; block < kColumns / 32; ++block) {  // one Philox call serves a thread's columns of it in a row
+    if (column + block * 32 >= p.N) break;
+    Pair<T> offset[4];
 #pragma unroll
-    for (int block = 0; block < 4; ++block) {  // 32 columns, of which one Philox call serves those of a thread in a row
-      if (column + block * 32 >= p.N) break;
-      uint32_t offsets[4];
+    for (int slot = 0; slot < 4; ++slot) {
+      const int at = block * 32 + slot * 8;
+      offset[slot] = load_pair(bias + at, column + at < p.N);
+      offset[slot].v[0] *= scale, offset[slot].v[1] *= scale;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      core::Philox4 random{};
+      if (kDrop) random = core::dropout_bits(drop, counter + 8 * i, (column / 32 + block) * 4 + quad);
 #pragma unroll
       for (int slot = 0; slot < 4; ++slot) {
-        const int at = (block * 4 + slot) * 8;
-        offsets[slot] = load_or_zero(bias + at, left > at);
-      }
+        const int j = block * 4 + slot, n = j % (kPassColumns<T> / 8);
+        float y[2];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        core::Philox4 random{};
-        if (kDrop) random = core::dropout_bits(drop, counter + 8 * i, (column / 32 + block) * 4 + quad);
-#pragma unroll
-        for (int slot = 0; slot < 4; ++slot) {
-          const int j = block * 4 + slot;
-          const auto offset = reinterpret_cast<const Pack<T, 2>&>(offsets[slot]);
-          float y[2];
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const float z = acc[half][j * 4 + i * 2 + e] + to_float(offset.v[e]);
-            const bool kept = !kDrop || (random.word[slot] >> (16 * e) & 0xFFFFu) >= drop.threshold;
-            y[e] = fmaf(z < 0.f || !kept ? 0.f : z, kDrop ? drop.scale : 1.f, 0.f);  // NaN passes; + 0 turns -0 into 0
-          }
-          const uint32_t stored = pack<T>(y[0], y[1]);
-          bits[half * 2 + i] |= nonzero(stored) >> (15 - j);
-          *reinterpret_cast<uint32_t*>(&s.staged[group][warp][row_in_warp + 8 * i][j * 8 + quad * 2]) = stored;
-        }
+        for (int e = 0; e < 2; ++e) y[e] = fmaf(acc[j * 4 + i * 2 + e], scale, offset[slot].v[e]);
+        const uint32_t keep = kDrop ? kept(random.word[slot], drop.threshold) : 0xFFFFFFFFu;
+        finish_pair<T>(staged, row_in_warp + 8 * i, n, quad, y, keep, j % 16, bits[i * 2 + j / 16]);
       }
     }
-    store_rows<T>(s.staged[group][warp], p, row, column);
+    constexpr int kBlocks = kPassColumns<T> / 32;
+    if (block % kBlocks == kBlocks - 1 || column + (block + 1) * 32 >= p.N)
+      store_rows<T>(staged, p, row, column + block / kBlocks * kPassColumns<T>);
   }
   if (p.mask)
-    p.mask[(int64_t{tile_m} * p.tiles_n + tile_n) * 128 + threadIdx.x % 128] =
-        make_uint4(bits[0], bits[1], bits[2], bits[3]);
+    p.mask[(int64_t{tile_m} * p.tiles_n + tile_n) * kConsumers + consumer] = {bits[0], bits[1], bits[2], bits[3]};
 }
 
-// 32 values a thread, summed over the eight lanes that hold other rows of the same columns. Each exchange halves what a
-// lane keeps; afterwards slot i of a lane is value (lane & 16) + (lane & 8) + (lane & 4) + i.
-template <int kWidth>
-__device__ __forceinline__ void sum_over_rows(float (&v)[32]) {
-  const bool upper = threadIdx.x & kWidth;
+// kValues values a thread, summed over the eight lanes that hold other rows of the same columns. Each exchange halves
+// what a lane keeps; afterwards slot i of a lane is value first_sum(lane) + i, of kValues / 8.
+template <int kValues, int kLane = 16>
+__device__ __forceinline__ void sum_over_rows(float* v) {
+  constexpr int kKept = kValues / 2;
+  const bool upper = threadIdx.x & kLane;
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    const float kept = upper ? v[i + kWidth] : v[i], sent = upper ? v[i] : v[i + kWidth];
-    v[i] = kept + __shfl_xor_sync(0xffffffffu, sent, kWidth);
+  for (int i = 0; i < kKept; ++i) {
+    const float kept = upper ? v[i + kKept] : v[i], sent = upper ? v[i] : v[i + kKept];
+    v[i] = kept + __shfl_xor_sync(0xffffffffu, sent, kLane);
   }
-  if constexpr (kWidth > 4) sum_over_rows<kWidth / 2>(v);
+  if constexpr (kLane > 4) sum_over_rows<kKept, kLane / 2>(v);
+}
+
+template <int kValues>
+__device__ __forceinline__ uint32_t first_sum(uint32_t lane) {
+  return ((lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1)) * (kValues / 8);
+}
+
+// One pass of the gradient: kPassColumns columns of a warp's 16 rows, masked, scaled, summed over the rows and staged.
+template <typename T, bool kMasked, int kPass>
+__device__ __forceinline__ void finish_pass(Shared& s, float (&acc)[128], const Params& p, const uint32_t (&bits)[4],
+                                            uint32_t& bad, uint32_t group, uint32_t warp, uint32_t lane) {
+  constexpr int kPairs = kPassColumns<T> / 8;
+  const uint32_t quad = lane % 4, row_in_warp = lane / 4;
+  float sums[kPairs * 2];
+#pragma unroll
+  for (int n = 0; n < kPairs; ++n) {
+    const int j = kPass * kPairs + n;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float v[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        v[e] = acc[j * 4 + i * 2 + e] * p.scale;
+        if (kMasked && !(bits[i * 2 + j / 16] & 1u << (e * 16 + j % 16))) v[e] = 0.f;
+        sums[n * 2 + e] = i == 0 ? v[e] : sums[n * 2 + e] + v[e];
+      }
+      uint32_t lower = __float_as_uint(v[0]);
+      if constexpr (kHalf<T>) {
+        lower = pack<T>(v[0], v[1]);
+        if (!kMasked) bad |= not_finite<T>(lower);
+      }
+      stage<T>(s.staged[group][warp], row_in_warp + 8 * i, n, quad, lower, __float_as_uint(v[1]));
+    }
+  }
+  if (!p.column_sums) return;
+  sum_over_rows<kPairs * 2>(sums);
+  const uint32_t first = first_sum<kPairs * 2>(lane);
+#pragma unroll
+  for (int i = 0; i < kPairs / 4; ++i)
+    s.sums[group][warp][kPass * kPassColumns<T> + (first + i) / 2 * 8 + quad * 2 + (first + i) % 2] = sums[i];
+}
+
+template <typename T, bool kMasked, int kPass = 0>
+__device__ __forceinline__ void finish_passes(Shared& s, float (&acc)[128], const Params& p, const uint32_t (&bits)[4],
+                                              uint32_t& bad, int row, int column, uint32_t group, uint32_t warp,
+                                              uint32_t lane) {
+  if (column + kPass * kPassColumns<T> >= p.N) return;
+  finish_pass<T, kMasked, kPass>(s, acc, p, bits, bad, group, warp, lane);
+  store_rows<T>(s.staged[group][warp], p, row, column + kPass * kPassColumns<T>);
+  if constexpr ((kPass + 1) * kPassColumns<T> < kColumns)
+    finish_passes<T, kMasked, kPass + 1>(s, acc, p, bits, bad, row, column, group, warp, lane);
 }
 
 template <typename T, bool kMasked>
-__device__ __forceinline__ void finish_gradient(Shared& s, float (&acc)[2][64], const Params& p, uint4 mask, int tile_m,
+__device__ __forceinline__ void finish_gradient(Shared& s, float (&acc)[128], const Params& p, uint4 mask, int tile_m,
                                                 int tile_n) {
-  const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  const int quad = lane % 4, row_in_warp = lane / 4;
+  uint32_t consumer = threadIdx.x - 128;
+  asm volatile("" : "+r"(consumer));
+  const uint32_t group = consumer / 128, warp = consumer / 32 % 4, lane = consumer % 32;
+  const int row = tile_m * kRows + group * kGroupRows + warp * 16, column = tile_n * kColumns;
   const uint32_t bits[4] = {mask.x, mask.y, mask.z, mask.w};
   uint32_t bad = 0;
-  float sums[32];
-#pragma unroll
-  for (int i = 0; i < 32; ++i) sums[i] = 0.f;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-#pragma unroll
-    for (int j = 0; j < 16; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float v[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          v[e] = acc[half][j * 4 + i * 2 + e] * p.scale;
-          if (kMasked && !(bits[half * 2 + i] >> (e * 16 + j) & 1)) v[e] = 0.f;
-          sums[j * 2 + e] += v[e];
-        }
-        const uint32_t stored = pack<T>(v[0], v[1]);
-        if (!kMasked) bad |= not_finite<T>(stored);
-        *reinterpret_cast<uint32_t*>(&s.staged[group][warp][row_in_warp + 8 * i][j * 8 + quad * 2]) = stored;
-      }
-    }
-    store_rows<T>(s.staged[group][warp], p, tile_m * kTile + half * 64 + warp * 16, tile_n * kTile);
-  }
-  if (!kMasked && p.found_inf && (bad & 0x80008000u)) *p.found_inf = 1.f;  // every writer writes the same
+  finish_passes<T, kMasked>(s, acc, p, bits, bad, row, column, group, warp, lane);
+  if (kHalf<T> && !kMasked && p.found_inf && (bad & 0x80008000u)) *p.found_inf = 1.f;  // all write the same
   if (!p.column_sums) return;
-  sum_over_rows<16>(sums);
-  const int first = lane & 28;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) s.sums[group][warp][(first + i) / 2 * 8 + quad * 2 + (first + i) % 2] = sums[i];
   named_barrier(1 + group, 128);
-  const int column = threadIdx.x % 128;
-  const float (*part)[kTile] = s.sums[group];
-  if (tile_n * kTile + column < p.N)
-    p.column_sums[int64_t{tile_m} * p.N + tile_n * kTile + column] =
-        (part[0][column] + part[1][column]) + (part[2][column] + part[3][column]);
+  const float(*const part)[kColumns] = s.sums[group];
+  float* const to = p.column_sums + (int64_t{tile_m} * 2 + group) * p.N + column;
+  for (int n = static_cast<int>(consumer % 128); n < kColumns && column + n < p.N; n += 128)
+    to[n] = (part[0][n] + part[1][n]) + (part[2][n] + part[3][n]);
   named_barrier(1 + group, 128);  // the sums are read before the next tile writes its own
 }
 

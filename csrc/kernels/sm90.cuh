@@ -109,7 +109,7 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
 }
 
 // Descriptor of a K-contiguous operand in shared memory as TMA's 128-byte swizzle lays it: rows of 128 bytes, groups of
-// eight rows 1024 bytes apart. Stepping 16 half elements along K adds 32 bytes to the address, kStep to the descriptor.
+// eight rows 1024 bytes apart. One wgmma takes 32 bytes along K: the next adds kStep to the descriptor.
 __device__ __forceinline__ uint64_t operand(uint32_t address) {
   constexpr uint64_t kSwizzle128 = 1ull << 62, kGroupStride = uint64_t{1024 >> 4} << 32, kLeading = uint64_t{1} << 16;
   return kSwizzle128 | kGroupStride | kLeading | ((address & 0x3FFFF) >> 4);
@@ -125,9 +125,9 @@ __device__ __forceinline__ void wgmma_wait() {
 }
 
 // The compiler does not see that a wait completes the accumulators: this keeps their uses after it.
-__device__ __forceinline__ void wgmma_settle(float (&d)[64]) {
+__device__ __forceinline__ void wgmma_settle(float (&d)[128]) {
 #pragma unroll
-  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");
+  for (int i = 0; i < 128; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 // Four read-only bytes, or zeros. Volatile, so that the loads of a whole tile are not pulled ahead into registers that
@@ -147,9 +147,11 @@ __device__ __forceinline__ void store_if(void* to, uint4 v, bool wanted) {
                : "memory");
 }
 
-// Two floats rounded to nearest, the first in the lower half.
+// Two floats rounded to nearest, the first in the lower half; pack_relu: negative ones become 0, NaN stays.
 template <typename T>
 __device__ __forceinline__ uint32_t pack(float lower, float upper);
+template <typename T>
+__device__ __forceinline__ uint32_t pack_relu(float lower, float upper);
 
 template <>
 __device__ __forceinline__ uint32_t pack<__half>(float lower, float upper) {
@@ -165,51 +167,57 @@ __device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float lower, float upper
   return pair;
 }
 
-// d [64 x 128] (+)= a [64 x 16] b [128 x 16]^T. Register 4 j + 2 i + e of a thread: row 16 warp + lane / 4 + 8 i,
-// column 8 j + 2 (lane % 4) + e.
+template <>
+__device__ __forceinline__ uint32_t pack_relu<__half>(float lower, float upper) {
+  uint32_t pair;
+  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+  return pair;
+}
+
+template <>
+__device__ __forceinline__ uint32_t pack_relu<__nv_bfloat16>(float lower, float upper) {
+  uint32_t pair;
+  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+  return pair;
+}
+
+// All bits of each half of which bit 15 is set.
+__device__ __forceinline__ uint32_t spread_signs(uint32_t pair) {
+  uint32_t mask;
+  asm("prmt.b32 %0, %1, 0, 0xBB99;" : "=r"(mask) : "r"(pair));
+  return mask;
+}
+
+// d [64 x 256] (+)= a [64 x 32 bytes of K] b [256 x 32 bytes of K]^T. Register 4 j + 2 i + e of a thread: row
+// 16 warp + lane / 4 + 8 i, column 8 j + 2 (lane % 4) + e. A float is a TF32 value, which TMA has rounded it to.
 template <typename T>
-__device__ __forceinline__ void wgmma(float (&d)[64], uint64_t a, uint64_t b, int accumulate);
+__device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b, int accumulate);
 
-template <>
-__device__ __forceinline__ void wgmma<__half>(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, %64, %65, p, 1, 1, 0, 0;\n}\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "l"(a), "l"(b), "r"(accumulate));
+#define WD_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define WD_D64(i) WD_D8(i), WD_D8(i + 8), WD_D8(i + 16), WD_D8(i + 24), WD_D8(i + 32), WD_D8(i + 40), WD_D8(i + 48), WD_D8(i + 56)
+#define WD_WGMMA(type, name, transposes) \
+template <> \
+__device__ __forceinline__ void wgmma<type>(float (&d)[128], uint64_t a, uint64_t b, int accumulate) { \
+  asm volatile( \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\nwgmma.mma_async.sync.aligned.m64n256" name " {" \
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127 " \
+      "}, %128, %129, p, 1, 1" transposes ";\n}\n" \
+      : WD_D64(0), WD_D64(64) \
+      : "l"(a), "l"(b), "r"(accumulate)); \
 }
 
-template <>
-__device__ __forceinline__ void wgmma<__nv_bfloat16>(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, %64, %65, p, 1, 1, 0, 0;\n}\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "l"(a), "l"(b), "r"(accumulate));
-}
+WD_WGMMA(__half, "k16.f32.f16.f16", ", 0, 0")
+WD_WGMMA(__nv_bfloat16, "k16.f32.bf16.bf16", ", 0, 0")
+WD_WGMMA(float, "k8.f32.tf32.tf32", "")
+#undef WD_WGMMA
+#undef WD_D64
+#undef WD_D8
 
 }  // namespace widedeep::kernels::sm90

@@ -58,7 +58,7 @@ def head_step_out(
         weight, bias, wide_logit: as for head_forward.
         label:        [B] float32, 0 or 1.
         global_rows:  rows of the global batch, whose mean the loss is.
-        p:            dropout of the last hidden layer, in [0, 1); 65536 / (65536 - round(65536 p)) is its scale s.
+        p:            dropout of the last hidden layer, in [0, 1); 32768 / (32768 - round(32768 p)) is its scale s.
         loss_scale:   one float32, or None for 1.
         logit:        [B] float32, overwritten, as all that follow.
         dlogit:       [B] float32: (sigmoid(z) - y) / global_rows.

@@ -23,7 +23,7 @@ def linear_relu_dropout(
         x:         [B, I] float32, float16 or bfloat16, contiguous.
         weight:    [O, I] in x's dtype, contiguous.
         bias:      [O] in x's dtype or float32.
-        p:         probability of dropping an element, in [0, 1), rounded to a multiple of 1/65536; 0: no dropout.
+        p:         probability of dropping an element, in [0, 1), rounded to a multiple of 1/32768; 0: no dropout.
         seed:      64 bits that choose the run's masks.
         step:      one int64 on x's device; read when the op runs, so that a captured CUDA graph draws new masks.
         layer:     index of the layer, in [0, 256).
@@ -52,7 +52,7 @@ def linear_dgrad_out(
         dz:     [B, O] float32, float16 or bfloat16, contiguous: gradient of the layer's product x weight^T + bias.
         weight: [O, I] in dz's dtype.
         mask:   [B, I] in dz's dtype: the layer's input, where it is itself the output of relu and dropout. dx is then
-                multiplied by 65536 / (65536 - round(65536 p)) where mask > 0 and set to 0 elsewhere: the gradient of
+                multiplied by 32768 / (32768 - round(32768 p)) where mask > 0 and set to 0 elsewhere: the gradient of
                 the lower layer's product.
         p:      the lower layer's dropout, in [0, 1).
         dx:     [B, I] in dz's dtype, overwritten; must not overlap dz.

@@ -1,7 +1,7 @@
 """Hidden layers on Hopper GPUs with everything fused into the product: bias, ReLU, dropout, the mask and the bias
 gradient.
 
-The same results as widedeep.ops.linear to rounding, float16 and bfloat16 only. A mask keeps one bit for each element
+The same results as widedeep.ops.linear to rounding; the operands of a product in float32 are rounded to TF32. A mask keeps one bit for each element
 of y (kept and positive), in an order that only linear_sm90_dgrad_out of the same shape reads.
 """
 
@@ -24,8 +24,8 @@ def available(device: torch.device) -> bool:
 
 
 def mask_bytes(rows: int, columns: int) -> int:
-    """Size of a mask for an activation [rows, columns]: whole tiles of 256 x 128, one bit an element."""
-    return -(-rows // 256) * 2 * -(-columns // 128) * 128 * 16
+    """Size of a mask for an activation [rows, columns]: whole tiles of 256 x 256, one bit an element."""
+    return -(-rows // 256) * -(-columns // 256) * 256 * 32
 
 
 def linear_sm90_out(
@@ -44,7 +44,7 @@ def linear_sm90_out(
     """Write y = dropout(relu(x weight^T + bias)) and the mask of what was kept.
 
     Args:
-        x, weight, bias: [B, I], [O, I], [O], one half dtype, contiguous, I and O multiples of 8.
+        x, weight, bias: [B, I], [O, I], [O], one of float32, float16, bfloat16, contiguous, I and O multiples of 8.
         p, seed, step, layer, first_row: as in widedeep.ops.linear.linear_relu_dropout.
         y:    [B, O], overwritten.
         mask: [mask_bytes(B, O)] uint8, overwritten; None: not kept.
@@ -67,13 +67,13 @@ def linear_sm90_dgrad_out(
     """Write dx = dz weight, masked and scaled by what dropout and ReLU of the layer below kept, and its column sums.
 
     Args:
-        dz:       [B, O] half dtype.
+        dz:       [B, O] float32, float16 or bfloat16.
         weight_t: [I, O], the transposed weight.
         mask:     the mask that linear_sm90_out wrote with y [B, I]; None: the plain product.
         p:        dropout of the layer below, in [0, 1).
         dx:       [B, I], overwritten.
         dbias:    [I] float32, overwritten with the column sums of dx before its rounding; None: not wanted.
-        found_inf: one float32, set to 1 when an element of dx is not finite, as check_finite_ does; without a mask.
+        found_inf: one float32, set to 1 when an element of dx (a half dtype) is not finite; without a mask.
     Raises:
         RuntimeError: as linear_sm90_out; a mask and found_inf.
     """

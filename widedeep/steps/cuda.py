@@ -210,7 +210,8 @@ class CudaStep(Step):
 
     def _choose_layers(self) -> None:
         self.weights.refresh()
-        self.layers = choose_layers(self.config.gemm, self.weights, self.dtype, self.model.dropout, self.capacity)
+        precision = self.config.precision
+        self.layers = choose_layers(self.config.gemm, self.weights, precision, self.model.dropout, self.capacity)
         self.layers.grow(self.capacity)
         log.info("fused GPU step, %s, hidden layers through %s", self.config.precision, self.gemm)
 

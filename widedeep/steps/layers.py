@@ -1,5 +1,5 @@
 """The hidden layers of the GPU step, by either of two routes: cuBLASLt products with our passes around them (any GPU),
-or products with everything fused into them (Hopper, half types).
+or products with everything fused into them (Hopper; half types and TF32).
 """
 
 import logging
@@ -10,13 +10,14 @@ from torch import Tensor
 from widedeep import ops
 from widedeep.errors import RunError
 from widedeep.ops import linear_sm90
+from widedeep.step import PRECISIONS
 from widedeep.steps.padded import PaddedWeights
 
 log = logging.getLogger(__name__)
 
 # Largest difference between the two routes, relative to the largest value: two roundings of the half type; and the
 # share of elements on whose mask they may differ, values that round to 0 in one of them.
-AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
+AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-3}  # float32: with TF32 operands
 MASK_AGREEMENT = 2e-3
 REPEATS = 8  # runs whose bits must be those of the first
 
@@ -101,16 +102,17 @@ class Sm90Layers(Layers):
         return self.masks[i][: linear_sm90.mask_bytes(rows, self.weights.widths[i + 1])]
 
 
-def choose_layers(gemm: str, weights: PaddedWeights, dtype: torch.dtype, p: float, rows: int) -> Layers:
+def choose_layers(gemm: str, weights: PaddedWeights, precision: str, p: float, rows: int) -> Layers:
     """The route that `gemm` names; "auto" takes the Hopper products where they run and agree with the library's.
 
     Args:
+        precision: of the step; "fp32" has the library's products alone.
         rows: of the batches to come: the two are compared on random data of that size.
     Raises:
         RunError: the Hopper products do not come to an end; this process can then no longer use the GPU.
     """
-    device = weights.flat.device
-    fits = dtype in AGREEMENT and len(weights.widths) > 1 and linear_sm90.available(device)
+    device, dtype = weights.flat.device, PRECISIONS[precision]
+    fits = precision != "fp32" and len(weights.widths) > 1 and linear_sm90.available(device)
     if gemm == "cublaslt" or not fits:
         return Layers(weights)
     if gemm == "auto":
@@ -173,9 +175,12 @@ def _input_gradient(dz: Tensor, weight: Tensor, tolerance: float, where: str) ->
     dx = [dz.new_empty(len(dz), weight.shape[1]) for _ in range(2)]
     found, weight_t = torch.zeros(1, device=dz.device), weight.t().contiguous()
     ops.linear_dgrad_out(dz, weight, None, 0.0, dx=dx[0], dbias=None)
-    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=found)
+    asked = None if dz.dtype == torch.float32 else found
+    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=asked)
     if _relative(dx[1], dx[0]) > tolerance:
         return f"the input's gradient {where}"
+    if dz.dtype == torch.float32:  # of which nobody asks whether it is finite
+        return None
     dz[-1, -1] = float("inf")
     after = torch.zeros(1, device=dz.device)
     linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=after)

@@ -221,7 +221,7 @@ int run_linear_forward_sm90(const void* x, const void* weight, const void* bias,
 
 int run_linear_dgrad_sm90(const void* dz, const void* weight_t, const void* mask, double scale, void* dx, float* dbias,
                           float* found_inf, int64_t M, int64_t N, int64_t K, int64_t type) {
-  const int64_t strips = sm90_tile_rows(M);
+  const int64_t strips = sm90_strips(M);
   const Workspace sums(strips * N * sizeof(float));
   auto* const partial = static_cast<float*>(sums.get());
   if (const auto error = linear_dgrad_sm90(dz, weight_t, mask, static_cast<float>(scale), dx, dbias ? partial : nullptr,

@@ -4,6 +4,7 @@
 // then; a product is taken when it is waited for, or at once, as a coin of the launch says.
 #pragma once
 #include <array>
+#include <bit>
 #include <map>
 #include <tuple>
 #include <type_traits>
@@ -60,10 +61,13 @@ inline void complete(Barrier& b) {
 
 // ---- products ----
 
+enum class Type { f16, bf16, tf32 };
+
 struct Product {
   float* d;
   uint64_t a, b;
-  bool accumulate, bf16;
+  bool accumulate;
+  Type type;
 };
 struct Pending {
   std::vector<std::vector<Product>> groups;  // committed, oldest first
@@ -78,7 +82,7 @@ inline bool& products_at_once() {
   return at_once;
 }
 
-inline float value_of(uint16_t bits, bool bf16) {
+inline float value_of(uint16_t bits, Type type) {
   static const std::array<std::vector<float>, 2> table = [] {
     std::array<std::vector<float>, 2> t{std::vector<float>(65536), std::vector<float>(65536)};
     for (uint32_t i = 0; i < 65536; ++i) {
@@ -87,40 +91,58 @@ inline float value_of(uint16_t bits, bool bf16) {
     }
     return t;
   }();
-  return table[bf16][bits];
+  return table[type == Type::bf16][bits];
 }
 
-// The 16 elements along K of one row of a K-major operand: rows of 128 bytes in groups of eight, the groups a stride
-// apart; the 16-byte chunk (bits 4 to 6 of the address) is exchanged by the row within its 1024 bytes (bits 7 to 9).
-inline void read_row(uint64_t descriptor, int row, bool bf16, float (&out)[16]) {
+// The 32 bytes along K of one row of a K-major operand, 16 or 8 elements: rows of 128 bytes in groups of eight, the
+// groups a stride apart; the 16-byte chunk (bits 4 to 6 of the address) is exchanged by the row within its 1024 bytes
+// (bits 7 to 9).
+inline int read_row(uint64_t descriptor, int row, Type type, float (&out)[16]) {
   const auto start = static_cast<uint32_t>(descriptor & 0x3FFF) << 4;
   const auto stride = static_cast<uint32_t>(descriptor >> 32 & 0x3FFF) << 4;
   if (descriptor >> 62 != 1) fail("an operand without the 128-byte swizzle is not emulated");
   if (descriptor >> 49 & 7) fail("an operand with a base offset is not emulated");
+  const int elements = type == Type::tf32 ? 4 : 8;
   for (uint32_t chunk = 0; chunk < 2; ++chunk) {
     uint32_t address = start + row / 8 * stride + row % 8 * 128 + chunk * 16;
     address ^= (address >> 7 & 7) << 4;
-    uint16_t bits[8];
-    __builtin_memcpy(bits, at(*current->block, address, 16), 16);
-    for (uint32_t e = 0; e < 8; ++e) out[chunk * 8 + e] = value_of(bits[e], bf16);
+    const uint8_t* const from = at(*current->block, address, 16);
+    for (int e = 0; e < elements; ++e) {
+      float& value = out[chunk * elements + e];
+      if (type == Type::tf32) {
+        __builtin_memcpy(&value, from + e * 4, 4);
+        if (std::bit_cast<uint32_t>(value) & 0x1FFF && value == value) fail("an operand that is not rounded to TF32");
+      } else {
+        uint16_t bits;
+        __builtin_memcpy(&bits, from + e * 2, 2);
+        value = value_of(bits, type);
+      }
+    }
   }
+  return 2 * elements;
 }
 
-// This thread's share of d [64 x 128]: two rows of its warp's 16, two neighbouring columns of every eight.
+// This thread's share of d [64 x 256]: two rows of its warp's 16, two neighbouring columns of every eight.
 inline void multiply(const Product& p) {
   const int warp = current->number / 32 % 4, lane = emulator::lane();
   float a[2][16], b[16];
-  for (int i = 0; i < 2; ++i) read_row(p.a, warp * 16 + lane / 4 + 8 * i, p.bf16, a[i]);
-  for (int j = 0; j < 16; ++j)
+  for (int i = 0; i < 2; ++i) read_row(p.a, warp * 16 + lane / 4 + 8 * i, p.type, a[i]);
+  for (int j = 0; j < 32; ++j)
     for (int e = 0; e < 2; ++e) {
-      read_row(p.b, j * 8 + lane % 4 * 2 + e, p.bf16, b);
+      const int depth = read_row(p.b, j * 8 + lane % 4 * 2 + e, p.type, b);
       for (int i = 0; i < 2; ++i) {
         float sum = 0.f;
-        for (int k = 0; k < 16; ++k) sum += a[i][k] * b[k];
+        for (int k = 0; k < depth; ++k) sum += a[i][k] * b[k];
         float& d = p.d[j * 4 + i * 2 + e];
         d = p.accumulate ? d + sum : sum;
       }
     }
+}
+
+// To nearest, ties away from zero: what the copy engine does to a float on its way to a TF32 operand.
+inline float rounded_to_tf32(float v) {
+  const auto bits = std::bit_cast<uint32_t>(v);
+  return (bits & 0x7F800000u) == 0x7F800000u ? v : std::bit_cast<float>((bits + 0x1000u) & ~0x1FFFu);
 }
 
 }  // namespace emulated
@@ -187,11 +209,18 @@ inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t 
         for (uint32_t chunk = 0; chunk < 8; ++chunk) {
           uint32_t address = target + r * 128 + chunk * 16;
           address ^= (address >> 7 & 7) << 4;
-          uint16_t values[8] = {};
-          for (int e = 0; e < 8; ++e) {
-            const int64_t column = int64_t{k} + chunk * 8 + e, line = int64_t{row} + r;
-            if (column >= 0 && line >= 0 && column < int64_t(map.columns) && line < int64_t(map.rows))
-              __builtin_memcpy(&values[e], map.base + line * map.pitch + column * 2, 2);
+          uint8_t values[16] = {};
+          const int size = static_cast<int>(map.element);
+          for (int e = 0; e < 16 / size; ++e) {
+            const int64_t column = int64_t{k} + chunk * (16 / size) + e, line = int64_t{row} + r;
+            if (column < 0 || line < 0 || column >= int64_t(map.columns) || line >= int64_t(map.rows)) continue;
+            __builtin_memcpy(values + e * size, map.base + line * map.pitch + column * size, size);
+            if (size == 4) {
+              float value;
+              __builtin_memcpy(&value, values + e * 4, 4);
+              value = rounded_to_tf32(value);
+              __builtin_memcpy(values + e * 4, &value, 4);
+            }
           }
           __builtin_memcpy(at(*block, address, 16), values, 16);
         }
@@ -244,6 +273,15 @@ uint32_t pack(float lower, float upper) {
   return half(lower) | half(upper) << 16;
 }
 
+template <typename T>
+uint32_t pack_relu(float lower, float upper) {
+  return pack<T>(lower < 0.f ? 0.f : lower, upper < 0.f ? 0.f : upper);
+}
+
+inline uint32_t spread_signs(uint32_t pair) {
+  return (pair & 0x8000u ? 0x0000FFFFu : 0u) | (pair & 0x80000000u ? 0xFFFF0000u : 0u);
+}
+
 inline void wgmma_fence() { emulator::meet_warp("wgmma.fence"); }
 
 inline void wgmma_commit() {
@@ -265,16 +303,19 @@ void wgmma_wait() {
 }
 
 // Where the accumulators are used from on: nothing may still be added to them.
-inline void wgmma_settle(float (&d)[64]) {
+inline void wgmma_settle(float (&d)[128]) {
   const emulated::Pending& p = emulated::pending()[emulator::current];
   if (!p.groups.empty() || !p.open.empty()) emulator::fail("accumulators used before their products are complete");
   static_cast<void>(d);
 }
 
 template <typename T>
-void wgmma(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
+void wgmma(float (&d)[128], uint64_t a, uint64_t b, int accumulate) {
   emulator::meet_warp("wgmma.mma_async");
-  const emulated::Product product{d, a, b, accumulate != 0, std::is_same_v<T, __nv_bfloat16>};
+  constexpr auto kType = std::is_same_v<T, float>    ? emulated::Type::tf32
+                         : std::is_same_v<T, __half> ? emulated::Type::f16
+                                                     : emulated::Type::bf16;
+  const emulated::Product product{d, a, b, accumulate != 0, kType};
   if (emulated::products_at_once()) emulated::multiply(product);
   emulated::pending()[emulator::current].open.push_back(product);
 }
