@@ -14,7 +14,7 @@ LR, RHO, EPS, WIDE_LR = 1.2e-4, 0.5, 1e-7, 0.02
 
 @pytest.fixture
 def case(device):
-    return embedding_case(ROWS[device], OUTBRAIN_TABLES, numeric=13, device=device)
+    return embedding_case(ROWS[device], OUTBRAIN_TABLES, numeric=13, device=device, aligned=device == "cuda")
 
 
 def touched(case) -> int:

@@ -56,7 +56,7 @@ def batch(budget: Budget) -> None:
 
 
 def embedding(budget: Budget) -> None:
-    case = embedding_case(budget.B, OUTBRAIN_TABLES, numeric=13, device="cuda")
+    case = embedding_case(budget.B, OUTBRAIN_TABLES, numeric=13, device="cuda", aligned=True)
     B, K = case.ids.shape
     x = torch.empty(B, case.width, dtype=torch.float16, device="cuda")
     wide_logit, dlogit = torch.empty(B, device="cuda"), normal(B, device="cuda", scale=1e-4)

@@ -115,3 +115,9 @@ def test_nothing_is_captured_without_the_allocator_of_torch(cuda, monkeypatch):
     kinds = [type(graphs.make_graphs(torch.device(name))) for name in ("cuda", "cpu")]
     monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
     assert [*kinds, type(graphs.make_graphs(torch.device("cuda")))] == [graphs.Graphs, graphs.NoGraphs, graphs.NoGraphs]
+
+
+@pytest.mark.cuda
+def test_the_second_stream_goes_first():
+    captured, beside = (graphs.own_stream(torch.device("cuda"), priority) for priority in (-1, -2))
+    assert beside.priority < captured.priority < torch.cuda.Stream().priority

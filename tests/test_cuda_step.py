@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from test_model import SPECS
+from test_model import MOVED, SPECS
 from test_step import LR, MIXED, assert_same, batch_of, in_ranks, new_step, part_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -173,15 +173,16 @@ def test_a_batch_in_its_places_gives_the_same_bits(device):
     assert_same(want, got, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("spec", [EVEN, MOVED], ids=["even", "moved"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_ranks_give_the_result_of_one(precision):
+def test_ranks_give_the_result_of_one(precision, spec):
     cuts = [(0, 10, 31, 40), (0, 0, 25, 40), (0, 40, 40, 40)]
 
     def train(comm):
-        step = gpu_step(config=StepConfig(precision), comm=comm)
+        step = gpu_step(spec, StepConfig(precision), comm=comm)
         losses = []
         for i, cut in enumerate(cuts):
-            batch = batch_of(EVEN, 40, seed=i)
+            batch = batch_of(spec, 40, seed=i)
             mine = part_of(batch, cut[comm.rank], cut[comm.rank + 1]) if comm.world > 1 else batch
             losses.append(step.train(mine, i, LR))
         return torch.stack(losses), step
@@ -206,12 +207,13 @@ class Called(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("spec", [EVEN, MOVED], ids=["even", "moved"])
 @pytest.mark.parametrize("parts", ["both", "wide", "deep"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_what_is_captured_asks_nothing_and_keeps_no_workspace_of_a_library(parts, precision):
+def test_what_is_captured_asks_nothing_and_keeps_no_workspace_of_a_library(parts, precision, spec):
     """The host must not wait inside a capture; and a graph outlives the workspace that torch lends to cuBLAS."""
-    step = gpu_step(config=StepConfig(precision), parts=parts)
-    batch = batch_of(EVEN, 40)
+    step = gpu_step(spec, StepConfig(precision), parts=parts)
+    batch = batch_of(spec, 40)
     step.train(batch, 0, LR)
     fixed = step._take(batch)
     with Called() as called:

@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import torch
 from test_cuda_step import EVEN, gpu_step
+from test_model import MOVED
 from test_step import LR, batch_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -84,11 +85,11 @@ class Echo(LocalComm):
 
 def watched(step, monkeypatch, steps=2):
     """Runs steps on two streams; returns the races and the step's streams."""
-    step.train(batch_of(EVEN, 40), 0, LR)  # allocates and copies
+    step.train(batch_of(step.model.spec, 40), 0, LR)  # allocates and copies
     races = Races(monkeypatch)
     step.second = Stream()
     for i in range(1, 1 + steps):
-        batch = batch_of(EVEN, 40, seed=i)
+        batch = batch_of(step.model.spec, 40, seed=i)
         with races:
             step.train(batch, i, LR)
             step.predict(batch)
@@ -96,18 +97,20 @@ def watched(step, monkeypatch, steps=2):
     return races
 
 
+@pytest.mark.parametrize("spec", [EVEN, MOVED], ids=["even", "moved"])
 @pytest.mark.parametrize("parts", ["both", "wide", "deep"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_streams_race_for_nothing(parts, precision, monkeypatch):
-    step = gpu_step(config=StepConfig(precision), parts=parts)
+def test_streams_race_for_nothing(parts, precision, spec, monkeypatch):
+    step = gpu_step(spec, StepConfig(precision), parts=parts)
     races = watched(step, monkeypatch)
     assert races.found == set()
     assert races.main.after[step.second] == step.second.after[step.second]  # joined, as the end of a capture demands
 
 
+@pytest.mark.parametrize("spec", [EVEN, MOVED], ids=["even", "moved"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_streams_race_for_nothing_among_ranks(precision, monkeypatch):
-    step = gpu_step(config=StepConfig(precision))
+def test_streams_race_for_nothing_among_ranks(precision, spec, monkeypatch):
+    step = gpu_step(spec, StepConfig(precision))
     step = RanksCudaStep(step.model, step.config, step.device, Echo("cpu"))
     assert watched(step, monkeypatch).found == set()
 

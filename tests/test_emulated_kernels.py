@@ -93,38 +93,6 @@ def test_faults_are_reported(number, words):
 
 
 @cases
-@dtypes
-@pytest.mark.parametrize("extra", [0, 5], ids=["even", "odd"])
-def test_embedding_forward(B, tables, kind, dtype, extra):
-    case = make(B, tables, kind)
-    case.width += extra  # an odd width: rows that begin between pairs
-    x, wide_logit = poisoned(B, case.width, dtype=dtype), poisoned(B)
-    lists = (case.hotness, case.mean, case.columns, case.numeric_columns)
-    emulated.embedding_forward_out(*case.weights(), *lists, x=x, wide_logit=wide_logit)
-    want_x, want_logit = reference.embedding_forward(*case.double().forward_args(torch.float64))
-    assert_close(x, want_x)
-    assert_close(wide_logit, want_logit)
-
-
-def test_embedding_forward_traps_on_an_id_past_its_table():
-    case = make(40, MULTI, "zipf")
-    case.ids[39, 4] = 60
-    lists = (case.hotness, case.mean, case.columns, case.numeric_columns)
-    with pytest.raises(RuntimeError, match="embedding_forward_kernel"):
-        emulated.embedding_forward_out(*case.weights(), *lists, x=poisoned(40, case.width), wide_logit=poisoned(40))
-
-
-def test_embedding_forward_of_a_wide_deep_input():
-    """Several column slices (989 columns in one, 2200 in three), 32 rows and one more."""
-    case = make(33, ((7, 256, 1, 0),) * 8, "zipf")
-    case.width = 2203
-    x, wide_logit = poisoned(33, case.width, dtype=torch.bfloat16), poisoned(33)
-    lists = (case.hotness, case.mean, case.columns, case.numeric_columns)
-    emulated.embedding_forward_out(*case.weights(), *lists, x=x, wide_logit=wide_logit)
-    assert_close(x, reference.embedding_forward(*case.double().forward_args(torch.float64))[0])
-
-
-@cases
 def test_embedding_segments(B, tables, kind):
     case = make(B, tables, kind)
     got = emulated.embedding_segments(case.ids, case.hotness, case.rows)

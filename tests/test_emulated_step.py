@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from test_cuda_step import gpu_step
-from test_model import SPECS
+from test_model import MOVED, SPECS
 from test_step import LR, assert_same, batch_of, new_step
 
 from tests import emulated
@@ -77,12 +77,12 @@ def test_fp32_matches_reference(name, parts, kernels):
     assert_same(want, got, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("spec", [SPECS["one-hot and multi-hot"], MOVED], ids=["small", "moved"])
 @pytest.mark.parametrize("gemm", ["auto", "cublaslt"])
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_types_stay_near_the_reference(precision, gemm, kernels):
+def test_half_types_stay_near_the_reference(precision, gemm, spec, kernels):
     """Gradients before and after updates, losses and logits: other masks would be far off."""
-    spec = SPECS["one-hot and multi-hot"]
-    want = new_step("reference", hidden=HIDDEN)
+    want = new_step("reference", spec, hidden=HIDDEN)
     got = gpu_step(spec, StepConfig(precision, gemm=gemm), hidden=HIDDEN)
     batch = batch_of(spec, 150)
     grads = [step.gradients(batch, step=3) for step in (want, got)]

@@ -28,6 +28,21 @@ SPECS = {
     "no numeric": FeatureSpec([CategoricalFeature("a", 5, 3), CategoricalFeature("b", 4, 2)], [], label="y"),
     "multi-hot only": FeatureSpec([CategoricalFeature("l", 9, 5, hotness=4)], [], label="y"),
 }
+# Numerics between the tables, whose columns the GPU's step moves: once with columns to pad, once (64) without.
+MOVED, MOVED_64 = (
+    FeatureSpec(
+        [
+            CategoricalFeature("c", 50, 8),
+            CategoricalFeature("e", 7, 16),
+            CategoricalFeature("g", 9, 5, hotness=2),
+            CategoricalFeature("k", 30, 16, hotness=3, combiner="mean"),
+            CategoricalFeature("m", 6, last),
+        ],
+        [NumericFeature(name) for name in "adfz"],
+        label="y",
+    )
+    for last in (3, 15)
+)
 
 
 def inputs(spec, B, device="cpu", seed=0):

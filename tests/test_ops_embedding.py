@@ -268,6 +268,18 @@ def test_embedding_ops_give_the_same_bits_for_any_thread_count():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
+def test_gradient_of_a_table_without_columns_has_no_entries(device):
+    case = make(20, (*WIDE_ONLY, (5, 3, 1, 0)), "zipf", device)
+    for t in case.tables:
+        t.requires_grad_()
+    x, logit = ops.embedding_forward(*case.forward_args(torch.float32))
+    (x.sum() + logit.sum()).backward()
+    for t, entries in zip(case.tables, (0, 0, 20)):
+        assert t.grad.layout == torch.sparse_coo
+        assert (t.grad.shape, t.grad._nnz()) == (t.shape, entries)
+        assert t.grad.to_dense().shape == t.shape
+
+
 @pytest.mark.parametrize("tables", [None, MULTI])
 def test_embedding_opcheck(tables, device):
     case = make(9, tables, "zipf", device)

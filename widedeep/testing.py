@@ -123,19 +123,21 @@ def random_ids(B: int, tables: list[tuple], kind: str = "zipf", key=()) -> Tenso
 
 
 def embedding_case(
-    B: int, tables=tuple(SMALL_TABLES), numeric: int = 5, kind: str = "zipf", device="cpu", key=()
+    B: int, tables=tuple(SMALL_TABLES), numeric: int = 5, kind: str = "zipf", device="cpu", key=(), aligned=False
 ) -> EmbeddingCase:
-    """A batch over the given tables; numerics stand between their columns, and padding at the end of the width."""
+    """A batch over the given tables; numerics stand between their columns, or after them all (`aligned`, the order of
+    the GPU step where dims are multiples of 8), and padding at the end of the width.
+    """
     tables = list(tables)
     columns, numeric_columns, at = [], [], 0
     for f, (_, dim, _, _) in enumerate(tables):
-        if f < numeric:
+        if f < numeric and not aligned:
             numeric_columns.append(at)
             at += 1
         columns.append(at)
         at += dim
     numeric_columns += list(range(at, at + numeric - len(numeric_columns)))
-    at += max(0, numeric - len(tables))
+    at += numeric - (0 if aligned else min(numeric, len(tables)))
     total = sum(t[0] for t in tables)
     return EmbeddingCase(
         ids=random_ids(B, tables, kind, key).to(device),

@@ -227,7 +227,9 @@ def _backward(ctx, dx, dlogit):
             row_gradient = row_gradient / valid.sum(1, keepdim=True).clamp(min=1)
         sample = valid.nonzero()[:, 0]
         named = index[valid].long()
-        tables.append(_sparse(named, row_gradient[sample], (rows, dim)))
+        # A table of no columns gets a gradient of no entries: torch's CUDA kernels fail where entries have no elements.
+        kept = slice(None) if dim else slice(0)
+        tables.append(_sparse(named[kept], row_gradient[sample[kept]], (rows, dim)))
         wide_rows.append(named + row_base)
         wide_values.append(dlogit[sample])
         first_id += hotness

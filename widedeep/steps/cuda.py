@@ -78,7 +78,7 @@ class CudaStep(Step):
         self.copied: list[int] = []  # versions of the parameters when they were copied
         # Without a GPU the same code runs as it stands: so are its sums and its order tested everywhere.
         self.graphs = make_graphs(device)
-        self.second = own_stream(device) if device.type == "cuda" else None
+        self.second = own_stream(device, priority=-2) if device.type == "cuda" else None
 
     @property
     def gemm(self) -> str | None:
@@ -300,7 +300,7 @@ class CudaStep(Step):
         model, spec, buffers = self.model, self.spec, self.activations
         x, hidden = buffers.rows(len(batch.ids))
         wide_logit = buffers.wide_logit[: len(x)]
-        places = (spec.hotness, spec.mean, spec.table_columns, spec.numeric_columns)
+        places = (spec.hotness, spec.mean, self.weights.table_columns, self.weights.numeric_columns)
         ops.embedding_forward_out(batch.ids, batch.numeric, *self.lookup, *places, x=x, wide_logit=wide_logit)
         for i, y in enumerate(hidden):
             if training:
@@ -358,11 +358,12 @@ class CudaStep(Step):
         state = (self.lookup[0], self.table_rms, self.slots.last_step, *self.wide_state)
         rules = (self.lr, self.now, config.rho, config.eps, config.wide_lr, config.l1, config.l2)
         dx, dlogit = self.activations.gradient(0, B), self.activations.dlogit[:B]
-        places = (spec.hotness, spec.mean, spec.table_columns)
+        places = (spec.hotness, spec.mean, self.weights.table_columns)
         ops.embedding_update_(batch.ids, dx, dlogit, *segments, *state, *places, *rules, self.scale, self.found_inf)
 
     def _update_dense(self) -> None:
         config, slots, weights = self.config, self.slots, self.weights
+        weights.gather_first()
         for with_copies in (True, False):
             names, copies = weights.update_lists(with_copies)
             if names:
@@ -370,6 +371,7 @@ class CudaStep(Step):
                 grads = [weights.grads[n] for n in names]
                 rules = (self.lr, config.rho, config.eps, self.scale, self.found_inf)
                 ops.rmsprop_dense_(*lists, grads, copies, *rules)
+        weights.scatter_first()
         self.layers.refresh()
         for name, accum in slots.dense_accum.items():
             state = (weights.masters[name], accum, slots.dense_linear[name], weights.grads[name])
@@ -385,7 +387,7 @@ class CudaStep(Step):
         spec, B = self.spec, len(ids)
         starts = segments[-1].tolist()
         dx, dlogit = self.activations.gradient(0, B), self.activations.dlogit[:B]
-        shapes = (spec.hotness, spec.mean, spec.table_columns, spec.cardinalities, spec.dims)
+        shapes = (spec.hotness, spec.mean, self.weights.table_columns, spec.cardinalities, spec.dims)
         tables, wide = ops.embedding_row_gradients(ids, dx, dlogit, *segments, *shapes)
         counts = [stop - start for start, stop in pairwise(starts)]
         touched = segments[0][: starts[-1]].long()

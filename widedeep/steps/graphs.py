@@ -25,7 +25,7 @@ class Graphs:
         self._seen: set[Hashable] = set()
         self._pool = None
         self._failed: torch.cuda.CUDAGraph | None = None
-        self._stream = own_stream(device)
+        self._stream = own_stream(device, priority=-1)
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -76,11 +76,16 @@ def make_graphs(device: torch.device) -> "Graphs | NoGraphs":
     return Graphs(device) if captures else NoGraphs()
 
 
-def own_stream(device: torch.device) -> torch.cuda.Stream:
+def own_stream(device: torch.device, priority: int) -> torch.cuda.Stream:
     """A stream that no reader has. torch hands out the same 32 streams of a priority again and again: work that another
-    thread queues on the one that is being captured would become part of the graph.
+    thread queues on the one that is being captured would become part of the graph. Readers' streams have priority 0,
+    and torch keeps 32 streams for each of the priorities 0 to -3, so those of another priority are nobody else's.
+
+    Args:
+        priority: -1 for the stream that is captured, -2 for the one beside it. Blocks of the lower number are started
+            first: what the second stream queues is small and gets its place as soon as blocks of the large kernels end.
     """
-    return torch.cuda.Stream(device, priority=-1)
+    return torch.cuda.Stream(device, priority=priority)
 
 
 class NoGraphs:

@@ -1,15 +1,35 @@
-"""Dense weights as GPU kernels want them: sizes rounded up with zeros, in the type of the activations."""
+"""Dense weights as GPU kernels want them: sizes rounded up with zeros, in the type of the activations, and the deep
+input's columns in an order in which a table's rows are read in whole packs.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from widedeep.feature_spec import FeatureSpec
 from widedeep.model import WideDeep
 
 ALIGNMENT = 64  # floats: each gradient starts on 256 bytes, what the fastest products want
+PACK = 8  # columns: tables as wide as a multiple of it start at one
+FIRST = "deep.layer.0.weight"  # the only weight that knows the order of the deep input
 
 
 def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
+
+
+def aligned_columns(spec: FeatureSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """First column of each table, and the column of each numeric, in the order of the GPU step: tables that are whole
+    packs wide, the widest first, then the other tables, then the numerics.
+    """
+    whole = sorted((f for f, dim in enumerate(spec.dims) if dim % PACK == 0), key=lambda f: -spec.dims[f])
+    rest = [f for f, dim in enumerate(spec.dims) if dim % PACK]
+    columns, at = [0] * len(spec.dims), 0
+    for f in whole + rest:
+        columns[f] = at
+        at += spec.dims[f]
+    return tuple(columns), tuple(range(at, at + len(spec.numeric)))
 
 
 class PaddedWeights:
@@ -18,13 +38,20 @@ class PaddedWeights:
     Hidden widths are rounded up to 8 and the deep input to `FeatureSpec.padded_width`. Padding is zero and stays so:
     a padded unit has weights and bias 0, so its output and its gradients are 0.
 
+    The columns of the deep input have an order of their own here (`aligned_columns`), unless no hidden layer reads
+    them. Copy and gradient of the first layer's weight follow it; the weight itself, its slots, `unpadded` and `grads`
+    keep the model's.
+
     Args:
         dtype: of the activations.
     Attributes:
         widths: of the deep input and of every hidden layer, padded.
         masters: the model's float32 weights by name.  copies: padded copies of those that differ in size or type.
         flat: all gradients in one float32 buffer.  padded: its parts, by name.  grads: their rows that are no padding,
-            which `rmsprop_dense_` takes.
+            which `rmsprop_dense_` takes; the first layer's, if its columns have moved, after `gather_first`.
+        table_columns, numeric_columns: places in the deep input, as in `FeatureSpec`.
+        columns: [deep width] int64, the column of the deep input in which each of the model's columns is; None: none
+            has moved.
     """
 
     def __init__(self, model: WideDeep, dtype: torch.dtype, device: torch.device):
@@ -47,6 +74,25 @@ class PaddedWeights:
             for name, shape in shapes.items()
         }
         self.grads = {name: self._rows(name, g) for name, g in self.padded.items()}
+        self._order_columns(model.layout)
+
+    def _order_columns(self, spec: FeatureSpec) -> None:
+        self.table_columns, self.numeric_columns = spec.table_columns, spec.numeric_columns
+        self.columns = self._first_copy = None
+        if FIRST not in self.masters:
+            return
+        tables, numerics = aligned_columns(spec)
+        moved = _moved(spec, tables, numerics)
+        if moved == list(range(spec.deep_width)):
+            return
+        self.table_columns, self.numeric_columns = tables, numerics
+        master, device = self.masters[FIRST], self.flat.device
+        self.columns = torch.tensor(moved, dtype=torch.int64, device=device)
+        self.grads[FIRST] = torch.zeros(master.shape, device=device)
+        if FIRST not in self.copies:  # nothing to pad, and float32
+            self.copies[FIRST] = torch.zeros_like(self.padded[FIRST])
+        if (dtype := self.copies[FIRST].dtype) != master.dtype:
+            self._first_copy = torch.zeros(master.shape, dtype=dtype, device=device)  # in the model's order
 
     def _padded_shape(self, name: str, a: Tensor) -> tuple[int, ...]:
         if name.startswith("deep.layer."):
@@ -64,14 +110,49 @@ class PaddedWeights:
     def refresh(self) -> None:
         """Copies the weights anew, after somebody else has written them."""
         for name, copy in self.copies.items():
-            self.unpadded(name, copy).copy_(self.masters[name])
+            if name != FIRST or self.columns is None:
+                self.unpadded(name, copy).copy_(self.masters[name])
+                continue
+            if self._first_copy is not None:
+                self._first_copy.copy_(self.masters[name])
+            self.scatter_first()
+
+    def gather_first(self) -> None:
+        """Brings the first layer's gradient to the model's order, before an update."""
+        if self.columns is not None:
+            torch.index_select(self._rows(FIRST, self.padded[FIRST]), 1, self.columns, out=self.grads[FIRST])
+
+    def scatter_first(self) -> None:
+        """Brings the first layer's updated weight to the order of the deep input."""
+        if self.columns is not None:
+            updated = self.masters[FIRST] if self._first_copy is None else self._first_copy
+            self._rows(FIRST, self.copies[FIRST]).index_copy_(1, self.columns, updated)
 
     def unpadded(self, name: str, padded: Tensor) -> Tensor:
-        """The part of a padded tensor that has the weight's shape."""
+        """What a padded tensor holds at the weight's places, in its shape: a view of it where no column has moved."""
         a = self.masters[name]
+        if name == FIRST and self.columns is not None:
+            return padded[: len(a)].index_select(1, self.columns)
         return padded[: a.shape[0], : a.shape[1]] if a.ndim == 2 else padded[: a.shape[0]]
 
     def update_lists(self, with_copies: bool) -> tuple[list[str], list[Tensor]]:
-        """Names of the deep weights that have a copy, or have none, and the copies' rows that are no padding."""
-        names = [n for n in self.masters if n.startswith("deep.") and (n in self.copies) == with_copies]
-        return names, [self._rows(n, self.copies[n]) for n in names] if with_copies else []
+        """Names of the deep weights whose update writes a copy, or writes none, and the copies' rows that are no
+        padding. A first layer whose columns have moved is for `scatter_first` to copy.
+        """
+        copies = dict(self.copies)
+        if self.columns is not None:
+            del copies[FIRST]
+            if self._first_copy is not None:
+                copies[FIRST] = self._first_copy
+        names = [n for n in self.masters if n.startswith("deep.") and (n in copies) == with_copies]
+        return names, [self._rows(n, copies[n]) for n in names] if with_copies else []
+
+
+def _moved(spec: FeatureSpec, tables: Sequence[int], numerics: Sequence[int]) -> list[int]:
+    """Where each column of the model's deep input goes, given the new places of tables and numerics."""
+    moved = list(range(spec.deep_width))
+    for old, new, dim in zip(spec.table_columns, tables, spec.dims):
+        moved[old : old + dim] = range(new, new + dim)
+    for old, new in zip(spec.numeric_columns, numerics):
+        moved[old] = new
+    return moved

@@ -20,9 +20,16 @@
 inline const dim3 &blockDim = emulator::launch.block, &gridDim = emulator::launch.grid;
 
 using std::isfinite;
+using std::min;
 
 struct int2 {
   int x, y;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
 };
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
@@ -127,4 +134,8 @@ T atomicAdd(T* at, T value) {
 template <typename T>
 T __ldg(const T* p) {
   return *p;
+}
+template <typename T>
+void __stcs(T* p, T value) {
+  *p = value;
 }
