@@ -26,18 +26,32 @@ struct Turn {
   __device__ __forceinline__ int before() const { return stage > 0 ? stage - 1 : kStages - 1; }
 };
 
+// Clusters that have a tile less than others lose nothing by starting later, each a little more: so not all store their
+// tiles, and load the next, at the same time.
+__device__ __forceinline__ void start_apart(const Params& p, int clusters) {
+  const int cluster = blockIdx.x / kCluster, rest = p.tiles % clusters;
+  constexpr int kStageCycles = 1024;  // of the tensor cores
+  if (p.tiles > clusters && rest > 0 && cluster >= rest)
+    pause(static_cast<uint32_t>(kStageCycles * p.depth_blocks / (clusters - rest) * (cluster - rest)));
+}
+
 template <typename T>
 __device__ __forceinline__ void produce(Shared& s, const Params& p, const CUtensorMap* a, const CUtensorMap* b) {
   const int rank = static_cast<int>(cluster_rank()), clusters = gridDim.x / kCluster;
   constexpr int kDepth = kDepthBytes / static_cast<int>(sizeof(T));
   Turn turn;
+  start_apart(p, clusters);
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
     const int32_t row = (tile / p.tiles_n * kCluster + rank) * kRows;
+    const int next = tile + clusters;
+    const int32_t next_row = (next / p.tiles_n * kCluster + rank) * kRows;
     const int32_t column = tile % p.tiles_n * kColumns + rank * (kColumns / kCluster);
     for (int k = 0; k < p.depth_blocks; ++k, turn.advance()) {
       const uint32_t full = smem_address(&s.full[turn.stage]);
       // A new barrier answers at once for the parity before its first: the first pass finds every stage empty.
       barrier_wait(smem_address(&s.empty[turn.stage]), turn.parity ^ 1);
+      // A comes from device memory: on its way to the second-level cache a tile ahead, by one of those who read it.
+      if (next < p.tiles && next % p.tiles_n == k % p.tiles_n) tma_prefetch(a, k * kDepth, next_row);
       barrier_expect(full, kAStage + kBStage);
       const uint32_t target = smem_address(s.stages[turn.stage]);
       tma_load(target, a, k * kDepth, row, full);

@@ -57,6 +57,13 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     if (clock_seconds() - since > 4) __trap();
 }
 
+__device__ __forceinline__ void pause(uint32_t cycles) {
+  uint32_t start, now;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(start));
+  do asm volatile("mov.u32 %0, %%clock;" : "=r"(now));
+  while (now - start < cycles);
+}
+
 __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -85,7 +92,14 @@ __device__ __forceinline__ void tma_load(uint32_t target, const CUtensorMap* map
       : "memory");
 }
 
-// The same into every block of the cluster whose bit is set, at the same offsets, each signalling its own barrier.
+// Brings the box into the second-level cache.
+__device__ __forceinline__ void tma_prefetch(const CUtensorMap* map, int32_t k, int32_t row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(reinterpret_cast<uint64_t>(map)),
+               "r"(k), "r"(row)
+               : "memory");
+}
+
+// The same as tma_load into every block of the cluster whose bit is set, at the same offsets, each signalling its own barrier.
 __device__ __forceinline__ void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row,
                                                    uint32_t barrier, uint16_t blocks) {
   asm volatile(

@@ -231,6 +231,9 @@ inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t 
   }
 }
 
+inline void tma_prefetch(const CUtensorMap*, int32_t, int32_t) {}
+inline void pause(uint32_t) {}
+
 inline void tma_load(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier) {
   tma_load_multicast(target, map, k, row, barrier, static_cast<uint16_t>(1 << cluster_rank()));
 }
