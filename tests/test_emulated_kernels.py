@@ -157,7 +157,9 @@ def test_embedding_update_does_nothing_after_an_overflow():
         assert torch.equal(g, w)
 
 
-@pytest.mark.parametrize(("B", "tables"), [(300, None), (513, ((2, 128, 2, 1),)), (300, MULTI)])
+@pytest.mark.parametrize(
+    ("B", "tables"), [(300, None), (513, ((2, 128, 2, 1),)), (300, MULTI), (4700, ((2, 12, 1, 0),))]
+)
 def test_embedding_update_is_the_same_in_any_order(B, tables):
     case = make(B, tables, "zipf")
     dx, dlogit = normal(B, case.width, dtype=torch.float16), normal(B)
