@@ -50,3 +50,15 @@ def test_loss_and_gradients(inputs, measure, who):
 
     calls = {"ours": lambda: ops.head_step_out(h, weight, bias, wide, label, B, P, None, **out), "torch": plain}
     measure(calls[who], bytes=2 * h.numel() * h.element_size())
+
+
+@pytest.mark.parametrize("who", ["ours", "torch"])
+def test_wide_numeric_backward(device, measure, who):
+    B, N = ROWS[device], 13
+    numeric, dlogit = normal(B, N, device=device), normal(B, device=device, key="dlogit")
+    out = {"dweight": torch.empty(N, device=device), "dbias": torch.empty(1, device=device)}
+    calls = {
+        "ours": lambda: ops.wide_numeric_backward_out(numeric, dlogit, **out),
+        "torch": lambda: ((numeric * dlogit[:, None]).sum(0), dlogit.sum()),
+    }
+    measure(calls[who], bytes=4 * (numeric.numel() + B))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from widedeep import ops
 from widedeep.ops import linear_sm90
+from widedeep.ops.linear import bit_row_bytes
 from widedeep.testing import normal
 
 P = 0.1
@@ -61,10 +62,11 @@ def test_forward(layer, measure, who):
     measure(calls[who], flops(t))
 
 
-@pytest.mark.parametrize("who", ["ours", "ours, Hopper", "torch", "product"])
+@pytest.mark.parametrize("who", ["ours", "ours, bits", "ours, Hopper", "torch", "product"])
 def test_dgrad(layer, measure, who):
     t = layer
     mask, bits = torch.relu(t["x"]), hopper_mask(who, *t["x"].shape, t["x"].device).fill_(0x55)
+    rows = torch.full((len(mask), bit_row_bytes(mask.shape[1])), 0x55, dtype=torch.uint8, device=mask.device)
     out, weight_t = {"dx": t["dx"], "dbias": t["dbias"]}, t["weight"].t().contiguous()
 
     def plain():
@@ -73,6 +75,7 @@ def test_dgrad(layer, measure, who):
 
     calls = {
         "ours": lambda: ops.linear_dgrad_out(t["dz"], t["weight"], mask, P, **out),
+        "ours, bits": lambda: ops.linear_dgrad_out(t["dz"], t["weight"], None, P, **out, bits=rows),
         "ours, Hopper": lambda: linear_sm90.linear_sm90_dgrad_out(t["dz"], weight_t, bits, P, **out),
         "torch": plain,
         "product": lambda: torch.mm(t["dz"], t["weight"], out=t["dx"]),

@@ -16,6 +16,7 @@ from bench.ceilings import Clock, ceilings
 from bench.harness import commit, device_name
 from widedeep import ops
 from widedeep.ops import linear_sm90
+from widedeep.ops.linear import bit_row_bytes
 from widedeep.shuffle import BLOCK_ROWS, WINDOW_ROWS
 from widedeep.testing import OUTBRAIN_TABLES, embedding_case, gather_case, normal
 
@@ -100,17 +101,18 @@ def layers(budget: Budget) -> None:
     bias, dbias = normal(WIDTH, device="cuda", dtype=torch.float16), torch.empty(WIDTH, device="cuda")
     dweight, step = torch.empty(WIDTH, WIDTH, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
     flops = 2.0 * B * WIDTH * WIDTH
-    weight_t, below = weight.t().contiguous(), x.relu()
+    weight_t = weight.t().contiguous()
+    bits = torch.empty(B, bit_row_bytes(WIDTH), dtype=torch.uint8, device="cuda")
 
     def add(name, function, target=None):
         budget.add(name, function, target, flops=flops)
 
-    def forward(p):
-        return lambda: ops.linear_relu_dropout_out(x, weight, bias, p, 1, step, 0, 0, y=y)
+    def forward(p, bits):
+        return lambda: ops.linear_relu_dropout_out(x, weight, bias, p, 1, step, 0, 0, y=y, bits=bits)
 
-    add("layer forward, cublaslt", forward(P))
-    add("layer predict, cublaslt", forward(0.0), 0.39)
-    add("layer dgrad, cublaslt", lambda: ops.linear_dgrad_out(dz, weight, below, P, dx=dx, dbias=dbias))
+    add("layer forward, cublaslt", forward(P, bits))
+    add("layer predict, cublaslt", forward(0.0, None), 0.39)
+    add("layer dgrad, cublaslt", lambda: ops.linear_dgrad_out(dz, weight, None, P, dx=dx, dbias=dbias, bits=bits))
     add("layer wgrad", lambda: ops.linear_wgrad_out(dz, x, dweight=dweight), 0.37)
     if not (budget.sm90 and linear_sm90.available(torch.device("cuda"))):
         return
@@ -133,6 +135,13 @@ def head_and_updates(budget: Budget) -> None:
     size = h.numel() * 2
     budget.add("head", lambda: ops.head_step_out(h, weight, bias, wide, label, B, P, None, **out), 0.22, bytes=2 * size)
     budget.add("head, inference", lambda: ops.head_forward(h, weight, bias, wide), None, bytes=size)
+    numeric, sums = normal(B, 13, device="cuda"), {"dweight": torch.empty(13, device="cuda"), "dbias": one.clone()}
+    budget.add(
+        "wide numerics (hidden)",
+        lambda: ops.wide_numeric_backward_out(numeric, wide, **sums),
+        None,
+        bytes=4 * (numeric.numel() + B),
+    )
     found = torch.zeros(1, device="cuda")
     budget.add("finiteness of dx", lambda: ops.check_finite_([h], found), None, bytes=size)
     masters = [normal(WIDTH, WIDTH, device="cuda", scale=0.03, key=i) for i in range(LAYERS)]

@@ -258,12 +258,16 @@ def head_step_out(
     call("head_step", *inputs, *out)
 
 
-def bias_relu_dropout(y, bias, p, seed, step, layer, first_row):
-    call("bias_relu_dropout", y, bias, *y.shape, y.dtype, float(p), seed, step, layer, first_row)
+def wide_numeric_backward_out(numeric, dlogit, *, dweight, dbias):
+    call("wide_numeric_backward", numeric, dlogit, *numeric.shape, dweight, dbias)
 
 
-def mask_and_sum(values, mask, scale, *, out, dbias):
-    call("mask_and_sum", values, mask, float(scale), out, dbias, *values.shape, values.dtype)
+def bias_relu_dropout(y, bias, p, seed, step, layer, first_row, bits=None):
+    call("bias_relu_dropout", y, bias, bits, *y.shape, y.dtype, float(p), seed, step, layer, first_row)
+
+
+def mask_and_sum(values, mask, scale, *, out, dbias, bits=None):
+    call("mask_and_sum", values, mask, bits, float(scale), out, dbias, *values.shape, values.dtype)
 
 
 def rmsprop_dense_(weights, rms, grads, copies, lr, rho, eps, grad_scale, found_inf):

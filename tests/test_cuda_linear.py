@@ -5,6 +5,7 @@ import torch
 
 from widedeep import ops, reference
 from widedeep.ops import linear_sm90
+from widedeep.ops.linear import bit_row_bytes
 from widedeep.steps.layers import disagreement
 from widedeep.testing import normal, poisoned
 
@@ -59,9 +60,12 @@ def test_forward_and_gradients_match_reference(route, B, I, O, dtype, p):
         mask = torch.full((linear_sm90.mask_bytes(B, O),), 0xA5, dtype=torch.uint8, device=DEVICE)
         linear_sm90.linear_sm90_out(x, weight, bias, *args, y=y, mask=mask)
     else:
-        ops.linear_relu_dropout_out(x, weight, bias, *args, y=y)
+        bits = torch.full((B, bit_row_bytes(O)), 0xA5, dtype=torch.uint8, device=DEVICE)
+        ops.linear_relu_dropout_out(x, weight, bias, *args, y=y, bits=bits)
+        assert torch.equal(bits, reference.pack_bits(y > 0))
     want = reference.linear_relu_dropout(x.double(), weight.double(), bias.double(), *args)
     close(y, want, tolerance)
+    # The library rounds its product to y's type before the bias is added, relative to the product.
     clear = want.abs() > tolerance * max(1.0, float(want.abs().max())) if B else want > 0
     assert torch.equal((y > 0)[clear], (want > 0)[clear])
 
@@ -71,6 +75,10 @@ def test_forward_and_gradients_match_reference(route, B, I, O, dtype, p):
         linear_sm90.linear_sm90_dgrad_out(dz, upper.t().contiguous(), mask, p, dx=dx, dbias=dbias)
     else:
         ops.linear_dgrad_out(dz, upper, y, p, dx=dx, dbias=dbias)
+        through_bits = torch.empty_like(dx), torch.empty_like(dbias)
+        ops.linear_dgrad_out(dz, upper, None, p, dx=through_bits[0], dbias=through_bits[1], bits=bits)
+        assert torch.equal(through_bits[0], dx)
+        assert torch.equal(through_bits[1], dbias)
     want_dx, want_dbias = torch.empty_like(dx, dtype=torch.float64), torch.empty_like(dbias, dtype=torch.float64)
     reference.linear_dgrad_out(dz.double(), upper.double(), y.double(), p, dx=want_dx, dbias=want_dbias)
     close(dx, want_dx, tolerance)

@@ -25,20 +25,21 @@ pytestmark = pytest.mark.skipif(
 KERNELS = (
     "check_finite_", "embedding_forward_out", "embedding_row_gradients", "embedding_segments", "embedding_update_",
     "ftrl_dense_", "gather_batch_out", "head_forward_out", "head_step_out", "loss_scale_update_", "rmsprop_dense_",
-    "rmsprop_settle_",
+    "rmsprop_settle_", "wide_numeric_backward_out",
 )  # fmt: skip
 HIDDEN = [40, 70, 9]  # padded to 40, 72 and 16
 
 
-def linear_relu_dropout_out(x, weight, bias, p, seed, step, layer, first_row, *, y):
+def linear_relu_dropout_out(x, weight, bias, p, seed, step, layer, first_row, *, y, bits=None):
     y.copy_(x.float() @ weight.float().T)
-    emulated.bias_relu_dropout(y, bias, p, seed, step, layer, first_row)
+    emulated.bias_relu_dropout(y, bias, p, seed, step, layer, first_row, bits)
 
 
-def linear_dgrad_out(dz, weight, mask, p, *, dx, dbias):
+def linear_dgrad_out(dz, weight, mask, p, *, dx, dbias, bits=None):
     dx.copy_(dz.float() @ weight.float())
-    if mask is not None or dbias is not None:
-        emulated.mask_and_sum(dx, mask, 1.0 if mask is None else reference.dropout_scale(p), out=dx, dbias=dbias)
+    scale = 1.0 if mask is None and bits is None else reference.dropout_scale(p)
+    if mask is not None or bits is not None or dbias is not None:
+        emulated.mask_and_sum(dx, mask, scale, out=dx, dbias=dbias, bits=bits)
 
 
 def linear_wgrad_out(dz, x, *, dweight):

@@ -107,6 +107,57 @@ def test_head_step_gives_the_same_bits_for_any_thread_count():
         assert all(torch.equal(results[0][name], other[name]) for name in OUTPUTS)
 
 
+NUMERICS = [(0, 0), (0, 3), (1, 1), (67, 0), (7, 13), (4099, 13), (129, 256)]
+
+
+def wide_numeric(B, N, device, dtype=torch.float32):
+    outputs = {"dweight": poisoned(N, device=device, dtype=dtype), "dbias": poisoned(1, device=device, dtype=dtype)}
+    return (normal(B, N, device=device, dtype=dtype), normal(B, device=device, dtype=dtype, key="dlogit")), outputs
+
+
+@pytest.mark.parametrize(("B", "N"), NUMERICS)
+def test_wide_numeric_backward_matches_reference(B, N, device):
+    (args, got), (_, want) = wide_numeric(B, N, device), wide_numeric(B, N, device, torch.float64)
+    ops.wide_numeric_backward_out(*args, **got)
+    reference.wide_numeric_backward_out(*(t.double() for t in args), **want)
+    again = wide_numeric(B, N, device)[1]
+    ops.wide_numeric_backward_out(*args, **again)
+    for name in got:
+        assert_close(got[name], want[name], scale=10)
+        assert torch.equal(got[name], again[name])
+
+
+def test_wide_numeric_backward_gives_the_same_bits_for_any_thread_count():
+    results, before = [], torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        args, out = wide_numeric(4099, 13, "cpu")
+        ops.wide_numeric_backward_out(*args, **out)
+        results.append(out)
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(results[0][name], other[name]) for name in other)
+
+
+def test_wide_numeric_backward_opcheck_and_refusals(device):
+    (numeric, dlogit), out = wide_numeric(9, 3, device)
+    ops.wide_numeric_backward_out(numeric, dlogit, **out)
+    opcheck(OPS.wide_numeric_backward_out.default, (numeric, dlogit), out)
+    for change, words in (
+        ({"numeric": numeric.half()}, "numeric must be a contiguous Float"),
+        ({"numeric": numeric.t().contiguous().t()}, "not contiguous"),
+        ({"dlogit": dlogit[:8]}, r"dlogit must be a contiguous Float tensor .9."),
+        ({"dweight": out["dweight"][:2]}, "dweight must be"),
+        ({"dbias": out["dweight"]}, "dbias must be"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            ops.wide_numeric_backward_out(**{"numeric": numeric, "dlogit": dlogit} | out | change)
+    if device == "cuda":
+        args, out = wide_numeric(9, 257, device)
+        with pytest.raises(RuntimeError, match="at most 256 numeric features, got 257"):
+            ops.wide_numeric_backward_out(*args, **out)
+
+
 def test_head_opcheck(device):
     for dtype in DTYPES:
         args = inputs(9, 16, device, dtype)

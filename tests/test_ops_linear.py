@@ -7,6 +7,7 @@ import torch
 from torch.library import opcheck
 
 from widedeep import ops, reference
+from widedeep.ops.linear import bit_row_bytes
 from widedeep.testing import TOLERANCE, assert_close
 
 RAGGED = [
@@ -149,6 +150,42 @@ def test_linear_dgrad_matches_reference(B, I, O, masked, dtype):
     assert torch.equal(again, dx)
 
 
+@pytest.mark.parametrize(("B", "O"), [(0, 16), (1, 1), (7, 33), (64, 1024), (97, 129), (1025, 130), (5, 300)])
+@pytest.mark.parametrize("p", [0.0, P])
+def test_bits_stand_for_the_activations(B, O, p, dtype):
+    """Forward leaves whether y > 0, NaN being not; the gradient through the bits is that through y, to the last bit."""
+    x, weight, bias = layer(B, 13, O, dtype)
+    if B > 1:
+        x[1, 2] = float("nan")
+    y, plain = poison(B, O, dtype=dtype), poison(B, O, dtype=dtype)
+    bits = torch.full((B, bit_row_bytes(O)), 0xA5, dtype=torch.uint8)
+    args = (x, weight, bias, p, 5, step(), 1, 9)
+    ops.linear_relu_dropout_out(*args, y=plain)
+    ops.linear_relu_dropout_out(*args, y=y, bits=bits)
+    assert torch.equal(y.nan_to_num(-1), plain.nan_to_num(-1))
+    assert torch.equal(bits, reference.pack_bits(y > 0))
+    assert torch.equal(reference.unpack_bits(bits, O), y > 0)
+    dz, upper = random(B, 24, dtype=dtype), random(24, O, dtype=dtype)
+    results = []
+    for mask, given in ((y, None), (None, bits)):
+        dx, dbias = poison(B, O, dtype=dtype), poison(O)
+        ops.linear_dgrad_out(dz, upper, mask, p, dx=dx, dbias=dbias, bits=given)
+        results.append((dx, dbias))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_bits_are_refused_where_they_do_not_fit():
+    x, weight, bias = layer(7, 13, 33)
+    y, dx, bits = poison(7, 33), poison(7, 13), torch.zeros(7, 8, dtype=torch.uint8)
+    for wrong in (bits[:, :4].contiguous(), bits[:6], bits.int()):
+        with pytest.raises(RuntimeError, match=r"bits must be a contiguous Byte tensor .7, 8."):
+            ops.linear_relu_dropout_out(x, weight, bias, P, 1, step(), 0, 0, y=y, bits=wrong)
+    with pytest.raises(RuntimeError, match=r"bits must be a contiguous Byte tensor .7, 4."):
+        ops.linear_dgrad_out(y, weight, None, P, dx=dx, dbias=None, bits=bits)
+    with pytest.raises(RuntimeError, match="a mask or bits, not both"):
+        ops.linear_dgrad_out(y, weight, x, P, dx=dx, dbias=None, bits=bits[:, :4].contiguous())
+
+
 @shapes
 def test_linear_wgrad_matches_reference(B, I, O, dtype):
     dz, x = random(B, O, dtype=dtype), random(B, I, dtype=dtype)
@@ -233,13 +270,16 @@ def test_linear_ops_opcheck():
     opcheck(
         torch.ops.widedeep.linear_relu_dropout_out.default,
         (x, weight, bias, P, 1, step(), 0, 0),
-        {"y": torch.zeros(7, 33)},
+        {"y": torch.zeros(7, 33), "bits": torch.zeros(7, 8, dtype=torch.uint8)},
     )
     opcheck(
         torch.ops.widedeep.linear_dgrad_out.default,
         (y, weight, x, P),
-        {"dx": torch.zeros(7, 13), "dbias": torch.zeros(13)},
+        {"dx": torch.zeros(7, 13), "dbias": torch.zeros(13), "bits": None},
     )
+    bits = reference.pack_bits(x > 0)
+    outputs = {"dx": torch.zeros(7, 13), "dbias": torch.zeros(13), "bits": bits}
+    opcheck(torch.ops.widedeep.linear_dgrad_out.default, (y, weight, None, P), outputs)
     opcheck(torch.ops.widedeep.linear_wgrad_out.default, (y, x), {"dweight": torch.zeros(33, 13)})
 
 

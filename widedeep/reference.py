@@ -71,12 +71,28 @@ def linear_relu_dropout_backward(dy, y, x, weight, p):
     return dz @ weight.to(dz.dtype), dz.T @ x, dz.sum(0)
 
 
-def linear_relu_dropout_out(x, weight, bias, p, seed, step, layer, first_row, *, y):
+def linear_relu_dropout_out(x, weight, bias, p, seed, step, layer, first_row, *, y, bits=None):
     y.copy_(linear_relu_dropout(x, weight, bias, p, seed, step, layer, first_row))
+    if bits is not None:
+        bits.copy_(pack_bits(y > 0))
 
 
-def linear_dgrad_out(dz, weight, mask, p, *, dx, dbias):
+def pack_bits(flags: Tensor) -> Tensor:
+    """Rows of bools [B, N] as bytes: column n is bit n % 8 of byte n / 8, rows filled up to whole 32-bit words."""
+    padded = F.pad(flags.to(torch.int64), (0, -flags.shape[1] % 32)).view(len(flags), -(-flags.shape[1] // 32) * 4, 8)
+    return (padded << torch.arange(8, device=flags.device)).sum(-1).to(torch.uint8)
+
+
+def unpack_bits(bits: Tensor, columns: int) -> Tensor:
+    """Flags [B, columns] of `pack_bits`."""
+    flags = (bits[:, :, None].to(torch.int64) >> torch.arange(8, device=bits.device)) & 1
+    return flags.view(len(bits), bits.shape[1] * 8)[:, :columns].bool()
+
+
+def linear_dgrad_out(dz, weight, mask, p, *, dx, dbias, bits=None):
     gradient = dz @ weight.to(dz.dtype)
+    if bits is not None:
+        mask = unpack_bits(bits, weight.shape[1])
     if mask is not None:
         gradient = torch.where(mask > 0, gradient * dropout_scale(p), 0)
     dx.copy_(gradient)
@@ -290,6 +306,11 @@ def head_step_out(
     dweight.copy_(leaves[1].grad)
     dbias.copy_(leaves[2].grad)
     loss.copy_(total.detach())
+
+
+def wide_numeric_backward_out(numeric, dlogit, *, dweight, dbias):
+    dweight.copy_((numeric * dlogit[:, None]).sum(0))
+    dbias.copy_(dlogit.sum(0, keepdim=True))
 
 
 def auc_histogram_(logit, label, positives, negatives):

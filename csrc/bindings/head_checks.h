@@ -34,6 +34,15 @@ inline void check_head_step(const Tensor& h, const Tensor& label, int64_t global
   check_scalar(outputs[6], op, "loss", ScalarType::Float, h);
 }
 
+inline void check_wide_numeric_backward(const Tensor& numeric, const Tensor& dlogit, const Tensor& dweight,
+                                        const Tensor& dbias) {
+  const char* op = "wide_numeric_backward_out";
+  check(numeric, op, "numeric", ScalarType::Float, {kAny, kAny}, numeric);
+  check(dlogit, op, "dlogit", ScalarType::Float, {numeric.size(0)}, numeric);
+  check(dweight, op, "dweight", ScalarType::Float, {numeric.size(1)}, numeric);
+  check(dbias, op, "dbias", ScalarType::Float, {1}, numeric);
+}
+
 inline void check_auc_histogram(const Tensor& logit, const Tensor& label, const Tensor& positives,
                                 const Tensor& negatives) {
   const char* op = "auc_histogram_";

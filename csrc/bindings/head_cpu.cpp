@@ -43,12 +43,19 @@ void head_step_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tens
                       floats(dbias_hidden), floats(dweight), floats(dbias), floats(loss)});
 }
 
+void wide_numeric_backward_out(Tensor numeric, Tensor dlogit, Tensor dweight, Tensor dbias) {
+  check_wide_numeric_backward(numeric, dlogit, dweight, dbias);
+  cpu::wide_numeric_backward(values(numeric), values(dlogit), numeric.size(0), numeric.size(1), floats(dweight),
+                             floats(dbias));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(widedeep, CPU, m) {
   m.impl("head_forward", TORCH_BOX(&head_forward));
   m.impl("head_forward_out", TORCH_BOX(&head_forward_out));
   m.impl("head_step_out", TORCH_BOX(&head_step_out));
+  m.impl("wide_numeric_backward_out", TORCH_BOX(&wide_numeric_backward_out));
 }
 
 }  // namespace widedeep

@@ -55,12 +55,25 @@ void head_step_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tens
   STD_CUDA_CHECK(kernels::head_step(in, out, memory.mutable_data_ptr(), current_stream(h)));
 }
 
+void wide_numeric_backward_out(Tensor numeric, Tensor dlogit, Tensor dweight, Tensor dbias) {
+  check_wide_numeric_backward(numeric, dlogit, dweight, dbias);
+  const int64_t B = numeric.size(0), N = numeric.size(1);
+  STD_TORCH_CHECK(N <= kernels::kMaxWideNumeric, "wide_numeric_backward_out: on a GPU there are at most ",
+                  kernels::kMaxWideNumeric, " numeric features, got ", N);
+  const DeviceGuard guard(numeric.get_device_index());
+  const Tensor memory =
+      torch::stable::new_empty(numeric, {static_cast<int64_t>(kernels::wide_numeric_workspace(N))}, ScalarType::Byte);
+  STD_CUDA_CHECK(kernels::wide_numeric_backward(values(numeric), values(dlogit), B, N, floats(dweight), floats(dbias),
+                                                memory.mutable_data_ptr(), current_stream(numeric)));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(widedeep, CUDA, m) {
   m.impl("head_forward", TORCH_BOX(&head_forward));
   m.impl("head_forward_out", TORCH_BOX(&head_forward_out));
   m.impl("head_step_out", TORCH_BOX(&head_step_out));
+  m.impl("wide_numeric_backward_out", TORCH_BOX(&wide_numeric_backward_out));
 }
 
 }  // namespace widedeep

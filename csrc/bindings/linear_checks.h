@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "bindings/checks.h"
+#include "core/bits.h"
 
 namespace widedeep {
 
@@ -20,12 +21,19 @@ inline Layer check_layer(const Tensor& rows, const char* name, bool outputs, con
   return {rows.size(0), I, O, dtype};
 }
 
+// One bit for each element of a matrix [B, columns]: csrc/core/bits.h.
+inline void check_bits(const std::optional<Tensor>& bits, int64_t B, int64_t columns, const char* op,
+                       const Tensor& like) {
+  if (bits.has_value()) check(*bits, op, "bits", ScalarType::Byte, {B, core::bit_row_bytes(columns)}, like);
+}
+
 inline Layer check_linear(const Tensor& x, const Tensor& weight, const Tensor& bias, double p, const Tensor& step,
-                          int64_t layer, const Tensor& y) {
+                          int64_t layer, const Tensor& y, const std::optional<Tensor>& bits) {
   const char* op = "linear_relu_dropout";
   const Layer l = check_layer(x, "x", false, weight, op);
   check(bias, op, "bias", bias.scalar_type() == ScalarType::Float ? ScalarType::Float : x.scalar_type(), {l.O}, x);
   check(y, op, "y", x.scalar_type(), {l.B, l.O}, x);
+  check_bits(bits, l.B, l.O, op, x);
   check_scalar(step, op, "step", ScalarType::Long, x);
   check_dropout(p, op);
   STD_TORCH_CHECK(layer >= 0 && layer < 256, op, ": layer must be in [0, 256), got ", layer);
@@ -40,11 +48,13 @@ inline Tensor new_outputs(const Tensor& x, const Tensor& weight) {
 }
 
 inline Layer check_dgrad(const Tensor& dz, const Tensor& weight, const std::optional<Tensor>& mask, double p,
-                         const Tensor& dx, const std::optional<Tensor>& dbias) {
+                         const Tensor& dx, const std::optional<Tensor>& dbias, const std::optional<Tensor>& bits) {
   const char* op = "linear_dgrad";
   const Layer l = check_layer(dz, "dz", true, weight, op);
   check(dx, op, "dx", dz.scalar_type(), {l.B, l.I}, dz);
   if (mask.has_value()) check(*mask, op, "mask", dz.scalar_type(), {l.B, l.I}, dz);
+  check_bits(bits, l.B, l.I, op, dz);
+  STD_TORCH_CHECK(!(mask.has_value() && bits.has_value()), op, ": a mask or bits, not both");
   if (dbias.has_value()) check(*dbias, op, "dbias", ScalarType::Float, {l.I}, dz);
   check_dropout(p, op);
   return l;

@@ -34,32 +34,34 @@ bool through_library(core::DType type) { return type == core::DType::bf16 && cpu
 cpu::LinearSize size_of(const Layer& l) { return {l.B, l.I, l.O}; }
 
 void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int64_t seed, Tensor step, int64_t layer,
-                             int64_t first_row, Tensor y) {
-  const Layer l = check_linear(x, weight, bias, p, step, layer, y);
+                             int64_t first_row, Tensor y, std::optional<Tensor> bits) {
+  const Layer l = check_linear(x, weight, bias, p, step, layer, y, bits);
+  auto* positive = bits.has_value() ? static_cast<uint8_t*>(bits->mutable_data_ptr()) : nullptr;
   const auto dropout =
       core::make_dropout(p, static_cast<uint64_t>(seed), *static_cast<const uint64_t*>(step.const_data_ptr()),
                          static_cast<uint32_t>(layer));
   const Tensor offset = converted(bias, ScalarType::Float);
   if (through_library(l.dtype)) {
     library_product(x, transposed(weight), y);
-    cpu::bias_relu_dropout(l.dtype, y.mutable_data_ptr(), floats(offset), l.B, l.O, dropout, first_row);
+    cpu::bias_relu_dropout(l.dtype, y.mutable_data_ptr(), floats(offset), l.B, l.O, dropout, first_row, positive);
   } else {
     cpu::linear_forward(l.dtype, size_of(l), x.const_data_ptr(), weight.const_data_ptr(), floats(offset), dropout,
-                        first_row, y.mutable_data_ptr());
+                        first_row, y.mutable_data_ptr(), positive);
   }
 }
 
 Tensor linear_relu_dropout(Tensor x, Tensor weight, Tensor bias, double p, int64_t seed, Tensor step, int64_t layer,
                            int64_t first_row) {
   Tensor y = new_outputs(x, weight);
-  linear_relu_dropout_out(x, weight, bias, p, seed, step, layer, first_row, y);
+  linear_relu_dropout_out(x, weight, bias, p, seed, step, layer, first_row, y, std::nullopt);
   return y;
 }
 
 void linear_dgrad_out(Tensor dz, Tensor weight, std::optional<Tensor> mask, double p, Tensor dx,
-                      std::optional<Tensor> dbias) {
-  const Layer l = check_dgrad(dz, weight, mask, p, dx, dbias);
-  const void* keep = mask.has_value() ? mask->const_data_ptr() : nullptr;
+                      std::optional<Tensor> dbias, std::optional<Tensor> bits) {
+  const Layer l = check_dgrad(dz, weight, mask, p, dx, dbias, bits);
+  const cpu::Mask keep{mask.has_value() ? mask->const_data_ptr() : nullptr,
+                       bits.has_value() ? static_cast<const uint8_t*>(bits->const_data_ptr()) : nullptr};
   float* sums = dbias.has_value() ? out_floats(*dbias) : nullptr;
   const float scale = core::dropout_scale(p);
   if (!through_library(l.dtype)) {
@@ -68,7 +70,7 @@ void linear_dgrad_out(Tensor dz, Tensor weight, std::optional<Tensor> mask, doub
     return;
   }
   library_product(dz, weight, dx);
-  if (keep != nullptr || sums != nullptr)
+  if (keep.values != nullptr || keep.bits != nullptr || sums != nullptr)
     cpu::mask_and_sum(l.dtype, dx.const_data_ptr(), keep, scale, dx.mutable_data_ptr(), sums, l.B, l.I);
 }
 
@@ -89,10 +91,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu_dropout_backward(Tensor dy, Tenso
   Tensor dz = torch::stable::new_empty(dy, {l.B, l.O}), dx = torch::stable::new_empty(dy, {l.B, l.I});
   Tensor dweight = torch::stable::new_empty(dy, {l.O, l.I}, ScalarType::Float);
   Tensor dbias = torch::stable::new_empty(dy, {l.O}, ScalarType::Float);
-  cpu::mask_and_sum(l.dtype, dy.const_data_ptr(), y.const_data_ptr(), core::dropout_scale(p), dz.mutable_data_ptr(),
-                    out_floats(dbias), l.B, l.O);
+  cpu::mask_and_sum(l.dtype, dy.const_data_ptr(), {y.const_data_ptr(), nullptr}, core::dropout_scale(p),
+                    dz.mutable_data_ptr(), out_floats(dbias), l.B, l.O);
   linear_wgrad_out(dz, x, dweight);
-  linear_dgrad_out(dz, weight, std::nullopt, 0.0, dx, std::nullopt);
+  linear_dgrad_out(dz, weight, std::nullopt, 0.0, dx, std::nullopt, std::nullopt);
   return {dx, dweight, dbias};
 }
 

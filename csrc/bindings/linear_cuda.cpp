@@ -37,19 +37,21 @@ Tensor in_dtype_of(const Tensor& x, const Tensor& bias) {
 }
 
 void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int64_t seed, Tensor step, int64_t layer,
-                             int64_t first_row, Tensor y) {
+                             int64_t first_row, Tensor y, std::optional<Tensor> bits) {
   const char* op = "linear_relu_dropout";
-  const Layer l = check_linear(x, weight, bias, p, step, layer, y);
+  const Layer l = check_linear(x, weight, bias, p, step, layer, y, bits);
   check_aligned(y, op, "y");
   const DeviceGuard guard(x.get_device_index());
   const Tensor offset = in_dtype_of(x, bias);
   const uint32_t threshold = core::dropout_threshold(p);
-  // The library's own epilogue is nearly free, where it has one; with dropout one pass does all three.
-  if (threshold == 0 && l.O % 8 == 0 && l.I % 8 == 0) {
+  // The library's own epilogue is nearly free, where it has one; with dropout one pass does all three, and the bits.
+  if (threshold == 0 && !bits.has_value() && l.O % 8 == 0 && l.I % 8 == 0) {
     product(kernels::Product::forward, l, x, weight, offset.const_data_ptr(), y, op);
     return;
   }
   check_aligned(offset, op, "bias");
+  if (bits.has_value()) check_aligned(*bits, op, "bits");
+  auto* positive = bits.has_value() ? static_cast<uint32_t*>(bits->mutable_data_ptr()) : nullptr;
   product(kernels::Product::forward, l, x, weight, nullptr, y, op);
   const kernels::DropoutArgs dropout{threshold,
                                      core::dropout_scale(p),
@@ -57,20 +59,20 @@ void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int
                                      static_cast<const int64_t*>(step.const_data_ptr()),
                                      static_cast<uint32_t>(layer),
                                      static_cast<uint32_t>(first_row)};
-  STD_CUDA_CHECK(kernels::bias_relu_dropout(y.mutable_data_ptr(), offset.const_data_ptr(), l.B, l.O, l.dtype, dropout,
-                                            current_stream(x)));
+  STD_CUDA_CHECK(kernels::bias_relu_dropout(y.mutable_data_ptr(), offset.const_data_ptr(), positive, l.B, l.O, l.dtype,
+                                            dropout, current_stream(x)));
 }
 
 Tensor linear_relu_dropout(Tensor x, Tensor weight, Tensor bias, double p, int64_t seed, Tensor step, int64_t layer,
                            int64_t first_row) {
   Tensor y = new_outputs(x, weight);
-  linear_relu_dropout_out(x, weight, bias, p, seed, step, layer, first_row, y);
+  linear_relu_dropout_out(x, weight, bias, p, seed, step, layer, first_row, y, std::nullopt);
   return y;
 }
 
-// out = in masked and scaled; dbias [N] its column sums, in two fixed-order stages.
-void masked(const Tensor& in, const Tensor* mask, float scale, const Tensor& out, const Tensor* dbias,
-            core::DType dtype) {
+// out = in masked (by a matrix, or by bits) and scaled; dbias [N] its column sums, in two fixed-order stages.
+void masked(const Tensor& in, const Tensor* mask, const Tensor* bits, float scale, const Tensor& out,
+            const Tensor* dbias, core::DType dtype) {
   const int64_t M = in.size(0), N = in.size(1), strips = kernels::mask_strips(M);
   for (const Tensor* t : {&in, mask})
     if (t) check_aligned(*t, "linear_dgrad", t == mask ? "the mask" : "the gradient");
@@ -78,21 +80,24 @@ void masked(const Tensor& in, const Tensor* mask, float scale, const Tensor& out
   float* sums = nullptr;
   Tensor partial = bytes(in, dbias ? strips * N * int64_t{sizeof(float)} : 0);
   if (dbias) sums = static_cast<float*>(partial.mutable_data_ptr());
-  STD_CUDA_CHECK(kernels::mask_and_sum(in.const_data_ptr(), mask ? mask->const_data_ptr() : nullptr, scale,
-                                       out.mutable_data_ptr(), sums, M, N, dtype, stream));
+  const kernels::Mask keep{mask ? mask->const_data_ptr() : nullptr,
+                           bits ? static_cast<const uint8_t*>(bits->const_data_ptr()) : nullptr};
+  STD_CUDA_CHECK(
+      kernels::mask_and_sum(in.const_data_ptr(), keep, scale, out.mutable_data_ptr(), sums, M, N, dtype, stream));
   if (dbias)
     STD_CUDA_CHECK(kernels::add_strips(sums, static_cast<float*>(dbias->mutable_data_ptr()), strips, N, stream));
 }
 
 void linear_dgrad_out(Tensor dz, Tensor weight, std::optional<Tensor> mask, double p, Tensor dx,
-                      std::optional<Tensor> dbias) {
+                      std::optional<Tensor> dbias, std::optional<Tensor> bits) {
   const char* op = "linear_dgrad";
-  const Layer l = check_dgrad(dz, weight, mask, p, dx, dbias);
+  const Layer l = check_dgrad(dz, weight, mask, p, dx, dbias, bits);
   const DeviceGuard guard(dz.get_device_index());
   product(kernels::Product::dgrad, l, dz, weight, nullptr, dx, op);
-  if (mask.has_value() || dbias.has_value())
-    masked(dx, mask.has_value() ? &*mask : nullptr, mask.has_value() ? core::dropout_scale(p) : 1.f, dx,
-           dbias.has_value() ? &*dbias : nullptr, l.dtype);
+  const bool any = mask.has_value() || bits.has_value();
+  const auto pointer = [](const std::optional<Tensor>& t) { return t.has_value() ? &*t : nullptr; };
+  if (any || dbias.has_value())
+    masked(dx, pointer(mask), pointer(bits), any ? core::dropout_scale(p) : 1.f, dx, pointer(dbias), l.dtype);
 }
 
 void linear_wgrad_out(Tensor dz, Tensor x, Tensor dweight) {
@@ -110,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu_dropout_backward(Tensor dy, Tenso
   const Tensor dz = torch::stable::new_empty(dy, {l.B, l.O}), dx = torch::stable::new_empty(dy, {l.B, l.I});
   const Tensor dweight = torch::stable::new_empty(dy, {l.O, l.I}, ScalarType::Float);
   const Tensor dbias = torch::stable::new_empty(dy, {l.O}, ScalarType::Float);
-  masked(dy, &y, core::dropout_scale(p), dz, &dbias, l.dtype);
+  masked(dy, &y, nullptr, core::dropout_scale(p), dz, &dbias, l.dtype);
   linear_wgrad_out(dz, x, dweight);
   product(kernels::Product::dgrad, l, dz, weight, nullptr, dx, op);
   return {dx, dweight, dbias};

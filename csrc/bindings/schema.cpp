@@ -56,8 +56,10 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
       " Tensor dbias)");
   m.def(
       "linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, float p, int seed, Tensor step, int layer,"
-      " int first_row, *, Tensor(a!) y) -> ()");
-  m.def("linear_dgrad_out(Tensor dz, Tensor weight, Tensor? mask, float p, *, Tensor(a!) dx, Tensor(b!)? dbias) -> ()");
+      " int first_row, *, Tensor(a!) y, Tensor(b!)? bits) -> ()");
+  m.def(
+      "linear_dgrad_out(Tensor dz, Tensor weight, Tensor? mask, float p, *, Tensor(a!) dx, Tensor(b!)? dbias,"
+      " Tensor? bits) -> ()");
   m.def("linear_wgrad_out(Tensor dz, Tensor x, *, Tensor(a!) dweight) -> ()");
 
   // The same layer on Hopper GPUs, half types, everything fused into the product; mask keeps one bit for each element
@@ -78,6 +80,7 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
       "head_step_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tensor label, int global_rows, float p,"
       " Tensor? loss_scale, *, Tensor(a!) logit, Tensor(b!) dlogit, Tensor(c!) dz, Tensor(d!) dbias_hidden,"
       " Tensor(e!) dweight, Tensor(f!) dbias, Tensor(g!) loss) -> ()");
+  m.def("wide_numeric_backward_out(Tensor numeric, Tensor dlogit, *, Tensor(a!) dweight, Tensor(b!) dbias) -> ()");
 
   // Dynamic loss scale, on the device: a non-finite gradient turns every update of the step into a no-op.
   m.def("check_finite_(Tensor[] tensors, Tensor(a!) found_inf) -> ()");

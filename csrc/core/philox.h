@@ -82,16 +82,21 @@ WD_HOST_DEVICE inline bool dropout_keep(const Dropout& d, uint32_t row, uint32_t
   return ((bits.word[(column >> 3) & 3] >> ((column & 1) * 16)) & 0xFFFFu) >= d.threshold;
 }
 
+// What call j of 32 columns keeps of them: bit i stands for column 32 * group + i; zeros for those of other calls.
+WD_HOST_DEVICE inline uint32_t dropout_keep8(const Dropout& d, uint32_t row, uint32_t group, uint32_t j) {
+  const Philox4 bits = dropout_bits(d, row, group * 4 + j);
+  uint32_t keep = 0;
+  for (uint32_t s = 0; s < 4; ++s) {
+    keep |= static_cast<uint32_t>((bits.word[s] & 0xFFFFu) >= d.threshold) << (8 * s);
+    keep |= static_cast<uint32_t>((bits.word[s] >> 16) >= d.threshold) << (8 * s + 1);
+  }
+  return keep << (2 * j);
+}
+
 // Bit i says whether column 32 * group + i of the row is kept: four calls for 32 columns.
 WD_HOST_DEVICE inline uint32_t dropout_keep32(const Dropout& d, uint32_t row, uint32_t group) {
   uint32_t keep = 0;
-  for (uint32_t j = 0; j < 4; ++j) {
-    const Philox4 bits = dropout_bits(d, row, group * 4 + j);
-    for (uint32_t s = 0; s < 4; ++s) {
-      keep |= static_cast<uint32_t>((bits.word[s] & 0xFFFFu) >= d.threshold) << (8 * s + 2 * j);
-      keep |= static_cast<uint32_t>((bits.word[s] >> 16) >= d.threshold) << (8 * s + 2 * j + 1);
-    }
-  }
+  for (uint32_t j = 0; j < 4; ++j) keep |= dropout_keep8(d, row, group, j);
   return keep;
 }
 

@@ -117,6 +117,28 @@ void head_step(const HeadInputs& in, const HeadStep& out) {
   visit(in.type, [&](auto* tag) { step<std::remove_pointer_t<decltype(tag)>>(in, out); });
 }
 
+void wide_numeric_backward(const float* numeric, const float* dlogit, int64_t B, int64_t N, float* dweight,
+                           float* dbias) {
+  const int64_t rows = group_rows(B), groups = (B + rows - 1) / rows, columns = N + 1;
+  std::vector<float> partial(groups * columns, 0.0f);
+  parallel_for(0, groups, 1, [&](int64_t first, int64_t last) {
+    for (int64_t group = first; group < last; ++group) {
+      float* sums = partial.data() + group * columns;
+      for (int64_t b = group * rows; b < std::min(B, (group + 1) * rows); ++b) {
+        for (int64_t n = 0; n < N; ++n) sums[n] += dlogit[b] * numeric[b * N + n];
+        sums[N] += dlogit[b];
+      }
+    }
+  });
+  std::fill_n(dweight, N, 0.0f);
+  *dbias = 0.0f;
+  for (int64_t group = 0; group < groups; ++group) {
+    const float* sums = partial.data() + group * columns;
+    for (int64_t n = 0; n < N; ++n) dweight[n] += sums[n];
+    *dbias += sums[N];
+  }
+}
+
 void auc_histogram(const float* logit, const float* label, int64_t B, int64_t* positives, int64_t* negatives,
                    int64_t bins) {
   for (int64_t b = 0; b < B; ++b) ++(label[b] > 0.5f ? positives : negatives)[core::auc_bin(logit[b], bins)];

@@ -1,4 +1,5 @@
-// The output layer, its loss and the gradients, in one pass over the last hidden activation; the AUC histogram.
+// The output layer, its loss and the gradients, in one pass over the last hidden activation; the gradient of the
+// wide numerics; the AUC histogram.
 #pragma once
 #include <cstdint>
 
@@ -30,6 +31,10 @@ struct HeadStep {
   float *dbias, *loss;            // one each
 };
 void head_step(const HeadInputs& in, const HeadStep& out);
+
+// dweight [N] = dlogit [B] . numeric [B, N], dbias [1] = the sum of dlogit; sums over the same groups of rows.
+void wide_numeric_backward(const float* numeric, const float* dlogit, int64_t B, int64_t N, float* dweight,
+                           float* dbias);
 
 // positives, negatives [bins] i64 += rows of each class by bin of their probability (core/logistic.h).
 void auc_histogram(const float* logit, const float* label, int64_t B, int64_t* positives, int64_t* negatives,

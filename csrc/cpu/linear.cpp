@@ -4,6 +4,7 @@
 #include <bit>
 #include <type_traits>
 
+#include "core/bits.h"
 #include "cpu/element.h"
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
@@ -64,15 +65,40 @@ void activate_row(const Z* z, const float* __restrict__ bias, int64_t n, int64_t
   }
 }
 
+// Whether y > 0, of the columns from `column` (a multiple of 32) on, into the row's bits: whole words.
+template <typename Y>
+void store_bits(const Y* y, int64_t n, int64_t column, uint8_t* bits) {
+  uint8_t* to = bits + column / 8;
+  for (int64_t first = 0; first < core::bit_row_bytes(n) * 8; first += 8) {
+    uint8_t byte = 0;
+    for (int64_t i = first; i < std::min(n, first + 8); ++i)
+      byte |= static_cast<uint8_t>((to_float(y[i]) > 0.f) << (i - first));
+    to[first / 8] = byte;
+  }
+}
+
 // One row times its mask, added to `sums`. The pointers may be equal, element by element.
-template <typename D, typename T>
-void mask_row(const D* dy, const T* mask, float scale, T* dz, float* __restrict__ sums, int64_t n) {
+template <typename D, typename T, typename Keep>
+void mask_row(const D* dy, const Keep& keep, float scale, T* dz, float* __restrict__ sums, int64_t n) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const float kept = to_float(dy[i]) * scale;  // of every element: a choice of values vectorises, a load does not
-    const float value = to_float(mask[i]) > 0.f ? kept : 0.f;
+    const float value = keep(i) ? kept : 0.f;
     sums[i] += value;
     store(value, dz[i]);
+  }
+}
+
+// Row b of a mask [*, columns], from `column` (a multiple of 8) on.
+template <typename D, typename T>
+void mask_row(const D* dy, const Mask& mask, int64_t b, int64_t columns, int64_t column, float scale, T* dz,
+              float* __restrict__ sums, int64_t n) {
+  if (mask.bits != nullptr) {
+    const uint8_t* bits = mask.bits + b * core::bit_row_bytes(columns) + column / 8;
+    mask_row(dy, [=](int64_t i) { return (bits[i / 8] >> (i % 8) & 1) != 0; }, scale, dz, sums, n);
+  } else {
+    const T* values = static_cast<const T*>(mask.values) + b * columns + column;
+    mask_row(dy, [=](int64_t i) { return to_float(values[i]) > 0.f; }, scale, dz, sums, n);
   }
 }
 template <typename T>
@@ -95,23 +121,28 @@ float* in_place(T* out) {
 
 template <typename T>
 void forward(const LinearSize& size, MatrixView x, MatrixView weight, const float* bias, const core::Dropout& dropout,
-             int64_t first_row, T* y) {
+             int64_t first_row, T* y, uint8_t* bits) {
   gemm(size.B, size.O, size.I, x, weight, in_place(y), size.O, [&](const Tile& t) {
     for (int64_t r = 0; r < t.rows; ++r) {
       if (r + kAhead < t.rows) prefetch(t.c + (r + kAhead) * t.stride, t.columns);
       const int64_t row = t.row + r;
       activate_row(t.c + r * t.stride, bias + t.column, t.columns, t.column, static_cast<uint32_t>(first_row + row),
                    dropout, y + row * size.O + t.column);
+      if (bits != nullptr)
+        store_bits(y + row * size.O + t.column, t.columns, t.column, bits + row * core::bit_row_bytes(size.O));
     }
   });
 }
 
 template <typename T>
-void dgrad(const LinearSize& size, MatrixView dz, MatrixView weight, const T* mask, float scale, T* dx, float* dbias) {
+void dgrad(const LinearSize& size, MatrixView dz, MatrixView weight, const Mask& mask, float scale, T* dx,
+           float* dbias) {
+  const bool masked = mask.values != nullptr || mask.bits != nullptr;
+  const T* values = static_cast<const T*>(mask.values);
   const int64_t blocks = gemm_blocks(size.B);
   float* partial = gemm_scratch(kPartialSums, blocks * size.I);
   Epilogue epilogue;
-  if (mask != nullptr || dbias != nullptr || in_place(dx) == nullptr)
+  if (masked || dbias != nullptr || in_place(dx) == nullptr)
     epilogue = [&](const Tile& t) {
       float* sums = partial + t.block * size.I + t.column;
       std::fill_n(sums, t.columns, 0.f);
@@ -119,13 +150,13 @@ void dgrad(const LinearSize& size, MatrixView dz, MatrixView weight, const T* ma
         const float* row = t.c + r * t.stride;
         const int64_t at = (t.row + r) * size.I + t.column;
         if (r + kAhead < t.rows) prefetch(row + kAhead * t.stride, t.columns);
-        if (mask == nullptr) {
+        if (!masked) {
           add_row(row, sums, t.columns);
           if (in_place(dx) == nullptr) store_row(row, dx + at, t.columns);
           continue;
         }
-        if (r + kAhead < t.rows) prefetch(mask + at + kAhead * size.I, t.columns);
-        mask_row(row, mask + at, scale, dx + at, sums, t.columns);
+        if (values != nullptr && r + kAhead < t.rows) prefetch(values + at + kAhead * size.I, t.columns);
+        mask_row(row, mask, t.row + r, size.I, t.column, scale, dx + at, sums, t.columns);
       }
     };
   gemm(size.B, size.I, size.O, dz, weight, in_place(dx), size.I, epilogue);
@@ -135,19 +166,18 @@ void dgrad(const LinearSize& size, MatrixView dz, MatrixView weight, const T* ma
 }  // namespace
 
 void linear_forward(core::DType type, const LinearSize& size, const void* x, const void* weight, const float* bias,
-                    const core::Dropout& dropout, int64_t first_row, void* y) {
+                    const core::Dropout& dropout, int64_t first_row, void* y, uint8_t* bits) {
   visit(type, [&](auto* t) {
     forward(size, {x, type, size.I, false}, {weight, type, size.I, true}, bias, dropout, first_row,
-            static_cast<decltype(t)>(y));
+            static_cast<decltype(t)>(y), bits);
   });
 }
 
-void linear_dgrad(core::DType type, const LinearSize& size, const void* dz, const void* weight, const void* mask,
+void linear_dgrad(core::DType type, const LinearSize& size, const void* dz, const void* weight, const Mask& mask,
                   float scale, void* dx, float* dbias) {
   visit(type, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    dgrad(size, {dz, type, size.O, false}, {weight, type, size.I, false}, static_cast<const T*>(mask), scale,
-          static_cast<T*>(dx), dbias);
+    dgrad(size, {dz, type, size.O, false}, {weight, type, size.I, false}, mask, scale, static_cast<T*>(dx), dbias);
   });
 }
 
@@ -156,31 +186,33 @@ void linear_wgrad(core::DType type, const LinearSize& size, const void* dz, cons
 }
 
 void bias_relu_dropout(core::DType type, void* z, const float* bias, int64_t B, int64_t O, const core::Dropout& dropout,
-                       int64_t first_row) {
+                       int64_t first_row, uint8_t* bits) {
   visit(type, [&](auto* t) {
     auto* rows = static_cast<decltype(t)>(z);
     parallel_for(0, B, kElements / std::max<int64_t>(O, 1) + 1, [&](int64_t first, int64_t last) {
-      for (int64_t b = first; b < last; ++b)
+      for (int64_t b = first; b < last; ++b) {
         activate_row(rows + b * O, bias, O, 0, static_cast<uint32_t>(first_row + b), dropout, rows + b * O);
+        if (bits != nullptr) store_bits(rows + b * O, O, 0, bits + b * core::bit_row_bytes(O));
+      }
     });
   });
 }
 
-void mask_and_sum(core::DType type, const void* dy, const void* mask, float scale, void* dz, float* dbias, int64_t B,
+void mask_and_sum(core::DType type, const void* dy, const Mask& mask, float scale, void* dz, float* dbias, int64_t B,
                   int64_t O) {
   const int64_t blocks = (B + kBlockRows - 1) / kBlockRows;
   float* partial = gemm_scratch(kPartialSums, blocks * O);
   visit(type, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    const T *in = static_cast<const T*>(dy), *keep = static_cast<const T*>(mask);
+    const T* in = static_cast<const T*>(dy);
     T* out = static_cast<T*>(dz);
     parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
         float* sums = partial + block * O;
         std::fill_n(sums, O, 0.f);
         for (int64_t b = block * kBlockRows; b < std::min(B, (block + 1) * kBlockRows); ++b) {
-          if (keep != nullptr) {
-            mask_row(in + b * O, keep + b * O, scale, out + b * O, sums, O);
+          if (mask.values != nullptr || mask.bits != nullptr) {
+            mask_row(in + b * O, mask, b, O, 0, scale, out + b * O, sums, O);
           } else {
             add_row(in + b * O, sums, O);
             if (out != in) std::copy_n(in + b * O, O, out + b * O);

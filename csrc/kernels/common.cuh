@@ -52,27 +52,37 @@ struct alignas(sizeof(T) * N) Pack {
   T v[N];
 };
 
-// Eight neighbours of a row at p, of which `left` are inside it: zeros for the others. One load where rows are whole
-// packs (`packed`), which the caller knows from the row length.
-template <typename T>
-__device__ __forceinline__ Pack<T, 8> load8(const T* p, int64_t left, bool packed) {
-  if (packed) return left > 0 ? *reinterpret_cast<const Pack<T, 8>*>(p) : Pack<T, 8>{};
-  Pack<T, 8> values{};
+// N neighbours of a row at p, of which `left` are inside it: zeros for the others. One load where rows are whole packs
+// (`packed`), which the caller knows from the row length.
+template <int N, typename T>
+__device__ __forceinline__ Pack<T, N> load_pack(const T* p, int64_t left, bool packed) {
+  if (packed) return left > 0 ? *reinterpret_cast<const Pack<T, N>*>(p) : Pack<T, N>{};
+  Pack<T, N> values{};
 #pragma unroll
-  for (int e = 0; e < 8; ++e)
+  for (int e = 0; e < N; ++e)
     if (e < left) values.v[e] = p[e];
   return values;
 }
 
-template <typename T>
-__device__ __forceinline__ void store8(T* p, const Pack<T, 8>& values, int64_t left, bool packed) {
+template <typename T, int N>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& values, int64_t left, bool packed) {
   if (packed) {
-    if (left > 0) *reinterpret_cast<Pack<T, 8>*>(p) = values;
+    if (left > 0) *reinterpret_cast<Pack<T, N>*>(p) = values;
     return;
   }
 #pragma unroll
-  for (int e = 0; e < 8; ++e)
+  for (int e = 0; e < N; ++e)
     if (e < left) p[e] = values.v[e];
+}
+
+template <typename T>
+__device__ __forceinline__ Pack<T, 8> load8(const T* p, int64_t left, bool packed) {
+  return load_pack<8>(p, left, packed);
+}
+
+template <typename T>
+__device__ __forceinline__ void store8(T* p, const Pack<T, 8>& values, int64_t left, bool packed) {
+  store_pack(p, values, left, packed);
 }
 
 }  // namespace widedeep::kernels

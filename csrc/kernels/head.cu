@@ -1,137 +1,153 @@
-// A warp owns a row: lane l holds the columns 8 (32 v + l) .. + 7. Each warp walks every (grid's warps)-th row and
-// keeps its sums of dz and of dlogit h in registers; the block's warps are added in shared memory, the blocks by a
-// second kernel, in order.
+// A warp owns a row: lane l holds the columns 8 (32 v + l) .. + 7. Each warp walks the rows with the grid's stride, one
+// or two at a turn, and keeps its sums of dz and of dlogit h in registers; the block's warps are added in shared
+// memory, the blocks by a second kernel, in order.
 #include "core/logistic.h"
 #include "kernels/common.cuh"
 #include "kernels/head.h"
+#include "kernels/head_rows.cuh"
 
 namespace widedeep::kernels {
+
+using namespace head_rows;
+
 namespace {
 
-constexpr int kWarps = 6;  // two blocks an SM then leave 170 registers a thread: enough for 1024 columns
+constexpr int kWarps = 6;  // two blocks an SM then leave 168 registers a thread: enough for 1024 columns
 constexpr int kThreads = kWarps * 32;
 constexpr int kBlocks = 264;  // two for each SM of a Hopper GPU; fixed, so that the order of the sums is too
 
-template <typename T, int kVectors>
-struct Row {
-  Pack<T, 8> part[kVectors];
+using Floats8 = Pack<float, 8>;
 
-  __device__ __forceinline__ void load(const T* row, int lane, int64_t H) {
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int column = (v * 32 + lane) * 8;
-      part[v] = load8(row + column, H - column, kVectors > 4 || H % 8 == 0);
-    }
-  }
-
-  // Wide rows are read again (from the L1 cache) rather than kept: registers hold two sums as long as they are.
-  __device__ __forceinline__ Pack<T, 8> again(int v, const T* row, int lane, int64_t H) const {
-    if constexpr (kVectors <= 4) return part[v];
-    const int column = (v * 32 + lane) * 8;
-    return load8(row + column, H - column, kVectors > 4 || H % 8 == 0);
-  }
-};
-
-// The weights lie in shared memory: in registers, beside two sums of the same size, they would halve the warps in
-// flight.
+// The weights lie in shared memory, behind them the bias and the scale of the gradients: in registers, beside two sums
+// of the same size, they would halve the warps in flight.
 template <int kVectors>
-__device__ __forceinline__ void load_weights(float* shared, const float* weight, int64_t H) {
+__device__ __forceinline__ void load_weights(float* shared, const HeadInputs& in, float scale = 1.f) {
   for (int column = threadIdx.x; column < kVectors * 256; column += kThreads)
-    shared[column] = column < H ? weight[column] : 0.f;
+    shared[column] = column < in.H ? in.weight[column] : 0.f;
+  if (threadIdx.x == 0) shared[kVectors * 256] = *in.bias, shared[kVectors * 256 + 1] = scale;
   __syncthreads();
 }
 
-__device__ __forceinline__ Pack<float, 8> weights_at(const float* shared, int v, int lane) {
-  return *reinterpret_cast<const Pack<float, 8>*>(shared + (v * 32 + lane) * 8);
+__device__ __forceinline__ Floats8 weights_at(const float* shared, int v, int lane) {
+  return *reinterpret_cast<const Floats8*>(shared + (v * 32 + lane) * 8);
 }
 
+// The rows' products with the weights, in every lane.
 template <typename T, int kVectors>
-__device__ __forceinline__ float dot(const Row<T, kVectors>& row, const float* weights, int lane) {
-  float sum = 0.f;
+__device__ __forceinline__ void dot(const Turn<T, kVectors>& turn, const float* weights, int lane,
+                                    float (&sum)[kRows<kVectors>]) {
+#pragma unroll
+  for (int r = 0; r < kRows<kVectors>; ++r) sum[r] = 0.f;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    const Pack<float, 8> w = weights_at(weights, v, lane);
+    const Floats8 w = weights_at(weights, v, lane);
 #pragma unroll
-    for (int e = 0; e < 8; ++e) sum = fmaf(to_float(row.part[v].v[e]), w.v[e], sum);
+    for (int r = 0; r < kRows<kVectors>; ++r)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sum[r] = fmaf(turn.part[r][v][e], w.v[e], sum[r]);
   }
-  return warp_sum(sum);
+#pragma unroll
+  for (int distance = 16; distance > 0; distance >>= 1)
+#pragma unroll
+    for (int r = 0; r < kRows<kVectors>; ++r) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], distance);
 }
+
+// Blocks an SM of the forward pass: a row at a turn and the next under way, as many as their registers allow.
+template <typename T, int kVectors>
+constexpr int kForwardBlocks = sizeof(T) == 2 ? 4 : 3;
 
 template <typename T, int kVectors>
-__global__ void __launch_bounds__(kThreads) head_forward_kernel(HeadInputs in, float* __restrict__ logit) {
-  __shared__ alignas(32) float weights[kVectors * 256];
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kVectors>)
+    head_forward_kernel(HeadInputs in, float* __restrict__ logit) {
+  __shared__ alignas(32) float weights[kVectors * 256 + 2];
   const int lane = threadIdx.x % 32;
-  load_weights<kVectors>(weights, in.weight, in.H);
-  for (int64_t b = global_thread() / 32; b < in.B; b += grid_threads() / 32) {
-    Row<T, kVectors> row;
-    row.load(static_cast<const T*>(in.h) + b * in.H, lane, in.H);
-    const float sum = dot(row, weights, lane);
-    if (lane == 0) logit[b] = sum + *in.bias + in.wide_logit[b];
-  }
+  load_weights<kVectors>(weights, in);
+  walk<T, kVectors>(in, nullptr, lane, [&](const Turn<T, kVectors>& turn) {
+    float sum[kRows<kVectors>];
+    dot(turn, weights, lane, sum);
+#pragma unroll
+    for (int r = 0; r < kRows<kVectors>; ++r)
+      if (lane == 0 && turn.real(r, in.B))
+        logit[turn.first + r] = sum[r] + weights[kVectors * 256] + turn.wide_logit[r];
+  });
 }
 
-// The block's warps add their [H] sums; the result goes to partial [2 H + 2] of this block at `offset`.
+// The block's warps add their [H] sums; the result goes to `partial` [H].
 template <int kVectors>
-__device__ void add_warps(float (*shared)[kVectors * 256], const float (&sum)[kVectors][8], float* partial, int64_t H) {
+__device__ void add_warps(Floats8 (*shared)[kVectors * 32], const Floats8 (&sum)[kVectors], float* partial, int64_t H) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   __syncthreads();
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v)
-#pragma unroll
-    for (int e = 0; e < 8; ++e) shared[warp][(v * 32 + lane) * 8 + e] = sum[v][e];
+  for (int v = 0; v < kVectors; ++v) shared[warp][v * 32 + lane] = sum[v];
   __syncthreads();
   for (int column = threadIdx.x; column < H; column += kThreads) {
     float total = 0.f;
-    for (int w = 0; w < kWarps; ++w) total += shared[w][column];
+    for (int w = 0; w < kWarps; ++w) total += shared[w][column / 8].v[column % 8];
     partial[column] = total;
   }
 }
 
+// dz of a turn's rows, and their share of the sums over the batch.
 template <typename T, int kVectors>
-__global__ void __launch_bounds__(kThreads)
-    head_step_kernel(HeadInputs in, HeadStep out, float* __restrict__ partials) {
-  extern __shared__ float memory[];  // [kWarps][kVectors * 256]
-  __shared__ alignas(32) float weights[kVectors * 256];
-  __shared__ float scalars[2][kWarps];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const float scale = (out.loss_scale ? *out.loss_scale : 1.f) / out.global_rows;
-  float dweight[kVectors][8] = {}, dbias_hidden[kVectors][8] = {}, dbias = 0.f, loss = 0.f;
-  load_weights<kVectors>(weights, in.weight, in.H);
-  for (int64_t b = global_thread() / 32; b < in.B; b += grid_threads() / 32) {
-    const T* const h_row = static_cast<const T*>(in.h) + b * in.H;
-    Row<T, kVectors> row;
-    row.load(h_row, lane, in.H);
-    const float z = dot(row, weights, lane) + *in.bias + in.wide_logit[b], y = out.label[b];
-    const float dlogit = (core::sigmoid(z) - y) * scale;
-    if (lane == 0) {
-      out.logit[b] = z;
-      out.dlogit[b] = dlogit;
-    }
-    dbias += dlogit;
-    loss += core::bce_with_logits(z, y);
-    T* const dz = static_cast<T*>(out.dz) + b * in.H;
+__device__ __forceinline__ void backward(const Turn<T, kVectors>& turn, const float (&dlogit)[kRows<kVectors>],
+                                         const HeadInputs& in, const HeadStep& out, const float* weights, int lane,
+                                         Floats8 (&dweight)[kVectors], Floats8 (&dbias_hidden)[kVectors]) {
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const Pack<float, 8> w = weights_at(weights, v, lane);
-      const Pack<T, 8> part = row.again(v, h_row, lane, in.H);
-      Pack<T, 8> stored;
+  for (int v = 0; v < kVectors; ++v) {
+    const Floats8 w = weights_at(weights, v, lane);
+    const int column = (v * 32 + lane) * 8;
+#pragma unroll
+    for (int r = 0; r < kRows<kVectors>; ++r) {
+      const int64_t at = (turn.first + r) * in.H;
+      Words<T> part = turn.part[r][v];
+      if constexpr (!kKept<kVectors>)
+        part = std::bit_cast<Words<T>>(load8(static_cast<const T*>(in.h) + at + column, in.H - column, true));
+      Pack<T, 8> dz;
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const float h = to_float(part.v[e]);
-        const float g = h > 0.f ? dlogit * w.v[e] * out.kept_scale : 0.f;
-        dweight[v][e] = fmaf(dlogit, h, dweight[v][e]);
-        dbias_hidden[v][e] += g;
-        stored.v[e] = from_float<T>(g);
+        const float h = part[e];
+        const float g = h > 0.f ? dlogit[r] * w.v[e] * out.kept_scale : 0.f;
+        dweight[v].v[e] = fmaf(dlogit[r], h, dweight[v].v[e]);
+        dbias_hidden[v].v[e] += g;
+        dz.v[e] = from_float<T>(g);
       }
-      const int column = (v * 32 + lane) * 8;
-      store8(dz + column, stored, in.H - column, kVectors > 4 || in.H % 8 == 0);
+      if (turn.real(r, in.B))
+        store8(static_cast<T*>(out.dz) + at + column, dz, in.H - column, !kKept<kVectors> || in.H % 8 == 0);
     }
   }
-  auto* shared = reinterpret_cast<float (*)[kVectors * 256]>(memory);
+}
+
+template <typename T, int kVectors>
+__global__ void __launch_bounds__(kThreads, 2)
+    head_step_kernel(HeadInputs in, HeadStep out, float* __restrict__ partials) {
+  extern __shared__ Floats8 memory[];  // [kWarps][kVectors * 32]
+  __shared__ alignas(32) float weights[kVectors * 256 + 2];
+  __shared__ float scalars[2][kWarps];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Floats8 dweight[kVectors] = {}, dbias_hidden[kVectors] = {};
+  if (lane == 0) scalars[0][warp] = scalars[1][warp] = 0.f;  // dbias and loss
+  load_weights<kVectors>(weights, in, (out.loss_scale ? *out.loss_scale : 1.f) / out.global_rows);
+  walk<T, kVectors>(in, out.label, lane, [&](const Turn<T, kVectors>& turn) {
+    float z[kRows<kVectors>], dlogit[kRows<kVectors>];
+    dot(turn, weights, lane, z);
+#pragma unroll
+    for (int r = 0; r < kRows<kVectors>; ++r) {
+      const bool real = turn.real(r, in.B);
+      z[r] += weights[kVectors * 256] + turn.wide_logit[r];
+      dlogit[r] = real ? (core::sigmoid(z[r]) - turn.label[r]) * weights[kVectors * 256 + 1] : 0.f;
+      if (lane == 0 && real) {
+        out.logit[turn.first + r] = z[r];
+        out.dlogit[turn.first + r] = dlogit[r];
+        scalars[0][warp] += dlogit[r];
+        scalars[1][warp] += core::bce_with_logits(z[r], turn.label[r]);
+      }
+    }
+    backward(turn, dlogit, in, out, weights, lane, dweight, dbias_hidden);
+  });
+  auto* shared = reinterpret_cast<Floats8(*)[kVectors * 32]>(memory);
   float* const partial = partials + blockIdx.x * (2 * in.H + 2);
   add_warps<kVectors>(shared, dbias_hidden, partial, in.H);
   add_warps<kVectors>(shared, dweight, partial + in.H, in.H);
-  if (lane == 0) scalars[0][warp] = dbias, scalars[1][warp] = loss;
   __syncthreads();
   if (threadIdx.x < 2) {
     float total = 0.f;
@@ -145,8 +161,11 @@ __global__ void __launch_bounds__(1024) head_join_kernel(const float* __restrict
   __shared__ float parts[32][33];
   const int64_t column = int64_t{blockIdx.x} * 32 + threadIdx.x, columns = 2 * H + 2;
   float total = 0.f;
-  if (column < columns)
-    for (int block = threadIdx.y; block < kBlocks; block += 32) total += partials[block * columns + column];
+  if (column < columns) {
+#pragma unroll
+    for (int first = 0; first < kBlocks; first += 32)
+      if (const int block = first + threadIdx.y; block < kBlocks) total += partials[block * columns + column];
+  }
   parts[threadIdx.y][threadIdx.x] = total;
   __syncthreads();
   if (threadIdx.y > 0 || column >= columns) return;
@@ -178,7 +197,7 @@ cudaError_t launch_step(const HeadInputs& in, const HeadStep& out, float* partia
 
 template <typename T, int kVectors>
 cudaError_t launch_forward(const HeadInputs& in, float* logit, cudaStream_t stream) {
-  const int grid = grid_for(in.B * 32, kThreads, kBlocks * 2);
+  const int grid = grid_for(in.B * 32, kThreads, kBlocks / 2 * kForwardBlocks<T, kVectors>);
   head_forward_kernel<T, kVectors><<<grid, kThreads, 0, stream>>>(in, logit);
   return cudaGetLastError();
 }

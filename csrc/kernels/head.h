@@ -1,4 +1,5 @@
-// The output layer, its loss and the gradients in one pass over the last hidden activation. h [B, H] row-major in any
+// The output layer, its loss and the gradients in one pass over the last hidden activation; the gradient of the wide
+// numerics. h [B, H] row-major in any
 // dtype of core/dtype.h, H at most kMaxHead; fastest where it is a multiple of 8. Deterministic for one device: every
 // sum has a fixed order.
 #pragma once
@@ -36,5 +37,12 @@ struct HeadStep {
 };
 size_t head_workspace(int64_t H);
 cudaError_t head_step(const HeadInputs& in, const HeadStep& out, void* workspace, cudaStream_t stream);
+
+// dweight [N] = dlogit [B] . numeric [B, N], dbias [1] = the sum of dlogit; N at most kMaxWideNumeric. Bytes: one read
+// of both.
+constexpr int64_t kMaxWideNumeric = 256;
+size_t wide_numeric_workspace(int64_t N);
+cudaError_t wide_numeric_backward(const float* numeric, const float* dlogit, int64_t B, int64_t N, float* dweight,
+                                  float* dbias, void* workspace, cudaStream_t stream);
 
 }  // namespace widedeep::kernels

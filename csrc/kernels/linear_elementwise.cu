@@ -1,5 +1,8 @@
-// bias_relu_dropout: a thread owns 32 columns of one row, what four Philox calls serve. mask_and_sum: a block owns a
-// strip of 128 rows, a thread 8 columns of every fourth row of it; the four partial sums meet in shared memory.
+// bias_relu_dropout: four neighbouring threads share 32 columns of one row, what four Philox calls serve; each makes
+// one call, and they exchange the bits. mask_and_sum: a block owns a strip of 128 rows, a thread columns of every
+// fourth row of it; the four partial sums meet in shared memory. Every access of a warp is to whole sectors: a thread
+// owns 16 bytes at a time, beside those of its neighbours.
+#include "core/bits.h"
 #include "core/philox.h"
 #include "kernels/common.cuh"
 #include "kernels/linear_elementwise.h"
@@ -9,11 +12,51 @@ namespace {
 
 constexpr int kStripRows = 128;
 constexpr int kColumnThreads = 64, kRowThreads = 4;  // of a block of mask_and_sum
-constexpr int kVector = 8;
+constexpr int kOwned = 8;                            // columns of a thread, in either kernel
+constexpr int kBlockColumns = kColumnThreads * kOwned;
+template <typename T>
+constexpr int kVector = 16 / sizeof(T);  // columns of an access
+
+// The columns of a quad of threads: access a of thread `part` begins at (a * 4 + part) * kVector.
+template <typename T>
+__device__ __forceinline__ uint32_t finish_quad(T* y, const T* bias, int64_t left, int part, bool packed,
+                                                const core::Dropout& drop, uint32_t row, uint32_t group) {
+  constexpr int kSize = kVector<T>, kCount = kOwned / kSize;
+  Pack<T, kSize> value[kCount], offset[kCount] = {};
+#pragma unroll
+  for (int a = 0; a < kCount; ++a) {
+    const int at = (a * 4 + part) * kSize;
+    value[a] = load_pack<kSize>(y + at, left - at, packed);
+    if (bias) offset[a] = load_pack<kSize>(bias + at, left - at, packed);
+  }
+  uint32_t keep = 0xFFFFFFFFu;
+  if (drop.threshold) {  // the same for all threads
+    keep = core::dropout_keep8(drop, row, group, part);
+    keep |= __shfl_xor_sync(0xffffffffu, keep, 1);
+    keep |= __shfl_xor_sync(0xffffffffu, keep, 2);
+  }
+  uint32_t positive = 0;
+#pragma unroll
+  for (int a = 0; a < kCount; ++a) {
+    const int at = (a * 4 + part) * kSize;
+    const uint32_t kept = keep >> at;
+    uint32_t bits = 0;
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      const float z = to_float(value[a].v[e]) + to_float(offset[a].v[e]);
+      value[a].v[e] = from_float<T>(z < 0.f || !(kept >> e & 1) ? 0.f : z * drop.scale);
+      bits |= static_cast<uint32_t>(to_float(value[a].v[e]) > 0.f) << e;
+    }
+    positive |= bits << at;
+    store_pack(y + at, value[a], left - at, packed);
+  }
+  return positive;
+}
 
 template <typename T>
 __global__ void __launch_bounds__(256)
-    bias_relu_dropout_kernel(T* __restrict__ y, const T* __restrict__ bias, int64_t M, int64_t N, DropoutArgs args) {
+    bias_relu_dropout_kernel(T* __restrict__ y, const T* __restrict__ bias, uint32_t* __restrict__ bits, int64_t M,
+                             int64_t N, DropoutArgs args) {
   const uint64_t step = args.threshold ? static_cast<uint64_t>(*args.step) : 0;
   const core::Dropout drop{static_cast<uint32_t>(args.seed),
                            static_cast<uint32_t>(args.seed >> 32),
@@ -21,62 +64,80 @@ __global__ void __launch_bounds__(256)
                            static_cast<uint32_t>(step >> 32),
                            args.layer << 24,
                            args.threshold,
-                           args.scale};
-  const float scale = args.threshold ? args.scale : 1.f;
-  const int64_t groups = (N + 31) / 32;
-  const bool packed = N % kVector == 0;
-  for (int64_t i = global_thread(); i < M * groups; i += grid_threads()) {
-    const int64_t row = i / groups, group = i % groups;
-    const uint32_t keep = args.threshold ? core::dropout_keep32(drop, static_cast<uint32_t>(args.first_row + row),
-                                                                static_cast<uint32_t>(group))
-                                         : 0xFFFFFFFFu;
-#pragma unroll
-    for (int part = 0; part < 32 / kVector; ++part) {
-      const int64_t column = group * 32 + part * kVector;
-      if (column >= N) break;
-      Pack<T, kVector> v = load8(y + row * N + column, N - column, packed);
-      const Pack<T, kVector> offset = bias ? load8(bias + column, N - column, packed) : Pack<T, kVector>{};
-#pragma unroll
-      for (int e = 0; e < kVector; ++e) {
-        const float z = to_float(v.v[e]) + to_float(offset.v[e]);
-        v.v[e] = from_float<T>(z < 0.f || !(keep >> (part * kVector + e) & 1) ? 0.f : z * scale);
-      }
-      store8(y + row * N + column, v, N - column, packed);
+                           args.threshold ? args.scale : 1.f};
+  const int64_t groups = (N + 31) / 32, quads = M * groups, stride = grid_threads() / 4;
+  const int64_t row_step = stride / groups, group_step = stride % groups;
+  const bool packed = N % kVector<T> == 0;
+  const int part = threadIdx.x % 4;
+  int64_t quad = global_thread() / 4, row = quad / groups, group = quad % groups;
+  // A warp's quads stay together to the end, since all of its threads exchange bits.
+  for (int64_t first = quad - threadIdx.x % 32 / 4; first < quads; first += stride, quad += stride) {
+    const bool inside = quad < quads;
+    const int64_t column = group * 32, at = inside ? row * N + column : 0;
+    uint32_t positive =
+        finish_quad(y + at, bias ? bias + (inside ? column : 0) : nullptr, inside ? N - column : 0, part, packed, drop,
+                    args.first_row + static_cast<uint32_t>(row), static_cast<uint32_t>(group));
+    if (bits) {
+      positive |= __shfl_xor_sync(0xffffffffu, positive, 1);
+      positive |= __shfl_xor_sync(0xffffffffu, positive, 2);
+      if (part == 0 && inside) bits[quad] = positive;
     }
+    row += row_step, group += group_step;
+    if (group >= groups) group -= groups, ++row;
   }
 }
 
+// Of the `kVector` columns from `column` on, bit by bit.
 template <typename T>
-__global__ void __launch_bounds__(kColumnThreads* kRowThreads)
-    mask_and_sum_kernel(const T* in, const T* __restrict__ mask, float scale, T* out, float* __restrict__ sums,
-                        int64_t M, int64_t N) {
-  __shared__ float parts[kRowThreads][kColumnThreads * kVector];
-  const int64_t column = (int64_t{blockIdx.x} * kColumnThreads + threadIdx.x) * kVector;
+__device__ __forceinline__ uint32_t kept_columns(const Mask& mask, int64_t row, int64_t column, int64_t N,
+                                                 bool packed) {
+  if (mask.bits) {
+    const int64_t byte = row * core::bit_row_bytes(N) + column / 8;
+    return column < N ? uint32_t{mask.bits[byte]} >> column % 8 : 0;
+  }
+  if (!mask.values) return 0xFFu;
+  const T* const at = static_cast<const T*>(mask.values) + row * N + column;
+  const Pack<T, kVector<T>> values = load_pack<kVector<T>>(at, N - column, packed);
+  uint32_t kept = 0;
+#pragma unroll
+  for (int e = 0; e < kVector<T>; ++e) kept |= static_cast<uint32_t>(to_float(values.v[e]) > 0.f) << e;
+  return kept;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kColumnThreads* kRowThreads, 4)
+    mask_and_sum_kernel(const T* in, Mask mask, float scale, T* out, float* __restrict__ sums, int64_t M, int64_t N) {
+  constexpr int kSize = kVector<T>, kCount = kOwned / kSize, kRows = 2 / kCount;
+  __shared__ float parts[kRowThreads][kBlockColumns];
+  const int64_t first_column = int64_t{blockIdx.x} * kBlockColumns;
   const int64_t first = int64_t{blockIdx.y} * kStripRows;
   const int64_t last = first + kStripRows < M ? first + kStripRows : M;
-  const bool packed = N % kVector == 0;
-  float total[kVector] = {};
-  if (column < N) {
-#pragma unroll 2
-    for (int64_t row = first + threadIdx.y; row < last; row += kRowThreads) {
-      Pack<T, kVector> v = load8(in + row * N + column, N - column, packed), m{};
-      if (mask) m = load8(mask + row * N + column, N - column, packed);
+  const bool packed = N % kSize == 0;
+  float total[kCount][kSize] = {};
+#pragma unroll kRows
+  for (int64_t row = first + threadIdx.y; row < last; row += kRowThreads) {
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) {
-        const float kept = !mask || to_float(m.v[e]) > 0.f ? to_float(v.v[e]) * scale : 0.f;
-        total[e] += kept;
-        v.v[e] = from_float<T>(kept);
+    for (int a = 0; a < kCount; ++a) {
+      const int64_t column = first_column + (a * kColumnThreads + threadIdx.x) * kSize;
+      Pack<T, kSize> v = load_pack<kSize>(in + row * N + column, N - column, packed);
+      const uint32_t kept = kept_columns<T>(mask, row, column, N, packed);
+#pragma unroll
+      for (int e = 0; e < kSize; ++e) {
+        const float value = kept >> e & 1 ? to_float(v.v[e]) * scale : 0.f;
+        total[a][e] += value;
+        v.v[e] = from_float<T>(value);
       }
-      store8(out + row * N + column, v, N - column, packed);
+      store_pack(out + row * N + column, v, N - column, packed);
     }
   }
   if (!sums) return;
 #pragma unroll
-  for (int e = 0; e < kVector; ++e) parts[threadIdx.y][threadIdx.x * kVector + e] = total[e];
+  for (int a = 0; a < kCount; ++a)
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) parts[threadIdx.y][(a * kColumnThreads + threadIdx.x) * kSize + e] = total[a][e];
   __syncthreads();
-  for (int i = threadIdx.y * kColumnThreads + threadIdx.x; i < kColumnThreads * kVector;
-       i += kColumnThreads * kRowThreads) {
-    const int64_t at = int64_t{blockIdx.x} * kColumnThreads * kVector + i;
+  for (int i = threadIdx.y * kColumnThreads + threadIdx.x; i < kBlockColumns; i += kColumnThreads * kRowThreads) {
+    const int64_t at = first_column + i;
     if (at < N) sums[blockIdx.y * N + at] = (parts[0][i] + parts[1][i]) + (parts[2][i] + parts[3][i]);
   }
 }
@@ -102,42 +163,39 @@ __global__ void __launch_bounds__(1024)
 }
 
 template <typename T>
-cudaError_t launch_mask(const void* in, const void* mask, float scale, void* out, float* sums, int64_t M, int64_t N,
+cudaError_t launch_mask(const void* in, const Mask& mask, float scale, void* out, float* sums, int64_t M, int64_t N,
                         cudaStream_t stream) {
   const int64_t strips = mask_strips(M);
   if (strips > 65535) return cudaErrorInvalidValue;  // 8.3 million rows: past any batch that fits a GPU
-  const dim3 grid(static_cast<unsigned>(ceil_div(N, kColumnThreads * kVector)), static_cast<unsigned>(strips));
-  mask_and_sum_kernel<T><<<grid, dim3(kColumnThreads, kRowThreads), 0, stream>>>(
-      static_cast<const T*>(in), static_cast<const T*>(mask), scale, static_cast<T*>(out), sums, M, N);
+  const dim3 grid(static_cast<unsigned>(ceil_div(N, kBlockColumns)), static_cast<unsigned>(strips));
+  mask_and_sum_kernel<T><<<grid, dim3(kColumnThreads, kRowThreads), 0, stream>>>(static_cast<const T*>(in), mask, scale,
+                                                                                 static_cast<T*>(out), sums, M, N);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-cudaError_t bias_relu_dropout(void* y, const void* bias, int64_t M, int64_t N, core::DType dtype, DropoutArgs dropout,
-                              cudaStream_t stream) {
+cudaError_t bias_relu_dropout(void* y, const void* bias, uint32_t* bits, int64_t M, int64_t N, core::DType dtype,
+                              DropoutArgs dropout, cudaStream_t stream) {
   if (M == 0 || N == 0) return cudaSuccess;
-  const int grid = grid_for(M * ceil_div(N, 32), 256);
+  const auto launch = [&]<typename T>(T* values) {
+    const int grid = grid_for(M * ceil_div(N, 32) * 4, 256);
+    bias_relu_dropout_kernel<T><<<grid, 256, 0, stream>>>(values, static_cast<const T*>(bias), bits, M, N, dropout);
+    return cudaGetLastError();
+  };
   switch (dtype) {
     case core::DType::f32:
-      bias_relu_dropout_kernel<<<grid, 256, 0, stream>>>(static_cast<float*>(y), static_cast<const float*>(bias), M, N,
-                                                         dropout);
-      break;
+      return launch(static_cast<float*>(y));
     case core::DType::f16:
-      bias_relu_dropout_kernel<<<grid, 256, 0, stream>>>(static_cast<__half*>(y), static_cast<const __half*>(bias), M,
-                                                         N, dropout);
-      break;
-    case core::DType::bf16:
-      bias_relu_dropout_kernel<<<grid, 256, 0, stream>>>(static_cast<__nv_bfloat16*>(y),
-                                                         static_cast<const __nv_bfloat16*>(bias), M, N, dropout);
-      break;
+      return launch(static_cast<__half*>(y));
+    default:
+      return launch(static_cast<__nv_bfloat16*>(y));
   }
-  return cudaGetLastError();
 }
 
 int64_t mask_strips(int64_t M) { return ceil_div(M, kStripRows); }
 
-cudaError_t mask_and_sum(const void* in, const void* mask, float scale, void* out, float* sums, int64_t M, int64_t N,
+cudaError_t mask_and_sum(const void* in, const Mask& mask, float scale, void* out, float* sums, int64_t M, int64_t N,
                          core::DType dtype, cudaStream_t stream) {
   if (M == 0 || N == 0) return cudaSuccess;
   switch (dtype) {

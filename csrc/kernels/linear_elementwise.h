@@ -6,18 +6,26 @@
 
 #include <cstdint>
 
+#include "core/bits.h"
 #include "core/dtype.h"
 #include "kernels/gemm_sm90.h"
 
 namespace widedeep::kernels {
 
 // y = dropout(relu(y + bias)), in place; bias [N] in the dtype of y, null: none. threshold 0: no dropout.
-cudaError_t bias_relu_dropout(void* y, const void* bias, int64_t M, int64_t N, core::DType dtype, DropoutArgs dropout,
-                              cudaStream_t stream);
+// bits: whether y > 0, as core/bits.h says; null: not wanted.
+cudaError_t bias_relu_dropout(void* y, const void* bias, uint32_t* bits, int64_t M, int64_t N, core::DType dtype,
+                              DropoutArgs dropout, cudaStream_t stream);
 
-// out = in * (mask > 0 ? scale : 0), in == out allowed; mask [M, N] in the dtype of in, null: scale alone.
+// What is kept: elements whose value is > 0, or whose bit is set; at most one of the two is given.
+struct Mask {
+  const void* values;   // [M, N] in the dtype of what is masked, or null
+  const uint8_t* bits;  // as core/bits.h says, or null
+};
+
+// out = in * (kept ? scale : 0), in == out allowed; without a mask scale alone.
 // sums [mask_strips(M), N] f32: the columns' sums over each strip of rows, in fixed order; null: not wanted.
-cudaError_t mask_and_sum(const void* in, const void* mask, float scale, void* out, float* sums, int64_t M, int64_t N,
+cudaError_t mask_and_sum(const void* in, const Mask& mask, float scale, void* out, float* sums, int64_t M, int64_t N,
                          core::DType dtype, cudaStream_t stream);
 int64_t mask_strips(int64_t M);
 

@@ -1,4 +1,6 @@
-"""The output layer, and the loss with all its gradients in one pass over the last hidden activation."""
+"""The output layer, and the loss with all its gradients in one pass over the last hidden activation; the gradient of
+the wide numerics.
+"""
 
 import torch
 from torch import Tensor
@@ -76,13 +78,28 @@ def head_step_out(
     _ops.head_step_out.default(h, weight, bias, wide_logit, label, global_rows, p, loss_scale, **outputs)
 
 
+def wide_numeric_backward_out(numeric: Tensor, dlogit: Tensor, *, dweight: Tensor, dbias: Tensor) -> None:
+    """Write the gradients of the wide part's numeric weights and bias: dweight = dlogit numeric, dbias = sum of dlogit.
+
+    Args:
+        numeric: [B, N] float32, contiguous; on a GPU N is at most 256.
+        dlogit:  [B] float32: gradient of the logits.
+        dweight: [N] float32, overwritten.
+        dbias:   [1] float32, overwritten.
+    Raises:
+        RuntimeError: wrong shape, dtype, device or stride.
+    Notes: as head_step_out, the bits repeat.
+    """
+    _ops.wide_numeric_backward_out.default(numeric, dlogit, dweight=dweight, dbias=dbias)
+
+
 @torch.library.register_fake("widedeep::head_forward")
 def _(h, weight, bias, wide_logit):
     return wide_logit.new_empty(h.shape[0])
 
 
-torch.library.register_fake("widedeep::head_forward_out", lambda *args, **outputs: None)
-torch.library.register_fake("widedeep::head_step_out", lambda *args, **outputs: None)
+for _name in ("head_forward_out", "head_step_out", "wide_numeric_backward_out"):
+    torch.library.register_fake(f"widedeep::{_name}", lambda *args, **outputs: None)
 
 
 def _save(ctx, inputs, output):

@@ -1,7 +1,8 @@
 """Hidden layers: y = dropout(relu(x weight^T + bias)) and its gradients, each one product with the rest fused into it.
 
 Dropout is not stored: the keep bit of (seed, step, layer, first_row + row, column) comes from a counter
-(docs/architecture.md, "Dropout"), and y > 0 tells the gradient what was kept. On a CPU the products are our own: any
+(docs/architecture.md, "Dropout"), and y > 0 tells the gradient what was kept: it looks at y again, or at one bit for
+each of its elements, which the forward pass leaves when asked (`bit_row_bytes`). On a CPU the products are our own: any
 sizes, the same bits for any number of threads, float32 inside whatever the storage. Where the CPU multiplies bfloat16,
 that type goes through torch's products, then our passes (`widedeep._load.bf16_products`).
 """
@@ -36,15 +37,47 @@ def linear_relu_dropout(
     return _ops.linear_relu_dropout.default(x, weight, bias, p, seed, step, layer, first_row)
 
 
+def bit_row_bytes(columns: int) -> int:
+    """Bytes of a row of bits, one for each of `columns` elements: whole 32-bit words, zeros past the last column.
+    Column n is bit n % 8 of byte n // 8.
+    """
+    return -(-columns // 32) * 4
+
+
 def linear_relu_dropout_out(
-    x: Tensor, weight: Tensor, bias: Tensor, p: float, seed: int, step: Tensor, layer: int, first_row: int, *, y: Tensor
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    p: float,
+    seed: int,
+    step: Tensor,
+    layer: int,
+    first_row: int,
+    *,
+    y: Tensor,
+    bits: Tensor | None = None,
 ) -> None:
-    """Write linear_relu_dropout into y [B, O], of x's dtype, which must not overlap x. Not differentiable."""
-    _ops.linear_relu_dropout_out.default(x, weight, bias, p, seed, step, layer, first_row, y=y)
+    """Write linear_relu_dropout into y. Not differentiable.
+
+    Args:
+        x, weight, bias, p, seed, step, layer, first_row: as for linear_relu_dropout.
+        y:    [B, O] in x's dtype, overwritten; must not overlap x.
+        bits: [B, bit_row_bytes(O)] uint8, overwritten with whether y > 0; None: not wanted.
+    Raises:
+        RuntimeError: wrong shape, dtype, device or stride; p or layer out of range.
+    """
+    _ops.linear_relu_dropout_out.default(x, weight, bias, p, seed, step, layer, first_row, y=y, bits=bits)
 
 
 def linear_dgrad_out(
-    dz: Tensor, weight: Tensor, mask: Tensor | None, p: float, *, dx: Tensor, dbias: Tensor | None
+    dz: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    p: float,
+    *,
+    dx: Tensor,
+    dbias: Tensor | None,
+    bits: Tensor | None = None,
 ) -> None:
     """Write the gradient of a layer's input: dx = dz weight, seen through the layer below when its output is given.
 
@@ -57,10 +90,11 @@ def linear_dgrad_out(
         p:      the lower layer's dropout, in [0, 1).
         dx:     [B, I] in dz's dtype, overwritten; must not overlap dz.
         dbias:  [I] float32 or None, overwritten with the column sums of dx.
+        bits:   [B, bit_row_bytes(I)] uint8 or None: in the place of a mask, what linear_relu_dropout_out wrote with it.
     Raises:
-        RuntimeError: wrong shape, dtype, device or stride; p out of range.
+        RuntimeError: wrong shape, dtype, device or stride; p out of range; a mask and bits.
     """
-    _ops.linear_dgrad_out.default(dz, weight, mask, p, dx=dx, dbias=dbias)
+    _ops.linear_dgrad_out.default(dz, weight, mask, p, dx=dx, dbias=dbias, bits=bits)
 
 
 def linear_wgrad_out(dz: Tensor, x: Tensor, *, dweight: Tensor) -> None:

@@ -287,9 +287,8 @@ class CudaStep(Step):
                 dlogit.mul_(self.scale)
         if self.model.has_wide:
             with self._beside():
-                # Not torch.mv: a graph would keep the address of a cuBLAS workspace, which torch frees when it likes.
-                torch.sum(batch.numeric * dlogit[:, None], 0, out=grads["wide.numeric.weight"])
-                torch.sum(dlogit, 0, keepdim=True, out=grads["wide.bias"])
+                wide = {"dweight": grads["wide.numeric.weight"], "dbias": grads["wide.bias"]}
+                ops.wide_numeric_backward_out(batch.numeric, dlogit, **wide)
         if self.model.has_deep:
             self._backward_layers(h, B)
         self._join()

@@ -127,8 +127,8 @@ class FusedStep(Step):
             torch.sigmoid(wide_logit, out=dlogit)
             dlogit.sub_(batch.label).div_(batch.global_rows)
         if self.model.has_wide:
-            torch.mv(batch.numeric.T, dlogit, out=grads.named["wide.numeric.weight"])
-            torch.sum(dlogit, 0, keepdim=True, out=grads.named["wide.bias"])
+            wide = {"dweight": grads.named["wide.numeric.weight"], "dbias": grads.named["wide.bias"]}
+            ops.wide_numeric_backward_out(batch.numeric, dlogit, **wide)
         return loss
 
     def _backward_deep(self, batch: Batch, h: Tensor, wide_logit: Tensor, dlogit: Tensor) -> Tensor:

@@ -130,17 +130,24 @@ int run_head_step(const void* h, int64_t type, int64_t B, int64_t H, const float
   return head_step({h, core::DType(type), B, H, weight, bias, wide_logit}, out, workspace.get(), nullptr);
 }
 
-int run_bias_relu_dropout(void* y, const void* bias, int64_t M, int64_t N, int64_t type, double p, int64_t seed,
-                          const int64_t* step, int64_t layer, int64_t first_row) {
-  return bias_relu_dropout(y, bias, M, N, core::DType(type), dropout_args(p, seed, step, layer, first_row), nullptr);
+int run_wide_numeric_backward(const float* numeric, const float* dlogit, int64_t B, int64_t N, float* dweight,
+                              float* dbias) {
+  const Workspace workspace(wide_numeric_workspace(N));
+  return wide_numeric_backward(numeric, dlogit, B, N, dweight, dbias, workspace.get(), nullptr);
 }
 
-int run_mask_and_sum(const void* in, const void* mask, double scale, void* out, float* dbias, int64_t M, int64_t N,
-                     int64_t type) {
+int run_bias_relu_dropout(void* y, const void* bias, uint32_t* bits, int64_t M, int64_t N, int64_t type, double p,
+                          int64_t seed, const int64_t* step, int64_t layer, int64_t first_row) {
+  return bias_relu_dropout(y, bias, bits, M, N, core::DType(type), dropout_args(p, seed, step, layer, first_row),
+                           nullptr);
+}
+
+int run_mask_and_sum(const void* in, const void* mask, const uint8_t* bits, double scale, void* out, float* dbias,
+                     int64_t M, int64_t N, int64_t type) {
   const int64_t strips = mask_strips(M);
   const Workspace sums(strips * N * sizeof(float));
   auto* const partial = static_cast<float*>(sums.get());
-  if (const auto error = mask_and_sum(in, mask, static_cast<float>(scale), out, dbias ? partial : nullptr, M, N,
+  if (const auto error = mask_and_sum(in, {mask, bits}, static_cast<float>(scale), out, dbias ? partial : nullptr, M, N,
                                       core::DType(type), nullptr))
     return error;
   return dbias ? add_strips(partial, dbias, strips, N, nullptr) : cudaSuccess;
