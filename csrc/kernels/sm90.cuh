@@ -57,13 +57,6 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     if (clock_seconds() - since > 4) __trap();
 }
 
-__device__ __forceinline__ void pause(uint32_t cycles) {
-  uint32_t start, now;
-  asm volatile("mov.u32 %0, %%clock;" : "=r"(start));
-  do asm volatile("mov.u32 %0, %%clock;" : "=r"(now));
-  while (now - start < cycles);
-}
-
 __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -144,14 +137,12 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[128]) {
   for (int i = 0; i < 128; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Four read-only bytes, or zeros. Volatile, so that the loads of a whole tile are not pulled ahead into registers that
-// the accumulators need.
-__device__ __forceinline__ uint32_t load_or_zero(const void* from, bool valid) {
-  uint32_t value;
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\nmov.b32 %0, 0;\n@p ld.global.nc.b32 %0, [%1];\n}\n"
-               : "=r"(value)
-               : "l"(from), "r"(static_cast<int>(valid)));
-  return value;
+// Four 8 x 8 matrices of halves from a warp's fragments, two halves a register; lane l names the row l % 8 of matrix
+// l / 8 in shared memory.
+__device__ __forceinline__ void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
 }
 
 // A predicated store: no branch, so that what is stored is loaded well before.
