@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from preprocess.synthetic.score import ChunkScore, Score, score_chunk
 from preprocess.synthetic.sizes import FULL_DISPLAYS, RULE, Sizes
 from widedeep.errors import InputError
 
-CHUNK = 1 << 15  # displays at a time: 21 MB of temporaries a worker
+CHUNK = 1 << 15  # displays, documents or ads at a time: 21 MB of temporaries a worker
 _CLICKS = ["display_id", "ad_id", "clicked"]
 _EVENTS = ["display_id", "uuid", "document_id", "timestamp", "platform", "geo_location"]
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -101,8 +102,8 @@ def run(
     with fresh_directory(Path(out)) as part:
         world = World.build(displays, seed, weights)
         report = progress or (lambda stage, done, total: None)
-        files = _write_catalogue(world, part, report)
         workers = workers or len(os.sched_getaffinity(0))
+        files = _write_catalogue(world, part, workers, report)
         clicks, best = _write_displays(world, part, workers, truth, clicks_test, report)
         manifest = {
             "kind": "synthetic outbrain",
@@ -119,24 +120,31 @@ def run(
     return manifest
 
 
-def _write_catalogue(world: World, part: Path, report: Progress) -> dict:
-    draws, documents = world.draws, world.documents
-    streams = {
-        "promoted_content.csv": tables.promoted_content(documents, world.ads),
-        "documents_meta.csv": tables.documents_meta(draws, documents),
-        "documents_categories.csv": tables.documents_categories(draws, documents),
-        "documents_topics.csv": tables.documents_topics(draws, documents),
-        "documents_entities.csv": tables.documents_entities(draws, world.sizes, documents),
+def _write_catalogue(world: World, part: Path, workers: int, report: Progress) -> dict:
+    """promoted_content.csv and the document files; their entries."""
+    draws, documents, ads = world.draws, world.documents, world.ads
+    every = np.arange(len(documents.source))
+    makers = {
+        "promoted_content.csv": (partial(tables.promoted_content, documents, ads), np.argsort(ads.ad_id)),
+        "documents_meta.csv": (partial(tables.documents_meta, draws, documents), every),
+        "documents_categories.csv": (partial(tables.documents_categories, draws, documents), every),
+        "documents_topics.csv": (partial(tables.documents_topics, draws, documents), every),
+        "documents_entities.csv": (partial(tables.documents_entities, draws, world.sizes, documents), every),
     }
     files = {}
-    for done, (name, stream) in enumerate(streams.items(), start=1):
-        first = next(stream)
-        file = CsvFile(part / name, first.column_names)
-        file.append(csv_bytes(first), first.num_rows)
-        for table in stream:
-            file.append(csv_bytes(table), table.num_rows)
+    for done, (name, (make, rows)) in enumerate(makers.items(), start=1):
+
+        def written(block: np.ndarray, make: Callable = make) -> tuple[list[str], pa.Buffer, int]:
+            table = make(block)
+            return table.column_names, csv_bytes(table), table.num_rows
+
+        file = None
+        blocks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+        for columns, data, count in _in_order(written, blocks, workers):
+            file = file or CsvFile(part / name, columns)
+            file.append(data, count)
         files[name] = file.close()
-        report("documents", done, len(streams))
+        report("documents", done, len(makers))
     return files
 
 

@@ -1,6 +1,7 @@
-"""The document files and promoted_content.csv, block by block, as Arrow tables of the raw columns."""
+"""The document files and promoted_content.csv as Arrow tables of the raw columns, of some of their documents or ads.
 
-from collections.abc import Iterator
+A row depends on its document or ad alone, so a file may be made in blocks of any size.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,6 @@ _LAST_PUBLICATION = ORIGIN_SECONDS + 14 * 86_400
 _UNLISTED = 0.0002  # documents that documents_meta.csv lacks
 _NO_SOURCE, _NO_PUBLISHER, _NO_TIME = 0.00084, 0.02135, 0.337  # null rates of the published documents_meta.csv
 _FAR_PAST, _FUTURE = 0.002, 0.001
-_BLOCK = 1 << 17
 _HEX = np.array([f"{byte:02x}" for byte in range(256)], dtype="S2").view(np.uint16)
 
 
@@ -51,89 +51,77 @@ def with_nulls(draws: Draws, stream: str, index: np.ndarray, values: np.ndarray,
     return pc.if_else(pa.array(null), marker, pa.array(values).cast(pa.string()))
 
 
-def _blocks(count: int) -> Iterator[np.ndarray]:
-    for start in range(0, count, _BLOCK):
-        yield np.arange(start, min(start + _BLOCK, count))
+def documents_meta(draws: Draws, documents: Documents, block: np.ndarray) -> pa.Table:
+    document = block[draws.uniform("unlisted", block) >= _UNLISTED]
+    source = documents.source[document].astype(np.int64)
+    publisher = documents.publisher_of[source].astype(np.int64)
+    seconds, unknown = publication(draws, document)
+    no_source = draws.uniform("no source", document) < _NO_SOURCE
+    no_publisher = draws.uniform("no publisher", document) < _NO_PUBLISHER
+    return pa.table(
+        {
+            "document_id": document + 1,
+            "source_id": with_nulls(draws, "no source", document, source + 1, no_source),
+            "publisher_id": with_nulls(draws, "no publisher", document, publisher + 1, no_publisher),
+            "publish_time": with_nulls(draws, "no time", document, seconds.astype("M8[s]"), unknown),
+        }
+    )
 
 
-def documents_meta(draws: Draws, documents: Documents) -> Iterator[pa.Table]:
-    for block in _blocks(len(documents.source)):
-        document = block[draws.uniform("unlisted", block) >= _UNLISTED]
-        source = documents.source[document].astype(np.int64)
-        publisher = documents.publisher_of[source].astype(np.int64)
-        seconds, unknown = publication(draws, document)
-        no_source = draws.uniform("no source", document) < _NO_SOURCE
-        no_publisher = draws.uniform("no publisher", document) < _NO_PUBLISHER
-        yield pa.table(
-            {
-                "document_id": document + 1,
-                "source_id": with_nulls(draws, "no source", document, source + 1, no_source),
-                "publisher_id": with_nulls(draws, "no publisher", document, publisher + 1, no_publisher),
-                "publish_time": with_nulls(draws, "no time", document, seconds.astype("M8[s]"), unknown),
-            }
-        )
+def documents_categories(draws: Draws, documents: Documents, block: np.ndarray) -> pa.Table:
+    held = documents.category[block] >= 0
+    row, place = np.nonzero(held)
+    rest = np.round(0.02 + 0.1 * draws.uniform("second confidence", block), 4)
+    usual = draws.uniform("usual confidence", block) < 0.7
+    main, other = np.where(usual, 0.92, 0.9 - rest), np.where(usual, 0.07, rest)
+    confidence = np.where(place == 0, main[row], other[row])
+    category = category_code(documents.category[block][held].astype(np.int64))
+    return pa.table({"document_id": block[row] + 1, "category_id": category, "confidence_level": confidence})
 
 
-def documents_categories(draws: Draws, documents: Documents) -> Iterator[pa.Table]:
-    for block in _blocks(len(documents.source)):
-        held = documents.category[block] >= 0
-        row, place = np.nonzero(held)
-        rest = np.round(0.02 + 0.1 * draws.uniform("second confidence", block), 4)
-        usual = draws.uniform("usual confidence", block) < 0.7
-        main, other = np.where(usual, 0.92, 0.9 - rest), np.where(usual, 0.07, rest)
-        confidence = np.where(place == 0, main[row], other[row])
-        category = category_code(documents.category[block][held].astype(np.int64))
-        yield pa.table({"document_id": block[row] + 1, "category_id": category, "confidence_level": confidence})
+def documents_topics(draws: Draws, documents: Documents, block: np.ndarray) -> pa.Table:
+    count = documents.topics[block].astype(np.int64)
+    row = np.repeat(np.arange(block.size), count)
+    slot = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
+    document = block[row]
+    topic = np.empty(row.size, np.int64)
+    for place in range(int(count.max(initial=0))):
+        at = slot == place
+        offset = topic_offsets(draws, document[at], place) if place else 0
+        topic[at] = (documents.topic[document[at], 0] + offset) % TOPICS
+    scale = 0.05 + 0.6 * draws.uniform("topic scale", document)
+    jitter = 0.9 + 0.2 * draws.uniform("topic jitter", document * np.int64(64) + slot)
+    confidence = 0.008 + (39 - slot) * 1e-5 + scale * 0.55**slot * jitter  # falls strictly: 0.55 x 1.1 < 0.9
+    return pa.table({"document_id": document + 1, "topic_id": topic, "confidence_level": np.round(confidence, 12)})
 
 
-def documents_topics(draws: Draws, documents: Documents) -> Iterator[pa.Table]:
-    for block in _blocks(len(documents.source)):
-        count = documents.topics[block].astype(np.int64)
-        row = np.repeat(np.arange(block.size), count)
-        slot = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
-        document = block[row]
-        topic = np.empty(row.size, np.int64)
-        for place in range(int(count.max(initial=0))):
-            at = slot == place
-            offset = topic_offsets(draws, document[at], place) if place else 0
-            topic[at] = (documents.topic[document[at], 0] + offset) % TOPICS
-        scale = 0.05 + 0.6 * draws.uniform("topic scale", document)
-        jitter = 0.9 + 0.2 * draws.uniform("topic jitter", document * np.int64(64) + slot)
-        confidence = 0.008 + (39 - slot) * 1e-5 + scale * 0.55**slot * jitter  # falls strictly: 0.55 x 1.1 < 0.9
-        yield pa.table({"document_id": document + 1, "topic_id": topic, "confidence_level": np.round(confidence, 12)})
+def documents_entities(draws: Draws, sizes: Sizes, documents: Documents, block: np.ndarray) -> pa.Table:
+    count = documents.entities[block].astype(np.int64)
+    row = np.repeat(np.arange(block.size), count)
+    slot = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
+    document = block[row]
+    entity = np.empty(row.size, np.int64)
+    first = documents.topic[document, 0]
+    for place in range(int(count.max(initial=0))):
+        at = slot == place
+        entity[at] = entity_number(draws, sizes, document[at], first[at], place)
+    words = np.stack([draws.bits("entity name", entity), draws.bits("entity name, second half", entity)], axis=1)
+    confidence = 0.2 + 0.75 * draws.uniform("entity confidence", document) * 0.8**slot
+    return pa.table(
+        {
+            "document_id": document + 1,
+            "entity_id": hex_strings(words, 32),
+            "confidence_level": np.round(confidence, 12),
+        }
+    )
 
 
-def documents_entities(draws: Draws, sizes: Sizes, documents: Documents) -> Iterator[pa.Table]:
-    for block in _blocks(len(documents.source)):
-        count = documents.entities[block].astype(np.int64)
-        row = np.repeat(np.arange(block.size), count)
-        slot = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
-        document = block[row]
-        entity = np.empty(row.size, np.int64)
-        first = documents.topic[document, 0]
-        for place in range(int(count.max(initial=0))):
-            at = slot == place
-            entity[at] = entity_number(draws, sizes, document[at], first[at], place)
-        words = np.stack([draws.bits("entity name", entity), draws.bits("entity name, second half", entity)], axis=1)
-        confidence = 0.2 + 0.75 * draws.uniform("entity confidence", document) * 0.8**slot
-        yield pa.table(
-            {
-                "document_id": document + 1,
-                "entity_id": hex_strings(words, 32),
-                "confidence_level": np.round(confidence, 12),
-            }
-        )
-
-
-def promoted_content(documents: Documents, ads: Ads) -> Iterator[pa.Table]:
-    order = np.argsort(ads.ad_id)
-    for block in _blocks(len(order)):
-        ad = order[block]
-        yield pa.table(
-            {
-                "ad_id": ads.ad_id[ad],
-                "document_id": ads.document[ad] + 1,
-                "campaign_id": ads.campaign[ad] + 1,
-                "advertiser_id": ads.advertiser[ad] + 1,
-            }
-        )
+def promoted_content(documents: Documents, ads: Ads, ad: np.ndarray) -> pa.Table:
+    return pa.table(
+        {
+            "ad_id": ads.ad_id[ad],
+            "document_id": ads.document[ad] + 1,
+            "campaign_id": ads.campaign[ad] + 1,
+            "advertiser_id": ads.advertiser[ad] + 1,
+        }
+    )
