@@ -5,9 +5,10 @@ import logging
 import numpy as np
 import pytest
 import torch
+from commands import main
 from planted import CATEGORICAL, NUMERIC, TAGS, planted_data, planted_rows
 
-from widedeep import _load, cli, doctor
+from widedeep import _load, doctor
 from widedeep.data import Batch
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
@@ -49,7 +50,7 @@ def test_training_says_once_who_multiplies(tmp_path, monkeypatch, capsys):
     data = planted_data(tmp_path / "data")
     where = [f"--{flag}={tmp_path / flag}" for flag in ("results_dir", "model_dir")]
     sizes = ["--num_epochs=1", "--deep_warmup_epochs=0.5", "--global_batch_size=300", "--deep_hidden_units", "8"]
-    assert cli.main(["train", f"--dataset_path={data}", *where, *sizes, "--cpu", "--precision=bf16"]) == 0
+    assert main(["train", f"--dataset_path={data}", *where, *sizes, "--cpu", "--precision=bf16"]) == 0
     assert capsys.readouterr().out.count("bf16: our own products in float32 (this CPU has ") == 1
 
 

@@ -74,7 +74,9 @@ def test_embedding_forward_backward_matches_reference(B, tables, kind, device):
         grads.append(torch.autograd.grad(loss, leaves, allow_unused=True))
     for got, want in zip(*grads):
         if want is not None:
-            assert_close(got.to_dense(), want, torch.float32)
+            assert got.shape == want.shape
+            if got.numel():  # torch's to_dense of a sparse tensor without columns faults on CUDA
+                assert_close(got.to_dense(), want, torch.float32)
     for got in grads[0][: len(case.tables)]:
         assert got.layout == torch.sparse_coo
 
@@ -277,7 +279,8 @@ def test_gradient_of_a_table_without_columns_has_no_entries(device):
     for t, entries in zip(case.tables, (0, 0, 20)):
         assert t.grad.layout == torch.sparse_coo
         assert (t.grad.shape, t.grad._nnz()) == (t.shape, entries)
-        assert t.grad.to_dense().shape == t.shape
+        if t.numel():  # torch's to_dense of a sparse tensor without columns faults on CUDA
+            assert t.grad.to_dense().shape == t.shape
 
 
 @pytest.mark.parametrize("tables", [None, MULTI])

@@ -1,8 +1,9 @@
 """Hidden layers on Hopper GPUs with everything fused into the product: bias, ReLU, dropout, the mask and the bias
 gradient.
 
-The same results as widedeep.ops.linear to rounding; the operands of a product in float32 are rounded to TF32. A mask keeps one bit for each element
-of y (kept and positive), in an order that only linear_sm90_dgrad_out of the same shape reads.
+The same results as widedeep.ops.linear to rounding; the operands of a product in float32 are rounded to TF32. A mask
+keeps one bit for each element of y (kept and positive), in an order that only linear_sm90_dgrad_out of the same shape
+reads.
 """
 
 import os
