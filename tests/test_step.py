@@ -202,8 +202,10 @@ def test_settling_equals_decaying_every_step():
         assert torch.equal(step.state()["rms.deep.table.a"][:6], rms[:6] / 2**7)
 
 
-def test_bf16_copies_follow_the_weights():
+@pytest.mark.parametrize("products", ["own", "library"])
+def test_bf16_copies_follow_the_weights(products, monkeypatch):
     """Whoever writes the weights: the step itself, a checkpoint, or an optimizer."""
+    monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", products)
     step = new_step(config=StepConfig("bf16"))
     batch = batch_of(step.model.spec, 20)
     exact = new_step(config=StepConfig("fp32"))
@@ -211,7 +213,8 @@ def test_bf16_copies_follow_the_weights():
     def assert_follows():
         exact.model.load_state_dict(step.model.state_dict())
         got, want = step.predict(batch), exact.predict(batch)
-        torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+        # A logit near zero is a sum of large terms: what rounding leaves in it goes by the size of those.
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-2 * float(want.abs().max()))
         assert not torch.equal(got, want)
 
     for i in range(3):
