@@ -35,7 +35,7 @@ REWRITES = [
         r"\1static \2 \3\4; emulator::shared_variable(&\3, sizeof(\3));",
     ),
     (r'asm volatile\("mov\.u32 %0, %%laneid;" : "=r"\((\w+)\)\);', r"\1 = emulator::lane();"),
-    (r'asm volatile\("prefetch\.global\.L[12] \[%0\];" ::"l"\((.*)\)\);', r"static_cast<void>(\1);"),
+    (r'asm volatile\("prefetch\.global\.L1 \[%0\];" ::"l"\((.*)\)\);', r"static_cast<void>(\1);"),
 ]
 LAUNCH = re.compile(r"(\w+)((?:<[^<>()]*>)?)<<<(.*?)>>>\(", re.DOTALL)
 

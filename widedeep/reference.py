@@ -126,11 +126,11 @@ def embedding_forward(
         index = ids[:, first:last].long()
         # A row of zeros past the end of the table stands for padding.
         safe = torch.where(index >= 0, index, len(table))
-        rows = F.embedding(safe, F.pad(table, (0, 0, 0, 1)))
-        pooled = rows.sum(1)
-        if mean[f]:
-            pooled = pooled / (index >= 0).sum(1, keepdim=True).clamp(min=1)
-        x[:, columns[f] : columns[f] + table.shape[1]] = pooled.to(dtype)
+        if table.shape[1]:  # without columns the backward pass of torch's own gather faults on CUDA
+            pooled = F.embedding(safe, F.pad(table, (0, 0, 0, 1))).sum(1)
+            if mean[f]:
+                pooled = pooled / (index >= 0).sum(1, keepdim=True).clamp(min=1)
+            x[:, columns[f] : columns[f] + table.shape[1]] = pooled.to(dtype)
         logit = logit + torch.cat([wide[base : base + len(table)], wide.new_zeros(1)])[safe].sum(1)
         base += len(table)
     if len(numeric_columns):

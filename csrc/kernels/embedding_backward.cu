@@ -23,7 +23,6 @@ __global__ void __launch_bounds__(kBlock, sizeof(T) == 2 ? 3 : 2)
   if (block * kBlock >= total || sink.idle()) return;
   fill_columns(features, columns);
   const int walker = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-  const int chunk_first = walker * kLanes;
   const Sorted sorted{batch.ids, s.entries, columns, total};
   const int32_t before_block = sorted.row_at(block * kBlock - 1, features);
   const Chunk chunk = look_up(sorted, features, g, sink, before_block, room);
@@ -32,11 +31,6 @@ __global__ void __launch_bounds__(kBlock, sizeof(T) == 2 ? 3 : 2)
   const bool packed = __ballot_sync(0xffffffffu, !mine.packed) == 0;
   const bool slim = __ballot_sync(0xffffffffu, mine.dim > 4 * kLanes) == 0;
   __syncwarp();  // the warp's entries are in the room
-  for (uint32_t left = chunk.finished; left != 0; left &= left - 1) {
-    const int at = chunk_first + __ffs(left) - 1;
-    sink.template prefetch<kLanes>(features.feature[room.entries[at].feature], room.targets[at].in_table);
-  }
-
   RowSum sum{};
   const T* const dx = static_cast<const T*>(g.dx);
   if (packed && slim)

@@ -67,16 +67,6 @@ struct Update {
     return {row - t.row_base, row, core::rmsprop_catch_up(*p.step, p.last_step[row], p.rho)};
   }
 
-  // A sector of 32 bytes each lane.
-  template <int kLanes>
-  __device__ __forceinline__ void prefetch(const Feature& t, int32_t in_table) const {
-    const int column = static_cast<int>(threadIdx.x) % kLanes * 8;
-    if (column >= t.dim) return;
-    const int64_t at = int64_t{in_table} * t.dim + column;
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(t.table + at));
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(t.rms + at));
-  }
-
   template <int kLanes, int kUsed = kGroups>
   __device__ __forceinline__ void finish(const Feature& t, const Target& target, const RowSum& sum, bool packed) const {
     const int64_t at = int64_t{target.in_table} * t.dim;
@@ -123,9 +113,6 @@ struct Store {
     }
     return {low - first, low, 0.f};
   }
-
-  template <int kLanes>
-  __device__ __forceinline__ void prefetch(const Feature&, int32_t) const {}
 
   template <int kLanes, int kUsed = kGroups>
   __device__ __forceinline__ void finish(const Feature& t, const Target& target, const RowSum& sum, bool packed) const {

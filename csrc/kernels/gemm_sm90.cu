@@ -1,7 +1,9 @@
-// A persistent grid of two-block clusters. In a block one thread feeds a ring of shared-memory stages by TMA, two
-// warpgroups multiply, each its 64 rows of a tile of 128 x 256, and three warps finish what they hand over while they
-// multiply the next tile. The blocks of a cluster hold neighbouring row tiles of the same columns, so each loads half of
-// B's tile and multicasts it to both.
+// A persistent grid of two-block clusters. In a block one thread feeds a ring of shared-memory stages by TMA, and two
+// warpgroups multiply, each its 64 rows of a tile of 128 x 256. The blocks of a cluster hold neighbouring row tiles of
+// the same columns, so each loads half of B's tile and multicasts it to both.
+//
+// The warpgroups share the stages but not the clock: the second starts a little later, and so the tensor cores have its
+// products while the first is in its epilogue, and the other way round.
 #include "kernels/gemm_sm90_epilogue.cuh"
 #include "kernels/tensor_map.h"
 
@@ -12,7 +14,7 @@ using namespace sm90;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-constexpr int kAhead = 5;  // stages by which rows of A come into the second-level cache before the ring
+constexpr int kApart = 2;  // stages by which the second warpgroup starts later
 
 // Where a reader or writer of the ring stands. The first pass over the ring has parity 0.
 struct Turn {
@@ -24,14 +26,24 @@ struct Turn {
   __device__ __forceinline__ int before() const { return stage > 0 ? stage - 1 : kStages - 1; }
 };
 
+// Clusters that have a tile less than others lose nothing by starting later, each a little more: so not all store their
+// tiles, and load the next, at the same time.
+__device__ __forceinline__ void start_apart(const Params& p, int clusters) {
+  const int cluster = blockIdx.x / kCluster, rest = p.tiles % clusters;
+  constexpr int kStageCycles = 1024;  // of the tensor cores
+  if (p.tiles > clusters && rest > 0 && cluster >= rest)
+    pause(static_cast<uint32_t>(kStageCycles * p.depth_blocks / (clusters - rest) * (cluster - rest)));
+}
+
 template <typename T>
 __device__ __forceinline__ void produce(Shared& s, const Params& p, const CUtensorMap* a, const CUtensorMap* b) {
   const int rank = static_cast<int>(cluster_rank()), clusters = gridDim.x / kCluster;
   constexpr int kDepth = kDepthBytes / static_cast<int>(sizeof(T));
-  const auto row_of = [&](int tile) { return (tile / p.tiles_n * kCluster + rank) * kRows; };
   Turn turn;
+  start_apart(p, clusters);
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
-    const int32_t row = row_of(tile), column = tile % p.tiles_n * kColumns + rank * (kColumns / kCluster);
+    const int32_t row = (tile / p.tiles_n * kCluster + rank) * kRows;
+    const int32_t column = tile % p.tiles_n * kColumns + rank * (kColumns / kCluster);
     for (int k = 0; k < p.depth_blocks; ++k, turn.advance()) {
       const uint32_t full = smem_address(&s.full[turn.stage]);
       // A new barrier answers at once for the parity before its first: the first pass finds every stage empty.
@@ -40,38 +52,25 @@ __device__ __forceinline__ void produce(Shared& s, const Params& p, const CUtens
       const uint32_t target = smem_address(s.stages[turn.stage]);
       tma_load(target, a, k * kDepth, row, full);
       tma_load_multicast(target + kAStage + rank * (kBStage / kCluster), b, k * kDepth, column, full, 0b11);
-      // A comes from device memory, further away than the ring is long: one of its readers fetches it ahead.
-      const int ahead = k + kAhead < p.depth_blocks ? tile : tile + clusters;
-      const int at = k + kAhead - (ahead == tile ? 0 : p.depth_blocks);
-      if (ahead < p.tiles && at % p.tiles_n == ahead % p.tiles_n) tma_prefetch(a, at * kDepth, row_of(ahead));
     }
   }
 }
 
-// Every multiplying warp of both blocks says by itself that it has read a stage: a warp's wait covers its own quarter of
+// Every consuming warp of both blocks says by itself that it has read a stage: a warp's wait covers its own quarter of
 // a wgmma.
-constexpr uint32_t kReaders = 2 * 4 * kCluster;
+constexpr uint32_t kReaders = kConsumers / 32 * kCluster;
 
 __device__ __forceinline__ void release(Shared& s, int stage) {
-  const uint32_t lane = threadIdx.x % 32;
+  uint32_t lane;  // read anew: kept, it would cost a register that the accumulators need
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
   if (lane < kCluster) barrier_arrive_at(smem_address(&s.empty[stage]), lane);
 }
 
-// The bias of a warpgroup's tile. While its first products run; the barriers keep the tile before and this one apart.
-template <typename T>
-__device__ __forceinline__ void load_offset(Shared& s, const Params& p, float scale, int group, int column) {
-  const auto* const bias = static_cast<const T*>(p.bias);
-  named_barrier(1 + group, 128);
-  for (int n = threadIdx.x % 128; n < kColumns; n += 128)
-    s.offset[group][n] = column + n < p.N ? to_float(bias[column + n]) * scale : 0.f;
-  named_barrier(1 + group, 128);
-}
-
 // The product of one tile. A stage is handed back to both producers of the cluster once the next stage's wgmmas are in
-// flight.
-template <typename T, typename F>
+// flight. `apart` is arrived at after kApart stages, or never.
+template <typename T>
 __device__ __forceinline__ void multiply(Shared& s, float (&acc)[128], Turn& turn, int depth_blocks, int group,
-                                         F meanwhile) {
+                                         bool& first) {
   for (int k = 0; k < depth_blocks; ++k) {
     barrier_wait(smem_address(&s.full[turn.stage]), turn.parity);
     const uint32_t stage = smem_address(s.stages[turn.stage]);
@@ -81,9 +80,12 @@ __device__ __forceinline__ void multiply(Shared& s, float (&acc)[128], Turn& tur
     for (int step = 0; step < kDepthBytes / 32; ++step)
       wgmma<T>(acc, a + step * kStep, b + step * kStep, k > 0 || step > 0);
     wgmma_commit();
-    if (k == 0) meanwhile();
     wgmma_wait<1>();
     if (k > 0) release(s, turn.before());
+    if (first && group == 0 && (k == kApart - 1 || k == depth_blocks - 1)) {
+      if (threadIdx.x % 32 == 0) barrier_arrive(smem_address(&s.apart));
+      first = false;
+    }
     turn.advance();
   }
   wgmma_wait<0>();
@@ -93,66 +95,28 @@ __device__ __forceinline__ void multiply(Shared& s, float (&acc)[128], Turn& tur
 
 template <typename T, Epilogue kEpilogue, bool kFlag>
 __device__ __forceinline__ void consume(Shared& s, const Params& p) {
-  const int group = threadIdx.x / 128 - 1, clusters = gridDim.x / kCluster;
-  const float scale = kEpilogue == Epilogue::kGradient ? p.scale : kFlag ? p.dropout.scale : 1.f;
+  const int group = threadIdx.x / 128 - 1;
+  const int clusters = gridDim.x / kCluster;
   float acc[128];
   Turn turn;
-  uint32_t parity = 1;  // nothing waits to be taken at first
+  bool first = true;
+  if (group == 1 && static_cast<int>(blockIdx.x) / kCluster < p.tiles) barrier_wait(smem_address(&s.apart), 0);
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
-    multiply<T>(s, acc, turn, p.depth_blocks, group, [&] {
-      if (kEpilogue == Epilogue::kForward) load_offset<T>(s, p, scale, group, tile % p.tiles_n * kColumns);
-    });
-    const auto hand = [&]<int kTurn>() {
-      barrier_wait(smem_address(&s.taken[group]), parity);
-      parity ^= 1;
-      hand_over<T, kEpilogue, kTurn>(s, acc, scale, group);
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) barrier_arrive(smem_address(&s.ready[group]));
+    const auto mask_of = [&] {
+      const int64_t tile_m = tile / p.tiles_n * kCluster + cluster_rank();
+      return p.mask + (tile_m * p.tiles_n + tile % p.tiles_n) * kConsumers + threadIdx.x - 128;
     };
-    hand.template operator()<0>();
-    if constexpr (kTurns<T> > 1) hand.template operator()<1>();
+    if (kEpilogue == Epilogue::kGradient && kFlag)  // on its way during the product; held, it would cost four registers
+      asm volatile("prefetch.global.L1 [%0];" ::"l"(mask_of()));
+    multiply<T>(s, acc, turn, p.depth_blocks, group, first);
+    asm volatile("" : "+r"(tile));  // its places are found anew, for the same reason
+    const int tile_m = tile / p.tiles_n * kCluster + cluster_rank();
+    const int tile_n = tile % p.tiles_n;
+    if constexpr (kEpilogue == Epilogue::kForward)
+      finish_forward<T, kFlag>(s, acc, p, tile_m, tile_n);
+    else
+      finish_gradient<T, kFlag>(s, acc, p, kFlag ? *mask_of() : uint4{}, tile_m, tile_n);
   }
-}
-
-template <typename T, Epilogue kEpilogue, bool kFlag>
-__device__ __forceinline__ void finish(Shared& s, const Params& p) {
-  constexpr bool kForward = kEpilogue == Epilogue::kForward;
-  constexpr int kTileMask = kRows * kColumns / 8;
-  const int clusters = gridDim.x / kCluster, first = threadIdx.x / 32 - 1;
-  const auto step = static_cast<uint64_t>(kForward && kFlag ? *p.dropout.step : 0);
-  const core::Dropout drop{static_cast<uint32_t>(p.dropout.seed),
-                           static_cast<uint32_t>(p.dropout.seed >> 32),
-                           static_cast<uint32_t>(step),
-                           static_cast<uint32_t>(step >> 32),
-                           p.dropout.layer << 24,
-                           p.dropout.threshold,
-                           p.dropout.scale};
-  const auto mask_of = [&](int tile) {
-    const int64_t tile_m = tile / p.tiles_n * kCluster + static_cast<int>(cluster_rank());
-    return p.mask ? p.mask + (tile_m * p.tiles_n + tile % p.tiles_n) * kTileMask : nullptr;
-  };
-  uint32_t parity = 0, bad = 0;
-  for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
-    const int tile_m = tile / p.tiles_n * kCluster + static_cast<int>(cluster_rank());
-    const int column = tile % p.tiles_n * kColumns;
-    if (!kForward && kFlag && first == 0 && tile + clusters < p.tiles)  // the next tile's mask: a line for each lane
-      asm volatile("prefetch.global.L1 [%0];" ::"l"(mask_of(tile + clusters) + threadIdx.x % 32 * 128));
-    uint8_t* mask = mask_of(tile);
-    float sums[kTurns<T>][8] = {};
-#pragma unroll
-    for (int turn = 0; turn < kTurns<T>; ++turn, parity ^= 1)
-#pragma unroll 1
-      for (int group = 0; group < 2; ++group) {
-        barrier_wait(smem_address(&s.ready[group]), parity);
-        uint8_t* const rows = mask ? mask + (group * kTurns<T> + turn) * kGroupRows * kRowMask<T> : nullptr;
-        finish_rows<T, kEpilogue, kFlag>(s.out[group], p, drop, first, tile_m * kRows + group * kGroupRows,
-                                         column + turn * kHanded<T>, rows, sums[turn], bad);
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(smem_address(&s.taken[group]));
-      }
-    if (!kForward && p.column_sums) add_warps<T>(s, p, sums, first, tile_m, column);
-  }
-  if (kHalf<T> && !kForward && !kFlag && p.found_inf && (bad & 0x80008000u)) *p.found_inf = 1.f;  // all write the same
 }
 #endif
 
@@ -169,25 +133,21 @@ __global__ void __launch_bounds__(kThreads, 1)
       barrier_init(smem_address(&s.full[stage]), 1);
       barrier_init(smem_address(&s.empty[stage]), kReaders);
     }
-    for (int group = 0; group < 2; ++group) {
-      barrier_init(smem_address(&s.ready[group]), 4);  // a warpgroup's warps
-      barrier_init(smem_address(&s.taken[group]), kFinishers);
-    }
+    barrier_init(smem_address(&s.apart), 4);  // a warpgroup's warps
     fence_barrier_init();
+    if (kEpilogue == Epilogue::kForward && kFlag) s.step = static_cast<uint64_t>(*p.dropout.step);
   }
   __syncwarp();  // the cluster barriers want whole warps
   cluster_sync();
   if (threadIdx.x < 128) {
-    register_shrink<104>();
+    register_shrink<40>();
     if (threadIdx.x == 0) {
       prefetch_map(&a);
       prefetch_map(&b);
       produce<T>(s, p, &a, &b);
-    } else if (threadIdx.x >= 32) {
-      finish<T, kEpilogue, kFlag>(s, p);
     }
   } else {
-    register_grow<200>();
+    register_grow<232>();
     consume<T, kEpilogue, kFlag>(s, p);
   }
   __syncwarp();
@@ -233,9 +193,9 @@ cudaError_t launch(const void* a, const void* b, Params p, GemmSm90 shape, cudaS
 
 }  // namespace
 
-int64_t sm90_strips(int64_t M) { return ceil_div(M, kCluster * kRows) * kCluster; }
+int64_t sm90_strips(int64_t M) { return ceil_div(M, kCluster * kRows) * kCluster * 2; }
 int64_t sm90_mask_bytes(int64_t M, int64_t N) {
-  return ceil_div(M, kCluster * kRows) * kCluster * ceil_div(N, kColumns) * (kRows * kColumns / 8);
+  return ceil_div(M, kCluster * kRows) * kCluster * ceil_div(N, kColumns) * kConsumers * int64_t{sizeof(uint4)};
 }
 
 // Calls f.template operator()<T>() for the dtype.
@@ -256,7 +216,7 @@ cudaError_t linear_forward_sm90(const void* x, const void* weight, const void* b
   Params p{};
   p.c = y;
   p.bias = bias;
-  p.mask = static_cast<uint8_t*>(mask);
+  p.mask = static_cast<uint4*>(mask);
   p.dropout = dropout;
   return dispatch(shape.dtype, [&]<typename T>() {
     return dropout.threshold > 0 ? launch<T, Epilogue::kForward, true>(x, weight, p, shape, stream)
@@ -269,7 +229,7 @@ cudaError_t linear_dgrad_sm90(const void* dz, const void* weight_t, const void* 
   if (mask && found_inf) return cudaErrorInvalidValue;
   Params p{};
   p.c = dx;
-  p.mask = static_cast<uint8_t*>(const_cast<void*>(mask));
+  p.mask = static_cast<uint4*>(const_cast<void*>(mask));
   p.scale = scale;
   p.column_sums = column_sums;
   p.found_inf = found_inf;

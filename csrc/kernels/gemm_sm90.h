@@ -5,8 +5,8 @@
 // Deterministic: a tile has one owner, sums have one order. Needs compute capability 9.0; other devices get
 // cudaErrorNoKernelImageForDevice.
 //
-// mask: for each element of C whether y > 0 (kept by dropout and positive), one bit, in the order in which a thread
-// comes by it: forward writes what the gradient into the same layer reads, both by the same tiling.
+// mask: for each element of C whether y > 0 (kept by dropout and positive), one bit, in the order in which the owning
+// thread holds it: forward writes what the gradient into the same layer reads, both by the same tiling.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -41,7 +41,7 @@ cudaError_t linear_forward_sm90(const void* x, const void* weight, const void* b
                                 GemmSm90 shape, DropoutArgs dropout, cudaStream_t stream);
 
 // dx [M, N] = (dz [M, K] weight_t [N, K]^T) * (mask ? scale : 0); mask null: the plain product times scale.
-// column_sums [sm90_strips(M), N] f32: per strip of 128 rows, the sums of dx's columns; may be null.
+// column_sums [sm90_strips(M), N] f32: per strip of 64 rows, the sums of dx's columns before rounding; may be null.
 // found_inf (half types): set to 1 where an element of dx is not finite, never to 0; may be null, and must be where
 // mask is not.
 cudaError_t linear_dgrad_sm90(const void* dz, const void* weight_t, const void* mask, float scale, void* dx,

@@ -1,6 +1,5 @@
-// What follows the product in the Hopper layers. The warps that multiply hand their accumulators over through shared
-// memory, rounded to the type of C, and multiply on; three other warps meanwhile take the rows from there: a lane has 16
-// bytes of a row, so that masks, column sums and stores need no exchange between rows. Included by gemm_sm90.cu alone.
+// What follows the product in the Hopper layers: each thread finishes its 128 accumulators, 128 bytes of each row at a
+// time, through a small piece of shared memory from which whole lines go out. Included by gemm_sm90.cu alone.
 #pragma once
 #include <type_traits>
 
@@ -13,22 +12,19 @@ namespace widedeep::kernels::sm90 {
 
 constexpr int kRows = 128, kColumns = 256;  // of a tile of C
 constexpr int kGroupRows = 64;              // of which each of two warpgroups has half
-constexpr int kStages = 3;                  // 3 x 48 KB beside 64 KB of finished rows, of 227 KB
+constexpr int kStages = 4;                  // 4 x 48 KB beside 24 KB for the epilogues, of 227 KB
 constexpr int kCluster = 2;
-constexpr int kFinishers = 3;      // warps; the first of their warpgroup feeds the ring
-constexpr int kThreads = 3 * 128;  // more would leave a thread fewer registers than a wgmma of this size needs
+constexpr int kConsumers = 256, kThreads = 128 + kConsumers;
 constexpr int kDepthBytes = 128;  // of K in a stage: one swizzle row
 constexpr int kAStage = kRows * kDepthBytes, kBStage = kColumns * kDepthBytes;
-constexpr int kRowBytes = 512;  // of a row handed over at a time
 
 struct Shared {
   alignas(1024) uint8_t stages[kStages][kAStage + kBStage];
-  alignas(1024) uint8_t out[2][kGroupRows][kRowBytes];
-  float offset[2][kColumns];  // of each warpgroup: the bias of its tile, times the scale of dropout
-  float sums[kFinishers][kColumns];
-  alignas(8) uint64_t full[kStages], empty[kStages];  // of the ring
-  uint64_t ready[2], taken[2];                        // of `out`
-  uint64_t step;                                      // of the dropout
+  alignas(128) uint8_t staged[2][4][16][128];  // [warpgroup][warp][row]: what goes out of 16 rows at a time
+  float sums[2][4][kColumns];
+  alignas(8) uint64_t full[kStages], empty[kStages];
+  uint64_t apart;  // the first warpgroup is ahead
+  uint64_t step;   // of the dropout
 };
 
 struct Params {
@@ -37,7 +33,7 @@ struct Params {
   int tiles_n, tiles;  // cluster tiles: 256 rows x 256 columns, columns fastest
   void* c;
   const void* bias;
-  uint8_t* mask;
+  uint4* mask;
   float *column_sums, *found_inf;
   DropoutArgs dropout;
   float scale;
@@ -50,9 +46,7 @@ enum class Epilogue { kForward, kGradient };
 template <typename T>
 constexpr bool kHalf = sizeof(T) == 2;
 template <typename T>
-constexpr int kHanded = kRowBytes / static_cast<int>(sizeof(T));  // columns handed over at a time
-template <typename T>
-constexpr int kTurns = kColumns / kHanded<T>;
+constexpr int kPassColumns = kDepthBytes / static_cast<int>(sizeof(T));
 
 // Bits 15 and 31: whether the halves of a pair are infinite or NaN.
 template <typename T>
@@ -66,192 +60,208 @@ __device__ __forceinline__ uint32_t kept(uint32_t random, uint32_t threshold) {
   return spread_signs((random >> 1 & 0x7FFF7FFFu) + (0x8000u - threshold / 2) * 0x00010001u);
 }
 
-// Where a 16-byte chunk of a row lies in `out`: no bank conflicts, neither for fragments nor for whole rows.
+// The two neighbours of a row that are finished together: columns 8 j + 2 quad, + 1 of the tile.
 template <typename T>
-__device__ __forceinline__ uint32_t chunk_at(uint32_t row, uint32_t chunk) {
+struct Pair {
+  float v[2];
+};
+
+// Where a 16-byte chunk of a staged row lies: no bank conflicts, neither for pairs nor for whole rows.
+template <typename T>
+__device__ __forceinline__ int chunk_at(int row, int chunk) {
   return (chunk ^ (kHalf<T> ? row & 7 : row << 1 & 6)) * 16;
 }
 
-// ---- the multiplying side ----
-
-// Hands over columns turn * kHanded .. of a warp's 16 rows: acc times scale, in the forward pass with its offset and
-// relu (NaN stays).
-template <typename T, Epilogue kEpilogue, int kTurn>
-__device__ __forceinline__ void hand_over(Shared& s, const float (&acc)[128], float scale, uint32_t group) {
-  const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, quad = lane % 4;
-  const float* const offset = s.offset[group] + quad * 2;
-  const auto value = [&](int j, int i, int e, const Pack<float, 2>& shift) {
-    const float v = acc[j * 4 + i * 2 + e];
-    return kEpilogue == Epilogue::kForward ? fmaf(v, scale, shift.v[e]) : v * scale;
-  };
-  const auto shift_of = [&](int j) {
-    return kEpilogue == Epilogue::kForward ? *reinterpret_cast<const Pack<float, 2>*>(offset + j * 8)
-                                           : Pack<float, 2>{};
-  };
-  if constexpr (kHalf<T>) {
-    const uint32_t row = warp * 16 + (lane / 8 & 1) * 8 + lane % 8;
-    const uint32_t target = smem_address(s.out[group][row]), chunk = (lane / 16 ^ lane % 8) * 16;
-#pragma unroll
-    for (int t = 0; t < kColumns / 16; ++t) {
-      uint32_t pairs[4];
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const int j = t * 2 + n / 2, i = n % 2;
-        const Pack<float, 2> shift = shift_of(j);
-        const float lower = value(j, i, 0, shift), upper = value(j, i, 1, shift);
-        pairs[n] = kEpilogue == Epilogue::kForward ? pack_relu<T>(lower, upper) : pack<T>(lower, upper);
-      }
-      store_matrices(target + (t * 32 ^ chunk), pairs[0], pairs[1], pairs[2], pairs[3]);
-    }
-  } else {
-#pragma unroll
-    for (int n = 0; n < kHanded<T> / 8; ++n) {
-      const int j = kTurn * (kHanded<T> / 8) + n;
-      const Pack<float, 2> shift = shift_of(j);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t row = warp * 16 + lane / 4 + 8 * i;
-        Pack<float, 2> pair;
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float v = value(j, i, e, shift);
-          pair.v[e] = kEpilogue == Epilogue::kForward && v <= 0.f ? 0.f : v;
-        }
-        uint8_t* const at = s.out[group][row] + chunk_at<T>(row, n * 2 + quad / 2) + quad % 2 * 8;
-        *reinterpret_cast<Pack<float, 2>*>(at) = pair;
-      }
-    }
-  }
-}
-
-// ---- the finishing side ----
-
-// The random words of a lane's pairs in a row: the four lanes of a quad make one Philox call each for their 32 columns
-// and exchange the words, or, with half as many columns a lane, each makes the two calls that it needs.
+// Stages the pair of columns 8 n + 2 quad, + 1 of the pass.
 template <typename T>
-__device__ __forceinline__ void random_words(const core::Dropout& drop, uint32_t row, uint32_t column, uint32_t lane,
-                                             uint32_t (&word)[4]) {
-  if constexpr (kHalf<T>) {
-    const core::Philox4 own = core::dropout_bits(drop, row, column / 8 + lane);
-    const bool odd = lane & 1, high = lane & 2;
-    const uint32_t* const w = own.word;
-    const uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
-    const uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
-    const uint32_t x[4] = {odd ? a : w[0], odd ? w[1] : a, odd ? b : w[2], odd ? w[3] : b};
-    const uint32_t c = __shfl_xor_sync(0xffffffffu, high ? x[0] : x[2], 2);
-    const uint32_t d = __shfl_xor_sync(0xffffffffu, high ? x[1] : x[3], 2);
-    word[0] = high ? c : x[0], word[1] = high ? d : x[1];
-    word[2] = high ? x[2] : c, word[3] = high ? x[3] : d;
-  } else {
+__device__ __forceinline__ void stage(uint8_t (*staged)[128], int row, int n, uint32_t quad, uint32_t lower,
+                                      uint32_t upper) {
+  if constexpr (kHalf<T>)
+    *reinterpret_cast<uint32_t*>(staged[row] + chunk_at<T>(row, n) + quad * 4) = lower;
+  else
+    *reinterpret_cast<Pack<uint32_t, 2>*>(staged[row] + chunk_at<T>(row, n * 2 + quad / 2) +
+                                          quad % 2 * 8) = {{lower, upper}};
+}
+
+// The 16 rows that a warp has staged go out in lines of 128 bytes.
+template <typename T>
+__device__ __forceinline__ void store_rows(const uint8_t (*staged)[128], const Params& p, int row, int column) {
+  const int lane = threadIdx.x % 32, at = column + lane % 8 * (16 / static_cast<int>(sizeof(T)));
+  const int rows = at < p.N ? p.M - row : 0;
+  T* to = static_cast<T*>(p.c) + int64_t{row + lane / 8} * p.N + at;
+  __syncwarp();
 #pragma unroll
-    for (uint32_t j = 0; j < 2; ++j) {
-      const core::Philox4 call = core::dropout_bits(drop, row, (column / 32 + lane / 8) * 4 + lane % 2 * 2 + j);
-      const uint32_t* const w = call.word;
-      const uint32_t slot = lane / 2 % 4;
-      word[j] = slot < 2 ? (slot == 0 ? w[0] : w[1]) : (slot == 2 ? w[2] : w[3]);
-    }
+  for (int pass = 0; pass < 4; ++pass, to += int64_t{4} * p.N) {
+    const int local = pass * 4 + lane / 8;
+    const uint4 values = *reinterpret_cast<const uint4*>(staged[local] + chunk_at<T>(local, lane % 8));
+    store_if(to, values, local < rows);
+  }
+  __syncwarp();
+}
+
+template <typename T>
+__device__ __forceinline__ Pair<T> load_pair(const T* from, bool valid) {
+  if constexpr (kHalf<T>) {
+    const uint32_t word = load_or_zero(from, valid);
+    const auto pair = reinterpret_cast<const Pack<T, 2>&>(word);
+    return {{to_float(pair.v[0]), to_float(pair.v[1])}};
+  } else {
+    return {{__uint_as_float(load_or_zero(from, valid)), __uint_as_float(load_or_zero(from + 1, valid))}};
   }
 }
 
-// Bits of the values of `v` that are positive, of which none is negative: pairs of halves, bit j and 4 + j for pair j;
-// or floats, bit n. Zeroes what `word` drops.
+// relu of a pair, and zero where `keep` has no bits; a bit for each that is then positive joins `bits` at j and 16 + j.
+template <typename T>
+__device__ __forceinline__ void finish_pair(uint8_t (*staged)[128], int row, int n, uint32_t quad, float (&y)[2],
+                                            uint32_t keep, int j, uint32_t& bits) {
+  if constexpr (kHalf<T>) {
+    const uint32_t stored = pack_relu<T>(y[0], y[1]) & keep & 0x7FFF7FFFu;  // -0 becomes 0
+    bits |= (stored + 0x7FFF7FFFu) >> (15 - j) & 0x00010001u << j;
+    stage<T>(staged, row, n, quad, stored, 0);
+  } else {
+    const uint32_t lower = y[0] <= 0.f ? 0 : __float_as_uint(y[0]) & (keep << 16 | (keep & 0xFFFFu));
+    const uint32_t upper = y[1] <= 0.f ? 0 : __float_as_uint(y[1]) & (keep >> 16 | (keep & 0xFFFF0000u));
+    bits |= static_cast<uint32_t>(lower != 0) << j | static_cast<uint32_t>(upper != 0) << (16 + j);
+    stage<T>(staged, row, n, quad, lower, upper);
+  }
+}
+
 template <typename T, bool kDrop>
-__device__ __forceinline__ uint32_t drop_some(uint32_t (&v)[4], const uint32_t (&word)[4], uint32_t threshold) {
-  uint32_t bits = 0;
-  if constexpr (kHalf<T>) {
+__device__ __forceinline__ void finish_forward(Shared& s, float (&acc)[128], const Params& p, int tile_m, int tile_n) {
+  // Built anew for each tile: kept across the product it would cost registers that the accumulators need.
+  const uint64_t step = kDrop ? s.step : 0;
+  const core::Dropout drop{static_cast<uint32_t>(p.dropout.seed),
+                           static_cast<uint32_t>(p.dropout.seed >> 32),
+                           static_cast<uint32_t>(step),
+                           static_cast<uint32_t>(step >> 32),
+                           p.dropout.layer << 24,
+                           p.dropout.threshold,
+                           p.dropout.scale};
+  const float scale = kDrop ? drop.scale : 1.f;
+  uint32_t consumer = threadIdx.x - 128;
+  asm volatile("" : "+r"(consumer));  // what follows from it is found anew as well
+  const uint32_t group = consumer / 128, warp = consumer / 32 % 4, lane = consumer % 32;
+  const uint32_t quad = lane % 4, row_in_warp = lane / 4;
+  const int row = tile_m * kRows + group * kGroupRows + warp * 16, column = tile_n * kColumns;
+  const uint32_t counter = p.dropout.first_row + static_cast<uint32_t>(row) + row_in_warp;
+  const T* const bias = static_cast<const T*>(p.bias) + column + quad * 2;
+  uint8_t (*const staged)[128] = s.staged[group][warp];
+  uint32_t bits[4] = {0, 0, 0, 0};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      v[j] &= kDrop ? kept(word[j], threshold) & 0x7FFF7FFFu : 0x7FFF7FFFu;  // -0 becomes 0
-      bits |= (v[j] + 0x7FFF7FFFu) >> (15 - j) & 0x00010001u << j;
-    }
-    return (bits | bits >> 12) & 0xFF;
-  } else {
+  for (int block = 0; block < kColumns / 32; ++block) {  // one Philox call serves a thread's columns of it in a row
+    if (column + block * 32 >= p.N) break;
+    Pair<T> offset[4];
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const uint32_t keep = kDrop ? kept(word[n / 2], threshold) : 0xFFFFFFFFu;
-      v[n] &= n % 2 == 0 ? keep << 16 | (keep & 0xFFFFu) : keep >> 16 | (keep & 0xFFFF0000u);
-      bits |= static_cast<uint32_t>(v[n] != 0) << n;
+    for (int slot = 0; slot < 4; ++slot) {
+      const int at = block * 32 + slot * 8;
+      offset[slot] = load_pair(bias + at, column + at < p.N);
+      offset[slot].v[0] *= scale, offset[slot].v[1] *= scale;
     }
-    return bits;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      core::Philox4 random{};
+      if (kDrop) random = core::dropout_bits(drop, counter + 8 * i, (column / 32 + block) * 4 + quad);
+#pragma unroll
+      for (int slot = 0; slot < 4; ++slot) {
+        const int j = block * 4 + slot, n = j % (kPassColumns<T> / 8);
+        float y[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) y[e] = fmaf(acc[j * 4 + i * 2 + e], scale, offset[slot].v[e]);
+        const uint32_t keep = kDrop ? kept(random.word[slot], drop.threshold) : 0xFFFFFFFFu;
+        finish_pair<T>(staged, row_in_warp + 8 * i, n, quad, y, keep, j % 16, bits[i * 2 + j / 16]);
+      }
+    }
+    constexpr int kBlocks = kPassColumns<T> / 32;
+    if (block % kBlocks == kBlocks - 1 || column + (block + 1) * 32 >= p.N)
+      store_rows<T>(staged, p, row, column + block / kBlocks * kPassColumns<T>);
   }
+  if (p.mask)
+    p.mask[(int64_t{tile_m} * p.tiles_n + tile_n) * kConsumers + consumer] = {bits[0], bits[1], bits[2], bits[3]};
 }
 
-// Zeroes the values whose bit is 0, adds the others up, and says in `bad` whether halves are not finite.
+// kValues values a thread, summed over the eight lanes that hold other rows of the same columns. Each exchange halves
+// what a lane keeps; afterwards slot i of a lane is value first_sum(lane) + i, of kValues / 8.
+template <int kValues, int kLane = 16>
+__device__ __forceinline__ void sum_over_rows(float* v) {
+  constexpr int kKept = kValues / 2;
+  const bool upper = threadIdx.x & kLane;
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) {
+    const float kept = upper ? v[i + kKept] : v[i], sent = upper ? v[i] : v[i + kKept];
+    v[i] = kept + __shfl_xor_sync(0xffffffffu, sent, kLane);
+  }
+  if constexpr (kLane > 4) sum_over_rows<kKept, kLane / 2>(v);
+}
+
+template <int kValues>
+__device__ __forceinline__ uint32_t first_sum(uint32_t lane) {
+  return ((lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1)) * (kValues / 8);
+}
+
+// One pass of the gradient: kPassColumns columns of a warp's 16 rows, masked, scaled, summed over the rows and staged.
+template <typename T, bool kMasked, int kPass>
+__device__ __forceinline__ void finish_pass(Shared& s, float (&acc)[128], const Params& p, const uint32_t (&bits)[4],
+                                            uint32_t& bad, uint32_t group, uint32_t warp, uint32_t lane) {
+  constexpr int kPairs = kPassColumns<T> / 8;
+  const uint32_t quad = lane % 4, row_in_warp = lane / 4;
+  float sums[kPairs * 2];
+#pragma unroll
+  for (int n = 0; n < kPairs; ++n) {
+    const int j = kPass * kPairs + n;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float v[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        v[e] = acc[j * 4 + i * 2 + e] * p.scale;
+        if (kMasked && !(bits[i * 2 + j / 16] & 1u << (e * 16 + j % 16))) v[e] = 0.f;
+        sums[n * 2 + e] = i == 0 ? v[e] : sums[n * 2 + e] + v[e];
+      }
+      uint32_t lower = __float_as_uint(v[0]);
+      if constexpr (kHalf<T>) {
+        lower = pack<T>(v[0], v[1]);
+        if (!kMasked) bad |= not_finite<T>(lower);
+      }
+      stage<T>(s.staged[group][warp], row_in_warp + 8 * i, n, quad, lower, __float_as_uint(v[1]));
+    }
+  }
+  if (!p.column_sums) return;
+  sum_over_rows<kPairs * 2>(sums);
+  const uint32_t first = first_sum<kPairs * 2>(lane);
+#pragma unroll
+  for (int i = 0; i < kPairs / 4; ++i)
+    s.sums[group][warp][kPass * kPassColumns<T> + (first + i) / 2 * 8 + quad * 2 + (first + i) % 2] = sums[i];
+}
+
+template <typename T, bool kMasked, int kPass = 0>
+__device__ __forceinline__ void finish_passes(Shared& s, float (&acc)[128], const Params& p, const uint32_t (&bits)[4],
+                                              uint32_t& bad, int row, int column, uint32_t group, uint32_t warp,
+                                              uint32_t lane) {
+  if (column + kPass * kPassColumns<T> >= p.N) return;
+  finish_pass<T, kMasked, kPass>(s, acc, p, bits, bad, group, warp, lane);
+  store_rows<T>(s.staged[group][warp], p, row, column + kPass * kPassColumns<T>);
+  if constexpr ((kPass + 1) * kPassColumns<T> < kColumns)
+    finish_passes<T, kMasked, kPass + 1>(s, acc, p, bits, bad, row, column, group, warp, lane);
+}
+
 template <typename T, bool kMasked>
-__device__ __forceinline__ void mask_some(uint32_t (&v)[4], uint32_t bits, float (&sums)[8], uint32_t& bad) {
-  const uint32_t spread = bits | bits << 12;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    if constexpr (kHalf<T>) {
-      if (kMasked) v[j] &= (spread >> j & 0x00010001u) * 0xFFFFu;
-      if (!kMasked) bad |= not_finite<T>(v[j]);
-      const auto pair = reinterpret_cast<const Pack<T, 2>&>(v[j]);
-      sums[j * 2] += to_float(pair.v[0]), sums[j * 2 + 1] += to_float(pair.v[1]);
-    } else {
-      if (kMasked && !(bits >> j & 1)) v[j] = 0;
-      sums[j] += __uint_as_float(v[j]);
-    }
-  }
-}
-
-// Bytes of the mask for a row that is handed over: lane l of a half type has byte l, of floats half of byte l / 2.
-template <typename T>
-constexpr int kRowMask = kHanded<T> / 8;
-
-template <typename T>
-__device__ __forceinline__ void store_mask(uint8_t* mask, uint32_t bits, uint32_t lane) {
-  if constexpr (!kHalf<T>) {
-    bits |= __shfl_down_sync(0xffffffffu, bits, 1) << 4;
-    if (lane % 2 == 0) mask[lane / 2] = static_cast<uint8_t>(bits);
-  } else {
-    mask[lane] = static_cast<uint8_t>(bits);
-  }
-}
-
-template <typename T>
-__device__ __forceinline__ uint32_t load_mask(const uint8_t* mask, uint32_t lane) {
-  return kHalf<T> ? mask[lane] : mask[lane / 2] >> lane % 2 * 4;
-}
-
-// Every third of the rows that a warpgroup has handed over, from `first` on: `row` and `column` are the first of C.
-template <typename T, Epilogue kEpilogue, bool kFlag>
-__device__ __forceinline__ void finish_rows(const uint8_t (*out)[kRowBytes], const Params& p, const core::Dropout& drop,
-                                            int first, int row, int column, uint8_t* mask, float (&sums)[8],
-                                            uint32_t& bad) {
-  const uint32_t lane = threadIdx.x % 32;
-  constexpr int kLane = 16 / static_cast<int>(sizeof(T));  // columns of a lane
-  const int at = column + static_cast<int>(lane) * kLane;
-  T* to = static_cast<T*>(p.c) + int64_t{row + first} * p.N + at;
-#pragma unroll 4
-  for (int r = first; r < kGroupRows; r += kFinishers, to += int64_t{kFinishers} * p.N) {
-    const uint4 loaded = *reinterpret_cast<const uint4*>(out[r] + chunk_at<T>(r, lane));
-    uint32_t v[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
-    if constexpr (kEpilogue == Epilogue::kForward) {
-      uint32_t word[4] = {};
-      if (kFlag) random_words<T>(drop, p.dropout.first_row + static_cast<uint32_t>(row + r), column, lane, word);
-      const uint32_t positive = drop_some<T, kFlag>(v, word, drop.threshold);
-      if (mask) store_mask<T>(mask + r * kRowMask<T>, positive, lane);
-    } else {
-      mask_some<T, kFlag>(v, kFlag ? load_mask<T>(mask + r * kRowMask<T>, lane) : 0, sums, bad);
-    }
-    store_if(to, make_uint4(v[0], v[1], v[2], v[3]), at < p.N && row + r < p.M);
-  }
-}
-
-// Column sums of a tile: those of the warps in order, into a strip of the launch's sums.
-template <typename T>
-__device__ __forceinline__ void add_warps(Shared& s, const Params& p, const float (&sums)[kTurns<T>][8], int first,
-                                          int tile_m, int column) {
-  const uint32_t lane = threadIdx.x % 32;
-  constexpr int kLane = 16 / static_cast<int>(sizeof(T)), kTogether = kFinishers * 32;
-#pragma unroll
-  for (int turn = 0; turn < kTurns<T>; ++turn)
-#pragma unroll
-    for (int n = 0; n < kLane; ++n) s.sums[first][turn * kHanded<T> + lane * kLane + n] = sums[turn][n];
-  named_barrier(3, kTogether);
-  for (int n = first * 32 + static_cast<int>(lane); n < kColumns && column + n < p.N; n += kTogether)
-    p.column_sums[int64_t{tile_m} * p.N + column + n] = (s.sums[0][n] + s.sums[1][n]) + s.sums[2][n];
-  named_barrier(3, kTogether);  // the sums are read before the next tile writes its own
+__device__ __forceinline__ void finish_gradient(Shared& s, float (&acc)[128], const Params& p, uint4 mask, int tile_m,
+                                                int tile_n) {
+  uint32_t consumer = threadIdx.x - 128;
+  asm volatile("" : "+r"(consumer));
+  const uint32_t group = consumer / 128, warp = consumer / 32 % 4, lane = consumer % 32;
+  const int row = tile_m * kRows + group * kGroupRows + warp * 16, column = tile_n * kColumns;
+  const uint32_t bits[4] = {mask.x, mask.y, mask.z, mask.w};
+  uint32_t bad = 0;
+  finish_passes<T, kMasked>(s, acc, p, bits, bad, row, column, group, warp, lane);
+  if (kHalf<T> && !kMasked && p.found_inf && (bad & 0x80008000u)) *p.found_inf = 1.f;  // all write the same
+  if (!p.column_sums) return;
+  named_barrier(1 + group, 128);
+  const float (*const part)[kColumns] = s.sums[group];
+  float* const to = p.column_sums + (int64_t{tile_m} * 2 + group) * p.N + column;
+  for (int n = static_cast<int>(consumer % 128); n < kColumns && column + n < p.N; n += 128)
+    to[n] = (part[0][n] + part[1][n]) + (part[2][n] + part[3][n]);
+  named_barrier(1 + group, 128);  // the sums are read before the next tile writes its own
 }
 
 #endif

@@ -57,6 +57,13 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     if (clock_seconds() - since > 4) __trap();
 }
 
+__device__ __forceinline__ void pause(uint32_t cycles) {
+  uint32_t start, now;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(start));
+  do asm volatile("mov.u32 %0, %%clock;" : "=r"(now));
+  while (now - start < cycles);
+}
+
 __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -85,14 +92,8 @@ __device__ __forceinline__ void tma_load(uint32_t target, const CUtensorMap* map
       : "memory");
 }
 
-// Brings the box into the second-level cache.
-__device__ __forceinline__ void tma_prefetch(const CUtensorMap* map, int32_t k, int32_t row) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(reinterpret_cast<uint64_t>(map)),
-               "r"(k), "r"(row)
-               : "memory");
-}
-
-// The same as tma_load into every block of the cluster whose bit is set, at the same offsets, each signalling its own barrier.
+// The same as tma_load into every block of the cluster whose bit is set, at the same offsets, each signalling its own
+// barrier.
 __device__ __forceinline__ void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row,
                                                    uint32_t barrier, uint16_t blocks) {
   asm volatile(
@@ -137,12 +138,14 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[128]) {
   for (int i = 0; i < 128; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Four 8 x 8 matrices of halves from a warp's fragments, two halves a register; lane l names the row l % 8 of matrix
-// l / 8 in shared memory.
-__device__ __forceinline__ void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(a), "r"(b), "r"(c),
-               "r"(d)
-               : "memory");
+// Four read-only bytes, or zeros. Volatile, so that the loads of a whole tile are not pulled ahead into registers that
+// the accumulators need.
+__device__ __forceinline__ uint32_t load_or_zero(const void* from, bool valid) {
+  uint32_t value;
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\nmov.b32 %0, 0;\n@p ld.global.nc.b32 %0, [%1];\n}\n"
+               : "=r"(value)
+               : "l"(from), "r"(static_cast<int>(valid)));
+  return value;
 }
 
 // A predicated store: no branch, so that what is stored is loaded well before.
@@ -198,25 +201,28 @@ __device__ __forceinline__ uint32_t spread_signs(uint32_t pair) {
 template <typename T>
 __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b, int accumulate);
 
-#define WD_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define WD_D64(i) WD_D8(i), WD_D8(i + 8), WD_D8(i + 16), WD_D8(i + 24), WD_D8(i + 32), WD_D8(i + 40), WD_D8(i + 48), WD_D8(i + 56)
-#define WD_WGMMA(type, name, transposes) \
-template <> \
-__device__ __forceinline__ void wgmma<type>(float (&d)[128], uint64_t a, uint64_t b, int accumulate) { \
-  asm volatile( \
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\nwgmma.mma_async.sync.aligned.m64n256" name " {" \
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127 " \
-      "}, %128, %129, p, 1, 1" transposes ";\n}\n" \
-      : WD_D64(0), WD_D64(64) \
-      : "l"(a), "l"(b), "r"(accumulate)); \
-}
+#define WD_D8(i)                                                                                              \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
+#define WD_D64(i) \
+  WD_D8(i), WD_D8(i + 8), WD_D8(i + 16), WD_D8(i + 24), WD_D8(i + 32), WD_D8(i + 40), WD_D8(i + 48), WD_D8(i + 56)
+#define WD_WGMMA(type, name, transposes)                                                                           \
+  template <>                                                                                                      \
+  __device__ __forceinline__ void wgmma<type>(float (&d)[128], uint64_t a, uint64_t b, int accumulate) {           \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\nwgmma.mma_async.sync.aligned.m64n256" name            \
+                 " {"                                                                                              \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                          \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                \
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                \
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "                \
+                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                \
+                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                \
+                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "    \
+                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127 " \
+                 "}, %128, %129, p, 1, 1" transposes ";\n}\n"                                                      \
+                 : WD_D64(0), WD_D64(64)                                                                           \
+                 : "l"(a), "l"(b), "r"(accumulate));                                                               \
+  }
 
 WD_WGMMA(__half, "k16.f32.f16.f16", ", 0, 0")
 WD_WGMMA(__nv_bfloat16, "k16.f32.bf16.bf16", ", 0, 0")

@@ -231,7 +231,7 @@ inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t 
   }
 }
 
-inline void tma_prefetch(const CUtensorMap*, int32_t, int32_t) {}
+inline void pause(uint32_t) {}
 
 inline void tma_load(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier) {
   tma_load_multicast(target, map, k, row, barrier, static_cast<uint16_t>(1 << cluster_rank()));
@@ -257,14 +257,10 @@ inline void named_barrier(int id, int threads) {
 constexpr uint64_t kStep = 32 >> 4;
 #include "operand.inc"  // descriptors are made by the function of csrc/kernels/sm90.cuh itself
 
-inline void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  const int lane = emulator::lane();
-  const uint32_t pairs[4] = {a, b, c, d};
-  for (int matrix = 0; matrix < 4; ++matrix) {
-    const uint32_t address = __shfl_sync(0xffffffffu, row, matrix * 8 + lane / 4);
-    if (address % 16 != 0) emulator::fail("a row of a matrix must be aligned to 16 bytes");
-    __builtin_memcpy(emulated::at(*emulator::current->block, address + lane % 4 * 4, 4), &pairs[matrix], 4);
-  }
+inline uint32_t load_or_zero(const void* from, bool valid) {
+  uint32_t value = 0;
+  if (valid) __builtin_memcpy(&value, __builtin_assume_aligned(from, 4), 4);
+  return value;
 }
 
 inline void store_if(void* to, uint4 v, bool wanted) {
