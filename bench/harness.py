@@ -29,7 +29,7 @@ from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.model import WideDeep
 from widedeep.shards import ShardSet
-from widedeep.step import PRECISIONS
+from widedeep.step import GEMMS, PRECISIONS
 
 WARMUP_STEPS = 3  # compilation, capture, allocation
 EPOCH_STEPS = 8  # batches in the shard set; they are repeated
@@ -50,9 +50,7 @@ def options(what: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each pair")
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {','.join(peers.PEERS)}")
     parser.add_argument("--step", choices=("fused", "reference"), default="fused", help="which of our steps")
-    parser.add_argument(
-        "--gemm", choices=("auto", "cublaslt", "sm90"), default="auto", help="our products of hidden layers on a GPU"
-    )
+    parser.add_argument("--gemm", choices=GEMMS, default="auto", help="our products of hidden layers on a GPU")
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024] * 5)
     parser.add_argument("--fspec_file", type=Path, help="feature spec (default: the seed's Outbrain model)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

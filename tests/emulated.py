@@ -319,14 +319,15 @@ def gather_batch_out(rows, order, start, *, out):
     call("gather_batch", *rows, counts, [*order] or None, start, *out)
 
 
-def linear_sm90_out(x, weight, bias, p, seed, step, layer, first_row, *, y, mask):
+def linear_sm90_out(x, weight, bias, p, seed, step, layer, first_row, *, y, mask, relay=False):
     sizes = (len(x), len(weight), x.shape[1])
-    call("linear_forward_sm90", x, weight, bias, y, mask, *sizes, x.dtype, float(p), seed, step, layer, first_row)
+    dropout = (float(p), seed, step, layer, first_row)
+    call("linear_forward_sm90", x, weight, bias, y, mask, *sizes, x.dtype, *dropout, int(relay))
 
 
-def linear_sm90_dgrad_out(dz, weight_t, mask, scale, *, dx, dbias, found_inf=None):
+def linear_sm90_dgrad_out(dz, weight_t, mask, scale, *, dx, dbias, found_inf=None, relay=False):
     sizes = (len(dz), len(weight_t), dz.shape[1])
-    call("linear_dgrad_sm90", dz, weight_t, mask, float(scale), dx, dbias, found_inf, *sizes, dz.dtype)
+    call("linear_dgrad_sm90", dz, weight_t, mask, float(scale), dx, dbias, found_inf, *sizes, dz.dtype, int(relay))
 
 
 def mask_bytes(M: int, N: int) -> int:

@@ -13,7 +13,7 @@ from widedeep import ops, reference
 from widedeep.errors import RunError
 from widedeep.ops import linear_sm90
 from widedeep.step import StepConfig
-from widedeep.steps import cuda, layers
+from widedeep.steps import cuda, layers, trial
 from widedeep.testing import assert_close, normal, poisoned
 
 pytestmark = pytest.mark.skipif(
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+KINDS = pytest.mark.parametrize("relay", [False, True], ids=["own", "relay"])
 # (M, N, K, dtype): one and many tiles, ragged in every direction, fewer and more stages than the ring has
 SHAPES = [
     (1, 8, 8, BF16),
@@ -47,9 +48,10 @@ def layer(M, N, K, dtype):
 
 @pytest.mark.parametrize(("M", "N", "K", "dtype"), SHAPES)
 @pytest.mark.parametrize(("p", "seed"), [(0.0, 1), (0.1, 2)])
-def test_forward_and_gradient(M, N, K, dtype, p, seed):
+@KINDS
+def test_forward_and_gradient(M, N, K, dtype, p, seed, relay):
     emulated.reseed(seed)
-    forward_and_gradient(M, N, K, dtype, p)
+    forward_and_gradient(M, N, K, dtype, p, relay)
 
 
 @pytest.mark.parametrize("multiprocessors", [2, 5])
@@ -58,60 +60,64 @@ def test_forward_and_gradient(M, N, K, dtype, p, seed):
     ("M", "N", "K", "dtype"),
     [(700, 520, 200, BF16), (1300, 264, 8, BF16), (520, 136, 400, BF16), (700, 264, 648, F16), (520, 264, 300, F32)],
 )
-def test_persistent_blocks(multiprocessors, seed, M, N, K, dtype):
+@KINDS
+def test_persistent_blocks(multiprocessors, seed, M, N, K, dtype, relay):
     """One or two clusters take all tiles: the ring goes on from tile to tile, and the warpgroups drift apart."""
     emulated.reseed(seed, multiprocessors)
-    forward_and_gradient(M, N, K, dtype, 0.1)
+    forward_and_gradient(M, N, K, dtype, 0.1, relay)
 
 
-def forward_and_gradient(M, N, K, dtype, p):
+def forward_and_gradient(M, N, K, dtype, p, relay):
     x, weight = layer(M, N, K, dtype)
     bias = normal(N, dtype=dtype, key="bias")
     y = poisoned(M, N, dtype=dtype)
     mask = torch.full((emulated.mask_bytes(M, N),), 0xFF, dtype=torch.uint8)
     dropout = (p, -3, torch.tensor(2**32 + 7), 2, 2**32 - 50)
-    emulated.linear_sm90_out(x, weight, bias, *dropout, y=y, mask=mask)
+    emulated.linear_sm90_out(x, weight, bias, *dropout, y=y, mask=mask, relay=relay)
     close(y, reference.linear_relu_dropout(x.double(), weight.double(), bias.double(), *dropout))
 
     # The gradient into this layer's output reads the mask that the forward pass wrote.
     dz, weight_t = layer(M, N, K, dtype)
     dx, dbias = poisoned(M, N, dtype=dtype), poisoned(N)
     scale = reference.dropout_scale(p)
-    emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, dx=dx, dbias=dbias)
+    emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, dx=dx, dbias=dbias, relay=relay)
     want = torch.where(y > 0, dz.double() @ weight_t.double().T * scale, 0)
     close(dx, want)
     close(dbias, want.sum(0), scale=5)
 
 
 @pytest.mark.parametrize(("M", "N", "K", "dtype"), [(300, 136, 72, BF16), (1, 256, 8, F16), (300, 136, 40, F32)])
-def test_gradient_without_mask(M, N, K, dtype):
+@KINDS
+def test_gradient_without_mask(M, N, K, dtype, relay):
     dz, weight_t = layer(M, N, K, dtype)
     dx = poisoned(M, N, dtype=dtype)
-    emulated.linear_sm90_dgrad_out(dz, weight_t, None, 1.0, dx=dx, dbias=None)
+    emulated.linear_sm90_dgrad_out(dz, weight_t, None, 1.0, dx=dx, dbias=None, relay=relay)
     close(dx, dz.double() @ weight_t.double().T)
 
 
 @pytest.mark.parametrize(("dtype", "large"), [(F16, 60000.0), (BF16, 3e38)])
 @pytest.mark.parametrize("at", [None, (0, 0), (299, 135), (130, 77)])
-def test_gradient_that_is_not_finite(dtype, large, at):
+@KINDS
+def test_gradient_that_is_not_finite(dtype, large, at, relay):
     """found_inf says so, also where only the rounding to a half type overflows, and is never taken back."""
     dz, weight_t = torch.zeros(300, 8, dtype=dtype), torch.zeros(136, 8, dtype=dtype)
     if at:
         dz[at[0]], weight_t[at[1]] = large, 0.5
     dx, found = poisoned(300, 136, dtype=dtype), torch.zeros(1)
-    emulated.linear_sm90_dgrad_out(dz, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found)
+    emulated.linear_sm90_dgrad_out(dz, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found, relay=relay)
     assert found.item() == (1.0 if at else 0.0) == (not dx.isfinite().all())
-    emulated.linear_sm90_dgrad_out(dz * 0, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found)
+    emulated.linear_sm90_dgrad_out(dz * 0, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found, relay=relay)
     assert found.item() == (1.0 if at else 0.0)
 
 
-def test_dropout_drops_what_the_cpu_drops():
+@KINDS
+def test_dropout_drops_what_the_cpu_drops(relay):
     """All products positive: zeros are the dropped elements, bit for bit those of the definition."""
     M, N, K = 300, 200, 8
     ones = torch.ones(M, K, dtype=BF16), torch.ones(N, K, dtype=BF16), torch.ones(N, dtype=BF16)
     dropout = (0.4, 12345, torch.tensor(77), 4, 1000)
     y, want = poisoned(M, N, dtype=BF16), poisoned(M, N, dtype=BF16)
-    emulated.linear_sm90_out(*ones, *dropout, y=y, mask=None)
+    emulated.linear_sm90_out(*ones, *dropout, y=y, mask=None, relay=relay)
     ops.linear_relu_dropout_out(*ones, *dropout, y=want)
     assert torch.equal(y > 0, want > 0)
     assert torch.equal(y > 0, reference.dropout_mask(M, N, *dropout[:2], int(dropout[2]), *dropout[3:]))
@@ -132,18 +138,19 @@ def on_emulator(monkeypatch):
     """The Hopper ops run on the emulator; a list of the calls in the test's hands may spoil what they give back."""
     spoil = {}
 
-    def forward(*args, y, mask):
-        emulated.linear_sm90_out(*args, y=y, mask=mask)
+    def forward(*args, y, mask, relay=False):
+        emulated.linear_sm90_out(*args, y=y, mask=mask, relay=relay)
         spoil.get("forward", lambda y: None)(y)
 
-    def dgrad(dz, weight_t, mask, p, *, dx, dbias, found_inf=None):
+    def dgrad(dz, weight_t, mask, p, *, dx, dbias, found_inf=None, relay=False):
         scale = 1.0 if mask is None else reference.dropout_scale(p)
-        emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, dx=dx, dbias=dbias, found_inf=found_inf)
+        outputs = {"dx": dx, "dbias": dbias, "found_inf": found_inf}
+        emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, **outputs, relay=relay)
         spoil.get("dgrad", lambda *out: None)(mask, dx, dbias, found_inf)
 
     monkeypatch.setattr(linear_sm90, "linear_sm90_out", forward)
     monkeypatch.setattr(linear_sm90, "linear_sm90_dgrad_out", dgrad)
-    monkeypatch.setattr(layers, "REPEATS", 1)
+    monkeypatch.setattr(trial, "REPEATS", 1)
     emulated.reseed(6)
     return spoil
 
@@ -152,8 +159,45 @@ LAYER = (200, 72, 136)  # B, I, O
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16, F32])
-def test_the_routes_agree_before_the_first_step(on_emulator, dtype):
-    assert layers.disagreement(*LAYER, dtype, 0.1, torch.device("cpu")) is None
+@KINDS
+def test_the_routes_agree_before_the_first_step(on_emulator, dtype, relay):
+    assert trial.disagreement(*LAYER, dtype, 0.1, torch.device("cpu"), relay) is None
+
+
+@pytest.fixture
+def timed(on_emulator, monkeypatch):
+    """The Hopper products are there; what each route takes is in the test's hands."""
+    seconds = {"sm90": 1.0, "sm90-relay": 2.0, "cublaslt": 3.0}
+    monkeypatch.setattr(trial, "_seconds_of", lambda route, p, rows: seconds[route.name])
+    monkeypatch.setattr(linear_sm90, "available", lambda device: True)
+    return seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [((3, 2, 4), "sm90-relay"), ((2.05, 2, 4), "sm90-relay"), ((2.01, 2, 4), "sm90"), ((5, 5, 4), "cublaslt")],
+)
+def test_the_fastest_route_is_kept(timed, seconds, chosen):
+    """Of those within two hundredths the first."""
+    timed.update(zip(timed, seconds))
+    step = gpu_step(config=StepConfig(precision="fp16"))
+    step.predict(batch_of(EVEN, 40))
+    assert step.gemm == chosen
+
+
+def test_a_route_that_disagrees_is_left_out_and_named(timed, on_emulator, caplog):
+    on_emulator["forward"] = lambda y: y[3].mul_(1.1)
+    step = gpu_step(config=StepConfig(precision="fp16"))
+    step.predict(batch_of(EVEN, 40))
+    assert step.gemm == "cublaslt"
+    assert "sm90-relay, which disagree with cuBLASLt: the output" in caplog.text
+
+
+def test_a_route_is_timed_forward_and_back(on_emulator, monkeypatch):
+    monkeypatch.setattr(trial, "TIMED", 1)
+    step = gpu_step(config=StepConfig(precision="fp16"))
+    for route in (layers.Sm90Layers(step.weights, relay=True), layers.Layers(step.weights)):
+        assert trial._seconds_of(route, 0.1, 30) > 0
 
 
 @pytest.mark.parametrize(
@@ -169,13 +213,13 @@ def test_the_routes_agree_before_the_first_step(on_emulator, dtype):
 )
 def test_what_a_wrong_product_is_called(on_emulator, where, fault, found):
     on_emulator[where] = fault
-    assert layers.disagreement(*LAYER, BF16, 0.1, torch.device("cpu")).startswith(found)
+    assert trial.disagreement(*LAYER, BF16, 0.1, torch.device("cpu")).startswith(found)
 
 
 def test_bits_that_change_are_seen(on_emulator):
     calls = []
     on_emulator["forward"] = lambda y: calls.append(y[0, 0].add_(2.0**-7 * len(calls)))
-    assert layers.disagreement(*LAYER, BF16, 0.0, torch.device("cpu")).startswith("the output of two runs")
+    assert trial.disagreement(*LAYER, BF16, 0.0, torch.device("cpu")).startswith("the output of two runs")
 
 
 def test_a_product_that_never_ends_is_named(on_emulator):
@@ -184,20 +228,21 @@ def test_a_product_that_never_ends_is_named(on_emulator):
 
     on_emulator["forward"] = trap
     with pytest.raises(RunError, match=r"Hopper .* \(CUDA error: unspecified launch failure\).*WIDEDEEP_SM90"):
-        layers._tested(*LAYER, BF16, 0.1, torch.device("cpu"))
+        trial._tested(*LAYER, BF16, 0.1, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("bf16", 2e-2)])
-def test_whole_steps(on_emulator, monkeypatch, precision, tolerance):
+@KINDS
+def test_whole_steps(on_emulator, monkeypatch, precision, tolerance, relay):
     """With either route the same losses and weights to rounding, and an overflow changes nothing but the scale."""
     # On a CPU that multiplies bfloat16 the reference route would take oneDNN's products, which round before the bias.
     monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", "own")
     want = gpu_step(config=StepConfig(precision=precision))
     losses = run(want, steps=4, B=40)
-    monkeypatch.setattr(cuda, "choose_layers", lambda gemm, weights, *rest: layers.Sm90Layers(weights))
+    monkeypatch.setattr(cuda, "choose_layers", lambda gemm, weights, *rest: layers.Sm90Layers(weights, relay))
     got = gpu_step(config=StepConfig(precision=precision))
     torch.testing.assert_close(run(got, steps=4, B=40), losses, rtol=tolerance, atol=tolerance)
-    assert got.gemm == "sm90"
+    assert got.gemm == ("sm90-relay" if relay else "sm90")
     for name, a in want.model.named_arrays().items():
         torch.testing.assert_close(got.model.named_arrays()[name], a, rtol=0, atol=0.05 * LR, msg=name)
     if precision == "fp16":

@@ -17,6 +17,7 @@ from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
 
+GEMMS = ("auto", "cublaslt", "sm90", "sm90-relay")
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,8 +27,8 @@ class StepConfig:
 
     precision: of matrix products and activations, one of `PRECISIONS`. Weights, slots, logits and loss are float32
         always.
-    gemm: the hidden layers' products in the fused step on a GPU: "cublaslt" (the library's), "sm90" (ours, Hopper and
-        half types), or "auto": ours where they run and agree with the library's on random data, else the library's.
+    gemm: the hidden layers' products in the fused step on a GPU: "cublaslt" (the library's), "sm90" or "sm90-relay"
+        (ours, Hopper; half types and TF32), or "auto": of those that run and agree on random data, the fastest.
     """
 
     precision: str = "fp32"
@@ -188,8 +189,8 @@ def make_step(
         raise InputError("precision: expected fp32 or bf16 on a CPU, which has no tf32")
     if kind not in ("auto", "reference", "fused"):
         raise InputError(f"step: expected one of auto, reference, fused, got {kind!r}")
-    if config.gemm not in ("auto", "cublaslt", "sm90"):
-        raise InputError(f"gemm: expected one of auto, cublaslt, sm90, got {config.gemm!r}")
+    if config.gemm not in GEMMS:
+        raise InputError(f"gemm: expected one of {', '.join(GEMMS)}, got {config.gemm!r}")
     if kind == "auto":
         kind = "fused" if device.type == "cpu" or _has_cuda_step(device) else "reference"
     if kind == "reference":

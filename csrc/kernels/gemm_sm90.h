@@ -27,13 +27,16 @@ struct DropoutArgs {
   uint32_t first_row;
 };
 
+// relay: three warps finish what the multiplying ones hand over, instead of each warpgroup its own tile. The same
+// values; a mask belongs to its kind, and column sums are added in another order.
 struct GemmSm90 {
   int64_t M, N, K;
   core::DType dtype;
+  bool relay;
 };
 
 int64_t sm90_mask_bytes(int64_t M, int64_t N);
-int64_t sm90_strips(int64_t M);
+int64_t sm90_strips(int64_t M, bool relay);
 
 // y [M, N] = dropout(relu(x [M, K] weight [N, K]^T + bias [N])); bias in the dtype of x; mask may be null. The
 // threshold must be even.
@@ -41,7 +44,8 @@ cudaError_t linear_forward_sm90(const void* x, const void* weight, const void* b
                                 GemmSm90 shape, DropoutArgs dropout, cudaStream_t stream);
 
 // dx [M, N] = (dz [M, K] weight_t [N, K]^T) * (mask ? scale : 0); mask null: the plain product times scale.
-// column_sums [sm90_strips(M), N] f32: per strip of 64 rows, the sums of dx's columns before rounding; may be null.
+// column_sums [sm90_strips(M, relay), N] f32: the sums of dx's columns per strip of 64 rows before rounding; relay: of
+// 128 rows, after it; may be null.
 // found_inf (half types): set to 1 where an element of dx is not finite, never to 0; may be null, and must be where
 // mask is not.
 cudaError_t linear_dgrad_sm90(const void* dz, const void* weight_t, const void* mask, float scale, void* dx,

@@ -1,64 +1,25 @@
 // What follows the product in the Hopper layers: each thread finishes its 128 accumulators, 128 bytes of each row at a
 // time, through a small piece of shared memory from which whole lines go out. Included by gemm_sm90.cu alone.
 #pragma once
-#include <type_traits>
-
-#include "core/philox.h"
-#include "kernels/common.cuh"
-#include "kernels/gemm_sm90.h"
-#include "kernels/sm90.cuh"
+#include "kernels/gemm_sm90_ring.cuh"
 
 namespace widedeep::kernels::sm90 {
 
-constexpr int kRows = 128, kColumns = 256;  // of a tile of C
-constexpr int kGroupRows = 64;              // of which each of two warpgroups has half
-constexpr int kStages = 4;                  // 4 x 48 KB beside 24 KB for the epilogues, of 227 KB
-constexpr int kCluster = 2;
-constexpr int kConsumers = 256, kThreads = 128 + kConsumers;
-constexpr int kDepthBytes = 128;  // of K in a stage: one swizzle row
-constexpr int kAStage = kRows * kDepthBytes, kBStage = kColumns * kDepthBytes;
+constexpr int kStages = 4;  // 4 x 48 KB beside 24 KB for the epilogues, of 227 KB
+constexpr int kConsumers = 256;
 
 struct Shared {
-  alignas(1024) uint8_t stages[kStages][kAStage + kBStage];
+  Ring<kStages> ring;
   alignas(128) uint8_t staged[2][4][16][128];  // [warpgroup][warp][row]: what goes out of 16 rows at a time
   float sums[2][4][kColumns];
-  alignas(8) uint64_t full[kStages], empty[kStages];
   uint64_t apart;  // the first warpgroup is ahead
   uint64_t step;   // of the dropout
 };
 
-struct Params {
-  int M, N;
-  int depth_blocks;    // ceil(K / elements of a stage)
-  int tiles_n, tiles;  // cluster tiles: 256 rows x 256 columns, columns fastest
-  void* c;
-  const void* bias;
-  uint4* mask;
-  float *column_sums, *found_inf;
-  DropoutArgs dropout;
-  float scale;
-};
-
-enum class Epilogue { kForward, kGradient };
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 template <typename T>
-constexpr bool kHalf = sizeof(T) == 2;
-template <typename T>
 constexpr int kPassColumns = kDepthBytes / static_cast<int>(sizeof(T));
-
-// Bits 15 and 31: whether the halves of a pair are infinite or NaN.
-template <typename T>
-__device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
-  constexpr uint32_t kExponent = std::is_same_v<T, __half> ? 0x7C007C00u : 0x7F807F80u;
-  return (pair & kExponent) + (0x80008000u - kExponent);
-}
-
-// All bits of each half of `random` that is at least `threshold` (an even number), see core/philox.h.
-__device__ __forceinline__ uint32_t kept(uint32_t random, uint32_t threshold) {
-  return spread_signs((random >> 1 & 0x7FFF7FFFu) + (0x8000u - threshold / 2) * 0x00010001u);
-}
 
 // The two neighbours of a row that are finished together: columns 8 j + 2 quad, + 1 of the tile.
 template <typename T>
@@ -129,14 +90,7 @@ __device__ __forceinline__ void finish_pair(uint8_t (*staged)[128], int row, int
 template <typename T, bool kDrop>
 __device__ __forceinline__ void finish_forward(Shared& s, float (&acc)[128], const Params& p, int tile_m, int tile_n) {
   // Built anew for each tile: kept across the product it would cost registers that the accumulators need.
-  const uint64_t step = kDrop ? s.step : 0;
-  const core::Dropout drop{static_cast<uint32_t>(p.dropout.seed),
-                           static_cast<uint32_t>(p.dropout.seed >> 32),
-                           static_cast<uint32_t>(step),
-                           static_cast<uint32_t>(step >> 32),
-                           p.dropout.layer << 24,
-                           p.dropout.threshold,
-                           p.dropout.scale};
+  const core::Dropout drop = dropout_of(p.dropout, kDrop ? s.step : 0);
   const float scale = kDrop ? drop.scale : 1.f;
   uint32_t consumer = threadIdx.x - 128;
   asm volatile("" : "+r"(consumer));  // what follows from it is found anew as well
@@ -176,7 +130,8 @@ __device__ __forceinline__ void finish_forward(Shared& s, float (&acc)[128], con
       store_rows<T>(staged, p, row, column + block / kBlocks * kPassColumns<T>);
   }
   if (p.mask)
-    p.mask[(int64_t{tile_m} * p.tiles_n + tile_n) * kConsumers + consumer] = {bits[0], bits[1], bits[2], bits[3]};
+    static_cast<uint4*>(p.mask)[(int64_t{tile_m} * p.tiles_n + tile_n) * kConsumers + consumer] =
+        make_uint4(bits[0], bits[1], bits[2], bits[3]);
 }
 
 // kValues values a thread, summed over the eight lanes that hold other rows of the same columns. Each exchange halves

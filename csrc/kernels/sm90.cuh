@@ -148,6 +148,14 @@ __device__ __forceinline__ uint32_t load_or_zero(const void* from, bool valid) {
   return value;
 }
 
+// Four 8 x 8 matrices of halves from a warp's fragments, two halves a register; lane l names the row l % 8 of matrix
+// l / 8 in shared memory.
+__device__ __forceinline__ void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+}
+
 // A predicated store: no branch, so that what is stored is loaded well before.
 __device__ __forceinline__ void store_if(void* to, uint4 v, bool wanted) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p st.global.v4.b32 [%0], {%1, %2, %3, %4};\n}\n" ::"l"(to),

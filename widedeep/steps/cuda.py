@@ -25,8 +25,9 @@ from widedeep.model import WideDeep
 from widedeep.step import PRECISIONS, Step, StepConfig
 from widedeep.steps.buffers import Activations
 from widedeep.steps.graphs import make_graphs, own_stream
-from widedeep.steps.layers import Layers, choose_layers
+from widedeep.steps.layers import Layers
 from widedeep.steps.padded import PaddedWeights
+from widedeep.steps.trial import choose_layers
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class CudaStep(Step):
     """See `Step`. Weights, slots, logits and loss are float32; activations and their gradients as `precision` says.
 
     Attributes:
-        gemm: the route of the hidden layers' products, "cublaslt" or "sm90"; None before the first batch.
+        gemm: the route of the hidden layers' products, as in `StepConfig`; None before the first batch.
         graphs: what was captured.
     """
 

@@ -263,6 +263,16 @@ inline uint32_t load_or_zero(const void* from, bool valid) {
   return value;
 }
 
+inline void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  const int lane = emulator::lane();
+  const uint32_t pairs[4] = {a, b, c, d};
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const uint32_t address = __shfl_sync(0xffffffffu, row, matrix * 8 + lane / 4);
+    if (address % 16 != 0) emulator::fail("a row of a matrix must be aligned to 16 bytes");
+    __builtin_memcpy(emulated::at(*emulator::current->block, address + lane % 4 * 4, 4), &pairs[matrix], 4);
+  }
+}
+
 inline void store_if(void* to, uint4 v, bool wanted) {
   if (wanted) *static_cast<uint4*>(to) = v;
 }

@@ -1,0 +1,182 @@
+"""Which route the hidden layers take: those that agree with the library's products are tried, and the fastest kept."""
+
+import logging
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from widedeep import ops
+from widedeep.errors import RunError
+from widedeep.ops import linear_sm90
+from widedeep.step import PRECISIONS
+from widedeep.steps.layers import Layers, Sm90Layers
+from widedeep.steps.padded import PaddedWeights
+
+log = logging.getLogger(__name__)
+
+# Largest difference between the two routes, relative to the largest value: two roundings of the half type; and the
+# share of elements on whose mask they may differ, values that round to 0 in one of them.
+AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-3}  # float32: with TF32 operands
+MASK_AGREEMENT = 2e-3
+REPEATS = 8  # runs whose bits must be those of the first
+TIMED = 5  # runs of which the median counts
+AS_GOOD = 1.02  # noise of the clock: within it the order of the candidates decides, so that runs repeat
+
+
+def choose_layers(gemm: str, weights: PaddedWeights, precision: str, p: float, rows: int) -> Layers:
+    """The route that `gemm` names; of "auto" the fastest of those that run and agree with the library's products.
+
+    Args:
+        precision: of the step; "fp32" has the library's products alone.
+        rows: of the batches to come: the routes are compared on random data of that size.
+    Raises:
+        RunError: the Hopper products do not come to an end; this process can then no longer use the GPU.
+    """
+    device, dtype = weights.flat.device, PRECISIONS[precision]
+    fits = precision != "fp32" and len(weights.widths) > 1 and linear_sm90.available(device)
+    if gemm == "cublaslt" or not fits:
+        return Layers(weights)
+    if gemm != "auto":
+        return Sm90Layers(weights, relay=gemm == "sm90-relay")
+    routes: list[Layers] = []
+    for relay in (False, True):
+        if problem := _problem(weights, max(rows, 1), dtype, p, relay):
+            name = "sm90-relay" if relay else "sm90"
+            log.warning("hidden layers: without the products %s, which disagree with cuBLASLt: %s", name, problem)
+        else:
+            routes.append(Sm90Layers(weights, relay))
+    return fastest([*routes, Layers(weights)], p, max(rows, 1))
+
+
+def fastest(routes: list[Layers], p: float, rows: int) -> Layers:
+    """Of the routes the one that takes least for a layer forward and its gradient; the first of those as good."""
+    if len(routes) == 1:
+        return routes[0]
+    times = [_seconds_of(route, p, rows) for route in routes]
+    log.info("hidden layers: %s", ", ".join(f"{r.name} {t * 1e3:.3f} ms" for r, t in zip(routes, times)))
+    return next(route for route, t in zip(routes, times) if t <= AS_GOOD * min(times))
+
+
+def _seconds_of(route: Layers, p: float, rows: int) -> float:
+    """A layer forward, and the gradient that goes back through it from the layer above, if there is one."""
+    widths, weights = route.weights.widths, route.weights
+    device, dtype = weights.flat.device, weights.get("deep.layer.0.weight").dtype
+    above = 1 if len(widths) > 2 else 0
+    x, dz = (torch.randn(rows, width, device=device, dtype=dtype) for width in (widths[0], widths[above + 1]))
+    y, dx = x.new_empty(rows, widths[1]), x.new_empty(rows, widths[above])
+    dbias = torch.empty(widths[1], device=device) if above else None
+    step = torch.zeros(1, dtype=torch.int64, device=device)
+    route.grow(rows)
+
+    def both() -> None:
+        route.forward(0, x, p, 0, step, 0, y=y)
+        route.dgrad(above, dz, y if above else x, p, dx=dx, dbias=dbias, found_inf=None)
+
+    both()  # the library times its algorithms
+    both()
+    return statistics.median(_seconds(both, device) for _ in range(TIMED))
+
+
+def _seconds(function: Callable[[], None], device: torch.device) -> float:
+    if device.type != "cuda":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1000
+
+
+def _problem(weights: PaddedWeights, rows: int, dtype: torch.dtype, p: float, relay: bool) -> str | None:
+    shapes = sorted(set(zip(weights.widths, weights.widths[1:])))
+    problems = (_tested(rows, I, O, dtype, p, weights.flat.device, relay) for I, O in shapes)
+    return next((problem for problem in problems if problem), None)
+
+
+def _tested(*layer) -> str | None:
+    try:
+        return disagreement(*layer)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RunError(
+            f"the matrix products for Hopper GPUs failed their first run ({str(error).splitlines()[0]}); with the "
+            "environment variable WIDEDEEP_SM90=0 the run goes without them."
+        ) from error
+
+
+def disagreement(
+    B: int, I: int, O: int, dtype: torch.dtype, p: float, device: torch.device, relay: bool = False
+) -> str | None:
+    """What differs between ours and the library's on a random layer [B, I] -> [B, O] and the gradients back through
+    it, or between two runs of ours.
+    """
+    g = torch.Generator(device).manual_seed(B)
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(*shape, generator=g, device=device, dtype=dtype).mul_(scale)
+
+    x, weight, bias, dz = random(B, I), random(O, I, scale=I**-0.5), random(O, scale=0.1), random(B, O)
+    upper = random(O, O, scale=O**-0.5)  # the layer above: its input's gradient goes through the mask
+    step, tolerance, where = torch.full((1,), 3, device=device), AGREEMENT[dtype], f"of [{B}, {I}] x [{O}, {I}]"
+    dropout = (p, 11, step, 2, 5)
+    want, got = random(B, O), random(B, O)
+    mask = torch.empty(linear_sm90.mask_bytes(B, O), dtype=torch.uint8, device=device)
+    ops.linear_relu_dropout_out(x, weight, bias, *dropout, y=want)
+    linear_sm90.linear_sm90_out(x, weight, bias, *dropout, y=got, mask=mask, relay=relay)
+    if ((want > 0) != (got > 0)).sum() > MASK_AGREEMENT * want.numel() + 8:
+        return f"the mask {where}"
+    if _relative(got, want) > tolerance:
+        return f"the output {where}"
+    sums = [torch.empty(O, device=device) for _ in range(2)]
+    dx = [torch.empty_like(want) for _ in range(2)]
+    # Both look through the same y, so that its rounding plays no part.
+    ops.linear_dgrad_out(dz, upper, got, p, dx=dx[0], dbias=sums[0])
+    linear_sm90.linear_sm90_dgrad_out(dz, upper.t().contiguous(), mask, p, dx=dx[1], dbias=sums[1], relay=relay)
+    if _relative(dx[1], dx[0]) > tolerance:
+        return f"the gradient {where}"
+    noise = tolerance / 2 * B**0.5  # roundings of B terms of the order of 1; a tile left out makes ten times as much
+    if not (sums[1] - sums[0]).abs().max() <= noise + tolerance * 4:
+        return f"the bias gradient {where}"
+    del dx
+    return _input_gradient(dz, weight, tolerance, where, relay) or _repeats(x, weight, bias, dropout, got, where, relay)
+
+
+def _input_gradient(dz: Tensor, weight: Tensor, tolerance: float, where: str, relay: bool) -> str | None:
+    """As `disagreement`: the first layer's, which looks through no mask and says whether it is finite."""
+    dx = [dz.new_empty(len(dz), weight.shape[1]) for _ in range(2)]
+    found, weight_t = torch.zeros(1, device=dz.device), weight.t().contiguous()
+    ops.linear_dgrad_out(dz, weight, None, 0.0, dx=dx[0], dbias=None)
+    asked = None if dz.dtype == torch.float32 else found
+    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=asked, relay=relay)
+    if _relative(dx[1], dx[0]) > tolerance:
+        return f"the input's gradient {where}"
+    if dz.dtype == torch.float32:  # of which nobody asks whether it is finite
+        return None
+    dz[-1, -1] = float("inf")
+    after = torch.zeros(1, device=dz.device)
+    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=after, relay=relay)
+    return None if found == 0 and after == 1 else f"whether the input's gradient is finite {where}"
+
+
+def _repeats(
+    x: Tensor, weight: Tensor, bias: Tensor, dropout: tuple, got: Tensor, where: str, relay: bool
+) -> str | None:
+    """As `disagreement`: a race shows in bits that change from run to run."""
+    again = torch.empty_like(got)
+    for _ in range(REPEATS):
+        linear_sm90.linear_sm90_out(x, weight, bias, *dropout, y=again, mask=None, relay=relay)
+        if not torch.equal(again, got):
+            return f"the output of two runs {where}"
+    return None
+
+
+def _relative(got: Tensor, want: Tensor) -> float:
+    error = float((got - want).abs().max() / want.abs().max().clamp(min=1e-6))
+    return error if error == error else float("inf")
