@@ -170,6 +170,7 @@ def timed(on_emulator, monkeypatch):
     seconds = {"sm90": 1.0, "sm90-relay": 2.0, "cublaslt": 3.0}
     monkeypatch.setattr(trial, "_seconds_of", lambda route, p, rows: seconds[route.name])
     monkeypatch.setattr(linear_sm90, "available", lambda device: True)
+    monkeypatch.setattr(trial, "_kept", {})
     return seconds
 
 
@@ -183,6 +184,21 @@ def test_the_fastest_route_is_kept(timed, seconds, chosen):
     step = gpu_step(config=StepConfig(precision="fp16"))
     step.predict(batch_of(EVEN, 40))
     assert step.gemm == chosen
+
+
+def test_equal_steps_and_resumed_runs_take_the_route_of_the_first(timed, monkeypatch):
+    first = gpu_step(config=StepConfig(precision="fp16"))
+    first.predict(batch_of(EVEN, 40))
+    timed["sm90"] = 9.0
+    same = gpu_step(config=StepConfig(precision="fp16"))
+    same.predict(batch_of(EVEN, 40))
+    assert same.gemm == "sm90"
+    monkeypatch.setattr(trial, "_kept", {})  # another process
+    resumed, other = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(2))
+    resumed.load_state(first.state())
+    for step in (other, resumed):
+        step.predict(batch_of(EVEN, 40))
+    assert (resumed.gemm, other.gemm) == ("sm90", "sm90-relay")
 
 
 def test_a_route_that_disagrees_is_left_out_and_named(timed, on_emulator, caplog):

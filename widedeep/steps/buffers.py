@@ -59,3 +59,7 @@ class DenseGradients:
         self.flat = torch.zeros(sum(sizes))
         parts = self.flat.split(sizes) if sizes else ()
         self.named = {name: part.view_as(a) for (name, a), part in zip(dense.items(), parts)}
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -23,11 +23,11 @@ from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
 from widedeep.step import PRECISIONS, Step, StepConfig
-from widedeep.steps.buffers import Activations
+from widedeep.steps.buffers import Activations, share_memory
 from widedeep.steps.graphs import make_graphs, own_stream
 from widedeep.steps.layers import Layers
 from widedeep.steps.padded import PaddedWeights
-from widedeep.steps.trial import choose_layers
+from widedeep.steps.trial import ROUTES, choose_layers
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class CudaStep(Step):
         self._make_stand_ins()
         self.activations = Activations(self.weights.widths[0], self.weights.widths[1:], self.dtype, device)
         self.layers: Layers | None = None
+        self.resumed: str | None = None  # the route of the run that goes on here
         self.capacity = -1
         self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by number of rows: making views takes time
         self.parameters = list(model.parameters())
@@ -170,10 +171,13 @@ class CudaStep(Step):
 
     def state(self) -> dict[str, Tensor]:
         state = super().state()
+        if self.config.gemm == "auto" and self.config.precision != "fp32" and self.layers:
+            state = state | {"route": torch.tensor(ROUTES.index(self.layers.name))}
         return state if self.scale is None else state | {"loss_scale": self.scale, "good_steps": self.good_steps}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         super().load_state(state)
+        self.resumed = ROUTES[int(state["route"])] if "route" in state else None
         if self.scale is not None and "loss_scale" in state:
             self.scale.copy_(state["loss_scale"].reshape(()))
             self.good_steps.copy_(state["good_steps"].reshape(()))
@@ -211,8 +215,8 @@ class CudaStep(Step):
 
     def _choose_layers(self) -> None:
         self.weights.refresh()
-        precision = self.config.precision
-        self.layers = choose_layers(self.config.gemm, self.weights, precision, self.model.dropout, self.capacity)
+        wanted, p = (self.config.gemm, self.weights, self.config.precision), self.model.dropout
+        self.layers = choose_layers(*wanted, p, self.capacity, self.resumed)
         self.layers.grow(self.capacity)
         log.info("fused GPU step, %s, hidden layers through %s", self.config.precision, self.gemm)
 
@@ -228,7 +232,7 @@ class CudaStep(Step):
         places = self.places(len(batch.ids))
         if not all(source is place for source, place in zip(batch, places)):
             # What lies there at another row would be overwritten while it is read.
-            sources = [s.clone() if _shares_memory(s, p) else s for s, p in zip(batch, places)]
+            sources = [s.clone() if share_memory(s, p) else s for s, p in zip(batch, places)]
             ops.gather_batch_out((*sources, None), (), 0, out=(*places, None))
         return Batch(*places, None, batch.first_row, batch.global_rows)
 
@@ -392,7 +396,3 @@ class CudaStep(Step):
         counts = [stop - start for start, stop in pairwise(starts)]
         touched = segments[0][: starts[-1]].long()
         return touched, [values[:n] for values, n in zip(tables, counts)], wide[: starts[-1]]
-
-
-def _shares_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

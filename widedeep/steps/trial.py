@@ -22,16 +22,23 @@ log = logging.getLogger(__name__)
 AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-3}  # float32: with TF32 operands
 MASK_AGREEMENT = 2e-3
 REPEATS = 8  # runs whose bits must be those of the first
+ROUTES = ("cublaslt", "sm90", "sm90-relay")
 TIMED = 5  # runs of which the median counts
 AS_GOOD = 1.02  # noise of the clock: within it the order of the candidates decides, so that runs repeat
 
 
-def choose_layers(gemm: str, weights: PaddedWeights, precision: str, p: float, rows: int) -> Layers:
+_kept: dict[tuple, str] = {}  # what was the fastest, for the life of the process: equal steps take equal routes
+
+
+def choose_layers(
+    gemm: str, weights: PaddedWeights, precision: str, p: float, rows: int, resumed: str | None = None
+) -> Layers:
     """The route that `gemm` names; of "auto" the fastest of those that run and agree with the library's products.
 
     Args:
         precision: of the step; "fp32" has the library's products alone.
         rows: of the batches to come: the routes are compared on random data of that size.
+        resumed: the route of the run that goes on: taken by "auto" where it runs and agrees, so that the bits repeat.
     Raises:
         RunError: the Hopper products do not come to an end; this process can then no longer use the GPU.
     """
@@ -48,7 +55,12 @@ def choose_layers(gemm: str, weights: PaddedWeights, precision: str, p: float, r
             log.warning("hidden layers: without the products %s, which disagree with cuBLASLt: %s", name, problem)
         else:
             routes.append(Sm90Layers(weights, relay))
-    return fastest([*routes, Layers(weights)], p, max(rows, 1))
+    routes.append(Layers(weights))
+    key = (str(device), *weights.widths, dtype, p > 0, rows)
+    name = resumed or _kept.get(key)
+    found = next((route for route in routes if route.name == name), None) or fastest(routes, p, max(rows, 1))
+    _kept[key] = found.name
+    return found
 
 
 def fastest(routes: list[Layers], p: float, rows: int) -> Layers:
