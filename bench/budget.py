@@ -1,6 +1,7 @@
 """Every kernel of the GPU step beside its target and the ceilings measured in the same run: `python -m bench.budget`.
 
-One step of the seed's model at B = 131072 in fp16; times are medians of CUDA events with a flushed second-level cache.
+One step of the seed's model at B = 131072 in fp16; times are medians of CUDA events with a flushed second-level cache, or
+(--sustained) means over many calls in a row, in which a card may come to its power limit.
 Targets and predictions: docs/cuda.md.
 """
 
@@ -37,8 +38,8 @@ class Line(NamedTuple):
 class Budget:
     """The measured lines, and the two ceilings."""
 
-    def __init__(self, B: int, calls: int, sm90: bool):
-        self.B, self.clock, self.sm90, self.lines = B, Clock("cuda", calls), sm90, []
+    def __init__(self, B: int, calls: int, sm90: bool, sustained: bool):
+        self.B, self.clock, self.sm90, self.lines = B, Clock("cuda", calls, sustained), sm90, []
         self.limits = ceilings("cuda", calls)
 
     def add(self, name: str, function: Callable[[], object], target: float | None, *, bytes=0.0, flops=0.0) -> None:
@@ -180,12 +181,13 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=131072)
     parser.add_argument("--calls", type=int, default=20, help="timed calls of each kernel")
     parser.add_argument("--gemm", choices=("auto", "cublaslt"), default="auto", help="cublaslt: no Hopper products")
+    parser.add_argument("--sustained", action="store_true", help="calls in a row instead of single ones")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("error: no CUDA device", file=sys.stderr)
         return 2
-    budget = Budget(args.batch, args.calls, args.gemm == "auto")
+    budget = Budget(args.batch, args.calls, args.gemm == "auto", args.sustained)
     for family in (batch, embedding, layers, head_and_updates):
         family(budget)
     report = {

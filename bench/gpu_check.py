@@ -136,6 +136,7 @@ def stages() -> list[Stage]:
         Stage(HOPPER_STAGE, [*TESTS, "-k", HOPPER, "tests/test_cuda_linear.py"], 45, tests),
         Stage("step", [*TESTS, "tests/test_cuda_step.py"], 90, tests),
         Stage("kernels", [PY, "-m", "bench.budget", "--json"], 60, kernels),
+        Stage("timeline", [PY, "-m", "bench.timeline", "train"], 40, last_line),
         Stage("training fp16", bench("train", *fp16, *both, *alone), 60, whole_steps),
         Stage("inference fp16", bench("infer", *fp16, *both, "4096", *alone), 45, whole_steps),
         Stage("end to end", [PY, "-m", "bench.end_to_end", *job], 60, whole_job),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import ceilings, end_to_end, gpu_check, harness, peers
+from bench import ceilings, end_to_end, gpu_check, harness, peers, timeline
 from bench.job import Job, write_shards
 from bench.ours import WideDeepContender
 from widedeep.data import Reader
@@ -129,3 +129,31 @@ def test_end_to_end(tmp_path, capsys):
     assert [e["loss_val"] for e in again["epochs"]] == [e["loss_val"] for e in report["epochs"]]
     (stage,) = (s for s in gpu_check.stages() if "bench.end_to_end" in s.command)
     assert end_to_end.options().parse_args(stage.command[3:]).json
+
+
+def test_a_timeline_is_the_last_whole_step_in_order():
+    def event(start, duration, name, stream=7, cat="kernel"):
+        return {"ts": start, "dur": duration, "name": name, "cat": cat, "args": {"stream": stream}}
+
+    events = [event(start, 9, f"void {timeline.FIRST_KERNEL}<order>") for start in (0, 100, 200)]
+    events += [event(130, 40, "product", 8), event(112, 10, "sort"), event(175, 5, "Memset", cat="gpu_memset")]
+    events += [event(105, 1, "cudaLaunchKernel", cat="cuda_runtime"), {"ph": "M", "name": "process_name"}]
+    step = timeline.last_whole_step(timeline.launches({"traceEvents": events}))
+    assert [launch.name.split()[-1] for launch in step] == [
+        f"{timeline.FIRST_KERNEL}<order>",
+        "sort",
+        "product",
+        "Memset",
+    ]
+    lines = timeline.text(step).splitlines()
+    assert lines[3].split() == ["30.0", "40.0", "8.0", "8", "product"]
+    assert lines[-1] == "step 80.0 us, sum of its kernels 64.0 us"
+    with pytest.raises(ValueError, match="at least two steps"):
+        timeline.last_whole_step(step)
+
+
+def test_a_timeline_needs_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["timeline", "train"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert timeline.main() == 2
+    assert "no CUDA device" in capsys.readouterr().err

@@ -173,7 +173,8 @@ __device__ __forceinline__ uint32_t load_mask(const uint8_t* mask, uint32_t lane
   return kHalf<T> ? mask[lane] : mask[lane / 2] >> lane % 2 * 4;
 }
 
-// Some of the rows that a warpgroup has handed over: `row` of them, then every third. Rows past the end are not stored.
+// Rows `first`, first + 3, ... of the 64 that a warpgroup has handed over, kTogether of them; `row` and `column`: where
+// these 64 begin in C. What lies past its end is not stored.
 template <typename T, Epilogue kEpilogue, bool kFlag>
 __device__ __forceinline__ void finish_rows(const uint8_t (*out)[kRowBytes], const Params& p, const core::Dropout& drop,
                                             int first, int row, int column, uint8_t* mask, float (&sums)[8],
@@ -218,15 +219,15 @@ template <typename T>
 __device__ __forceinline__ void add_warps(Shared& s, const Params& p, const float (&sums)[kTurns<T>][8], int first,
                                           int tile_m, int column) {
   const uint32_t lane = threadIdx.x % 32;
-  constexpr int kLane = 16 / static_cast<int>(sizeof(T)), kTogether = kFinishers * 32;
+  constexpr int kLane = 16 / static_cast<int>(sizeof(T)), kAll = kFinishers * 32;
 #pragma unroll
   for (int turn = 0; turn < kTurns<T>; ++turn)
 #pragma unroll
     for (int n = 0; n < kLane; ++n) s.sums[first][turn * kHanded<T> + lane * kLane + n] = sums[turn][n];
-  named_barrier(3, kTogether);
-  for (int n = first * 32 + static_cast<int>(lane); n < kColumns && column + n < p.N; n += kTogether)
+  named_barrier(3, kAll);
+  for (int n = first * 32 + static_cast<int>(lane); n < kColumns && column + n < p.N; n += kAll)
     p.column_sums[int64_t{tile_m} * p.N + column + n] = (s.sums[0][n] + s.sums[1][n]) + s.sums[2][n];
-  named_barrier(3, kTogether);  // the sums are read before the next tile writes its own
+  named_barrier(3, kAll);  // the sums are read before the next tile writes its own
 }
 
 #endif
