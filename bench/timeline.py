@@ -1,7 +1,7 @@
 """Every kernel of one captured step in the order in which they start: `python -m bench.timeline train --batch 131072`.
 
-Columns: microseconds from the step's first kernel, duration, the time since the last kernel before it ended (below zero:
-they overlap), the stream, the name. Needs a GPU.
+Columns: microseconds from the step's first kernel, duration, the time since the last kernel before it ended (below
+zero: they overlap), the stream, the name. Needs a GPU.
 """
 
 import argparse
