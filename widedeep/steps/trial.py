@@ -1,9 +1,10 @@
 """Which route the hidden layers take: those that agree with the library's products are tried, and the fastest kept."""
 
+import contextlib
 import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -48,19 +49,37 @@ def choose_layers(
         return Layers(weights)
     if gemm != "auto":
         return Sm90Layers(weights, relay=gemm == "sm90-relay")
+    with _rounding(device, precision == "tf32"):
+        return _trial(weights, dtype, p, max(rows, 1), resumed)
+
+
+def _trial(weights: PaddedWeights, dtype: torch.dtype, p: float, rows: int, resumed: str | None) -> Layers:
     routes: list[Layers] = []
     for relay in (False, True):
-        if problem := _problem(weights, max(rows, 1), dtype, p, relay):
+        if problem := _problem(weights, rows, dtype, p, relay):
             name = "sm90-relay" if relay else "sm90"
             log.warning("hidden layers: without the products %s, which disagree with cuBLASLt: %s", name, problem)
         else:
             routes.append(Sm90Layers(weights, relay))
     routes.append(Layers(weights))
-    key = (str(device), *weights.widths, dtype, p > 0, rows)
+    key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows)
     name = resumed or _kept.get(key)
-    found = next((route for route in routes if route.name == name), None) or fastest(routes, p, max(rows, 1))
+    found = next((route for route in routes if route.name == name), None) or fastest(routes, p, rows)
     _kept[key] = found.name
     return found
+
+
+@contextlib.contextmanager
+def _rounding(device: torch.device, tf32: bool) -> Iterator[None]:
+    """The library's float32 products are rounded to TF32 meanwhile, if so asked, as in the step."""
+    if not tf32 or device.type != "cuda":
+        yield
+        return
+    torch.ops.widedeep.allow_tf32_.default(torch.empty(0, device=device), True)
+    try:
+        yield
+    finally:
+        torch.ops.widedeep.allow_tf32_.default(torch.empty(0, device=device), False)
 
 
 def fastest(routes: list[Layers], p: float, rows: int) -> Layers:
