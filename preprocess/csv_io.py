@@ -38,7 +38,9 @@ _PATTERNS = {
     "time": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,3})?)?)?)?"),
 }
 _EXPECTED = {"int": "an integer", "float": "a number", "string": "text", "time": "YYYY-MM-DD HH:MM:SS"}
-_TYPES = {"int": pa.int64(), "float": pa.float64(), "string": pa.string(), "time": pa.timestamp("ms")}
+_STRINGS = pa.dictionary(pa.int32(), pa.string())
+_TYPES = {"int": pa.int64(), "float": pa.float64(), "string": _STRINGS, "time": pa.timestamp("ms")}
+_TEXT = re.compile(rb"[^\r\n]")
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ def blocks(
         start = len(first) - len(head)
         if path.suffix not in _COMPRESSIONS:
             size = os.path.getsize(path)
+            # Blocks of one size: workers that begin together end together.
+            block_bytes = -(-(size - start) // max(-(-(size - start) // block_bytes), 1))
             while start < size:
                 file.seek(min(start + block_bytes, size) - 1)
                 _call(path, file.readline)
@@ -158,7 +162,7 @@ def read_block(block: Block, columns: Sequence[Column]) -> dict[str, np.ndarray 
         InputError: a row has the wrong number of fields, or a value the wrong type or range; names file and line.
     """
     data = block.read()
-    if not data.strip(b"\r\n"):
+    if not _TEXT.search(data):
         return {c.name: _empty(c) for c in columns}
     try:
         table = pa_csv.read_csv(
@@ -257,7 +261,7 @@ def _empty(column: Column) -> np.ndarray | pa.DictionaryArray:
 
 
 def _no_strings() -> pa.DictionaryArray:
-    return pa.nulls(0, pa.dictionary(pa.int32(), pa.string()))
+    return pa.nulls(0, _STRINGS)
 
 
 def _to_numpy(chunked: pa.ChunkedArray, column: Column) -> np.ndarray | pa.DictionaryArray:
@@ -265,7 +269,7 @@ def _to_numpy(chunked: pa.ChunkedArray, column: Column) -> np.ndarray | pa.Dicti
         raise _Refused("null")
     array = chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
     if column.kind == "string":
-        return array.dictionary_encode()
+        return array
     if column.kind == "time":
         return _filled(array, np.int64, NULL_TIME)
     values, valid = _parts(array, np.float64 if column.kind == "float" else np.int64)

@@ -26,9 +26,14 @@ _MASK = 2**64 - 1
 
 def mix64(z: np.ndarray) -> np.ndarray:
     """[n] uint64 -> [n] uint64: the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), a bijection."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_M1)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_M2)
-    return z ^ (z >> np.uint64(31))
+    mixed = z >> np.uint64(30)
+    mixed ^= z
+    mixed *= np.uint64(_M1)
+    shifted = mixed >> np.uint64(27)
+    mixed ^= shifted
+    mixed *= np.uint64(_M2)
+    mixed ^= np.right_shift(mixed, np.uint64(31), out=shifted)
+    return mixed
 
 
 def key(seed: int) -> int:
@@ -41,12 +46,18 @@ def key(seed: int) -> int:
 
 def hash_ids(values: np.ndarray, seed: int = SEED) -> np.ndarray:
     """[n] of any integer type -> [n] uint64."""
-    return mix64(values.astype(np.int64).view(np.uint64) ^ np.uint64(key(seed)))
+    z = values.astype(np.int64).view(np.uint64)
+    z ^= np.uint64(key(seed))
+    return mix64(z)
 
 
 def id_buckets(values: np.ndarray, buckets: int, seed: int = SEED) -> np.ndarray:
     """[n] of any integer type -> [n] int32 in [0, buckets)."""
-    return (hash_ids(values, seed) % np.uint64(buckets)).astype(np.int32)
+    hashed = hash_ids(values, seed)
+    # numpy's remainder is a division a value, its quotient by a constant is not: a third of the time.
+    multiple = hashed // np.uint64(buckets)
+    multiple *= np.uint64(buckets)
+    return np.subtract(hashed, multiple, out=multiple).astype(np.int32)
 
 
 def buckets_or_null(values: Any, buckets: int, xp: ModuleType = np) -> Any:

@@ -60,8 +60,10 @@ def arrays(device: str) -> Iterator[ModuleType]:
 
 
 def take(column: Any, row: Any, xp: ModuleType = np) -> Any:
-    """column [size] or [size, width], row [n] int32 -> [n] or [n, width]; row -1 is the last one, the null."""
-    return column[row] if xp is np else kernels.take(column, row, xp)
+    """column [size] or [size, width], row [n] as `Lookup.find` gives it -> [n] or [n, width]; row -1 is the last one,
+    the null."""
+    # np.take needs a third of the time of column[row].
+    return np.take(column, row, axis=0) if xp is np else kernels.take(column, row, xp)
 
 
 def to_host(array: Any) -> np.ndarray:

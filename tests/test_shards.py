@@ -42,6 +42,8 @@ def make_rows(spec, rows, seed=0, group=True):
 
 def write(path, spec, data, rows_per_shard=100, pieces=1, **options):
     rows = len(data[spec.label])
+    if options.get("threads"):
+        options.setdefault("rows", rows)
     with shards.ShardWriter(path, spec, rows_per_shard=rows_per_shard, group=spec.group in data, **options) as writer:
         for piece in np.array_split(np.arange(rows), pieces):
             writer.append({name: values[piece] for name, values in data.items()})
@@ -88,17 +90,40 @@ def test_threads_write_the_same_bytes(threads, rows, tmp_path):
         assert path.read_bytes() == (other / path.name).read_bytes()
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize(
+    ("expected", "message"), [(249, "more than the 249 rows"), (251, "250 rows, expected 251"), (0, "the 0 rows")]
+)
+def test_another_number_of_rows_than_expected_is_refused(threads, expected, message, tmp_path):
+    spec = make_spec()
+    with pytest.raises(InputError, match=message):
+        write(tmp_path / "set", spec, make_rows(spec, 250), pieces=3, threads=threads, rows=expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_lacks_rows_has_no_entry(tmp_path):
+    part = shards.Part(tmp_path / "part", 3, [shards.Column("c", "label", "uint8")], tmp_path)
+    part.append([("c", np.ones(2, np.uint8))])
+    with pytest.raises(ValueError, match="column 'c' lacks rows"):
+        part.entry()
+
+
+def test_threads_need_the_number_of_rows(tmp_path):
+    with pytest.raises(ValueError, match="number of rows"):
+        shards.ShardWriter(tmp_path / "set", make_spec(), threads=1)
+
+
 def test_what_fails_in_a_thread_fails_the_writer(tmp_path, monkeypatch):
     spec = make_spec()
     write(tmp_path / "set", spec, make_rows(spec, 250))
     kept = {p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()}
 
-    def fail_at_the_third(path, *rest, write_part=shards._write_part):
-        if path.name == "part-00002.shard":
+    def fail_in_the_third(part, columns, append=shards.Part.append):
+        if part.path.name == "part-00002.shard":
             raise RunError("the disk is full")
-        return write_part(path, *rest)
+        append(part, columns)
 
-    monkeypatch.setattr(shards, "_write_part", fail_at_the_third)
+    monkeypatch.setattr(shards.Part, "append", fail_in_the_third)
     with pytest.raises(RunError, match="disk is full"):
         write(tmp_path / "set", spec, make_rows(spec, 1000, seed=1), pieces=10, threads=2)
     assert {p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()} == kept

@@ -20,8 +20,9 @@ import xxhash
 
 from . import atomic
 from .errors import InputError
-from .shard_manifest import ALIGNMENT, FORMAT, MANIFEST, VERSION, Column, columns_of, padded, seal
+from .shard_manifest import FORMAT, MANIFEST, VERSION, Column, columns_of, padded, seal
 from .shard_manifest import read as read_manifest
+from .shard_part import Part
 
 __all__ = ["MANIFEST", "Column", "ShardSet", "ShardWriter", "columns_of", "decode_ids"]
 
@@ -30,7 +31,8 @@ class ShardWriter:
     """Write a shard set: `append` columns of any number of rows, `finish`; the directory appears only then.
 
     As a with-block, an exception removes what was written and leaves an earlier set at `directory` as it was; a normal
-    end calls `finish`. Memory: one part of `rows_per_shard` rows, and with threads one more for each.
+    end calls `finish`. Memory: one part of `rows_per_shard` rows; with threads at most one more for each, but only what
+    they have not written yet.
 
     Raises:
         InputError: the place cannot be written, or an array does not fit its column (named, with row and value).
@@ -46,23 +48,28 @@ class ShardWriter:
         numeric: str = "float32",
         group: bool = False,
         threads: int = 0,
+        rows: int | None = None,
     ):
-        """threads: they check and write full parts while `append` takes the next rows, so its arrays must not change
-        afterwards, and it or `finish` may tell of earlier rows. With 0, `append` does all and copies. The bytes are the
-        same."""
+        """threads: they check and write rows, each thread those of a part, while `append` takes the next, so its arrays
+        must not change afterwards, and it or `finish` may tell of earlier rows. They need `rows`, the number of rows
+        that will come, from which every column has its place in the file. With 0, `append` does all and copies. The
+        bytes are the same."""
         if rows_per_shard < 1:
             raise InputError(f"rows_per_shard is {rows_per_shard}, expected at least 1")
+        if threads and rows is None:
+            raise ValueError("threads need the number of rows that will be appended")
         self.directory = Path(directory)
         self.columns = columns_of(spec, numeric, group)
         self.rows = 0
         self._rows_per_shard = rows_per_shard
         self._parts: list[dict] = []
         self._buffer: dict[str, np.ndarray] = {}
-        self._pieces: list[tuple[int, dict[str, np.ndarray]]] = []  # with threads: first row and arrays
         self._buffered = 0
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads) if threads else None
-        self._writing: deque[Future] = deque()
+        self._expected = rows
+        self._threads = [ThreadPoolExecutor(1) for _ in range(threads)]
+        self._jobs: deque[Future] = deque()  # theirs, in the order of the rows; the last of a part gives its entry
+        self._part: Part | None = None  # theirs, begun and not yet full
+        self._full = 0  # of their parts, those that are not in `_parts` yet
         self._partial: Path | None = atomic.begin(self.directory, MANIFEST)
 
     def __enter__(self) -> "ShardWriter":
@@ -82,6 +89,8 @@ class ShardWriter:
             raise InputError(f"{self.directory}: columns {odd} are missing or unknown; expected exactly {names}")
         arrays = {name: np.asarray(arrays[name]) for name in names}
         rows = len(arrays[names[-1]])
+        if self._expected is not None and self.rows + rows > self._expected:
+            raise InputError(f"{self.directory}: more than the {self._expected} rows that were expected")
         for column in self.columns:
             self._check_shape(column, arrays[column.name], rows)
             if not self._threads:
@@ -89,23 +98,25 @@ class ShardWriter:
         for start in _steps(rows, self._rows_per_shard, self._buffered):
             stop = min(rows, start + self._rows_per_shard - self._buffered)
             if self._threads:
-                self._pieces.append((self.rows + start, {name: array[start:stop] for name, array in arrays.items()}))
+                self._send({name: array[start:stop] for name, array in arrays.items()}, self.rows + start)
             else:
                 self._fill(arrays, start, stop)
             self._buffered += stop - start
             if self._buffered == self._rows_per_shard:
                 self._flush()
         self.rows += rows
+        self._collect(len(self._threads))
 
     def finish(self, statistics: Mapping | None = None, provenance: Mapping | None = None) -> None:
         """Write the last part and the manifest, and rename the directory into place."""
         if self._partial is None:
             raise InputError(f"{self.directory}: this writer is already finished")
         try:
+            if self._expected not in (None, self.rows):
+                raise InputError(f"{self.directory}: {self.rows} rows, expected {self._expected}")
             if self._buffered:
                 self._flush()
-            while self._writing:
-                self._parts.append(self._writing.popleft().result())
+            self._collect(0)
             manifest = {
                 "format": FORMAT,
                 "version": VERSION,
@@ -130,7 +141,7 @@ class ShardWriter:
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
         self._partial = None
-        self._buffer, self._pieces = {}, []
+        self._buffer = {}
 
     def _check_shape(self, column: Column, values: np.ndarray, rows: int) -> None:
         if values.shape != column.shape(rows):
@@ -176,50 +187,47 @@ class ShardWriter:
                 self._buffer[column.name] = np.empty(column.shape(self._rows_per_shard), column.stored)
             self._buffer[column.name][self._buffered : end] = arrays[column.name][start:stop]
 
-    def _flush(self) -> None:
+    def _send(self, arrays: dict[str, np.ndarray], first: int) -> None:
+        """Gives rows to the thread of their part; first: row number of the first."""
+        if self._part is None:
+            self._part = self._begin(min(self._rows_per_shard, self._expected - first))
+        self._jobs.append(self._thread().submit(self._write, self._part, arrays, first))
+
+    def _write(self, part: Part, arrays: dict[str, np.ndarray], first: int) -> None:
+        part.append((column.name, self._encode(column, arrays[column.name], first)) for column in self.columns)
+
+    def _thread(self) -> ThreadPoolExecutor:
+        return self._threads[(len(self._parts) + self._full) % len(self._threads)]
+
+    def _begin(self, rows: int) -> Part:
         if self._partial is None:
             raise InputError(f"{self.directory}: this writer is already finished")
-        path = self._partial / f"part-{len(self._parts) + len(self._writing):05d}.shard"
-        if self._pool is None:
-            columns = ((c.name, [self._buffer[c.name][: self._buffered]]) for c in self.columns)
-            self._parts.append(_write_part(path, self._buffered, columns, self.directory))
+        path = self._partial / f"part-{len(self._parts) + self._full:05d}.shard"
+        return Part(path, rows, self.columns, self.directory)
+
+    def _flush(self) -> None:
+        """Ends the part: it is full, or no rows follow."""
+        if self._threads:
+            self._jobs.append(self._thread().submit(self._part.entry))
+            self._part, self._full = None, self._full + 1
+            self._collect(len(self._threads))
         else:
-            if len(self._writing) == self._threads:
-                self._parts.append(self._writing.popleft().result())
-            self._writing.append(self._pool.submit(self._write_pieces, path, self._buffered, self._pieces))
-            self._pieces = []
+            part = self._begin(self._buffered)
+            part.append((c.name, self._buffer[c.name][: self._buffered]) for c in self.columns)
+            self._parts.append(part.entry())
         self._buffered = 0
 
-    def _write_pieces(self, path: Path, rows: int, pieces: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, Any]:
-        columns = ((c.name, [self._encode(c, piece[c.name], first) for first, piece in pieces]) for c in self.columns)
-        return _write_part(path, rows, columns, self.directory)
+    def _collect(self, most: int) -> None:
+        """Takes what the threads have done, waiting until they have at most `most` full parts; raises their errors."""
+        while self._jobs and (self._full > most or self._jobs[0].done()):
+            if (entry := self._jobs.popleft().result()) is not None:
+                self._parts.append(entry)
+                self._full -= 1
 
     def _end_threads(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        self._writing.clear()
-
-
-def _write_part(
-    path: Path, rows: int, columns: Iterable[tuple[str, list[np.ndarray]]], directory: Path
-) -> dict[str, Any]:
-    """One file of a shard set; returns its entry in the manifest. columns: name, and the column in pieces; directory:
-    for messages."""
-    blocks, offset = {}, 0
-    with atomic.write_errors(directory), open(path, "wb") as file:
-        for name, pieces in columns:
-            digest, size = xxhash.xxh3_64(), 0
-            for piece in pieces:
-                data = memoryview(np.ascontiguousarray(piece)).cast("B")
-                file.write(data)
-                digest.update(data)
-                size += data.nbytes
-            padding = bytes(-size % ALIGNMENT)
-            file.write(padding)
-            digest.update(padding)
-            blocks[name] = {"offset": offset, "bytes": size, "xxh3_64": digest.hexdigest()}
-            offset += size + len(padding)
-    return {"file": path.name, "rows": rows, "bytes": offset, "blocks": blocks}
+        for thread in self._threads:
+            thread.shutdown(wait=True, cancel_futures=True)
+        self._jobs.clear()
 
 
 def _steps(rows: int, size: int, filled: int) -> Iterator[int]:

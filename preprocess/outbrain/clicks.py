@@ -122,16 +122,22 @@ def scan(task: Task) -> Scan:
     host = csv_io.read_block(task.block, layout.CLICKS)
     with arrays(task.device) as xp:
         train, ages, counts = _count(task, host, xp)
-    rows = np.empty(len(host["ad_id"]), ROW)
-    for name in ROW.names:
-        rows[name] = host[name]
-    sides = dict(zip(SPLITS, (rows[train], rows[~train])))
+    sides = {split: _chosen(host, side) for split, side in zip(SPLITS, (train, ~train))}
     return Scan(
         counts,
         ages,
         {split: int(side["clicked"].sum()) for split, side in sides.items()},
         {split: _write(side, task.work / f"{split}-{task.index:06d}.npy") for split, side in sides.items()},
     )
+
+
+def _chosen(host: dict[str, np.ndarray], chosen: np.ndarray) -> np.ndarray:
+    """The rows of one side as `ROW`; chosen: [n] bool."""
+    at = np.flatnonzero(chosen)
+    rows = np.empty(len(at), ROW)
+    for name in ROW.names:
+        rows[name] = np.take(host[name], at)
+    return rows
 
 
 def _count(task: Task, host: dict[str, np.ndarray], xp: ModuleType) -> tuple[np.ndarray, np.ndarray, AdCounts]:
@@ -159,10 +165,13 @@ def age_in_days(timestamp: Any, published: Any, xp: ModuleType = np) -> tuple[An
     if xp is not np:
         constants = (layout.ORIGIN_MS, layout.MILLISECONDS_A_DAY, layout.MAX_AGE_DAYS)
         return kernels.age_in_days(timestamp, published, *constants, xp)
-    days = (timestamp + layout.ORIGIN_MS - published) // layout.MILLISECONDS_A_DAY
-    days = np.where((days < 0) | (days > layout.MAX_AGE_DAYS), 0, days)
+    days = timestamp + layout.ORIGIN_MS
+    days -= published
+    days //= layout.MILLISECONDS_A_DAY
+    np.putmask(days, days.view(np.uint64) > layout.MAX_AGE_DAYS, 0)  # negative ones too
     missing = (timestamp < 0) | (published == NULL_TIME)
-    return np.where(missing, MISSING_AGE, days), int(missing.sum())
+    np.putmask(days, missing, MISSING_AGE)
+    return days, np.count_nonzero(missing)
 
 
 def _histogram(age: Any, chosen: Any, xp: ModuleType) -> Any:

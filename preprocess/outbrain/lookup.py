@@ -36,16 +36,17 @@ class Lookup:
         return cls(keys[order].astype(np.int32), order.astype(np.int32))
 
     def find(self, keys: Any, xp: ModuleType = np) -> Any:
-        """[n] int, -1 for null -> [n] int32 row, -1 where the key is null or unknown.
+        """[n] int, -1 for null -> [n] row, -1 where the key is null or unknown; int32 on a GPU, else intp, to which
+        every indexing would convert it.
 
         Columns carry one more element than rows, the null, so that `column[row]` needs no test for -1.
         """
         if xp is not np:
             return kernels.find(keys, self.keys, self.slots, xp)
         if len(self.keys) == 0:
-            return self.slots[np.minimum(keys, len(self.slots) - 1)]
+            return np.take(self.slots, np.minimum(keys, len(self.slots) - 1)).astype(np.intp)
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[at] == keys, self.slots[at], -1)
+        return np.where(self.keys[at] == keys, self.slots[at], np.intp(-1))
 
 
 def first_duplicate(keys: np.ndarray) -> int | None:

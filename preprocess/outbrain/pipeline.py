@@ -223,6 +223,7 @@ class _Run:
             numeric=config.numeric,
             group=grouped,
             threads=memory.writers(config, self.engine),
+            rows=scan.rows(split),
         )
         with writer:
             for columns, missing in self.engine.map(transform.run, transform.tasks(scan, split, rows, **common)):

@@ -18,6 +18,7 @@ import numpy as np
 
 from preprocess import kernels
 from preprocess.outbrain.lookup import Lookup, with_null
+from preprocess.xp import take
 
 # Attribute entries merged at a time: about 100 bytes of scratch each.
 _MERGE_ENTRIES = 1 << 19
@@ -79,12 +80,14 @@ class Attributes:
 
     def similarity(self, left: Any, right: Any, xp: ModuleType = np) -> Any:
         """left, right: [n] int32 document ids, -1 for null -> [n] float64; on a GPU the same in float32."""
+        if xp is np and not len(self.attribute):
+            return np.zeros(len(left), np.float64)
         left, right = self.lookup.find(left, xp), self.lookup.find(right, xp)
         if xp is not np:
             rows = (self.start, self.length, self.signature, self.attribute, self.value)
             return kernels.similarity(left, right, *rows, xp)
         out = np.zeros(len(left), np.float64)
-        hits = np.nonzero(self.signature[left] & self.signature[right])[0]
+        hits = np.nonzero(take(self.signature, left) & take(self.signature, right))[0]
         if not len(hits):
             return out
         left, right = left[hits], right[hits]

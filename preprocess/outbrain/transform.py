@@ -138,7 +138,7 @@ def _filled(values: Any, null_id: int, kind: type, xp: ModuleType) -> tuple[Any,
     if xp is not np:
         return kernels.fill(values, null_id, kind, xp)
     missing = values < 0
-    nulls = int(missing.sum())
+    nulls = np.count_nonzero(missing)
     return (np.where(missing, null_id, values) if nulls else values).astype(kind), nulls
 
 
