@@ -159,11 +159,8 @@ def head_and_updates(budget: Budget) -> None:
     )
     transposed = [torch.empty_like(c) for c in copies]
 
-    def transpose():
-        for target, copy in zip(transposed, copies):
-            target.copy_(copy.t())
-
-    budget.add("transposed copies (hidden)", transpose, None, bytes=4 * LAYERS * WIDTH * WIDTH)
+    size = 4 * LAYERS * WIDTH * WIDTH
+    budget.add("transposed copies (hidden)", lambda: ops.transpose_out(copies, out=transposed), None, bytes=size)
 
 
 def predicted_step(lines: list[Line]) -> float:

@@ -319,6 +319,11 @@ def gather_batch_out(rows, order, start, *, out):
     call("gather_batch", *rows, counts, [*order] or None, start, *out)
 
 
+def transpose_out(matrices, *, out):
+    sizes = [n for m in matrices for n in m.shape]
+    call("transpose", len(matrices), list(matrices), list(out), sizes, matrices[0].dtype)
+
+
 def linear_sm90_out(x, weight, bias, p, seed, step, layer, first_row, *, y, mask, relay=False):
     sizes = (len(x), len(weight), x.shape[1])
     dropout = (float(p), seed, step, layer, first_row)

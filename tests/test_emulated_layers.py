@@ -130,3 +130,16 @@ def test_mask_and_sum(M, N, masked, dtype):
         want = torch.where(mask > 0, want, 0)
     assert_close(out, want)
     assert_close(dbias, want.sum(0), scale=5)
+
+
+# --- transposed copies ------------------------------------------------------------------------------------------------
+
+
+@dtypes
+def test_transpose(dtype):
+    """Whole and ragged tiles, odd sizes, a matrix without rows; more matrices than a launch takes."""
+    sizes = [(64, 64), (1, 1), (65, 130), (7, 200), (129, 63), (0, 5)] * 11
+    matrices = [normal(*size, dtype=dtype, key=i) for i, size in enumerate(sizes)]
+    got = [poisoned(*m.shape[::-1], dtype=dtype) for m in matrices]
+    emulated.transpose_out(matrices, out=got)
+    assert all(torch.equal(a, m.t()) for a, m in zip(got, matrices))

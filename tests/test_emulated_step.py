@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 KERNELS = (
     "check_finite_", "embedding_forward_out", "embedding_row_gradients", "embedding_segments", "embedding_update_",
     "ftrl_dense_", "gather_batch_out", "head_forward_out", "head_step_out", "loss_scale_update_", "rmsprop_dense_",
-    "rmsprop_settle_", "wide_numeric_backward_out",
+    "rmsprop_settle_", "transpose_out", "wide_numeric_backward_out",
 )  # fmt: skip
 HIDDEN = [40, 70, 9]  # padded to 40, 72 and 16
 

@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 from widedeep import ops, reference
 from widedeep.ops.linear import bit_row_bytes
-from widedeep.testing import TOLERANCE, assert_close
+from widedeep.testing import TOLERANCE, assert_close, normal, poisoned
 
 RAGGED = [
     (0, 13, 16),
@@ -314,3 +314,26 @@ def test_linear_gradients_reject_wrong_shapes():
         ops.linear_dgrad_out(dz, weight, torch.zeros(7, 33), 0.0, dx=torch.zeros(7, 13), dbias=None)
     with pytest.raises(RuntimeError, match="linear_wgrad: x must be"):
         ops.linear_wgrad_out(dz, torch.zeros(8, 13), dweight=torch.zeros(33, 13))
+
+
+SIZES = [(1, 1), (64, 64), (65, 130), (7, 200), (129, 64), (200, 33), (0, 5)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_transpose_matches_reference(dtype, device):
+    """Whole and ragged tiles, odd sizes, a matrix without rows; more matrices than a launch takes."""
+    matrices = [normal(*size, device=device, dtype=dtype, key=i) for i, size in enumerate(SIZES * 10)]
+    got = [poisoned(*m.shape[::-1], device=device, dtype=dtype) for m in matrices]
+    want = [torch.empty_like(t) for t in got]
+    ops.transpose_out(matrices, out=got)
+    reference.transpose_out(matrices, out=want)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+def test_transpose_refuses_by_words():
+    m = torch.zeros(3, 4)
+    with pytest.raises(RuntimeError, match="transpose_out: matrices and out must be lists of one length, got 1, 0"):
+        ops.transpose_out([m], out=[])
+    with pytest.raises(RuntimeError, match=r"transpose_out: out\[0\] must be a contiguous Float tensor \[4, 3\]"):
+        ops.transpose_out([m], out=[torch.zeros(3, 4)])
+    opcheck(torch.ops.widedeep.transpose_out.default, ([m],), {"out": [torch.zeros(4, 3)]})

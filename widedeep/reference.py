@@ -100,6 +100,11 @@ def linear_dgrad_out(dz, weight, mask, p, *, dx, dbias, bits=None):
         dbias.copy_(gradient.sum(0))
 
 
+def transpose_out(matrices, *, out):
+    for matrix, target in zip(matrices, out, strict=True):
+        target.copy_(matrix.t())
+
+
 def linear_wgrad_out(dz, x, *, dweight):
     dweight.copy_(dz.T @ x)
 

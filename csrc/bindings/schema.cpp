@@ -61,6 +61,7 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
       "linear_dgrad_out(Tensor dz, Tensor weight, Tensor? mask, float p, *, Tensor(a!) dx, Tensor(b!)? dbias,"
       " Tensor? bits) -> ()");
   m.def("linear_wgrad_out(Tensor dz, Tensor x, *, Tensor(a!) dweight) -> ()");
+  m.def("transpose_out(Tensor[] matrices, *, Tensor(a!)[] out) -> ()");
 
   // The same layer on Hopper GPUs, half types, everything fused into the product; mask keeps one bit for each element
   // of y.

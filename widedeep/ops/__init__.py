@@ -13,7 +13,13 @@ from widedeep.ops.embedding import (
     embedding_update_,
 )
 from widedeep.ops.head import head_forward, head_forward_out, head_step_out, wide_numeric_backward_out
-from widedeep.ops.linear import linear_dgrad_out, linear_relu_dropout, linear_relu_dropout_out, linear_wgrad_out
+from widedeep.ops.linear import (
+    linear_dgrad_out,
+    linear_relu_dropout,
+    linear_relu_dropout_out,
+    linear_wgrad_out,
+    transpose_out,
+)
 from widedeep.ops.metrics import auc_histogram_
 from widedeep.ops.optim import (
     check_finite_,
@@ -47,5 +53,6 @@ __all__ = [
     "rmsprop_dense_",
     "rmsprop_rows_",
     "rmsprop_settle_",
+    "transpose_out",
     "wide_numeric_backward_out",
 ]

@@ -7,6 +7,8 @@ sizes, the same bits for any number of threads, float32 inside whatever the stor
 that type goes through torch's products, then our passes (`widedeep._load.bf16_products`).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -109,6 +111,18 @@ def linear_wgrad_out(dz: Tensor, x: Tensor, *, dweight: Tensor) -> None:
     _ops.linear_wgrad_out.default(dz, x, dweight=dweight)
 
 
+def transpose_out(matrices: Sequence[Tensor], *, out: Sequence[Tensor]) -> None:
+    """Write transposed copies: out[i] = matrices[i]^T, all of them in one launch on a GPU.
+
+    Args:
+        matrices: at least one, [rows, columns], of one dtype (float32, float16 or bfloat16), contiguous.
+        out:      as many, [columns, rows], overwritten; must not overlap the matrices.
+    Raises:
+        RuntimeError: wrong shape, dtype, device or stride; lists of different lengths.
+    """
+    _ops.transpose_out.default(matrices, out=out)
+
+
 @torch.library.register_fake("widedeep::linear_relu_dropout")
 def _(x, weight, bias, p, seed, step, layer, first_row):
     return x.new_empty(x.shape[0], weight.shape[0])
@@ -123,7 +137,7 @@ def _(dy, y, x, weight, p):
     )
 
 
-for _name in ("linear_relu_dropout_out", "linear_dgrad_out", "linear_wgrad_out"):
+for _name in ("linear_relu_dropout_out", "linear_dgrad_out", "linear_wgrad_out", "transpose_out"):
     torch.library.register_fake(f"widedeep::{_name}", lambda *args, **kwargs: None)
 
 

@@ -81,8 +81,7 @@ class Sm90Layers(Layers):
         self.masks = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
 
     def refresh(self) -> None:
-        for i, target in enumerate(self.transposed):
-            target.copy_(self._layer(i)[0].t())
+        ops.transpose_out([self._layer(i)[0] for i in range(len(self.transposed))], out=self.transposed)
 
     def forward(self, i: int, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, y: Tensor) -> None:
         weight, bias = self._layer(i)

@@ -8,6 +8,7 @@
 #include "kernels/head.h"
 #include "kernels/linear_elementwise.h"
 #include "kernels/optim.h"
+#include "kernels/transpose.h"
 
 using namespace widedeep;
 using namespace widedeep::kernels;
@@ -215,6 +216,13 @@ int run_gather_batch(const int32_t* ids, const float* numeric, const float* labe
   if (!order) return gather_batch(from, nullptr, start, counts[3], to, nullptr);
   const core::EpochOrder epoch(counts[0], order[0], order[1], order[2], order[3]);
   return gather_batch(from, &epoch, start, counts[3], to, nullptr);
+}
+
+// sizes: rows and columns of each matrix.
+int run_transpose(int64_t count, void** matrices, void** out, const int64_t* sizes, int64_t type) {
+  std::vector<Transposed> list;
+  for (int64_t i = 0; i < count; ++i) list.push_back({matrices[i], out[i], sizes[2 * i], sizes[2 * i + 1]});
+  return transpose(list.data(), static_cast<int>(count), core::bytes_of(core::DType(type)), nullptr);
 }
 
 int64_t run_mask_bytes(int64_t M, int64_t N) { return sm90_mask_bytes(M, N); }
