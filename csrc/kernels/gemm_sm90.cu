@@ -53,29 +53,12 @@ __global__ void __launch_bounds__(kThreads, 1)
                        const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
-  // An offset, not a rounded number: so the compiler knows that these are shared addresses.
-  Shared& s = *reinterpret_cast<Shared*>(raw + (-smem_address(raw) & 1023));
-  if (threadIdx.x == 0) {
-    init_ring(s.ring);
+  Shared& s = swizzle_aligned<Shared>(raw);
+  const auto init = [&] {
     barrier_init(smem_address(&s.apart), 4);  // a warpgroup's warps
-    fence_barrier_init();
     if (kEpilogue == Epilogue::kForward && kFlag) s.step = static_cast<uint64_t>(*p.dropout.step);
-  }
-  __syncwarp();  // the cluster barriers want whole warps
-  cluster_sync();
-  if (threadIdx.x < 128) {
-    register_shrink<40>();
-    if (threadIdx.x == 0) {
-      prefetch_map(&a);
-      prefetch_map(&b);
-      produce<T>(s.ring, p, &a, &b);
-    }
-  } else {
-    register_grow<232>();
-    consume<T, kEpilogue, kFlag>(s, p);
-  }
-  __syncwarp();
-  cluster_sync();  // a block stays until its peer's last multicast and arrivals have landed
+  };
+  run<T, 40, 232>(s, &a, &b, p, init, [] {}, [&] { consume<T, kEpilogue, kFlag>(s, p); });
 #endif
 }
 

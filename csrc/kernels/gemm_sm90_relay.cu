@@ -87,33 +87,15 @@ __global__ void __launch_bounds__(kThreads, 1)
                              const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
-  // An offset, not a rounded number: so the compiler knows that these are shared addresses.
-  Shared& s = *reinterpret_cast<Shared*>(raw + (-smem_address(raw) & 1023));
-  if (threadIdx.x == 0) {
-    init_ring(s.ring);
+  Shared& s = swizzle_aligned<Shared>(raw);
+  const auto init = [&] {
     for (int group = 0; group < 2; ++group) {
       barrier_init(smem_address(&s.ready[group]), 4);  // a warpgroup's warps
       barrier_init(smem_address(&s.taken[group]), kFinishers);
     }
-    fence_barrier_init();
-  }
-  __syncwarp();  // the cluster barriers want whole warps
-  cluster_sync();
-  if (threadIdx.x < 128) {
-    register_shrink<104>();
-    if (threadIdx.x == 0) {
-      prefetch_map(&a);
-      prefetch_map(&b);
-      produce<T>(s.ring, p, &a, &b);
-    } else if (threadIdx.x >= 32) {
-      finish<T, kEpilogue, kFlag>(s, p);
-    }
-  } else {
-    register_grow<200>();
-    consume<T, kEpilogue, kFlag>(s, p);
-  }
-  __syncwarp();
-  cluster_sync();  // a block stays until its peer's last multicast and arrivals have landed
+  };
+  const auto beside = [&] { finish<T, kEpilogue, kFlag>(s, p); };
+  run<T, 104, 200>(s, &a, &b, p, init, beside, [&] { consume<T, kEpilogue, kFlag>(s, p); });
 #endif
 }
 

@@ -203,6 +203,44 @@ __device__ __forceinline__ void multiply(Ring<kStages>& ring, float (&acc)[128],
   release(ring, turn.before());
 }
 
+// The frame of both kernels: the first warpgroup, whose first thread feeds the ring, gives registers to the two that
+// multiply. init(): one thread sets up the barriers beside the ring's; beside(): what the first warpgroup's other warps
+// do; consume(): what those do that multiply.
+template <typename T, int kFew, int kMany, typename Shared, typename Init, typename Beside, typename Consume>
+__device__ __forceinline__ void run(Shared& s, const CUtensorMap* a, const CUtensorMap* b, const Params& p, Init init,
+                                    Beside beside, Consume consume) {
+  static_assert(kFew + 2 * kMany <= 3 * 168, "more registers than a block is given");
+  if (threadIdx.x == 0) {
+    init_ring(s.ring);
+    init();
+    fence_barrier_init();
+  }
+  __syncwarp();  // the cluster barriers want whole warps
+  cluster_sync();
+  if (threadIdx.x < 128) {
+    register_shrink<kFew>();
+    if (threadIdx.x == 0) {
+      prefetch_map(a);
+      prefetch_map(b);
+      produce<T>(s.ring, p, a, b);
+    } else if (threadIdx.x >= 32) {
+      beside();
+    }
+  } else {
+    register_grow<kMany>();
+    consume();
+  }
+  __syncwarp();
+  cluster_sync();  // a block stays until its peer's last multicast and arrivals have landed
+}
+
+// The block's shared memory, from where a swizzle pattern begins. An offset, not a rounded number: so the compiler
+// knows that these are shared addresses.
+template <typename Shared>
+__device__ __forceinline__ Shared& swizzle_aligned(uint8_t* raw) {
+  return *reinterpret_cast<Shared*>(raw + (-smem_address(raw) & 1023));
+}
+
 #endif
 
 }  // namespace widedeep::kernels::sm90
