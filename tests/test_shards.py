@@ -310,7 +310,7 @@ def test_a_rename_that_fails_puts_the_earlier_directory_back(tmp_path):
     target = tmp_path / "out"
     target.mkdir()
     (target / "marker").write_text("first")
-    partial = atomic.begin(target, "marker")
+    partial = atomic.begin(target, atomic.Output("marker"))
     partial.rmdir()
     with pytest.raises(InputError):
         atomic.commit(partial, target)

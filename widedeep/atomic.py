@@ -9,12 +9,24 @@ import errno
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import InputError, RunError
 
 SHORT_WRITE = "requested and"  # numpy's "8192 requested and 4096 written": an OSError without a number
+
+
+class Output(NamedTuple):
+    """A kind of directory, and how an earlier one is told from others: it holds `marker`, and no file but of `files`.
+
+    marker: a path within it.   files: patterns of such paths, where * stands for any characters.
+    """
+
+    marker: str
+    files: tuple[str, ...] = ("*",)
 
 
 @contextlib.contextmanager
@@ -30,25 +42,36 @@ def write_errors(target: Path) -> Iterator[None]:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-def check(target: Path, marker: str) -> None:
-    """Raise InputError if `target` is a file, or a directory neither empty nor an earlier output (which holds a file
-    `marker`)."""
+def check(target: Path, output: Output, reads: Iterable[str | os.PathLike] = ()) -> None:
+    """Raise InputError unless `target` is absent, empty, or an earlier output that holds nothing else.
+
+    reads: files and directories that the run reads, none of which may lie in what it replaces.
+    """
     if target.exists() and not target.is_dir():
         raise InputError(f"cannot write the directory {target}: a file of that name exists")
-    if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not (target / output.marker).exists():
         raise InputError(
-            f"will not replace {target}: it is not empty and holds no {marker}, so it is not an earlier output"
+            f"will not replace {target}: it is not empty and holds no {output.marker}, so it is not an earlier output"
         )
+    for path in sorted(target.rglob("*")):
+        name = path.relative_to(target).as_posix()
+        if (path.is_symlink() or not path.is_dir()) and not any(fnmatch(name, pattern) for pattern in output.files):
+            raise InputError(f"will not replace {target}: beside an earlier output it holds {name}")
+    for path in map(_real, reads):
+        if path.is_relative_to(_real(target)):
+            raise InputError(f"will not replace {target}: this run reads {path} there")
 
 
-def begin(target: Path, marker: str) -> Path:
-    """Create and return an empty hidden directory beside `target`.
+def begin(target: Path, output: Output, reads: Iterable[str | os.PathLike] = ()) -> Path:
+    """Create and return an empty hidden directory beside `target`, or beside what it links to.
 
     Raises:
         InputError: `target` cannot be written, or `check` refuses it.
     """
-    target = Path(os.path.abspath(target))
-    check(target, marker)
+    check(target, output, reads)
+    target = _real(target)
     with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -59,7 +82,7 @@ def begin(target: Path, marker: str) -> Path:
 
 def commit(partial: Path, target: Path) -> None:
     """Rename `partial` to `target`; an earlier `target` is moved aside first, and put back should the rename fail."""
-    target = Path(os.path.abspath(target))
+    target = _real(target)
     previous = None
     with write_errors(target):
         if target.exists():
@@ -76,9 +99,9 @@ def commit(partial: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def directory(target: Path, marker: str) -> Iterator[Path]:
+def directory(target: Path, output: Output, reads: Iterable[str | os.PathLike] = ()) -> Iterator[Path]:
     """`begin`, then `commit` when the block ends well; the partial directory is removed when it does not."""
-    partial = begin(target, marker)
+    partial = begin(target, output, reads)
     try:
         with write_errors(target):
             yield partial
@@ -86,6 +109,10 @@ def directory(target: Path, marker: str) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _real(path: str | os.PathLike) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _prefix(target: Path) -> str:

@@ -115,7 +115,7 @@ class Checkpoints:
             RunError: the disk is full.   InputError: the directory cannot be written.
         """
         target = self.directory / f"step-{progress.step}"
-        with atomic.directory(target, STATE) as partial:
+        with atomic.directory(target, atomic.Output(STATE)) as partial:
             _write_tensors(partial / MODEL, arrays)
             _write_tensors(partial / OPTIMIZER, optimizer)
             for name, text in texts.items():

@@ -26,13 +26,12 @@ from preprocess.outbrain.flavours import FLAVOURS
 from preprocess.stages import Stage, Stages, Watched
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
-from widedeep.shards import ShardWriter
+from widedeep.shards import DATA_SET, ShardWriter
 
 log = logging.getLogger(__name__)
 
 REQUIRED = ("clicks_train", "events", "promoted_content")
 OPTIONAL = ("documents_meta", *(f"documents_{kind}" for kind in layout.ATTRIBUTES))
-MARKER = "feature_spec.yaml"
 
 
 def run(config: OutbrainConfig) -> dict[str, Any]:
@@ -50,8 +49,9 @@ def run(config: OutbrainConfig) -> dict[str, Any]:
     """
     files = _find(config)
     present = [path for path in files.values() if path is not None]
+    reads = present if config.stats is None else [*present, Path(config.stats)]
     with (
-        resume.directory(Path(config.out), MARKER, _key(config, present)) as journal,
+        resume.directory(Path(config.out), DATA_SET, _key(config, present), reads) as journal,
         make(config.engine, config.workers, journal.work, scheduler=config.scheduler, device=config.device) as engine,
     ):
         engine.check_sees([*present, journal.work])
@@ -153,7 +153,7 @@ class _Run:
         for split in SPLITS:
             write = partial(self.write, scan, split, rows)
             nulls[split] = self.once(f"transform {split}", write, scan.rows(split))["nulls"]
-        self.spec.save(self.out / MARKER)
+        self.spec.save(self.out / "feature_spec.yaml")
         report = self.report(scan, nulls, absent)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report

@@ -58,16 +58,20 @@ class Journal:
 
 
 @contextlib.contextmanager
-def directory(target: Path, marker: str, key: Mapping[str, Any]) -> Iterator[Journal]:
+def directory(
+    target: Path, output: atomic.Output, key: Mapping[str, Any], reads: Iterable[Path] = ()
+) -> Iterator[Journal]:
     """Gives the journal of the run that writes `target`; renames `out/` to `target` when the block ends well.
 
-    An error removes the working directory. A kill, an interrupt or a lost worker leaves it for the next run.
+    reads: what the run reads. An error removes the working directory. A kill, an interrupt or a lost worker leaves it
+    for the next run.
 
     Raises:
-        InputError: `target` cannot be written, is not an earlier output, or another run is writing it.
+        InputError: `target` cannot be written, is not an earlier output or holds what the run reads, or another run is
+            writing it.
     """
-    target = Path(os.path.abspath(target))
-    atomic.check(target, marker)
+    atomic.check(target, output, reads)
+    target = Path(os.path.realpath(target))
     part = target.with_name(f".{target.name}.part")
     with atomic.write_errors(target):
         part.mkdir(parents=True, exist_ok=True)

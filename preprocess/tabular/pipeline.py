@@ -23,11 +23,10 @@ from preprocess.tabular.split import parse
 from widedeep import atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS
-from widedeep.shards import ShardWriter
+from widedeep.shards import DATA_SET, ShardWriter
 
 log = logging.getLogger(__name__)
 
-MARKER = "feature_spec.yaml"
 STATISTICS = "statistics/statistics.json"
 
 
@@ -44,8 +43,10 @@ def run(config: TabularConfig) -> dict[str, Any]:
         RunError: the disk is full, or a worker was lost.
     """
     spec = TabularSpec.load(config.spec)
+    sources = [*spec.sources.get("train", ()), *spec.sources.get("test", ())]
+    reads = [config.spec, *config.inputs, *config.test, *sources, *([config.stats] if config.stats else [])]
     with (
-        atomic.directory(Path(config.out), MARKER) as out,
+        atomic.directory(Path(config.out), DATA_SET, reads) as out,
         engine.make(config.engine, config.workers, out, scheduler=config.scheduler) as pool,
     ):
         pool.check_sees([out])
@@ -96,7 +97,7 @@ class _Run:
         (self.out / STATISTICS).write_text(json.dumps(_statistics(self.spec), indent=1) + "\n", encoding="utf-8")
         completed = self.spec.completed(self.train_group)
         self.write(completed)
-        completed.save(self.out / MARKER)
+        completed.save(self.out / "feature_spec.yaml")
         report = self.report(completed, time.perf_counter() - started)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report

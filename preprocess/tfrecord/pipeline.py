@@ -18,10 +18,9 @@ from preprocess.tfrecord import records
 from widedeep import atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS, FeatureSpec
-from widedeep.shards import ShardWriter
+from widedeep.shards import DATA_SET, ShardWriter
 
 FOLDERS = {"train": "train", "test": "eval"}
-MARKER = "feature_spec.yaml"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def run(config: TFRecordConfig) -> dict[str, Any]:
     left_out: set[str] = set()
     stages = Stages()
     with (
-        atomic.directory(Path(config.out), MARKER) as out,
+        atomic.directory(Path(config.out), DATA_SET, chain.from_iterable(files.values())) as out,
         make(config.engine, config.workers, out, scheduler=config.scheduler) as engine,
     ):
         engine.check_sees([out, *chain.from_iterable(files.values())])
@@ -82,7 +81,7 @@ def run(config: TFRecordConfig) -> dict[str, Any]:
                 writer.finish(provenance=_provenance(config, files[mapping]))
             rate = positive / writer.rows if writer.rows else None
             report[mapping] = {"records": count, "rows": writer.rows, "positive_rate": rate}
-        spec.save(out / MARKER)
+        spec.save(out / "feature_spec.yaml")
         report |= {"left_out": sorted(left_out), "stages": stages.to_dict(), "seconds": time.perf_counter() - started}
         (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
