@@ -83,6 +83,16 @@ def test_a_new_run_empties_the_files_and_a_resumed_one_continues_them(tmp_path):
     assert json.loads(last)["loss"] == 0.4
 
 
+def test_the_clock_of_a_resumed_run_goes_on(tmp_path):
+    line = '{"step": [5, 9], "seconds": 1000.5, "loss": 0.4}\n'
+    for torn in ("", '{"step": [6'):
+        (tmp_path / "metrics.jsonl").write_text(line + torn)
+        a_run(tmp_path, append=True)
+        seconds = [json.loads(text)["seconds"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()[-3:]]
+        assert 1000.5 <= seconds[0] <= seconds[-1] < 1010
+        assert float(dlll(tmp_path / "log.json")[-1]["elapsedtime"]) >= 1000.5
+
+
 def test_lines_are_on_disk_at_once(tmp_path):
     with RunLog(tmp_path) as log:
         log.log((1, 2), {"loss": 1.0})
@@ -96,6 +106,24 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
     events.Reload()
     assert [(e.step, round(e.value, 4)) for e in events.Scalars("loss")] == [(100, 0.4512)]
     assert [(e.step, round(e.value, 4)) for e in events.Scalars("loss_val")] == [(455, 0.43)]
+
+
+def test_tensorboard_forgets_replaced_runs_and_repeated_steps(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def steps():
+        events = accumulator.EventAccumulator(str(tmp_path / "events"))
+        events.Reload()
+        return [event.step for event in events.Scalars("loss")]
+
+    for _ in range(2):
+        with RunLog(tmp_path, events_dir=tmp_path / "events") as log:
+            for step in (10, 20, 30):
+                log.log((step, 90), {"loss": 0.5})
+    assert steps() == [10, 20, 30]
+    with RunLog(tmp_path, events_dir=tmp_path / "events", append=True, events_from=20) as log:
+        log.log((30, 90), {"loss": 0.5})
+    assert steps() == [10, 30]
 
 
 def test_tensorboard_absent(tmp_path, monkeypatch):

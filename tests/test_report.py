@@ -1,16 +1,18 @@
 """The page of a run: what is on it, and what it says of files that are not there."""
 
 import base64
+import errno
 import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
 
 from widedeep import report
-from widedeep.errors import InputError
+from widedeep.errors import InputError, RunError
 from widedeep.logs import RunLog
 from widedeep.metrics import Evaluation
 from widedeep.outputs import write_json
@@ -123,6 +125,37 @@ def test_resumed_and_torn_logs(results):
     records = report.read(results).training
     assert [record["step"] for record in records] == list(range(1, 201))
     assert records[149]["loss"] == 0.125
+
+
+def test_evaluations_beside_a_training_are_no_epochs_of_it(results):
+    trained = report.read(results).validation
+    with (results / "metrics.jsonl").open("a") as file:
+        file.write('{"step": [0], "seconds": 9, "loss_val": 7.0}\n{"step": [200], "seconds": 9, "loss_val": 7.0}\n')
+    assert report.read(results).validation == trained
+    (results / "metrics.jsonl").write_text('{"step": [200], "seconds": 9, "loss_val": 7.0}\n')
+    assert [record["loss_val"] for record in report.read(results).validation] == [7.0]
+
+
+def test_an_evaluation_set_without_clicks_has_no_ranking(results, recwarn):
+    lines = (results / "metrics.jsonl").read_text()
+    (results / "metrics.jsonl").write_text(re.sub(r'"(auc_val|streaming_map_val)": [0-9.]+', r'"\1": null', lines))
+    report.run(results)
+    assert not (results / "plots" / "ranking.png").exists()
+    assert not recwarn.list
+
+
+def test_a_full_disk_leaves_the_earlier_plots(results, monkeypatch):
+    report.run(results)
+    before = {path: path.read_bytes() for path in (results / "plots").iterdir()}
+
+    def full(path, content):
+        path.write_text("half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunError, match="untouched"):
+        report.run(results)
+    assert {path: path.read_bytes() for path in (results / "plots").iterdir()} == before
 
 
 def test_evaluation_without_groups(results):

@@ -1,7 +1,9 @@
 """Training through the command line on planted data: it learns, says what it does, and its parts agree."""
 
 import json
+import os
 import shlex
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +13,7 @@ from commands import main
 from planted import planted_data
 from sklearn.metrics import log_loss, roc_auc_score
 
+from widedeep import report
 from widedeep.checkpoint import Checkpoints, Progress
 from widedeep.config import TrainConfig
 from widedeep.train import is_finished, note_score
@@ -122,6 +125,46 @@ def test_evaluate_flag_keeps_the_record_of_the_training(data, tmp_path):
         assert (results / name).read_text().startswith(text), name
     assert len((results / "metrics.jsonl").read_text()) > len(before["metrics.jsonl"])
     assert not json.loads((results / "args.json").read_text())["evaluate"]
+
+
+@pytest.mark.parametrize("more", [shlex.split("--benchmark --benchmark_warmup_steps 0 --benchmark_steps 3"), ["--evaluate"]])
+def test_neither_benchmark_nor_fresh_weights_take_the_place_of_a_training(data, finished, tmp_path, more):
+    results = shutil.copytree(finished / "results", tmp_path / "results")
+    before = {name: (results / name).read_text() for name in os.listdir(results)}
+    page = report.read(results)
+    assert train(data, tmp_path, *more) == 0
+    for name, text in before.items():
+        grows = name in ("log.json", "metrics.jsonl")
+        assert (results / name).read_text().startswith(text) if grows else (results / name).read_text() == text, name
+    assert report.read(results) == page
+
+
+def test_a_new_run_leaves_no_evaluation_of_the_one_it_replaces(data, finished, tmp_path):
+    shutil.copytree(finished / "results", tmp_path / "results")
+    assert train(data, tmp_path, "--deep_learning_rate", "1e30", "--log_every", "1") == 1
+    assert not (tmp_path / "results" / "evaluation.json").exists()
+
+
+def test_a_diverged_model_predicts_nothing(data, tmp_path, capsys):
+    more = ["--deep_learning_rate", "1e38", "--deep_warmup_epochs", "0", "--checkpoint_every_steps", "1"]
+    assert train(data, tmp_path, *more, "--log_every", "1000") == 1
+    out = tmp_path / "p.csv"
+    scored = ["--model", str(tmp_path / "model"), "--dataset_path", str(data), "--cpu", "--checkpoint", "last"]
+    assert main(["predict", *scored, "--out", str(out)]) == 1
+    assert "logits are not finite: the model has diverged" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_place_that_cannot_be_written_costs_no_result(data, finished, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    scored = ["--model", str(finished / "model"), "--dataset_path", str(data), "--cpu"]
+    capsys.readouterr()
+    assert main(["evaluate", *scored, "--json", "--out", str(tmp_path / "file" / "e.json")]) == 2
+    told = capsys.readouterr()
+    assert json.loads(told.out)["auc"] > 0.5
+    assert main(["predict", *scored, "--out", str(tmp_path / "file" / "p.csv")]) == 2
+    for words in (told.err, capsys.readouterr().err):
+        assert f"cannot write {tmp_path / 'file'}/" in words
 
 
 @pytest.mark.parametrize(("more", "key"), [([], "train_throughput"), (["--evaluate"], "validation_throughput")])

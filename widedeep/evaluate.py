@@ -93,13 +93,13 @@ def evaluate_checkpoint(
     evaluation = evaluate(run, reader)
     result = evaluation.compute()
     if comm.rank == 0:
-        if out:
-            write_json(Path(out), {"checkpoint": directory.name} | result | {"calibration": evaluation.calibration()})
-        print(
+        print(  # first: a file that cannot be written shall not cost the result
             json.dumps(plain(result))
             if as_json
             else "\n".join(f"{key:<16} {value:.9g}" for key, value in result.items())
         )
+        if out:
+            write_json(Path(out), {"checkpoint": directory.name} | result | {"calibration": evaluation.calibration()})
     return result
 
 

@@ -13,6 +13,7 @@ from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC, numbers
 from widedeep.outputs import data_summary, write_json, write_text
 from widedeep.run import Run
 
+EVALUATION = "evaluation.json"
 UNITS = {
     "streaming_map_val": {"unit": None},
     "train_throughput": {"unit": "samples/s"},
@@ -36,9 +37,13 @@ class Journal:
         self._results = Path(config.location.results_dir)
         self._writes = run.comm.rank == 0
         self._bar = None
-        # An evaluation adds to the record of the training that went before; it does not take its place.
-        adds = config.mode.evaluate and (self._results / METRICS_FILE).is_file()
-        if self._writes and not adds:
+        # Evaluations and benchmarks add to the record of the training that went before; they do not take its place.
+        self._adds = (config.mode.evaluate or config.mode.benchmark) and (self._results / METRICS_FILE).is_file()
+        goes_on = progress is not None and progress.step > 0
+        if self._writes and not self._adds:
+            if not goes_on:
+                with atomic.write_errors(self._results):
+                    (self._results / EVALUATION).unlink(missing_ok=True)  # of the run that is replaced
             write_json(self._results / "args.json", config.flat())
             write_text(self._results / "config.yaml", config.to_yaml())
             shards = {name: getattr(run, f"{name}_shards") for name in splits}
@@ -48,8 +53,9 @@ class Journal:
             self._results,
             config.location.log_filename,
             rank=run.comm.rank,
-            append=adds or (progress is not None and progress.step > 0),
+            append=self._adds or goes_on,
             events_dir=Path(config.location.model_dir) / "event_files" if config.mode.tensorboard else None,
+            events_from=progress.step if goes_on else None,
         )
         self.log("PARAMETER", config.flat())
         for metric, unit in UNITS.items():
@@ -103,11 +109,12 @@ class Journal:
             self.log((batches,), evaluation.running())
 
     def evaluated(self, step: int, evaluation: Evaluation) -> dict[str, float]:
-        """The end of an evaluation that is a run of its own."""
+        """The end of an evaluation that is a run of its own; step 0: of weights that no training has touched."""
         result = evaluation.compute()
         values = log_values(result, evaluation.groups)
         self.log((step,), values)
-        self._write_evaluation(result, evaluation)
+        if step or not self._adds:
+            self._write_evaluation(result, evaluation)
         return values
 
     @property
@@ -116,7 +123,7 @@ class Journal:
 
     def _write_evaluation(self, result: dict[str, float | int], evaluation: Evaluation) -> None:
         if self._writes:
-            write_json(self._results / "evaluation.json", result | {"calibration": evaluation.calibration()})
+            write_json(self._results / EVALUATION, result | {"calibration": evaluation.calibration()})
 
     def _close_bar(self) -> None:
         if self._bar is not None:

@@ -3,6 +3,7 @@
 The DLLL log has the lines of the original's dllogger: the prefix `DLLL ` and a JSON object.
 """
 
+import contextlib
 import json
 import logging
 import time
@@ -53,16 +54,18 @@ class RunLog:
         rank: int = 0,
         append: bool = False,
         events_dir: str | Path | None = None,
+        events_from: int | None = None,
     ):
         """Opens the files `log_filename` (DLLL) and `metrics.jsonl` of `results_dir`, which is made if it is not there.
 
         Args:
-            append: continue the files of a run that goes on; otherwise they are emptied.
-            events_dir: where TensorBoard events go, if they are wanted.
+            append: continue the files of a run that goes on, and its clock; otherwise they are emptied.
+            events_dir: where TensorBoard events go, if they are wanted; earlier ones are removed unless `append`.
+            events_from: the step from which a run goes on: TensorBoard forgets what it was told of later ones.
         Raises:
             InputError: a file cannot be written, or TensorBoard is wanted and not installed.
         """
-        self._begin = time.time()
+        self._begin = time.time() - (_last_seconds(Path(results_dir) / METRICS_FILE) if append else 0.0)
         self._is_open = rank == 0
         self._sinks: list[Sink] = []
         if not self._is_open:
@@ -70,7 +73,7 @@ class RunLog:
         self._console = Console(stderr=True)
         directory = Path(results_dir)
         if events_dir is not None:
-            self._sinks.append(TensorBoard(Path(events_dir)))
+            self._sinks.append(TensorBoard(Path(events_dir), append, events_from))
         self._sinks.append(DlllLines(_open(directory / log_filename, append)))
         self._sinks.append(MetricLines(_open(directory / METRICS_FILE, append)))
         self._sinks.append(Terminal(self._console))
@@ -128,7 +131,7 @@ class DlllLines:
 
 
 class MetricLines:
-    """`metrics.jsonl`: `{"step": [...], "seconds": since the start, name: number, ...}` for each record of numbers."""
+    """`metrics.jsonl`: `{"step": [...], "seconds": of the run so far, name: number, ...}`, a line a record."""
 
     def __init__(self, file: TextIO):
         self._file = file
@@ -147,7 +150,7 @@ class MetricLines:
 class TensorBoard:
     """Scalars by step, and the run's arguments as text."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, append: bool = False, purge_step: int | None = None):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -155,7 +158,9 @@ class TensorBoard:
                 "--tensorboard needs the package tensorboard: pip install 'widedeep[tensorboard]'"
             ) from error
         with atomic.write_errors(directory):
-            self._writer = SummaryWriter(str(directory))
+            for events in () if append else directory.glob("events.out.tfevents.*"):
+                events.unlink()
+            self._writer = SummaryWriter(str(directory), purge_step=purge_step)
 
     def log(self, step: Step, data: dict[str, Any], seconds: float) -> None:
         if isinstance(step, str):
@@ -271,6 +276,15 @@ def _open(path: Path, append: bool) -> TextIO:
         if torn:  # a killed run left half a line
             file.write("\n")
         return file
+
+
+def _last_seconds(path: Path) -> float:
+    """The clock of the last record of `metrics.jsonl`; 0 where there is none."""
+    with contextlib.suppress(OSError):
+        for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # the torn line of a killed run
+                return float(json.loads(line)["seconds"])
+    return 0.0
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Predictions of a checkpoint, row by row in the order of the data, to a Parquet or CSV file."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from widedeep import atomic
 from widedeep.config import TrainConfig
 from widedeep.data import Reader
 from widedeep.dist import LocalComm
-from widedeep.errors import InputError
+from widedeep.errors import InputError, RunError
 from widedeep.evaluate import open_scored, scored
 from widedeep.outputs import group_column
 from widedeep.run import Run, tell
@@ -28,7 +29,8 @@ def predict_checkpoint(config: TrainConfig, comm: LocalComm, directory: Path, sp
     name. The file appears under its name when it is whole; of several processes the first one writes.
 
     Raises:
-        InputError: `out` ends in neither .parquet nor .csv, or cannot be written.   RunError: the disk is full.
+        InputError: `out` ends in neither .parquet nor .csv, or cannot be written.
+        RunError: the disk is full, or a logit is not finite.
     """
     out = Path(out)
     if out.suffix not in WRITERS:
@@ -53,7 +55,8 @@ def write(out: Path, columns: pa.Schema, batches: Iterator[pa.Table]) -> int:
                     rows += len(table)
             os.replace(partial, out)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it must not hide what went wrong before
+            partial.unlink()
     return rows
 
 
@@ -66,5 +69,7 @@ def schema(reader: Reader) -> pa.Schema:
 def tables(run: Run, reader: Reader) -> Iterator[pa.Table]:
     """One table for each batch."""
     for logit, label, group in scored(run, reader):
+        if bad := int((~logit.isfinite()).sum()):
+            raise RunError(f"prediction: {bad} of {len(logit)} logits are not finite: the model has diverged")
         columns = [label.to(torch.int8), torch.sigmoid(logit), logit, *([] if group is None else [group])]
         yield pa.Table.from_arrays([pa.array(c.cpu().numpy()) for c in columns], schema=schema(reader))

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from widedeep import atomic, report_html, report_plots
+from widedeep import report_html, report_plots
 from widedeep.errors import InputError
 from widedeep.logs import METRICS_FILE
-from widedeep.outputs import write_text
+from widedeep.outputs import write_bytes, write_text
 
 PLOTS = "plots"
 DLLL = "DLLL "
@@ -41,10 +41,8 @@ def run(run_dir: str | Path, out: str | Path | None = None) -> Path:
     files = read(Path(run_dir))
     out = Path(out) if out else Path(run_dir) / "report.html"
     plots = report_plots.draw(files.training, files.validation, files.evaluation.get("calibration"))
-    with atomic.write_errors(out):
-        (out.parent / PLOTS).mkdir(parents=True, exist_ok=True)
-        for name, png in plots.items():
-            (out.parent / PLOTS / f"{name}.png").write_bytes(png)
+    for name, png in plots.items():
+        write_bytes(out.parent / PLOTS / f"{name}.png", png)
     write_text(out, report_html.page(files, plots))
     return out
 
@@ -58,8 +56,10 @@ def read(directory: Path) -> RunFiles:
     files = RunFiles(name=directory.resolve().name)
     files.arguments = _read_object(directory / "args.json", files.missing)
     records = _read_records(directory, files)
-    files.training = _by_step([record for record in records if len(record["step"]) == 2], "loss")  # of how many steps
-    files.validation = _by_step(_with_epochs(records, files.arguments.get("num_epochs")), "loss_val")
+    of_training = [record for record in records if len(record["step"]) == 2]  # step, of how many
+    files.training = _by_step(of_training, "loss")
+    epochs = _by_step(_with_epochs(of_training, files.arguments.get("num_epochs")), "loss_val")
+    files.validation = epochs or _by_step(records, "loss_val")  # of evaluations alone
     files.evaluation = _read_object(directory / "evaluation.json", files.missing)
     files.data = _read_object(directory / "data_summary.json", files.missing)
     files.baselines = _read_object(directory / "baselines.json", [])

@@ -105,7 +105,7 @@ def _epochs(validation: Sequence[dict[str, Any]]) -> str:
         [r.get("epoch", number), r["step"], *(r.get(key) for key in names), _duration(r.get("seconds"))]
         for number, r in enumerate(validation, 1)
     ]
-    return section("Epochs", ["epoch", "steps", *names.values(), "time since the start"], rows) if rows else ""
+    return section("Epochs", ["epoch", "steps", *names.values(), "time of the run"], rows) if rows else ""
 
 
 def _data(data: dict[str, Any]) -> str:

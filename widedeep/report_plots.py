@@ -8,6 +8,7 @@ from typing import Any
 from widedeep.errors import InputError
 
 BLUE, ORANGE, GREEN, GREY, PALE = "#2563eb", "#d97706", "#059669", "#64748b", "#bfd0f7"
+RANKINGS = (("auc_val", "AUC", BLUE), ("streaming_map_val", "MAP@12", GREEN))
 STYLE = {
     "font.size": 10,
     "axes.edgecolor": "#cbd5e1",
@@ -62,7 +63,7 @@ def draw(
     with matplotlib.rc_context(STYLE):
         if training or validation:
             plots["loss"] = plot(6.4, _loss, training, validation)
-        if validation:
+        if any(record.get(name) is not None for record in validation for name, *_ in RANKINGS):
             plots["ranking"] = plot(6.4, _ranking, validation)
         if calibration and calibration["rows"]:
             plots["calibration"] = plot(6.4, _calibration, calibration)
@@ -92,8 +93,7 @@ def _loss(axes, training: Sequence[dict[str, Any]], validation: Sequence[dict[st
 
 def _ranking(axes, validation: Sequence[dict[str, Any]]) -> None:
     epochs = [record.get("epoch", row) for row, record in enumerate(validation, 1)]
-    curves = (("auc_val", "AUC", BLUE), ("streaming_map_val", "MAP@12", GREEN))
-    for name, label, colour in curves:
+    for name, label, colour in RANKINGS:
         points = [(epoch, record[name]) for epoch, record in zip(epochs, validation) if record.get(name) is not None]
         if points:
             axes.plot(*zip(*points), color=colour, marker="o", markersize=4, label=label)
