@@ -127,7 +127,9 @@ def test_evaluate_flag_keeps_the_record_of_the_training(data, tmp_path):
     assert not json.loads((results / "args.json").read_text())["evaluate"]
 
 
-@pytest.mark.parametrize("more", [shlex.split("--benchmark --benchmark_warmup_steps 0 --benchmark_steps 3"), ["--evaluate"]])
+@pytest.mark.parametrize(
+    "more", [shlex.split("--benchmark --benchmark_warmup_steps 0 --benchmark_steps 3"), ["--evaluate"]]
+)
 def test_neither_benchmark_nor_fresh_weights_take_the_place_of_a_training(data, finished, tmp_path, more):
     results = shutil.copytree(finished / "results", tmp_path / "results")
     before = {name: (results / name).read_text() for name in os.listdir(results)}
