@@ -119,7 +119,7 @@ def text_bytes(path: Path) -> int | None:
 
 
 def read_header(path: Path, format: Format = COMMAS) -> tuple[str, ...]:
-    """The column names. InputError when the file is missing, unreadable or empty."""
+    """The column names as they stand. InputError when the file is missing, unreadable or empty."""
     with _open(path) as file:
         return _header(path, _call(path, file.readline), (), format)
 
@@ -134,7 +134,9 @@ def blocks(
     """
     with _open(path) as file:
         first = _call(path, file.readline)
-        header = _header(path, first, columns, format)
+        names = _header(path, first, columns, format)
+        # pyarrow wants distinct names; columns that are not read may share one.
+        header = tuple(name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names))
         # Without a header the first line holds data, behind a byte order mark perhaps.
         head = first.removeprefix(codecs.BOM_UTF8) if format.names else b""
         start = len(first) - len(head)
@@ -177,9 +179,11 @@ def read_block(block: Block, columns: Sequence[Column]) -> dict[str, np.ndarray 
                 timestamp_parsers=[pa_csv.ISO8601],
             ),
         )
-        # An unclosed quote swallows the lines that follow, without a word.
-        if b'"' in data and table.num_rows != sum(1 for line in data.splitlines() if line):
-            raise _Refused("a quoted field spans lines")
+        # An unclosed quote swallows the lines that follow, or the last line's end, without a word.
+        if b'"' in data:
+            lines = [line for line in data.splitlines() if line]
+            if table.num_rows != len(lines) or _is_open(lines[-1].decode("latin-1"), block.format):
+                raise _Refused("a quoted field spans lines")
         return {c.name: _to_numpy(table.column(c.name), c) for c in columns}
     except (pa.ArrowInvalid, pa.ArrowKeyError, _Refused) as error:
         raise _diagnose(block, data, columns, error) from error
@@ -244,8 +248,7 @@ def _header(path: Path, line: bytes, columns: Sequence[Column], format: Format) 
         if (count := header.count(column.name)) != 1:
             fault = "missing" if not count else "there twice"
             raise InputError(f"{path}, line 1: column {column.name} is {fault}; the header has {_listed(header)}")
-    # pyarrow wants distinct names; columns that are not read may share one.
-    return tuple(name if header.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(header))
+    return header
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -312,13 +315,25 @@ def _diagnose(block: Block, data: bytes, columns: Sequence[Column], error: Excep
         try:
             fields = next(csv.reader([text], strict=True, delimiter=block.format.delimiter))
         except csv.Error as fault:
-            return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {fault}")
+            spans = "an open quote; a quoted field that spans lines is not supported"
+            found = spans if _is_open(text, block.format) else fault
+            return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {found}")
         if len(fields) != len(block.header):
             return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {len(fields)}")
         for column in columns:
             if fault := _fault(column, fields[where[column.name]]):
                 return InputError(f"{block.path}, line {line}: column {column.name}: {fault}")
     return InputError(f"{block.path}: cannot be parsed: {' '.join(str(error).split())}")
+
+
+def _is_open(line: str, format: Format) -> bool:
+    """Whether a line ends within a quoted field, so that the next one belongs to the same row."""
+    reader = csv.reader([line, ""], delimiter=format.delimiter)
+    try:
+        next(reader)
+    except csv.Error:  # a field longer than the module takes
+        return False
+    return reader.line_num == 2
 
 
 def _lines_before(block: Block) -> int:
@@ -332,12 +347,12 @@ def _lines_before(block: Block) -> int:
 
 def _fault(column: Column, field: str) -> str | None:
     expected, found = _EXPECTED[column.kind], f"found {field[:60]!r}"
-    if column.kind in ("int", "float"):
-        field = field.strip(" \t")
     if field in NULLS:
         return None if column.nullable else f"expected {expected}, found no value"
     if column.kind == "string":
         return None
+    if column.kind in ("int", "float"):
+        field = field.strip(" \t")
     if not _PATTERNS[column.kind].fullmatch(field):
         return f"expected {expected}, {found}"
     if column.kind == "time":

@@ -126,6 +126,7 @@ GOOD = "1,x,2,0.5,GB,2016-01-01 00:00:00"
         (GOOD.replace("1,x", "-1,x", 1), "column id: expected an integer from 0 to 2147483646, found '-1'"),
         (GOOD.replace("1,x", "2147483647,x", 1), "column id: expected an integer from 0 to 2147483646"),
         (GOOD.replace("1,x", "9" * 30 + ",x", 1), "column id: expected an integer from 0"),
+        (GOOD.replace("x,2", "x, "), "column big: expected an integer, found ' '"),
         (GOOD.replace("0.5", "11"), "column score: expected a number from -10 to 10, found '11'"),
         (GOOD.replace("0.5", "nan"), "column score: expected a number from -10 to 10, found 'nan'"),
         (GOOD.replace("0.5", "half"), "column score: expected a number, found 'half'"),
@@ -152,8 +153,29 @@ def test_a_bad_row_is_named_by_file_and_line(row, message, block_bytes, compress
 @pytest.mark.parametrize("row", ['2,"GB', '"2,GB', '2,"GB\n3",US'])
 def test_an_unclosed_quote_swallows_no_line(row, tmp_path):
     path = write(tmp_path, f"id,place\n1,GB\n{row}\n3,US\n4,US\n")
-    with pytest.raises(InputError, match=r"t\.csv, line 3: expected 2 fields, found unexpected end of data"):
+    with pytest.raises(
+        InputError, match=r"t\.csv, line 3: expected 2 fields, found an open quote; a quoted field that spans lines"
+    ):
         read(path, (Column("id"), Column("place", "string")))
+
+
+@pytest.mark.parametrize("block_bytes", [9, 1 << 20])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n", "\r"])
+@pytest.mark.parametrize("field", ['"', '"US', '"US""', 'US,"', '"a","b'])
+def test_a_last_line_cut_off_in_a_quoted_field_is_named(field, end, block_bytes, tmp_path):
+    path = write(tmp_path, f"id,place,free\n1,GB,x\n2,{field}{end}")
+    with pytest.raises(InputError, match=r"t\.csv, line 3: expected 3 fields, found an open quote"):
+        read(path, (Column("id"),), block_bytes)
+
+
+@pytest.mark.parametrize(("field", "value"), [('6" pipe', '6" pipe'), ('"6"" pipe"', '6" pipe'), ('"6"x"', '6x"')])
+@pytest.mark.parametrize("block_bytes", [9, 1 << 20])
+def test_quotes_that_open_no_field_are_text(field, value, block_bytes, tmp_path):
+    path = write(tmp_path, f"id,place\n1,{field}\n2,{field}\n")
+    got = read(path, (Column("id"), Column("place", "string")), block_bytes)
+    assert got == {"id": [1, 2], "place": [value] * 2}
+    long = write(tmp_path, f'id,place\n1,"{"x" * 200_000}"\n')
+    assert len(read(long, (Column("id"), Column("place", "string")))["place"][0]) == 200_000
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,13 @@ def test_a_split_without_rows_and_a_huge_table(tmp_path):
     assert "nan" not in page(report)
 
 
+def test_without_train_rows_no_value_is_called_unseen(tmp_path):
+    write_set(tmp_path / "data", {"train": 0, "test": 40})
+    report = describe.describe(tmp_path / "data")
+    assert [report["categorical"][name]["test"]["unseen"] for name in ("ad", "tags")] == [None, None]
+    assert "nan" not in page(report)
+
+
 def test_words_and_nulls_of_tables(tmp_path, capsys):
     (tmp_path / "a.csv").write_text("town,size,click\n" + "<Rome>,1,1\n" * 8 + ",2,0\n" * 2)
     (tmp_path / "spec.yaml").write_text(

@@ -17,6 +17,7 @@ from preprocess.outbrain.nvtabular import NvtabularStatistics, _median, _scale
 from preprocess.outbrain.similarity import Attributes
 from preprocess.outbrain.statistics import KeyCounts
 from preprocess.outbrain.tables import ranks
+from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardSet
 
@@ -185,6 +186,20 @@ def test_sparse_ids_give_what_pandas_gives(tmp_path):
     spec = FeatureSpec.load(tmp_path / "out")
     want = features(data, dict(zip(spec.names, spec.cardinalities)))
     check_rows(tmp_path / "out", want)
+
+
+@pytest.mark.parametrize(("flavour", "room"), [("nvtabular", 2**31 - 6), ("spark", 2**31 - 4)])
+def test_documents_without_a_publisher_need_ids_above_the_largest(flavour, room, tmp_path):
+    data = shutil.copytree(SMALL, tmp_path / "data")
+    rows = ["100,50,{}", "101,51,", "200,51,", "201,52,\\N"]
+    for largest in (room, room + 1):
+        text = "\n".join(["document_id,source_id,publisher_id,publish_time", *(f"{row}," for row in rows)])
+        (data / "documents_meta.csv").write_text(text.format(largest) + "\n")
+        if largest == room:
+            run(OutbrainConfig(data, tmp_path / "out", flavour=flavour))
+            continue
+        with pytest.raises(InputError, match=rf"publisher_id: expected at most {room}, .* found {largest}$"):
+            run(OutbrainConfig(data, tmp_path / "out", flavour=flavour))
 
 
 @pytest.mark.parametrize(("time", "empty"), [("1036800000", "train"), ("0", None)])

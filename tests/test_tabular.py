@@ -84,7 +84,7 @@ def test_buckets(tmp_path):
     assert FeatureSpec.load(tmp_path / "out").cardinalities == (5,)
     # Train ages are 20, 40, 60: terciles cut below 40 and below 60 (an edge at the smallest value is dropped).
     assert one_feature(tmp_path, "age", {"transform": {"bucketise": {"quantiles": 3}}}) == [[1, 2, 0, 2], [2, 2]]
-    rows = "".join(f"{i},{i % 2}\n" for i in np.random.default_rng(0).permutation(1000))
+    rows = "".join(f"{i},{'yes' if i % 2 else 'no'}\n" for i in np.random.default_rng(0).permutation(1000))
     text = "age,click\n" + rows
     train, test = one_feature(tmp_path, "age", {"transform": {"bucketise": {"quantiles": 10}}}, text, "random:0.3")
     assert set(np.bincount(train)[1:]) <= set(range(len(train) // 10 - 2, len(train) // 10 + 3))

@@ -209,15 +209,23 @@ def test_arrow_files_that_are_damaged(tmp_path):
 
 ODD = {
     "timestamp": (pa.array([0, 1, 2], pa.timestamp("s")), "column size: expected a number, found"),
-    "binary": (pa.array([b"1", b"2", b"\xff"]), "cannot be read as"),
+    "binary": (pa.array([b"1", b"2", b"\xff"]), r"row 2: column size: expected a number, found .*xff"),
     "damaged text": (
         pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]),
         None,
     ),
     "duration": (pa.array([0, 1, 2], pa.duration("s")), None),
-    "binary lists": (pa.array([[b"a"], [b"\xff"], []]), "cannot be read as"),
+    "binary lists": (pa.array([[b"a"], [b"\xff"], []]), r"column size: expected UTF-8 text, found .*xff"),
     "struct": (pa.array([{"a": 1}] * 3), "column size: expected numbers, text or lists of them, found struct"),
-    "nothing": (pa.nulls(3), "column size: expected numbers, text or lists of them, found null"),
+    "map": (
+        pa.array([[("a", 1)]] * 3, pa.map_(pa.string(), pa.int64())),
+        "column size: expected numbers, .* found map",
+    ),
+    "identifiers": (
+        pa.array([bytes(range(240, 256))] * 3, pa.uuid()),
+        "column size: expected numbers, text or lists of them, found extension",
+    ),
+    "nothing": (pa.nulls(3), "row 0: column size: expected a number, or a `fill` in its transform, found 'no value'"),
     "lists": (pa.array([[1.0]] * 3), "column size: expected one value a row for size, found lists"),
 }
 
@@ -240,6 +248,66 @@ def test_numbers_in_other_types_than_floats(tmp_path):
         spec = write_spec(tmp_path / "spec.yaml")
         run(TabularConfig(spec, tmp_path / f"out{i}", [tmp_path / "a.parquet"], test=[tmp_path / "a.parquet"]))
         assert sorted(read(tmp_path / f"out{i}" / "train")["size"].tolist()) == [-1, 1]
+
+
+def ids_of(path, out, stats):
+    """What the features of an earlier run make of a file."""
+    run(TabularConfig(stats, out, test=[path], stats=stats))
+    return {name: values.tolist() for name, values in read(out / "test").items()}
+
+
+def test_a_value_keeps_its_id_whatever_the_type_in_a_file(tmp_path):
+    """A null makes floats of a file's integers, a column of nulls has no type, and lists have several layouts."""
+    features = {
+        "ad": {"transform": "vocabulary"},
+        "site": {"cardinality": 1000, "transform": "hash"},
+        "seen": {"max_hotness": 2, "transform": "vocabulary"},
+        "size": {"transform": {"fill": 0}},
+        "click": {},
+    }
+    channels = {"onehot_categorical": ["ad", "site"], "multihot_categorical": ["seen"], "numerical": ["size"]}
+    spec = {"feature_spec": features, "channel_spec": channels | {"label": ["click"], "map": []}}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    table = {
+        "ad": [10, 10**10 + 1, 3],
+        "site": [10**12, 2, 3],
+        "seen": [["a"], ["b", "a"], []],
+        "size": [1.0, 2.0, 3.0],
+    }
+    table = pa.table(table | {"click": [0, 1, 1]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    run(
+        TabularConfig(
+            tmp_path / "spec.yaml", tmp_path / "a", [tmp_path / "train.parquet"], [tmp_path / "train.parquet"]
+        )
+    )
+    want = {name: values.tolist() for name, values in read(tmp_path / "a" / "test").items()}
+    floats = table.set_column(0, "ad", table["ad"].cast(pa.float64()))
+    floats = floats.set_column(1, "site", table["site"].cast(pa.float64()))
+    floats = floats.set_column(2, "seen", pa.array(table["seen"].to_pylist(), pa.list_view(pa.string())))
+    feather.write_feather(floats, tmp_path / "b.arrow")
+    assert ids_of(tmp_path / "b.arrow", tmp_path / "b", tmp_path / "a") == want
+    nothing = pa.table({name: pa.nulls(3) for name in ("ad", "site", "size")})
+    nothing = nothing.append_column("seen", pa.array([[None], [], None], pa.list_(pa.null())))
+    pq.write_table(nothing.append_column("click", table["click"]), tmp_path / "c.parquet")
+    got = ids_of(tmp_path / "c.parquet", tmp_path / "c", tmp_path / "a")
+    assert (got["ad"], got["seen"], got["size"]) == ([0] * 3, [[-1, -1]] * 3, [0] * 3)
+
+
+def test_a_split_by_times_in_nanoseconds(tmp_path):
+    times = 1_700_000_000_000_000_001 + np.arange(200) * 10**9
+    pq.write_table(rows().set_column(6, "day", pa.array(times)), tmp_path / "a.parquet")
+    spec = write_spec(tmp_path / "spec.yaml")
+    report = run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.parquet"], split="time:day:0.2"))
+    assert report["test"]["rows"] == 40
+
+
+@pytest.mark.parametrize("values", [[b"a", b"\xff"], [[b"a"], [b"\xff"]]])
+def test_bytes_that_are_no_text(tmp_path, values):
+    pq.write_table(rows(2).set_column(0, "city", pa.array(values)), tmp_path / "a.parquet")
+    spec = write_spec(tmp_path / "spec.yaml")
+    with pytest.raises(InputError, match="column city: expected UTF-8 text, found"):
+        run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.parquet"], split="last:1"))
 
 
 def test_a_proposal_for_a_file_without_a_header(tmp_path):

@@ -47,6 +47,62 @@ def test_columns_and_lists_hold_what_arrow_holds():
     sliced = Lists.of(pa.array([["a"], ["b", "c"], ["d"]]).slice(1))
     assert sliced.elements.texts == ["b", "c", "d"]
     assert [lists.row_of(element) for element in range(4)] == [0, 3, 3, 3]
+    for kind in (pa.large_list, pa.list_view, pa.large_list_view):
+        array = pa.array([["a"], None, [], ["b", None, "a"]], kind(pa.string()))
+        for start in (0, 1):
+            same = Lists.of(array.slice(start))
+            assert same.lengths.tolist() == [1, 0, 0, 3][start:]
+            assert [same.elements.texts[code] if code >= 0 else None for code in same.elements.codes] == (
+                ["a", "b", None, "a"][start:]
+            )
+
+
+def test_one_value_has_one_text_whatever_its_type():
+    texts = ["10", "10000000001", "-3", "0", "2.5", "9007199254740992", "1e+300"]
+    values = [10.0, 1e10 + 1, -3.0, -0.0, 2.5, 2.0**53, 1e300]
+    assert Column.of(pa.array([*values, None])).texts == [*texts[:5], "9.007199254740992e+15", "1e+300"]
+    assert Column.of(pa.array(values[:2], pa.float32())).texts == ["10", "10000000000"]
+    assert Column.of(pa.array(np.array([10.0, 1.5], np.float16))).texts == ["10", "1.5"]
+    assert Lists.of(pa.array([[1e10, None], [0.5]])).elements.texts == ["10000000000", "0.5"]
+    assert Column.of(pa.array([True, False, None])).texts == ["true", "false"]
+    assert Column.of(pa.array(["10.0", "True", " a"])).texts == ["10.0", "True", " a"]
+
+
+def test_blanks_around_numbers_are_ignored():
+    for kind in (pa.string(), pa.large_string(), pa.binary(), pa.string_view()):
+        column = Column.of(pa.array([" 1", "2\t", "3", None], kind))
+        np.testing.assert_array_equal(column.numbers(), [1, 2, 3, np.nan])
+        assert column.integers(0, 9, -1, "0 to 9").tolist() == [1, 2, 3, -1]
+    with pytest.raises(BadCell, match="a number, found ' '") as caught:
+        Column.of(pa.array([" 1", " ", "3"])).numbers()
+    assert caught.value.row == 1
+
+
+def test_integers_above_two_to_the_53_are_rounded():
+    for kind in (pa.int64(), pa.uint64()):
+        assert Column.of(pa.array([2**53 + 1, 2**62, 7], kind)).numbers().tolist() == [2**53, 2**62, 7]
+    assert Column.of(pa.array([2**53 + 1])).integers(0, 2**62, None, "") == 2**53 + 1
+
+
+def test_nulls_of_every_kind():
+    assert Column.of(pa.nulls(2)).codes.tolist() == [-1, -1]
+    for codes, values in (
+        ([0, 1, None], [1.5, float("nan")]),
+        ([1, 0, None], [None, 1.5]),
+    ):
+        column = Column.of(pa.DictionaryArray.from_arrays(codes, pa.array(values)))
+        np.testing.assert_array_equal(column.numbers(), [1.5, np.nan, np.nan])
+    assert Column.of(pa.DictionaryArray.from_arrays([0, None], pa.nulls(1))).codes.tolist() == [-1, -1]
+    lists = Lists.of(pa.array([[None], [], None], pa.list_(pa.null())))
+    assert (lists.lengths.tolist(), lists.elements.codes.tolist()) == ([1, 0, 0], [-1])
+
+
+def test_bytes_that_are_no_text_are_named_with_their_row():
+    for kind in (pa.binary(), pa.binary(1), pa.large_binary(), pa.binary_view()):
+        assert Column.of(pa.array([b"a", None], kind)).texts == ["a"]
+        with pytest.raises(BadCell, match=r"UTF-8 text, found .*xff") as caught:
+            _ = Column.of(pa.array([b"a", None, b"\xff"], kind)).texts
+        assert caught.value.row == 2
 
 
 def test_values_that_no_row_holds_may_be_anything():

@@ -49,7 +49,10 @@ def describe(path: str | Path) -> dict[str, Any]:
             seen = None
             for name, shards in splits.items():
                 feature[name], ids = _categorical(shards, column.name, words.get(column.name), seen)
-                seen = ids if seen is None else seen
+                if seen is None:
+                    seen = ids
+                elif not first.rows:
+                    feature[name]["unseen"] = None
             report["categorical"][column.name] = feature
         elif column.kind == "numeric":
             report["numeric"][column.name] = feature | {name: _numeric(s, column.name) for name, s in splits.items()}

@@ -171,14 +171,16 @@ class _Parser:
     def other(self, name: str, a: dict) -> None:
         if "dtype" in a and not isinstance(a["dtype"], str):
             self.fail(f"feature_spec.{name}.dtype", f"a type name, got {a['dtype']!r}")
+        self.transform(a, f"feature_spec.{name}")
 
     def dtype(self, a: dict, field: str, choices: tuple[str, ...]) -> str | None:
         return self.choice(a["dtype"], f"{field}.dtype", choices) if a.get("dtype") is not None else None
 
     def transform(self, a: dict, field: str) -> Any:
         transform = a.get("transform")
-        if transform is not None and not isinstance(transform, str | dict | list):
-            self.fail(f"{field}.transform", f"a name, a mapping or a list, got {transform!r}")
+        names = transform if isinstance(transform, list) else [transform]
+        if transform is not None and not isinstance(transform, dict) and not all(isinstance(n, str) for n in names):
+            self.fail(f"{field}.transform", f"a name, a mapping or a list of names, got {transform!r}")
         return transform
 
     def sources(self, value: Any, features: dict, channels: dict) -> dict[str, tuple[SourceChunk, ...]]:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from preprocess import kernels
+from preprocess.csv_io import MAX_ID
+from widedeep.errors import InputError
 
 # A direct-address array may have this many slots a key, plus a few megabytes for tiny tables of large ids.
 _SLOTS_A_KEY, _FREE_SLOTS = 8, 1 << 20
@@ -57,6 +59,21 @@ def first_duplicate(keys: np.ndarray) -> int | None:
     ordered = keys[order]
     repeats = order[1:][ordered[1:] == ordered[:-1]]
     return int(repeats.min()) if len(repeats) else None
+
+
+def fresh_publishers(publisher: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Ids that no publisher has: the largest + 1 + place, [n] int >= 0 -> [n] int32.
+
+    Raises:
+        InputError: there are no ids left above the largest.
+    """
+    largest, room = int(publisher.max()), MAX_ID - 1 - int(place.max())
+    if largest > room:
+        raise InputError(
+            f"documents_meta.csv: column publisher_id: expected at most {room}, so that there are ids for the documents"
+            f" without a publisher, found {largest}"
+        )
+    return (largest + 1 + place).astype(np.int32)
 
 
 def with_null(column: np.ndarray, null: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from preprocess.csv_io import NULL_INT, Strings
 from preprocess.outbrain import layout
 from preprocess.outbrain.clicks import MISSING_AGE, AdCounts
 from preprocess.outbrain.flavour import Flavour
-from preprocess.outbrain.lookup import with_null
+from preprocess.outbrain.lookup import fresh_publishers, with_null
 from preprocess.outbrain.similarity import natural_idf
 from preprocess.outbrain.statistics import KeyCounts, Statistics
 from preprocess.outbrain.tables import Documents, Geo, Promoted
@@ -101,8 +101,7 @@ class Nvtabular(Flavour):
         publisher = table["publisher_id"]
         missing = publisher < 0
         if missing.any():
-            fresh = int(publisher.max()) + 1 + np.cumsum(missing)
-            table["publisher_id"] = np.where(missing, fresh, publisher).astype(np.int32)
+            publisher[missing] = fresh_publishers(publisher, np.arange(1, 1 + np.count_nonzero(missing)))
 
     def idf(self, documents: Documents) -> Callable[[np.ndarray, int], np.ndarray]:
         return natural_idf

@@ -16,7 +16,7 @@ from preprocess.csv_io import NULL_INT, NULL_TIME, Strings
 from preprocess.outbrain import layout
 from preprocess.outbrain.clicks import MISSING_AGE, AdCounts
 from preprocess.outbrain.flavour import Flavour
-from preprocess.outbrain.lookup import with_null
+from preprocess.outbrain.lookup import fresh_publishers, with_null
 from preprocess.outbrain.statistics import KeyCounts, Statistics
 from preprocess.outbrain.tables import Documents, Geo, Promoted
 
@@ -128,7 +128,8 @@ class Spark(Flavour):
         table["publish_time"][dropped] = NULL_TIME
         missing = (publisher < 0) & ~dropped
         if missing.any():
-            publisher[missing] = int(publisher.max()) + 1 + np.unique(source[missing], return_inverse=True)[1]
+            place = np.unique(source[missing], return_inverse=True)[1]
+            publisher[missing] = fresh_publishers(publisher, place)
 
     def idf(self, documents: Documents) -> Callable[[np.ndarray, int], np.ndarray]:
         return partial(double_log_idf, int((documents.source >= 0).sum()))

@@ -28,13 +28,17 @@ class Column:
 
     @classmethod
     def of(cls, array: pa.Array | pa.ChunkedArray) -> "Column":
-        """From any scalar arrow array."""
+        """From any scalar arrow array. NaN is null."""
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
-        if pa.types.is_dictionary(array.type) and array.dictionary.null_count:
-            array = array.dictionary_decode()
+        if pa.types.is_dictionary(array.type):
+            kind = array.type.value_type
+            if array.dictionary.null_count or pa.types.is_floating(kind) or pa.types.is_null(kind):
+                array = array.dictionary_decode()
         if pa.types.is_floating(array.type):
             array = pc.if_else(pc.is_nan(array), None, array)
+        if pa.types.is_null(array.type):
+            array = array.cast(pa.string())
         if not pa.types.is_dictionary(array.type):
             array = array.dictionary_encode()
         codes = array.indices.fill_null(-1).to_numpy(zero_copy_only=False)
@@ -64,11 +68,24 @@ class Column:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The distinct values as text."""
-        return self.values.cast(pa.string()).to_pylist()
+        """The distinct values as text: whole floats as integers, for a null makes floats of a file's integers.
+
+        Raises BadCell for bytes that are no text.
+        """
+        try:
+            texts = self.values.cast(pa.string())
+        except pa.ArrowInvalid:
+            code = next(code for code in range(len(self.values)) if not self._fits(code, pa.string()))
+            raise self._bad(code, "UTF-8 text") from None
+        if pa.types.is_floating(self.values.type):
+            numbers = self.values.to_numpy(zero_copy_only=False).astype(np.float64)
+            whole = (numbers == np.trunc(numbers)) & (np.abs(numbers) < 2**53)
+            integers = pa.array(np.where(whole, numbers, 0).astype(np.int64))
+            texts = pc.if_else(pa.array(whole), integers.cast(pa.string()), texts)
+        return texts.to_pylist()
 
     def numbers(self) -> np.ndarray:
-        """[n] float64, NaN for null. Raises BadCell for what is no finite number."""
+        """[n] float64, NaN for null. Raises BadCell for what is no finite number; blanks around one are ignored."""
         values = self._cast(pa.float64(), "a number")
         if not np.isfinite(values).all() and (used := ~np.isfinite(values) & self._is_used()).any():
             raise self._bad(int(used.argmax()), "a finite number")
@@ -89,26 +106,35 @@ class Column:
 
     def _cast(self, kind: pa.DataType, expected: str) -> np.ndarray:
         try:
-            return self.values.cast(kind).to_numpy(zero_copy_only=False)
+            return _convert(self.values, kind)
         except _REFUSED:
             # Values that no row holds, such as texts taken as null, may be anything.
             used = np.flatnonzero(self._is_used())
         result = np.zeros(len(self.values), kind.to_pandas_dtype())
         try:
-            result[used] = self.values.take(pa.array(used)).cast(kind).to_numpy(zero_copy_only=False)
+            result[used] = _convert(self.values.take(pa.array(used)), kind)
         except _REFUSED:
             raise self._bad(next(code for code in used.tolist() if not self._fits(code, kind)), expected) from None
         return result
 
     def _fits(self, code: int, kind: pa.DataType) -> bool:
         try:
-            self.values[code].cast(kind)
+            _convert(self.values.slice(code, 1), kind)
         except _REFUSED:
             return False
         return True
 
     def _bad(self, code: int, expected: str) -> BadCell:
         return BadCell(int((self.codes == code).argmax()), expected, self.values[code].as_py())
+
+
+def _convert(values: pa.Array, kind: pa.DataType) -> np.ndarray:
+    # Views are among the texts, which older pyarrow does not know.
+    if "string" in str(values.type) or "binary" in str(values.type):
+        values = pc.utf8_trim_whitespace(values.cast(pa.string()))
+    # An integer above 2^53 is rounded.
+    safe = not (pa.types.is_integer(values.type) and pa.types.is_floating(kind))
+    return values.cast(kind, safe=safe).to_numpy(zero_copy_only=False)
 
 
 @dataclass

@@ -1,17 +1,18 @@
 """Propose a feature spec from the data: types, transforms and embedding dims, for a person to look over."""
 
+import math
+import re
+import string
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from preprocess import csv_io
 from preprocess.engine import ThreadEngine
 from preprocess.tabular import source
-from preprocess.tabular.columns import BadCell, Column, Lists
 from preprocess.tabular.config import TabularConfig
+from preprocess.tabular.seen import Seen
 from preprocess.tabular.spec import csv_format
 from widedeep.errors import InputError
 
@@ -20,59 +21,7 @@ FEW_VALUES = 16  # numbers with no more distinct values are taken as categories
 MANY_VALUES = 100_000  # more distinct texts than this are hashed, fewer make a vocabulary
 LABELS = ("label", "click", "clicked", "is_click", "is_clicked", "target", "y")  # names taken when none is given
 POSITIVE_TEXTS = ("1", "true", "yes", "y", "t", "click", "clicked", "positive")
-SEPARATORS = "|;"
-
-
-@dataclass
-class _Seen:
-    """What the sample held of one column."""
-
-    counts: Counter = field(default_factory=Counter)
-    rows: int = 0
-    nulls: int = 0
-    is_number: bool = True
-    low: float = np.inf
-    total: float = 0.0
-    high: float = -np.inf
-    lengths: Counter = field(default_factory=Counter)
-
-    def add(self, values: Column | Lists) -> None:
-        self.rows += len(values)
-        self.nulls += int((values.codes < 0).sum())
-        if isinstance(values, Lists):
-            self.lengths.update(values.lengths[values.codes[values.codes >= 0]].tolist())
-            values = values.chosen_elements(np.ones(len(values), bool))
-        counts = values.counts(np.ones(len(values), bool))
-        self.counts.update({values.texts[code]: int(counts[code]) for code in np.flatnonzero(counts)})
-        self._measure(values)
-
-    def _measure(self, values: Column) -> None:
-        if not self.is_number:
-            return
-        try:
-            numbers = values.numbers()
-        except BadCell:
-            self.is_number = False
-            return
-        numbers = numbers[~np.isnan(numbers)]
-        if len(numbers):
-            self.low, self.high = min(self.low, float(numbers.min())), max(self.high, float(numbers.max()))
-            self.total += float(numbers.sum())
-
-    @property
-    def numbers_rows(self) -> bool:
-        """Whether the values are consecutive integers, each there once."""
-        span = self.high - self.low + 1 if self.is_number else 0
-        once = len(self.counts) == self.rows == span
-        return once and len(self.counts) > FEW_VALUES and all(text.strip("+-").isdigit() for text in self.counts)
-
-    @property
-    def separator(self) -> str | None:
-        """A character that splits at least three values in ten."""
-        for separator in SEPARATORS:
-            if sum(separator in text for text in self.counts) > 0.3 * max(1, len(self.counts)):
-                return separator
-        return None
+ID_NAME = re.compile(r"(.*[_ .-])?(?i:id)|(?i:id)[_ .-].*|.*[^A-Z]I[dD]")  # id, id_ad, ad_id, adId, adID; not PAID
 
 
 def infer_spec(
@@ -87,40 +36,42 @@ def infer_spec(
     """A proposal from the first `max_rows` rows.
 
     Numbers of more than 16 distinct values become numeric features (with log where they are far from symmetric) and,
-    in buckets, categorical ones. Texts, and other numbers, become categorical: by vocabulary, or hashed when there are
-    very many. Lists and texts with `|` or `;` become multi-hot. Columns that hold one value, texts that hardly
-    repeat, or the number of the row, are left out. Without a `label` the column is taken whose name is one of `LABELS`.
+    in buckets, categorical ones; words such as NA or ? among them are taken as no value. Texts, other numbers, and
+    integers whose name says id, become categorical: by vocabulary, or hashed when there are very many. Lists and texts
+    with `|` or `;` become multi-hot. Columns that hold one value, texts that hardly repeat, integers that never do,
+    and columns that cannot be read, are left out. Without a `label` the column is taken whose name is one of `LABELS`.
     delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header.
 
     Returns:
-        The spec as a dict for YAML, and a sentence about each column that was left out.
+        The spec as a dict for YAML, and sentences about each column that was left out, what the label was taken to
+        mean, and which integers were taken as numbers.
     Raises:
-        InputError: a file is malformed or empty, or lacks the label or the group.
+        InputError: a file is malformed or empty, lacks the label or the group, or has nothing else to learn from; the
+            label has not two values.
     """
     if max_rows < 1:
         raise InputError(f"max_rows is {max_rows}, expected at least 1")
     described = {"delimiter": delimiter} if delimiter != "," else {}
     described |= {"columns": list(columns)} if columns else {}
     csv = csv_format(inputs[0], described)
-    names = source.column_names(Path(inputs[0]), csv)
+    names, faults = _columns(inputs, csv)
     label = label or _guessed_label(inputs[0], names)
     for name in filter(None, (label, group)):
+        if name in faults:
+            raise InputError(f"{inputs[0]}: column {name}: {faults[name]}")
         if name not in names:
             raise InputError(f"{inputs[0]}: column {name} is missing; the file has {', '.join(names)[:200]}")
-    seen = {name: _Seen() for name in names}
-    with ThreadEngine(1) as engine:
-        chunks = source.chunks(inputs, names, engine, TabularConfig.chunk_bytes, csv=csv)
-        rows = 0
-        for chunk in chunks:
-            for name, values in chunk.columns.items():
-                seen[name].add(values)
-            rows += len(chunk.rows)
-            if rows >= max_rows:
-                break
-    if not rows:
-        raise InputError(f"{inputs[0]}: expected rows, found none")
-    spec, left_out = _proposal(seen, label, group)
-    return spec | ({"metadata": {"csv": described}} if described else {}), left_out
+    seen = _look(inputs, names, csv, max_rows)
+    spec, notes = _proposal(inputs[0], seen, faults, label, group)
+    return spec | ({"metadata": {"csv": described}} if described else {}), notes
+
+
+def _columns(inputs: list[str], csv: csv_io.Format) -> tuple[list[str], dict[str, str]]:
+    """The columns of the first file that can be read in all, and what is wrong with each of the others."""
+    names, faults = source.column_names(Path(inputs[0]), csv)
+    for path in inputs[1:]:
+        faults |= source.column_names(Path(path), csv)[1]
+    return [name for name in names if name not in faults], faults
 
 
 def _guessed_label(path: str, names: list[str]) -> str:
@@ -131,38 +82,98 @@ def _guessed_label(path: str, names: list[str]) -> str:
     return found[0]
 
 
-def _proposal(seen: dict[str, _Seen], label: str, group: str | None) -> tuple[dict[str, Any], list[str]]:
+def _look(inputs: list[str], names: list[str], csv: csv_io.Format, max_rows: int) -> dict[str, Seen]:
+    seen = {name: Seen() for name in names}
+    rows = 0
+    with ThreadEngine(1) as engine:
+        for chunk in source.chunks(inputs, names, engine, TabularConfig.chunk_bytes, csv=csv):
+            for name, values in chunk.columns.items():
+                seen[name].add(values)
+            rows += len(chunk.rows)
+            if rows >= max_rows:
+                break
+    if not rows:
+        raise InputError(f"{inputs[0]}: expected rows, found none")
+    return seen
+
+
+def _proposal(
+    path: str, seen: dict[str, Seen], faults: dict[str, str], label: str, group: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    chosen = {name: seen[name] for name in (label, group) if name}
+    others = {name: column for name, column in seen.items() if name not in chosen}
+    missing = []
+    for name, column in chosen.items():
+        if fault := column.fault or ("expected one value a row, found lists" if column.lengths else ""):
+            raise InputError(f"{path}: column {name}: {fault}")
+        if column.nulls:
+            missing.append(f"{name}: {column.nulls} of {column.rows} rows have no value; preprocess refuses such rows")
+    features, channels, left_out = _features(others)
+    notes = [f"left out: {name}: {why}" for name, why in [*faults.items(), *left_out]]
+    if not features:
+        raise InputError(f"{path}: expected a column to learn from, found none; {'; '.join(notes)[:300]}")
+    positive, meaning = _label(path, seen[label], label)
+    features[label] = {"transform": {"positive": [positive]}}
+    if group:
+        features[group] = {} if seen[group].are_int64 else {"transform": "hash"}
+    channels |= {"label": [label], "map": [group] if group else []}
+    integers = [name for name in channels["numerical"] if seen[name].are_whole]
+    notes += [meaning, *missing]
+    if integers:
+        notes.append(f"integers taken as numbers: {', '.join(integers)}; one that is an id wants a vocabulary")
+    return {"feature_spec": features, "channel_spec": channels}, notes
+
+
+def _features(seen: dict[str, Seen]) -> tuple[dict[str, Any], dict[str, list[str]], list[tuple[str, str]]]:
+    """The features by name, their names by channel, and of each column left out its name and why."""
     features: dict[str, Any] = {}
     channels: dict[str, list[str]] = {"onehot_categorical": [], "multihot_categorical": [], "numerical": []}
     left_out = []
     for name, column in seen.items():
-        if name in (label, group):
-            continue
-        distinct = len(column.counts)
-        if distinct < 2:
-            left_out.append(f"{name}: holds {'one value' if distinct else 'no value'}")
-        elif column.lengths or (not column.is_number and column.separator):
+        if why := _unfit(name, column):
+            left_out.append((name, why))
+        elif column.lengths or (not column.numbers and column.separator):
             features[name] = _multi_hot(column)
             channels["multihot_categorical"].append(name)
-        elif column.numbers_rows:
-            left_out.append(f"{name}: numbers the rows")
-        elif column.is_number and distinct > FEW_VALUES:
+        elif _is_numeric(name, column):
             features[name] = {"transform": _number(column)}
             channels["numerical"].append(name)
             bucket = f"{name}_bucket"
             if bucket not in seen:
-                features[bucket] = {"embedding_dim": 8, "transform": {"column": name, "bucketise": {"quantiles": 16}}}
+                transform = {"column": name} | _nulls(column) | {"bucketise": {"quantiles": 16}}
+                features[bucket] = {"embedding_dim": 8, "transform": transform}
                 channels["onehot_categorical"].append(bucket)
-        elif distinct > 0.9 * (column.rows - column.nulls) and distinct > FEW_VALUES:
-            left_out.append(f"{name}: its values hardly repeat ({distinct} in {column.rows} rows)")
         else:
-            features[name] = _texts(distinct)
+            features[name] = _texts(len(column.counts))
             channels["onehot_categorical"].append(name)
-    features[label] = {"transform": {"positive": _positive(seen[label], label)}}
-    if group:
-        features[group] = {} if seen[group].is_number else {"transform": "hash"}
-    channels |= {"label": [label], "map": [group] if group else []}
-    return {"feature_spec": features, "channel_spec": channels}, left_out
+    tables = {f"{name}_embedding": name for kind in channels if kind != "numerical" for name in channels[kind]}
+    for name in [name for name in channels["numerical"] if name in tables]:
+        del features[name]
+        channels["numerical"].remove(name)
+        left_out.append((name, f"as a number, for the table of {tables[name]} has this name"))
+    return features, channels, left_out
+
+
+def _unfit(name: str, column: Seen) -> str | None:
+    """Why a column makes no feature; None if it makes one."""
+    distinct = len(column.counts)
+    if column.fault:
+        return column.fault
+    if distinct < 2:
+        return f"holds {'one value' if distinct else 'no value'}"
+    if column.lengths or distinct <= FEW_VALUES or (not column.numbers and column.separator):
+        return None
+    if column.numbers_the_rows:
+        return "numbers the rows"
+    if column.are_distinct_integers:
+        return "its values do not repeat"
+    if not _is_numeric(name, column) and distinct > 0.9 * (column.rows - column.nulls):
+        return f"its values hardly repeat ({distinct} in {column.rows} rows)"
+    return None
+
+
+def _is_numeric(name: str, column: Seen) -> bool:
+    return column.numbers > FEW_VALUES and not (column.are_whole and ID_NAME.fullmatch(name))
 
 
 def _texts(distinct: int) -> dict[str, Any]:
@@ -174,7 +185,7 @@ def _texts(distinct: int) -> dict[str, Any]:
     return {"embedding_dim": dim, "transform": {"vocabulary": {"min_count": least}}}
 
 
-def _multi_hot(column: _Seen) -> dict[str, Any]:
+def _multi_hot(column: Seen) -> dict[str, Any]:
     separator = None if column.lengths else column.separator
     if separator:
         elements: Counter = Counter()
@@ -194,19 +205,50 @@ def _multi_hot(column: _Seen) -> dict[str, Any]:
     return feature
 
 
-def _number(column: _Seen) -> dict[str, Any]:
-    mean = column.total / (column.rows - column.nulls)
+def _number(column: Seen) -> dict[str, Any]:
+    mean = column.total / column.number_rows
     # The mean of a long-tailed column lies near its lower end.
     skewed = mean - column.low < 0.1 * (column.high - column.low)
-    fill = {"fill": "median"} if column.nulls else {}
-    return fill | ({"log": True} if skewed else {}) | {"standardise": True}
+    # A sample without a missing value says nothing about later rows.
+    return _nulls(column) | {"fill": "median"} | ({"log": True} if skewed else {}) | {"standardise": True}
 
 
-def _positive(column: _Seen, label: str) -> list[str]:
-    """The values that mean 1: a usual word for it, else the rarer of two."""
-    if usual := [text for text in column.counts if text.lower() in POSITIVE_TEXTS]:
-        return sorted(usual)
-    if len(column.counts) != 2:
-        usual = ", ".join(POSITIVE_TEXTS)
-        raise InputError(f"column {label}: expected two values, or {usual}, found {len(column.counts)} values")
-    return [min(column.counts, key=column.counts.__getitem__)]
+def _nulls(column: Seen) -> dict[str, Any]:
+    return {"nulls": sorted(column.words)} if column.words else {}
+
+
+def _label(path: str, column: Seen, label: str) -> tuple[str | int | float, str]:
+    """The value that means 1 (the larger number, a usual word for it, else the rarer), and a sentence that says so."""
+    texts = sorted(column.counts)
+    if len(texts) != 2:
+        found = ", ".join(repr(text) for text in texts[:5]) + (", ..." if len(texts) > 5 else "")
+        raise InputError(
+            f"{path}: column {label}: expected two values, found {len(texts)}: {found}; a spec written by hand may "
+            "have more, with those that mean 1 in `positive`"
+        )
+    numbers = [_finite(text) for text in texts]
+    usual = [text.strip().rstrip(string.punctuation + string.whitespace).lower() in POSITIVE_TEXTS for text in texts]
+    positive, guessed = None, ""
+    if None not in numbers and numbers[0] != numbers[1]:
+        # As a number it means 1 and 1.0: another file may have the other spelling.
+        positive = max(numbers)
+        one = texts[numbers.index(positive)]
+    elif sum(usual) == 1:
+        one = texts[usual.index(True)]
+    else:
+        one = min(texts, key=column.counts.__getitem__)
+        guessed = "; a guess: the rarer of the two"
+    zero = texts[1 - texts.index(one)]
+    share = 100 * column.counts[one] / column.counts.total()
+    meaning = f"label {label}: 1 means {one!r} ({share:.3g} % of rows), 0 means {zero!r}{guessed}"
+    return one if positive is None else positive, meaning
+
+
+def _finite(text: str) -> int | float | None:
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        return value if math.isfinite(value) else None
+    return None

@@ -20,6 +20,7 @@ from preprocess.tabular.config import TabularConfig
 from preprocess.tabular.source import Chunk
 from preprocess.tabular.spec import Feature, TabularSpec
 from preprocess.tabular.split import parse
+from preprocess.tabular.transforms import Vocabulary
 from widedeep import atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS
@@ -28,6 +29,8 @@ from widedeep.shards import DATA_SET, ShardWriter
 log = logging.getLogger(__name__)
 
 STATISTICS = "statistics/statistics.json"
+FEW = 5  # values that a message names
+EXPECTED, STRANGE = 100, 0.01  # known test values, and the share of them that is so low that a warning is due
 
 
 def run(config: TabularConfig) -> dict[str, Any]:
@@ -80,6 +83,9 @@ class _Run:
         self.rows: int | None = None  # of all files, once a pass has seen them
         self.nulls = {f.name: 0 for f in spec.features}
         self.cut = {f.name: 0 for f in spec.features if f.hotness}
+        # Of features with a vocabulary, by split: values that are in it, and all.
+        words = [f.name for f in spec.features if isinstance(f.encoder, Vocabulary)]
+        self.known = {name: {m: np.zeros(2, np.int64) for m in MAPPINGS} for name in words}
 
     def all(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -158,8 +164,24 @@ class _Run:
                     writers[mapping].append(part)
                     self.counts[mapping]["rows"] += int(chosen.sum())
                     self.counts[mapping]["positive"] += int(part[completed.label].sum())
+                    for name, known in self.known.items():
+                        known[mapping] += np.count_nonzero(part[name] > 0), np.count_nonzero(part[name] >= 0)
+            self.check_positive()
             for writer in writers.values():
                 writer.finish(provenance=self.provenance())
+
+    def check_positive(self) -> None:
+        """Raise InputError if no train row is positive although the spec says which values are: they are misspelt."""
+        label = next(f for f in self.spec.features if f.kind == "label")
+        train = self.counts["train"]
+        if label.encoder.positive is None or train["positive"] or not train["rows"]:
+            return
+        chunk, is_test = next(pair for pair in self.divided() if not pair[1].all())
+        column = chunk.columns[label.columns[0]]
+        found = [column.texts[code] for code in np.flatnonzero(column.counts(~is_test))[:FEW]]
+        given, found = (", ".join(map(repr, texts)) for texts in (sorted({*map(str, label.encoder.positive)}), found))
+        field = f"{self.spec.path}: feature_spec.{label.name}.transform.positive"
+        raise InputError(f"{field}: expected a value that train rows have, such as {found}, got {given}")
 
     def encode(self, feature: Feature, chunk: Chunk) -> np.ndarray:
         """The feature's rows as the shard writer takes them."""
@@ -176,6 +198,8 @@ class _Run:
                     parts.append(np.where(values.codes < 0, -1, feature.encoder.ids(values)))
                 elif feature.kind == "categorical":
                     return feature.encoder.ids(values)
+                elif feature.kind == "numeric":
+                    return feature.encoder.apply(values, self.config.numeric)
                 else:
                     return feature.encoder.apply(values)
         if isinstance(values, Column):
@@ -198,6 +222,12 @@ class _Run:
         for name, cut in self.cut.items():
             if cut:
                 log.warning("%s: %d elements beyond max_hotness were left out", name, cut)
+        for name, known in self.known.items():
+            (hits, values), (train_hits, train_values) = known["test"], known["train"]
+            expected = values * train_hits / train_values if train_values else values
+            if expected >= EXPECTED and hits < STRANGE * expected:
+                told = "%s: %d of %d test values occur among those learned from train rows; is the spelling the same?"
+                log.warning(told, name, hits, values)
         result: dict[str, Any] = {}
         for mapping, count in self.counts.items():
             rate = count["positive"] / count["rows"] if count["rows"] else None

@@ -1,6 +1,7 @@
 """Chunks of CSV, Parquet and Arrow files, in order, with the place of every row for messages."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,15 +71,30 @@ def chunks(
             in_file, first_row = in_file + count, first_row + count
 
 
-def column_names(path: Path, csv: csv_io.Format = csv_io.COMMAS) -> list[str]:
-    """The columns of a file, in order. InputError when it cannot be read, or is empty."""
+def column_names(path: Path, csv: csv_io.Format = csv_io.COMMAS) -> tuple[list[str], dict[str, str]]:
+    """The columns of a file that can be read, in order, and what is wrong with each of the others.
+
+    Raises:
+        InputError: the file cannot be read, or is empty.
+    """
     if _is_parquet(path):
         with _errors(path, "Parquet"):
-            return pq.read_schema(path).names
-    if _is_arrow(path):
+            schema = pq.read_schema(path)
+    elif _is_arrow(path):
         with _errors(path, "Arrow"), _open_arrow(path) as reader:
-            return reader.schema.names
-    return list(csv_io.read_header(path, csv))
+            schema = reader.schema
+    else:
+        schema = pa.schema([(name, pa.string()) for name in csv_io.read_header(path, csv)])
+    count = Counter(schema.names)
+    faults = {}
+    for place, field in enumerate(schema, 1):
+        if not field.name:
+            faults[f"column {place}"] = "has no name"
+        elif count[field.name] > 1:
+            faults[field.name] = "there twice"
+        elif fault := _type_fault(field.type):
+            faults[field.name] = fault
+    return [name for name in schema.names if name and name not in faults], faults
 
 
 def _is_parquet(path: Path) -> bool:
@@ -143,18 +159,36 @@ def _errors(path: Path, kind: str) -> Iterator[None]:
 
 
 def _column(path: Path, name: str, array: pa.Array) -> Column | Lists:
-    kind = array.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    element = kind.value_type if is_list or pa.types.is_dictionary(kind) else kind
-    if pa.types.is_null(element) or not _is_text(element):
-        raise InputError(f"{path}: column {name}: expected numbers, text or lists of them, found {kind}")
-    if pa.types.is_binary(element) or pa.types.is_large_binary(element):
-        array = array.cast(pa.list_(pa.string()) if is_list else pa.string())
-    return Lists.of(array) if is_list else Column.of(array)
+    if fault := _type_fault(array.type):
+        raise InputError(f"{path}: column {name}: {fault}")
+    if not _is_list(array.type):
+        return Column.of(array)
+    lists = Lists.of(array)
+    if "binary" in str(lists.elements.values.type):
+        # The row that an element would blame is its own place, not that of its list.
+        try:
+            lists.elements.texts  # noqa: B018
+        except BadCell as error:
+            raise InputError(f"{path}: column {name}: {error}") from error
+    return lists
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    """Of any layout, list views included, which older pyarrow does not know."""
+    return hasattr(kind, "value_field")
+
+
+def _type_fault(kind: pa.DataType) -> str | None:
+    """What is wrong with a column of this type; None if it can be read."""
+    element = kind.value_field.type if _is_list(kind) else kind
+    element = element.value_type if pa.types.is_dictionary(element) else element
+    return None if _is_text(element) else f"expected numbers, text or lists of them, found {str(kind)[:60]}"
 
 
 def _is_text(kind: pa.DataType) -> bool:
     """Whether values of this type can be written as text."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return False
     try:
         pa.array([], kind).cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):

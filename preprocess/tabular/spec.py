@@ -7,14 +7,17 @@ A transform is a mapping, or as a shorthand a name or a list of names without se
     multi-hot     hash or vocabulary; `separator` of delimited text (lists need none), or `columns` of one value each,
                   with `mask` columns that are 0 where there is no value
     numeric       fill: number, mean or median   clip: [low, high]   log: true   standardise: true
-    label         positive: value or list of values
+    label         positive: value or list of values, of which train rows have at least one; 1 is 1.0 too
     map           hash: {seed}
+
+Texts that YAML reads as true or false (yes, no, on, off) stand in quotes.
 
 CSV files are described in `metadata.csv`: `delimiter`, and for files without a header `columns`, their names in order.
 In `columns` and `mask`, `name[50]` stands for name_0 to name_49.
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -189,13 +192,15 @@ class _Fields:
     def texts(self, key: str) -> list[str]:
         value = self._fields.get(key, [])
         value = value if isinstance(value, list) else [value]
+        if any(isinstance(item, bool) for item in value):
+            self.fail(key, f"quotes around what YAML reads as true or false (yes, no, on, off), got {value!r}")
         if not all(isinstance(item, str | int | float) for item in value):
             self.fail(key, f"a text or a list of texts, got {value!r}")
         return [str(item) for item in value]
 
     def flag(self, key: str) -> bool:
         value = self._fields.get(key, False)
-        if value not in (True, False, {}):
+        if not isinstance(value, bool) and value != {}:
             self.fail(key, f"true or false, got {value!r}")
         return value is not False
 
@@ -253,6 +258,8 @@ class _Fields:
         settings = self.settings("bucketise", ("edges", "quantiles"))
         if len(settings) != 1:
             self.fail("bucketise", f"edges or quantiles, got {settings!r}")
+        if cardinality == 1:
+            self.fail("bucketise", "a cardinality of at least 2, for missing values and one bucket, got 1")
         if "quantiles" in settings:
             return transforms.Buckets(None, self.integer("bucketise.quantiles", settings["quantiles"], 2), cardinality)
         edges = settings["edges"]
@@ -283,7 +290,13 @@ class _Fields:
         return self.feature(transforms.Number(fill, clip, self.flag("log"), self.flag("standardise")))
 
     def label(self) -> Feature:
-        return self.feature(transforms.Label(frozenset(self.texts("positive")) if "positive" in self._fields else None))
+        if "positive" not in self._fields:
+            return self.feature(transforms.Label(None))
+        texts, given = self.texts("positive"), self._fields["positive"]
+        if not texts:
+            self.fail("positive", "at least one value, got none")
+        numbers = [item for item in (given if isinstance(given, list) else [given]) if not isinstance(item, str)]
+        return self.feature(transforms.Label(frozenset([*texts, *numbers])))
 
     def group(self) -> Feature:
         seed = self.settings("hash", ("seed",)).get("seed", 0) if "hash" in self._fields else 0
@@ -291,4 +304,4 @@ class _Fields:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -13,6 +13,7 @@ from preprocess import hashing
 from preprocess.tabular.columns import BadCell, Column
 
 SAMPLE_ROWS = 1 << 18  # values a quantile is taken from; exact for fewer rows
+LARGEST = 1e150  # the squares of any larger numbers may add up to infinity
 
 
 class Hash:
@@ -116,20 +117,29 @@ class Ids:
 
 
 class Label:
-    """1 for the positive values, 0 for all others; without a list of them, the column holds 0 and 1."""
+    """1 for the positive values, 0 for all others; without a list of them, the column holds 0 and 1.
+
+    positive: texts, and numbers, which mean every spelling of them.
+    """
 
     learns = False
 
-    def __init__(self, positive: frozenset[str] | None):
-        self._positive = positive
+    def __init__(self, positive: frozenset[str | int | float] | None):
+        self.positive = positive
 
     def apply(self, column: Column) -> np.ndarray:
         """[n] uint8."""
         if (column.codes < 0).any():
             raise BadCell(int((column.codes < 0).argmax()), "a label", "no value")
-        if self._positive is None:
+        if self.positive is None:
             return column.integers(0, 1, None, "a label of 0 or 1").astype(np.uint8)
-        return column.take(np.array([text in self._positive for text in column.texts], np.uint8), 0)
+        return column.take(np.array([self._is_positive(text) for text in column.texts], np.uint8), 0)
+
+    def _is_positive(self, text: str) -> bool:
+        try:
+            return text in self.positive or float(text) in self.positive
+        except ValueError:
+            return False
 
 
 class Group:
@@ -169,10 +179,16 @@ class Number:
 
     def learn(self, column: Column, chosen: np.ndarray, rows: np.ndarray) -> None:
         numbers = self._checked(column)
-        present = numbers[chosen & ~np.isnan(numbers)]
+        held = np.flatnonzero(chosen & ~np.isnan(numbers))
+        present = numbers[held]
         self._nulls += int(chosen.sum()) - len(present)
-        self._raw.add(present)
-        self._shaped.add(self._shape(present))
+        learned = [(self._raw, present)] if self._fill_rule == "mean" else []
+        learned += [(self._shaped, self._shape(present))] if self._standardise else []
+        for moments, values in learned:
+            if (beyond := np.abs(values) > LARGEST).any():
+                first = int(beyond.argmax())
+                raise BadCell(int(held[first]), f"a number from {-LARGEST:g} to {LARGEST:g}", present[first])
+            moments.add(values)
         if self._fill_rule == "median":
             self._sample.add(numbers, chosen, rows)
 
@@ -192,12 +208,19 @@ class Number:
     def load(self, state: dict) -> None:
         self._fill, self._mean, self._deviation = state["fill"], state["mean"], state["deviation"]
 
-    def apply(self, column: Column) -> np.ndarray:
-        """[n] float32."""
+    def apply(self, column: Column, stored: str) -> np.ndarray:
+        """[n] of the type they are stored in, rounded to float32 on the way. Raises BadCell for what is beyond it."""
         numbers = self._checked(column)
         if self._fill is not None:
             numbers = np.where(np.isnan(numbers), self._fill, numbers)
-        return ((self._shape(numbers) - self._mean) / self._deviation).astype(np.float32)
+        with np.errstate(over="ignore"):
+            scaled = (self._shape(numbers) - self._mean) / self._deviation
+            values = scaled.astype(np.float32).astype(stored, copy=False)
+        if (beyond := ~np.isfinite(values)).any():
+            row = int(beyond.argmax())
+            when = " when standardised" if self._standardise else ""
+            raise BadCell(row, f"a number that fits {stored}{when}", numbers[row])
+        return values
 
     def _checked(self, column: Column) -> np.ndarray:
         numbers = column.numbers()

@@ -5,7 +5,7 @@ from widedeep.errors import InputError
 
 def add_arguments(parser) -> None:
     parser.add_argument("inputs", type=str, nargs="+", help="CSV, Parquet or Arrow files")
-    parser.add_argument("--label", type=str | None, default=None, help="column of clicked or not; guessed by its name")
+    parser.add_argument("--label", type=str | None, default=None, help="column of two values; guessed by its name")
     parser.add_argument("--group", type=str | None, default=None, help="column of what is ranked together")
     parser.add_argument("--delimiter", type=str, default=",", help="of CSV files")
     parser.add_argument("--columns", type=str, nargs="+", default=[], help="of CSV files without a header, in order")
@@ -26,10 +26,10 @@ def run(args) -> int:
         raise InputError(f"{args.out}: exists already, and may have been edited; expected the name of a new file")
 
     options = {name: getattr(args, name) for name in ("group", "max_rows", "delimiter", "columns")}
-    spec, left_out = tabular.infer_spec(args.inputs, args.label, **options)
+    spec, notes = tabular.infer_spec(args.inputs, args.label, **options)
     text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=120)
-    for sentence in left_out:
-        print(f"left out: {sentence}", file=sys.stderr)
+    for sentence in notes:
+        print(sentence, file=sys.stderr)
     if args.out is None:
         print(text, end="")
         return 0

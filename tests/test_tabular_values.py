@@ -1,0 +1,158 @@
+"""Values that do not fit the spec: labels none of which is positive, numbers too large to store, settings of another
+type, and test values that train rows do not have."""
+
+import os
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from test_tabular import number, one_feature, read, write_spec
+
+from preprocess.tabular import TabularConfig, run
+from widedeep.errors import InputError
+
+COLUMN = {"x": {"transform": "vocabulary"}}
+
+
+def labels(tmp_path, values, positive, split="last:2", **options):
+    """The labels of a table of these values; text makes CSV, else Parquet. positive: as it stands in the YAML."""
+    path = tmp_path / ("a.csv" if isinstance(values[0], str) else "a.parquet")
+    if path.suffix == ".csv":
+        path.write_text("x,click\n" + "".join(f"{i % 3},{value}\n" for i, value in enumerate(values)))
+    else:
+        pq.write_table(pa.table({"x": [i % 3 for i in range(len(values))], "click": values}), path)
+    click = {"transform": {"positive": yaml.safe_load(positive)}}
+    spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"click": click}, ["x"])
+    run(TabularConfig(spec, tmp_path / "out", [path] if split else [], [] if split else [path], split, **options))
+    return [value for part in ("train", "test") for value in read(tmp_path / "out" / part)["click"].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("values", "positive", "words"),
+    [
+        (["yes", "no"], '[yes, "1"]', "expected quotes around what YAML reads as true or false"),
+        (["yes", "no"], "yes", "expected quotes"),
+        ([True, False], "true", "expected quotes"),
+        (["True", "False"], '"true"', "expected a value that train rows have, such as 'True', 'False', got 'true'$"),
+        (["1.0", "0.0"], '["1", on-line]', "such as '1.0', '0.0', got '1', 'on-line'$"),
+        (["a", "b"], "c", "spec.yaml: feature_spec.click.transform.positive: expected a value that train rows have"),
+        (list("abcdefg"), "h", "such as 'a', 'b', 'c', 'd', 'e', got 'h'$"),
+        (["a", "b"], "[]", "transform.positive: expected at least one value, got none"),
+    ],
+)
+def test_labels_none_of_which_is_positive_are_refused(tmp_path, values, positive, words):
+    with pytest.raises(InputError, match=words):
+        labels(tmp_path, values * 5, positive)
+    assert not [name for name in os.listdir(tmp_path) if "out" in name]
+
+
+@pytest.mark.parametrize(
+    ("values", "positive"),
+    [
+        (["1.0", "0.0"], "1"),
+        (["1", "0"], "1.0"),
+        ([1.0, 0.0], "1"),
+        ([1.0, 0.0], "1.0"),
+        ([1, 0], "[1, 7]"),
+        ([1, 0], '"1"'),
+        (["9007199254740993", "9007199254740994"], "9007199254740993"),
+        (["yes", "1e400"], '["yes", "1"]'),
+    ],
+)
+def test_positive_numbers_are_compared_as_numbers(tmp_path, values, positive):
+    assert labels(tmp_path, values * 5, positive) == [1, 0] * 5
+
+
+def test_only_train_rows_must_have_a_positive_one(tmp_path):
+    with pytest.raises(InputError, match="such as 'no', got 'yes'"):
+        labels(tmp_path, ["no"] * 8 + ["yes"] * 2, '"yes"')
+    assert labels(tmp_path, ["yes"] * 8 + ["no"] * 2, '"yes"') == [1] * 8 + [0] * 2
+    (tmp_path / "out").rename(tmp_path / "first")
+    assert labels(tmp_path, ["0"] * 3, '"yes"', split=None, stats=tmp_path / "first") == [0] * 3
+
+
+@pytest.mark.parametrize("key", ["nulls", "columns"])
+def test_texts_that_yaml_reads_as_booleans(tmp_path, key):
+    attributes = {"max_hotness": 2, "transform": {"vocabulary": {}, key: [False, "NA"]}}
+    with pytest.raises(InputError, match=rf"city.transform.{key}: expected quotes .* got \[False, 'NA'\]"):
+        one_feature(tmp_path, "city", attributes)
+
+
+BEYOND = [
+    ("1e300", {}, "float32", "a number that fits float32, found '1e+300'"),
+    ("-4e38", {"fill": 0}, "float32", "a number that fits float32, found '-4e+38'"),
+    ("70000", {}, "float16", "a number that fits float16, found '70000.0'"),
+    ("1e300", {"standardise": True}, "float32", "a number from -1e+150 to 1e+150, found '1e+300'"),
+    ("1e300", {"fill": "mean", "log": True}, "float32", "a number from -1e+150 to 1e+150, found '1e+300'"),
+]
+
+
+@pytest.mark.parametrize(("cell", "transform", "numeric", "words"), BEYOND)
+def test_numbers_too_large_are_named_with_their_line(tmp_path, cell, transform, numeric, words):
+    lines = ["age,click", *(f"{i},yes" for i in range(9))]
+    lines[4] = f"{cell},yes"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError) as caught:
+            one_feature(tmp_path, "age", number(**transform), "\n".join(lines), numeric=numeric, chunk_bytes=20)
+    assert str(caught.value) == f"{tmp_path}/data.csv, line 5: column age: expected {words}"
+    assert sorted(os.listdir(tmp_path)) == ["data.csv", "spec.yaml"]
+
+
+def test_test_rows_may_be_too_large_when_standardised(tmp_path):
+    text = "age,click\n" + "0.001,yes\n0.002,yes\n" * 4 + "3e37,no\n"
+    with pytest.raises(InputError, match=r"line 10: .* fits float32 when standardised, found '3e"):
+        one_feature(tmp_path, "age", number(standardise=True), text, "last:1")
+    train, test = one_feature(tmp_path, "age", number(clip=[0, 9]), text.replace("3e37", "1e300"), "last:1")
+    assert (max(train), test) == (pytest.approx(0.002), [9])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        (number(log=0), "log: expected true or false, got 0"),
+        (number(standardise=0), "standardise: expected true or false, got 0"),
+        (number(log=1), "log: expected true or false, got 1"),
+        (number(fill=10**400), "fill: expected a number, mean or median"),
+        ({"cardinality": 1, "transform": {"bucketise": {"quantiles": 4}}}, "bucketise: expected a cardinality of at"),
+        ({"cardinality": 1, "transform": {"bucketise": {"edges": [4]}}}, "bucketise: expected a cardinality of at"),
+    ],
+)
+def test_settings_of_another_type(tmp_path, attributes, words):
+    with pytest.raises(InputError, match=words):
+        one_feature(tmp_path, "age", attributes)
+
+
+def test_two_buckets_are_one_of_values(tmp_path):
+    attributes = {"cardinality": 2, "transform": {"bucketise": {"quantiles": 4}}}
+    assert one_feature(tmp_path, "age", attributes) == [[1, 1, 0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "told"),
+    [
+        ("{}", "{}.0", "x: 0 of 200 test values occur among those learned from train rows; is the spelling the same?"),
+        ("{}", "{}", None),
+        ("", "new", None),
+        ("{}|7", "{}.0|", "x: 0 of 200 test values occur among"),
+    ],
+)
+def test_test_values_that_train_rows_do_not_have_are_told(tmp_path, caplog, train, test, told):
+    rng = np.random.default_rng(0)
+    for name, form in (("train", train), ("test", test)):
+        lines = (f"{form.format(value)},{value % 2}\n" for value in rng.integers(0, 20, 200))
+        (tmp_path / f"{name}.csv").write_text("x,click\n" + "".join(lines))
+    multi_hot = "|" in train
+    x = {"transform": {"vocabulary": {}}}
+    x = {"max_hotness": 2, "transform": {"vocabulary": {}, "separator": "|"}} if multi_hot else x
+    spec = write_spec(tmp_path / "spec.yaml", {"x": x, "click": {}}, **{"multi_hot" if multi_hot else "one_hot": ["x"]})
+    run(TabularConfig(spec, tmp_path / "out", [tmp_path / "train.csv"], [tmp_path / "test.csv"]))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (told is not None)
+    assert not said or said[0].startswith(told)
+    caplog.clear()
+    run(TabularConfig(spec, tmp_path / "new", test=[tmp_path / "test.csv"], stats=tmp_path / "out"))
+    assert len(caplog.records) == (test != "{}")
