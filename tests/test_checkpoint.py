@@ -1,5 +1,9 @@
 """Checkpoints: what is read is what was written, damage is found and named, and nothing is lost on the way."""
 
+import errno
+import fcntl
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +54,14 @@ def test_round_trip_gives_the_same_bits(tmp_path):
         assert read_arrays(path, OPTIMIZER)[name].dtype == want.dtype
     progress = read_progress(path)
     assert (progress.step, progress.epoch, progress.position, progress.best) == (17, 1, 7, 0.5)
+
+
+def test_a_checkpoint_from_before_the_rows_were_noted_is_read(tmp_path):
+    path = save(Checkpoints(tmp_path), 17)
+    state = json.loads((path / STATE).read_text())
+    del state["data"]
+    (path / STATE).write_text(json.dumps(state))
+    assert read_progress(path).data is None
 
 
 def test_keeps_the_last_and_the_best(tmp_path):
@@ -144,3 +156,37 @@ def test_checkpoint_without_its_state_is_named_and_not_passed_over(tmp_path):
         path.unlink()
     newest.rmdir()
     assert checkpoints.find("last").name == "step-1"
+
+
+def test_one_run_at_a_time_writes_here(tmp_path):
+    with Checkpoints(tmp_path) as first:
+        first.prepare()
+        first.prepare()
+        with Checkpoints(tmp_path) as second, pytest.raises(InputError, match="another run is writing it"):
+            second.prepare()
+    with Checkpoints(tmp_path) as second:
+        second.prepare()
+
+
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.prepare()
+        save(checkpoints, 1)
+    assert checkpoints.find("last").name == "step-1"
+
+
+def test_what_a_kill_inside_a_save_left_is_mended(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        path = save(checkpoints, 3)
+        path.rename(path.with_name(".step-3.partial-elsewhere-77-previous"))
+        for name in (".step-3.partial-elsewhere-77", ".step-10.partial-an-old-host-5"):
+            path.with_name(name).mkdir()
+            path.with_name(name).joinpath(MODEL).write_text("half")
+        checkpoints.prepare()
+    assert checkpoints.find("last") == path
+    assert read_progress(path).step == 3
+    assert {each.name for each in path.parent.iterdir()} == {"last", "lock", "step-3"}

@@ -91,6 +91,8 @@ def test_printed_config_is_a_config(tmp_path, capsys):
         (["train", "--config", "absent.yaml"], "absent.yaml"),
         (["evaluate"], "expected --model and --dataset_path: see `widedeep evaluate --help`"),
         (["describe"], "expected PATH"),
+        (["describe", "--json", "no-such-set"], "no-such-set: expected a data set"),
+        (["parity", "--json", "no-such-file"], "no-such-file: "),
         (["fly"], "unknown command 'fly'"),
         (["preprocess"], "preprocess needs one of: outbrain, tabular"),
         (["preprocess", "avazu"], "preprocess needs one of: outbrain, tabular"),
@@ -111,6 +113,14 @@ def test_bad_config_files_are_one_sentence(tmp_path, capsys, text):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "c.yaml" in err or "num_epochs" in err
+
+
+@pytest.mark.parametrize("value", ["32", "null", "'32 16'"])
+def test_a_config_file_with_one_value_for_a_list_is_named(tmp_path, capsys, value):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"deep_hidden_units: {value}\n")
+    assert cli.main(["train", "--config", str(path)]) == 2
+    assert f"c.yaml: deep_hidden_units: expected a list, got {yaml.safe_load(value)!r}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,9 @@ except RunError as error:
     print(error)
 os._exit(0)
 """
-    assert run_ranks(2, "-c", script)[0].startswith("process 0 lost contact with the others")
+    said = run_ranks(2, "-c", script)[0]
+    assert said.startswith("process 0 lost contact with the others")
+    assert said.count("lost contact") == 1
 
 
 FLAGS = shlex.split(
@@ -110,6 +113,29 @@ def test_ranks_give_the_result_of_one_process(data, alone, tmp_path, world, step
     assert [line["step"] for line in lines] == [line["step"] for line in want_lines]
     for line, other in zip(lines, want_lines):
         assert line.get("loss") == pytest.approx(other.get("loss"), abs=1e-4)
+
+
+ONE_DISK_EACH = """
+import contextlib, os, sys
+from widedeep import cli
+place = sys.argv.index("--model_dir") + 1
+sys.argv[place] += os.environ["RANK"]
+with contextlib.redirect_stderr(sys.stdout):
+    print(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("seed", [[], ["--seed", "5"]])
+def test_processes_that_find_different_checkpoints_do_not_train_together(data, one, alone, tmp_path, seed):
+    shutil.copytree(one / "model", tmp_path / "model0")
+    places = ["--dataset_path", data, "--model_dir", tmp_path / "model", "--results_dir", tmp_path]
+    flags = [*FLAGS[2:], "--num_epochs", "3", "--step", "reference", "--use_checkpoint"]
+    at = flags.index("--seed")
+    del flags[at : at + 2]
+    for out in run_ranks(2, "-c", ONE_DISK_EACH, *flags, *seed, *places):
+        assert "process 1 found no checkpoint in" in out
+        assert "process 0 step-32: model_dir must be on a disk that all share." in out
+        assert out.endswith("\n2\n")
 
 
 def test_evaluation_does_not_depend_on_the_number_of_processes(data, one, alone):

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
+from commands import main
 
+from preprocess import synthetic
 from preprocess.outbrain import OutbrainConfig, run
 from widedeep.data import Reader
 from widedeep.feature_spec import FeatureSpec
@@ -271,3 +273,9 @@ def test_statistics_are_those_of_train(output):
         assert keys["ad_id.rows"].tolist() == [6, 4, 1, 1]
         assert keys["ad_id.clicks"].tolist() == [3, 1, 0, 1]
         assert keys["publisher_id_promo.value"].tolist() == [60, 72]
+
+
+def test_the_command_reports_a_split_without_rows(tmp_path, capsys):
+    synthetic.run(displays=1, seed=0, out=tmp_path / "raw")
+    assert main(["preprocess", "outbrain", "--data_path", str(tmp_path / "raw"), "--out", str(tmp_path / "out")]) == 0
+    assert "test: 0 rows, 0 displays, no rows" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,7 @@ def test_more_epochs_continue_a_finished_run(data, tmp_path):
     [
         (["--seed", "6"], "was trained with --seed 5, not 6"),
         (["--global_batch_size", "64"], "was trained with 32 global_batch_size, not 64"),
+        (["--training_set_size", "500"], "was trained with 32 steps an epoch, not 15"),
         (["--deep_hidden_units", "16", "4"], "made for another model"),
     ],
 )
@@ -130,3 +132,48 @@ def test_missing_checkpoint_warns_in_training_and_stops_evaluation(data, tmp_pat
     assert "expected a checkpoint to evaluate" in capsys.readouterr().err
     assert main(words(data, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "1")) == 0
     assert "no checkpoint to continue" in capsys.readouterr().out
+
+
+def test_flags_that_change_the_weights_are_named(data, tmp_path, capsys):
+    assert main(words(data, tmp_path, "reference", "--num_epochs", "1")) == 0
+    goes_on = ["--use_checkpoint", "--num_epochs", "1"]
+    capsys.readouterr()
+    assert main(words(data, tmp_path, "reference", *goes_on, "--eval_batch_size", "64", "--threads", "2")) == 0
+    assert "not as before" not in capsys.readouterr().out
+    assert main(words(data, tmp_path, "reference", *goes_on, "--deep_dropout", "0.5", "--combiner", "mean")) == 0
+    said = "not as before: --deep_dropout 0.5 (was 0.2), --combiner mean (was not given)\n"
+    assert said in capsys.readouterr().out
+
+
+def test_other_rows_continue_only_a_whole_epoch(data, tmp_path, capsys):
+    other = planted_data(tmp_path / "other", ads=5)
+    assert main(words(data, tmp_path, "reference", "--num_epochs", "1")) == 0
+    whole = Path(shutil.copytree(tmp_path / "model", tmp_path / "whole" / "model"))
+    shutil.rmtree(tmp_path / "model" / "checkpoint" / "step-32")  # leaves step-28
+    again = planted_data(tmp_path / "again")
+    capsys.readouterr()
+    assert main(words(other, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "1")) == 2
+    assert "step-28: was trained with other rows than those of" in capsys.readouterr().err
+    assert main(words(again, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "1")) == 0
+    assert "not as before" not in capsys.readouterr().out
+    assert main(words(other, whole.parent, "reference", "--use_checkpoint", "--num_epochs", "2")) == 0
+    assert "not as before: --num_epochs 2 (was 1), rows of the train set\n" in capsys.readouterr().out
+    assert main(words(other, whole.parent, "reference", "--use_checkpoint", "--num_epochs", "2")) == 0
+    assert "not as before" not in capsys.readouterr().out
+
+
+def test_a_run_under_way_is_left_alone(data, tmp_path, capsys):
+    with Checkpoints(tmp_path / "model") as under_way:
+        under_way.prepare()
+        assert main(words(data, tmp_path, "reference")) == 2
+        assert "another run is writing it" in capsys.readouterr().err
+    assert main(words(data, tmp_path, "reference", "--num_epochs", "1")) == 0
+
+
+def test_a_checkpoint_that_a_kill_left_moved_aside_is_continued(data, tmp_path, capsys):
+    flags = ["--num_epochs", "1", "--keep_last", "1"]
+    assert main(words(data, tmp_path, "reference", *flags)) == 0
+    only = Checkpoints(tmp_path / "model").find("last")
+    only.rename(only.with_name(f".{only.name}.partial-elsewhere-77-previous"))
+    assert main(words(data, tmp_path, "reference", *flags, "--use_checkpoint")) == 0
+    assert "finished already" in capsys.readouterr().out

@@ -2,11 +2,13 @@
 
     <model_dir>/checkpoint/step-<n>/    {model,optimizer}.safetensors  state.json  feature_spec.yaml  config.yaml
     <model_dir>/checkpoint/last, best   the name of a directory beside them
+    <model_dir>/checkpoint/lock         empty; held by the run that writes here
 
 state.json lists size and xxh3-64 of the other files, so that damage is found before a damaged weight is used.
 """
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -14,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import xxhash
@@ -27,6 +29,7 @@ from widedeep.errors import InputError
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SPEC, CONFIG = "feature_spec.yaml", "config.yaml"
+LOCK = "lock"
 
 
 @dataclass
@@ -34,13 +37,15 @@ class Progress:
     """Where a run stands; all that a resumed run needs besides weights and optimizer state.
 
     `step` updates are done in all, `position` of them in epoch number `epoch` (from 0). `rows` and
-    `global_batch_size` say what one position means. `metrics` are those of the last evaluation, `best` the best score
-    so far, `waited` the epochs since.
+    `global_batch_size` say what one position means, and `data` identifies the train rows (None: a checkpoint from
+    before it was kept). `metrics` are those of the last evaluation, `best` the best score so far, `waited` the epochs
+    since.
     """
 
     seed: int
     rows: int
     global_batch_size: int
+    data: str | None = None
     step: int = 0
     epoch: int = 0
     position: int = 0
@@ -50,7 +55,7 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run. A context manager; leaving it lets another run write here.
 
     Args:
         model_dir: the `--model_dir`; checkpoints go to its `checkpoint` directory.
@@ -61,6 +66,15 @@ class Checkpoints:
         self.directory = Path(model_dir) / "checkpoint"
         self._keep_last = keep_last
         self._mine: list[str] = []
+        self._lock: IO | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def steps(self) -> list[Path]:
         """All whole checkpoints, by step."""
@@ -84,15 +98,18 @@ class Checkpoints:
         return self.steps()[-1] if which in ("last", "best") and self.steps() else None
 
     def prepare(self) -> None:
-        """Makes the directory, so that a place that cannot be written is known before the first step.
+        """Makes the directory and locks it, so that a place that cannot be written is known before the first step, and
+        mends what a kill inside a save left. A second call does no more.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: it cannot be written, or another run is writing it.
         """
         with atomic.write_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             if not os.access(self.directory, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.directory))
+            self._lock = self._lock or _locked(self.directory)
+            self._restore()
 
     def adopt(self) -> None:
         """Takes the checkpoints that are there for this run's own, to be kept and pruned as if it had written them."""
@@ -135,6 +152,15 @@ class Checkpoints:
         temporary = self.directory / f".{index}.{os.getpid()}"
         temporary.write_text(f"{name}\n")
         os.replace(temporary, self.directory / index)
+
+    def _restore(self) -> None:
+        """Puts a checkpoint back that was moved aside for its successor, and removes those that were not finished."""
+        for path in self.directory.glob(".step-*.partial-*-previous"):
+            target = path.with_name(path.name[1:].partition(".partial-")[0])
+            if not target.exists():
+                path.rename(target)
+        for path in self.directory.glob(".step-*.partial-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _prune(self) -> None:
         """Keeps this run's last few and its best; whatever else is here belonged to a run that was replaced."""
@@ -179,7 +205,7 @@ def read_progress(directory: Path) -> Progress:
         InputError: the checkpoint is damaged; names the file, and an older whole checkpoint if there is one.
     """
     try:
-        state = json.loads((directory / STATE).read_text())
+        state = {"data": None} | json.loads((directory / STATE).read_text())
         files = state["files"]
         progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
         for name, wanted in files.items():
@@ -191,6 +217,11 @@ def read_progress(directory: Path) -> Progress:
             raise
         raise InputError(_damage(directory, STATE, f"it cannot be read: {error}")) from error
     return progress
+
+
+def identity(directory: Path) -> int:
+    """A number below 2^63 that two checkpoints share only if all their files are equal; never 0."""
+    return xxhash.xxh3_64_intdigest((directory / STATE).read_bytes()) // 2 or 1
 
 
 def load_arrays(directory: Path, name: str, into: Mapping[str, Tensor]) -> None:
@@ -219,6 +250,20 @@ def read_arrays(directory: Path, name: str) -> dict[str, Tensor]:
     """All arrays of a file, on the CPU."""
     with safe_open(directory / name, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def _locked(directory: Path) -> IO:
+    """The open lock file, locked; closing it, or the end of the process, unlocks it."""
+    lock = open(directory / LOCK, "a")  # noqa: SIM115 (held as long as the run writes)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise InputError(f"cannot write {directory}: another run is writing it.") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
+            raise
+    return lock
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

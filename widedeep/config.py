@@ -49,6 +49,12 @@ class Training:
     seed: int | None = option(None, "of initial weights, order and dropout; drawn and recorded when absent")
     patience: int | None = option(None, "stop after this many epochs without a better score")
 
+    def steps_per_epoch(self, rows: int) -> int:
+        """Batches of an epoch: of `rows`, or of `training_set_size` (whole batches only, as in the original)."""
+        if self.training_set_size is None:
+            return -(-rows // self.global_batch_size)
+        return max(1, self.training_set_size // self.global_batch_size)
+
 
 @dataclass(frozen=True)
 class ModelShape:

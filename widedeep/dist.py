@@ -78,9 +78,9 @@ class GroupComm(LocalComm):
         return torch.cat([part[:length] for part, length in zip(parts, lengths)])
 
     def barrier(self) -> None:
-        with _lost_worker():
-            self.all_reduce_(torch.zeros(1, device=self.device))
-            if self.device.type == "cuda":
+        self.all_reduce_(torch.zeros(1, device=self.device))
+        if self.device.type == "cuda":
+            with _lost_worker():
                 torch.cuda.synchronize(self.device)
 
     def close(self) -> None:

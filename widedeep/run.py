@@ -153,16 +153,18 @@ class Run:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch: of the data, or of `training_set_size` (whole batches only, as in the original)."""
+        """Batches of an epoch.
+
+        Raises:
+            InputError: `training_set_size` is more than there is.
+        """
         t, rows = self.config.training, self.train_shards.rows
-        if t.training_set_size is None:
-            return -(-rows // t.global_batch_size)
-        if t.training_set_size > rows:
+        if t.training_set_size is not None and t.training_set_size > rows:
             raise InputError(
                 f"--training_set_size ({t.training_set_size}) must not exceed the {rows} rows"
                 f" of {self.train_shards.directory}."
             )
-        return max(1, t.training_set_size // t.global_batch_size)
+        return t.steps_per_epoch(rows)
 
     def learning_rate(self, step: int) -> float:
         """Of the deep part, in update number `step` (from 0)."""

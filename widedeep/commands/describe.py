@@ -6,7 +6,7 @@ from widedeep.errors import InputError
 def add_arguments(parser) -> None:
     parser.add_argument("path", type=str, help="data set or shard set that `widedeep preprocess` wrote")
     parser.add_argument("--out", type=str | None, default=None, help="also write this .html or .json file")
-    parser.add_argument("--json", type=bool, nargs="?", const=True, default=False, help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args) -> int:

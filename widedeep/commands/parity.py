@@ -12,7 +12,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--precision", type=Literal["fp32", "tf32", "fp16", "bf16"], default="fp32", help="of matrix products"
     )
-    parser.add_argument("--json", type=bool, nargs="?", const=True, default=False, help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args) -> int:

@@ -39,9 +39,10 @@ def show(report: dict) -> None:
     console = Console()
     train, test = report["train"], report["test"]
     nulls = Table("nulls", "train", "test")
-    for name in train["nulls"]:
-        if train["nulls"][name] or test["nulls"][name]:
-            nulls.add_row(name, f"{train['nulls'][name]:,}", f"{test['nulls'][name]:,}")
+    for name in train["nulls"] | test["nulls"]:
+        counts = [part["nulls"].get(name, 0) for part in (train, test)]  # a split without rows counts none
+        if any(counts):
+            nulls.add_row(name, *(f"{count:,}" for count in counts))
     if nulls.row_count:
         console.print(nulls)
     stages = Table("stage", "rows", "seconds", "rows/s")
