@@ -180,6 +180,14 @@ def test_benchmark_counts_its_measured_steps(data, tmp_path, more, key):
     assert not (tmp_path / "model" / "checkpoint").exists()
 
 
+def test_benchmark_is_a_command_too(data, tmp_path, capsys):
+    places = ["--dataset_path", str(data), "--model_dir", str(tmp_path / "m"), "--results_dir", str(tmp_path / "r")]
+    steps = ["--benchmark_warmup_steps", "0", "--benchmark_steps", "3"]
+    assert main(["benchmark", *places, *FLAGS, *steps]) == 0
+    assert "train_throughput : " in capsys.readouterr().out
+    assert not (tmp_path / "m" / "checkpoint").exists()
+
+
 def test_training_set_size_shortens_the_epoch(data, tmp_path):
     assert train(data, tmp_path, "--training_set_size", "700", "--num_epochs", "2") == 0
     assert Checkpoints(tmp_path / "model").find("last").name == "step-20"  # two epochs of 700 // 64 batches

@@ -32,6 +32,8 @@ COMMANDS = {
     "train": "train, and evaluate after each epoch",
     "evaluate": "metrics of a checkpoint on a data set",
     "predict": "probabilities of a checkpoint to a Parquet or CSV file",
+    "export": "a checkpoint as an ONNX model or a torch .pt2 program",
+    "benchmark": "samples/s of training, or with --evaluate of the forward pass",
     "metrics": "metrics of a file of predictions",
     "parity": "replay a file of golden numbers and compare",
     "report": "one HTML page of a finished run",
@@ -131,7 +133,7 @@ def _parse(name: str, command: ModuleType, words: list[str]) -> Any:
     parser = Parser(prog=f"widedeep {name}", description=COMMANDS[name], exit_on_error=False)
     command.add_arguments(parser)
     for path in _config_files(words):
-        _check_config_file(path, {action.dest for action in parser._actions})
+        _check_config_file(path, {action.dest: action.nargs in ("*", "+") for action in parser._actions})
     try:
         return parser.parse_args(words)
     except ArgumentError as error:
@@ -147,17 +149,19 @@ def _config_files(words: list[str]) -> list[str]:
     return after + [word.partition("=")[2] for word in words if word.startswith("--config=")]
 
 
-def _check_config_file(path: str, known: set[str]) -> None:
-    """jsonargparse would refuse such a file too, but without its name."""
+def _check_config_file(path: str, takes_list: dict[str, bool]) -> None:
+    """jsonargparse would refuse such a file too, but without its name. takes_list: by name of the flag."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: expected YAML: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a map of flag names to values")
-    for key in values:
-        if key not in known:
+    for key, value in values.items():
+        if key not in takes_list:
             raise InputError(f"{path}: unknown key {key!r}: expected the name of a flag")
+        if takes_list[key] and not isinstance(value, list):
+            raise InputError(f"{path}: {key}: expected a list, got {value!r}")
 
 
 def _exit_code(error: Exception) -> int | None:

@@ -1,0 +1,177 @@
+"""Exported programs: the model's logits from any batch, without this package, and nothing of this machine in them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from commands import main
+from planted import CATEGORICAL, NUMERIC, TAGS, planted_data
+
+from widedeep import export
+from widedeep.errors import InputError, RunError
+from widedeep.feature_spec import CategoricalFeature, FeatureSpec
+from widedeep.model import WideDeep
+
+SUMMED = CategoricalFeature("words", 9, 2, hotness=4, combiner="sum", multi_hot=True)
+SPEC = FeatureSpec((*CATEGORICAL, TAGS, SUMMED), NUMERIC, "clicked", None, {})
+FORMATS = ["pt2", pytest.param("onnx", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=FORMATS)
+def kind(request):
+    if request.param == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason=f"export to ONNX needs {package}, which is not installed")
+    return request.param
+
+
+def load(directory, kind):
+    """The program, from its file alone."""
+    if kind == "pt2":
+        module = torch.export.load(directory / "model.pt2").module()
+        return lambda *batch: [t.detach().numpy() for t in module(*batch)]
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert names == ["logit", "prob"]
+    return lambda ids, numeric: session.run(names, {"ids": ids.numpy(), "numeric": numeric.numpy()})
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts", "hidden"),
+    [
+        (SPEC, "both", [16, 8]),
+        (SPEC, "wide", []),
+        (SPEC, "deep", [5]),
+        (SPEC, "both", []),
+        (FeatureSpec(CATEGORICAL, (), "clicked", None, {}), "both", [3]),
+    ],
+)
+def test_logits_are_the_models(spec, parts, hidden, kind, tmp_path):
+    model = WideDeep(spec, hidden=hidden, seed=3, parts=parts, dropout=0.5)
+    told = export.export(model, tmp_path / "out", kind)
+    assert model.training
+    assert 0 <= told["largest_difference"] < 1e-5
+    program = load(tmp_path / "out", kind)
+    model.eval()
+    for B in (1, 2, 129):
+        batch = export.random_batch(spec, B, torch.Generator().manual_seed(B))
+        logit, prob = program(*batch)
+        want = model(*batch).detach().numpy()
+        np.testing.assert_allclose(logit, want, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(prob, 1 / (1 + np.exp(-want.astype(float))), rtol=0, atol=1e-6)
+
+
+def test_padding_adds_nothing(kind, tmp_path):
+    model = WideDeep(SPEC, hidden=[4], seed=1).eval()
+    export.export(model, tmp_path / "out", kind)
+    batch = (torch.full((2, SPEC.id_columns), -1, dtype=torch.int32), torch.zeros(2, len(SPEC.numeric)))
+    np.testing.assert_allclose(load(tmp_path / "out", kind)(*batch)[0], model(*batch).detach().numpy(), atol=1e-6)
+
+
+def test_a_trained_checkpoint_by_the_command_line(kind, tmp_path, capsys):
+    data = planted_data(tmp_path / "data")
+    places = ["--dataset_path", str(data), "--model_dir", str(tmp_path / "model"), "--results_dir", str(tmp_path / "r")]
+    sizes = ["--deep_hidden_units", "16", "--num_epochs", "1", "--global_batch_size", "64", "--deep_warmup_epochs", "1"]
+    assert main(["train", *places, *sizes, "--cpu", "--seed", "5", "--threads", "1"]) == 0
+    capsys.readouterr()
+    out = tmp_path / "served"
+    assert main(["export", "--model", str(tmp_path / "model"), "--format", kind, "--out", str(out)]) == 0
+    assert f"{out}/model.{kind}: " in capsys.readouterr().out
+    told = json.loads((out / "export.json").read_text())
+    assert told["inputs"] == {"ids": ["ad", "site", "tags[0]", "tags[1]", "tags[2]"], "numeric": ["age", "price"]}
+    assert told["checkpoint"].endswith("step-16")
+    assert FeatureSpec.load(out).names == ("ad", "site", "tags")
+
+    predictions = tmp_path / "p.csv"
+    scored = ["--model", str(tmp_path / "model"), "--dataset_path", str(data), "--cpu", "--precision", "fp32"]
+    assert main(["predict", *scored, "--out", str(predictions)]) == 0
+    want = np.loadtxt(predictions, delimiter=",", skiprows=1)[:, 2]
+    # As a server would: the columns by the names in export.json, from a process without this package.
+    rows = tmp_path / "rows.npz"
+    np.savez(rows, **_columns(data))
+    run = _SERVER_PT2 if kind == "pt2" else _SERVER_ONNX
+    subprocess.run([sys.executable, "-c", run, str(out), str(rows), str(tmp_path / "logit.npy")], check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "logit.npy"), want, atol=1e-5)
+
+
+def _columns(data):
+    from widedeep.shards import ShardSet
+
+    shards = ShardSet.open(data / "test")
+    return {
+        name: column for name, column in shards.read(0, shards.rows).items() if name not in ("clicked", "display_id")
+    }
+
+
+_INPUTS = """
+import json, sys
+import numpy as np
+out, rows, to = sys.argv[1:]
+names, columns = json.load(open(out + "/export.json"))["inputs"], np.load(rows)
+pick = lambda name: columns[name] if "[" not in name else columns[name.split("[")[0]][:, int(name[:-1].split("[")[1])]
+ids = np.stack([pick(name) for name in names["ids"]], 1).astype(np.int32)
+numeric = np.stack([columns[name] for name in names["numeric"]], 1).astype(np.float32)
+"""
+_SERVER_PT2 = f"""{_INPUTS}
+import torch
+module = torch.export.load(out + "/model.pt2").module()
+np.save(to, module(torch.from_numpy(ids), torch.from_numpy(numeric))[0].detach().numpy())
+assert "widedeep" not in sys.modules
+"""
+_SERVER_ONNX = f"""{_INPUTS}
+import onnxruntime
+session = onnxruntime.InferenceSession(out + "/model.onnx")
+np.save(to, session.run(["logit"], {{"ids": ids, "numeric": numeric}})[0])
+assert not {{"widedeep", "torch"}} & set(sys.modules)
+"""
+
+
+def test_the_program_holds_no_path_of_this_machine(kind, tmp_path):
+    export.export(WideDeep(SPEC, hidden=[4], seed=1), tmp_path / "out", kind)
+    content = (tmp_path / "out" / f"model.{kind}").read_bytes()
+    assert str(tmp_path).encode() not in content
+    assert export.__file__.encode() not in content
+
+
+@pytest.mark.slow
+def test_weights_too_large_for_the_file_lie_beside_it(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason="export to ONNX needs onnxscript, which is not installed")
+    pytest.importorskip("onnxruntime", reason="export to ONNX needs onnxruntime, which is not installed")
+    monkeypatch.setattr(export, "LARGEST_ONNX", 0)
+    for _ in range(2):  # the second replaces the first, data and all
+        export.export(WideDeep(SPEC, hidden=[4], seed=1), tmp_path / "out", "onnx")
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.onnx", "model.onnx.data"}
+
+
+def test_a_program_that_disagrees_is_not_written(tmp_path, monkeypatch):
+    forward = export.Served.forward
+
+    def off(self, ids, numeric):
+        logit, prob = forward(self, ids, numeric)
+        return logit + 1e-3, prob
+
+    monkeypatch.setattr(export.Served, "forward", off)
+    model = WideDeep(SPEC, hidden=[4], seed=1)
+    with pytest.raises(RunError, match=r"logits differ from the model's by 0\.001"):
+        export.export(model, tmp_path / "out", "pt2")
+    assert model.training
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input(tmp_path, monkeypatch):
+    model = WideDeep(SPEC, hidden=[4], seed=1)
+    with pytest.raises(InputError, match="expected onnx or pt2, got tflite"):
+        export.export(model, tmp_path / "out", "tflite")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match="needs the package onnxruntime: pip install"):
+        export.export(model, tmp_path / "out", "onnx")
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a").write_text("mine")
+    with pytest.raises(InputError, match="will not replace"):
+        export.export(model, tmp_path / "letters", "pt2")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,196 @@
+"""A checkpoint as a program that needs none of this package: ONNX, or torch's own `.pt2`.
+
+The directory holds `model.onnx` or `model.pt2`, the feature spec, and `export.json`: which column of the inputs is
+which, where the weights come from, and how far the program's logits are from the model's.
+"""
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+
+from widedeep import __version__, atomic, checkpoint
+from widedeep.config import TrainConfig
+from widedeep.errors import InputError, RunError
+from widedeep.feature_spec import FeatureSpec
+from widedeep.model import WideDeep
+
+FORMATS = ("onnx", "pt2")
+DESCRIPTION = "export.json"
+OUTPUT = atomic.Output(DESCRIPTION, (DESCRIPTION, checkpoint.SPEC, "model.*"))
+CHECKED = (1, 7, 300)  # rows of the batches on which the program must agree with the model
+TOLERANCE = 1e-5  # of the largest logit, 1 at least: the order of float32 sums differs
+LARGEST_ONNX = 1_500_000_000  # bytes of weights in the file itself; one may hold 2 GiB, more go beside it
+
+Program = Callable[[Tensor, Tensor], Tensor]
+
+
+class Served(nn.Module):
+    """The model of `WideDeep` in plain torch operators, without dropout; the weights are the model's own.
+
+    forward(ids [B, K] int32, numeric [B, N] float32) -> logit [B], prob [B], both float32.
+    """
+
+    def __init__(self, model: WideDeep):
+        super().__init__()
+        self.spec, self.has_deep = model.spec, model.has_deep
+        self.tables, self.layers, self.out = model.tables, model.layers, model.out
+        _, wide, wide_numeric, wide_bias = model.lookup_weights()
+        for name, weight in (("wide", wide), ("wide_numeric", wide_numeric), ("wide_bias", wide_bias)):
+            self.register_buffer(name, weight.detach())
+
+    def forward(self, ids: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
+        spec = self.spec
+        logit = numeric @ self.wide_numeric + self.wide_bias
+        pieces = [(column, numeric[:, n : n + 1]) for n, column in enumerate(spec.numeric_columns)]
+        for f, feature in enumerate(spec.categorical):
+            index = ids[:, spec.hot_start[f] : spec.hot_start[f] + feature.hotness].long()
+            valid = (index >= 0).unsqueeze(-1)
+            rows = index.clamp(min=0)
+            logit = logit + (self.wide[spec.row_base[f] + rows] * valid[..., 0]).sum(1)
+            if self.has_deep:
+                pooled = (F.embedding(rows, self.tables[f]) * valid).sum(1)
+                if spec.mean[f]:
+                    pooled = pooled / valid.sum(1).clamp(min=1)
+                pieces.append((spec.table_columns[f], pooled))
+        if self.has_deep:
+            x = torch.cat([piece for _, piece in sorted(pieces, key=lambda piece: piece[0])], 1)
+            for layer in self.layers:
+                x = torch.relu(layer(x))
+            logit = logit + self.out(x)[:, 0]
+        return logit, torch.sigmoid(logit)
+
+
+def export_checkpoint(model: str | Path, which: str, out: str | Path, kind: str) -> dict[str, Any]:
+    """Exports a checkpoint of a run; returns what `export.json` says.
+
+    Args:
+        model: a checkpoint, or the model directory of a run.    which: best, last or step-<n>, of a model directory.
+    Raises:
+        InputError: the checkpoint is damaged, `out` cannot be written, or a package is missing.
+        RunError: the disk is full, or the program disagrees with the model.
+    """
+    directory = checkpoint.locate(model, which)
+    config = TrainConfig.load(directory / checkpoint.CONFIG)
+    spec = FeatureSpec.load(directory / checkpoint.SPEC)
+    restored = WideDeep(spec, hidden=config.model.deep_hidden_units, wide_init="zeros", seed=0)
+    checkpoint.load_arrays(directory, checkpoint.MODEL, restored.named_arrays())
+    return export(restored, Path(out), kind, source=str(directory))
+
+
+def export(model: WideDeep, out: Path, kind: str, source: str = "") -> dict[str, Any]:
+    """Writes a model as a program of a `kind` of `FORMATS`; returns what `export.json` says.
+
+    Args:
+        out: directory to write; an earlier export there is replaced when the new one is complete.
+        source: where the weights come from, for the reader.
+    Raises:
+        InputError: `out` cannot be written, or a package is missing.
+        RunError: the disk is full, or the program disagrees with the model.
+    """
+    if kind not in FORMATS:
+        raise InputError(f"format: expected {' or '.join(FORMATS)}, got {kind}")
+    write = {"onnx": _write_onnx, "pt2": _write_pt2}[kind]
+    if next(model.parameters()).device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
+    training = model.training
+    try:
+        with atomic.directory(out, OUTPUT) as partial, torch.no_grad():
+            program = write(Served(model.eval()).eval(), partial / f"model.{kind}")
+            description = _description(model.spec, kind, source) | {"largest_difference": _difference(program, model)}
+            text = yaml.safe_dump(model.spec.to_dict() | {"source_spec": {}}, sort_keys=False, allow_unicode=True)
+            (partial / checkpoint.SPEC).write_text(text, encoding="utf-8")
+            (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    finally:
+        model.train(training)
+    return description
+
+
+def _description(spec: FeatureSpec, kind: str, source: str) -> dict[str, Any]:
+    ids = [f"{f.name}[{i}]" if f.multi_hot else f.name for f in spec.categorical for i in range(f.hotness)]
+    return {
+        "format": kind,
+        "checkpoint": source,
+        "inputs": {"ids": ids, "numeric": list(spec.numeric_names)},
+        "outputs": ["logit", "prob"],
+        "versions": {"widedeep": __version__, "torch": torch.__version__},
+    }
+
+
+def random_batch(spec: FeatureSpec, B: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """ids [B, K] int32, of multi-hot features some padding; numeric [B, N] float32."""
+    columns = []
+    for f in spec.categorical:
+        ids = torch.randint(f.cardinality, (B, f.hotness), generator=generator, dtype=torch.int32)
+        columns.append(ids.masked_fill(torch.rand(B, f.hotness, generator=generator) < 0.3, -1) if f.multi_hot else ids)
+    return torch.cat(columns, 1), torch.randn(B, len(spec.numeric), generator=generator)
+
+
+def _example(spec: FeatureSpec) -> tuple[tuple[Tensor, Tensor], dict[str, dict[int, Any]]]:
+    """Inputs to trace with, and which of their sizes stay free."""
+    rows = torch.export.Dim("B")
+    return random_batch(spec, 3, torch.Generator().manual_seed(0)), {"ids": {0: rows}, "numeric": {0: rows}}
+
+
+def _write_pt2(served: Served, path: Path) -> Program:
+    inputs, shapes = _example(served.spec)
+    program = torch.export.export(served, inputs, dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it holds paths of this machine
+    torch.export.save(program, path)
+    module = torch.export.load(path).module()
+    return lambda ids, numeric: module(ids, numeric)[0]
+
+
+def _write_onnx(served: Served, path: Path) -> Program:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter needs it, and would say so less plainly)
+    except ImportError as error:
+        raise InputError(f"--format onnx needs the package {error.name}: pip install 'widedeep[onnx]'") from error
+    inputs, shapes = _example(served.spec)
+    weights = sum(t.numel() * t.element_size() for t in (*served.parameters(), *served.buffers()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            served,
+            inputs,
+            input_names=["ids", "numeric"],
+            output_names=["logit", "prob"],
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        )
+    for node in program.model.graph:
+        node.metadata_props.clear()  # stack traces, with paths of this machine
+    program.save(path, external_data=weights > LARGEST_ONNX)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda ids, numeric: torch.from_numpy(
+        session.run(["logit"], {"ids": ids.numpy(), "numeric": numeric.numpy()})[0]
+    )
+
+
+def _difference(program: Program, model: WideDeep) -> float:
+    """The largest difference of a logit from the model's own kernels, over some random batches.
+
+    Raises:
+        RunError: it is larger than the order of sums explains.
+    """
+    generator, largest = torch.Generator().manual_seed(1), 0.0
+    for B in CHECKED:
+        batch = random_batch(model.spec, B, generator)
+        want = model(*batch)
+        error = float((program(*batch) - want).abs().max())
+        if not error <= TOLERANCE * max(1.0, float(want.abs().max())):
+            raise RunError(f"the exported program's logits differ from the model's by {error:.3g} on {B} random rows")
+        largest = max(largest, error)
+    return largest
