@@ -1,8 +1,8 @@
 """Every kernel of the GPU step beside its target and the ceilings measured in the same run: `python -m bench.budget`.
 
 One step of the seed's model at B = 131072 in fp16; times are medians of CUDA events with a flushed second-level cache,
-or (--sustained) means over many calls in a row, in which a card may come to its power limit.
-Targets and predictions: docs/cuda.md.
+or (--sustained) means over many calls in a row, replayed from a CUDA graph, in which a card may come to its power
+limit; the ceilings are measured in the same way. Targets and predictions: docs/cuda.md.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Budget:
 
     def __init__(self, B: int, calls: int, sm90: bool, sustained: bool):
         self.B, self.clock, self.sm90, self.lines = B, Clock("cuda", calls, sustained), sm90, []
-        self.limits = ceilings("cuda", calls)
+        self.limits = ceilings("cuda", calls, sustained)
 
     def add(self, name: str, function: Callable[[], object], target: float | None, *, bytes=0.0, flops=0.0) -> None:
         seconds = self.clock.seconds(function)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from widedeep.steps.timing import in_turn
 from widedeep.testing import normal
 
 WIDTH = 1024  # of the product: a hidden layer of the seed's model
@@ -21,31 +22,23 @@ class Clock:
     """Seconds of single calls, medians: on a GPU between CUDA events, with a flushed second-level cache.
 
     Args:
-        sustained: on a GPU calls follow each other for SUSTAINED seconds instead, as in a long run, in which a card may
-            come to its power limit and lower its clock; what the cache holds from the call before is left there.
+        sustained: the mean of calls that follow each other for SUSTAINED seconds instead, after as many that do not
+            count, on a GPU replayed from a CUDA graph: as in a long run, in which a card may come to its power limit
+            and lower its clock. What the cache holds from the call before is left there.
     """
 
     def __init__(self, device: str, calls: int, sustained: bool = False):
-        self.calls, self.sustained = calls, sustained
-        self.flush = torch.empty(512 << 20, dtype=torch.int8, device=device) if device == "cuda" else None
+        self.device, self.calls, self.sustained = torch.device(device), calls, sustained
+        flushes = device == "cuda" and not sustained
+        self.flush = torch.empty(512 << 20, dtype=torch.int8, device=device) if flushes else None
 
     def seconds(self, function: Callable[[], object]) -> float:
+        if self.sustained:
+            return in_turn([function], self.device, SUSTAINED, rounds=1)[0]
         for _ in range(2):
             function()
-        if self.flush is not None and self.sustained:
-            return self._in_a_row(function, max(1, round(SUSTAINED / self._in_a_row(function, 3))))
         timed = self._on_cpu if self.flush is None else self._on_gpu
         return statistics.median(timed(function) for _ in range(self.calls))
-
-    @staticmethod
-    def _in_a_row(function: Callable[[], object], calls: int) -> float:
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            function()
-        stop.record()
-        stop.synchronize()
-        return start.elapsed_time(stop) / 1000 / calls
 
     def _on_cpu(self, function: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -73,9 +66,9 @@ class Ceilings(NamedTuple):
 
 
 @functools.cache
-def ceilings(device: str, calls: int = 9) -> Ceilings:
-    """Of "cpu" or "cuda", measured at the first call of the process."""
-    clock, rows, dtype = Clock(device, calls), ROWS[device], DTYPES[device]
+def ceilings(device: str, calls: int = 9, sustained: bool = False) -> Ceilings:
+    """Of "cpu" or "cuda", measured at the first call of the process, as `Clock` does what is held against them."""
+    clock, rows, dtype = Clock(device, calls, sustained), ROWS[device], DTYPES[device]
     source, target = (torch.ones(COPIED[device] // 4, device=device) for _ in range(2))
     copy = 2 * COPIED[device] / clock.seconds(lambda: target.copy_(source))
     a, out = (normal(rows, WIDTH, device=device, dtype=dtype, key=key) for key in "ab")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import ceilings, end_to_end, gpu_check, harness, peers, timeline
+from bench import budget, ceilings, end_to_end, gpu_check, harness, peers, timeline
 from bench.job import Job, write_shards
 from bench.ours import WideDeepContender
 from widedeep.data import Reader
@@ -89,6 +89,23 @@ def test_ceilings_are_measured(monkeypatch):
     copy, product = ceilings.ceilings.__wrapped__("cpu", 3)
     assert 1e8 < copy < 1e13
     assert 1e7 < product < 1e15
+
+
+def test_sustained_rates_are_held_against_sustained_ceilings(monkeypatch):
+    """Calls in a row are timed where a kernel is, and where what it is compared with is, and nowhere else."""
+    in_a_row = []
+    monkeypatch.setattr(ceilings, "in_turn", lambda functions, *_, **__: in_a_row.append(functions[0]()) or [0.5])
+    monkeypatch.setattr(ceilings, "ROWS", {"cpu": 16})
+    monkeypatch.setattr(ceilings, "COPIED", {"cpu": 1 << 20})
+    monkeypatch.setattr(budget, "Clock", lambda _, *options: ceilings.Clock("cpu", *options))
+    monkeypatch.setattr(budget, "ceilings", lambda _, *options: ceilings.ceilings.__wrapped__("cpu", *options))
+    budget.Budget(16, 3, False, False).add("copy", lambda: None, None, bytes=1.0)
+    assert in_a_row == []
+    report = budget.Budget(16, 3, False, True)
+    report.add("copy", lambda: None, None, bytes=1 << 20)
+    assert len(in_a_row) == 3
+    assert report.limits.copy == 2 * (1 << 20) / 0.5
+    assert report.lines[0].fraction == 0.5
 
 
 def test_whole_steps_are_reported(tmp_path, capsys):

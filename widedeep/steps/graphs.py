@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 KEPT = 8  # graphs; the one that was used longest ago makes room
 
+_failed: list[torch.cuda.CUDAGraph] = []  # for the life of the process: torch's allocator goes on referring to them
+
 
 class Graphs:
     def __init__(self, device: torch.device):
@@ -24,7 +26,7 @@ class Graphs:
         self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
         self._seen: set[Hashable] = set()
         self._pool = None
-        self._failed: torch.cuda.CUDAGraph | None = None
+        self._captures = True
         self._stream = own_stream(device, priority=-1)
 
     def __len__(self) -> int:
@@ -40,7 +42,7 @@ class Graphs:
         """Does what `function` queues on the current stream. It reads and writes memory that outlives the graph."""
         graph = self._graphs.get(key)
         if graph is None:
-            if key in self._seen and self._failed is None:
+            if key in self._seen and self._captures:
                 graph = self._capture(function)
             if graph is None:
                 function()
@@ -63,7 +65,8 @@ class Graphs:
                 function()
         except Exception as error:
             torch.cuda.set_stream(before)  # torch leaves the capturing one when a capture cannot be ended
-            self._failed = graph  # kept, since torch's allocator goes on referring to it
+            self._captures = False
+            _failed.append(graph)
             cause = str(error.__context__ or error).splitlines()[0]
             log.warning("the step is not captured in a CUDA graph, which slows small batches down: %s", cause)
             return None

@@ -2,9 +2,8 @@
 
 import contextlib
 import logging
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from widedeep.ops import linear_sm90
 from widedeep.step import PRECISIONS
 from widedeep.steps.layers import Layers, Sm90Layers
 from widedeep.steps.padded import PaddedWeights
+from widedeep.steps.timing import in_turn
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-3}  # 
 MASK_AGREEMENT = 2e-3
 REPEATS = 8  # runs whose bits must be those of the first
 ROUTES = ("cublaslt", "sm90", "sm90-relay")
-TIMED = 5  # runs of which the median counts
+TURN, ROUNDS = 0.025, 5  # seconds of a route's turn, and turns of which the median counts: half a second in all
 AS_GOOD = 1.02  # noise of the clock: within it the order of the candidates decides, so that runs repeat
 
 
@@ -39,10 +39,18 @@ def choose_layers(
     Args:
         precision: of the step; "fp32" has the library's products alone.
         rows: of the batches to come: the routes are compared on random data of that size.
-        resumed: the route of the run that goes on: taken by "auto" where it runs and agrees, so that the bits repeat.
+        resumed: the route that the run has taken so far: "auto" keeps to it where it runs and agrees, so that the bits
+            repeat, and warns where it does not.
     Raises:
         RunError: the Hopper products do not come to an end; this process can then no longer use the GPU.
     """
+    found = _choose(gemm, weights, precision, p, max(rows, 1), resumed)
+    if gemm == "auto" and resumed not in (None, found.name):
+        log.warning("hidden layers: through %s from here on, the run so far through %s", found.name, resumed)
+    return found
+
+
+def _choose(gemm: str, weights: PaddedWeights, precision: str, p: float, rows: int, resumed: str | None) -> Layers:
     device, dtype = weights.flat.device, PRECISIONS[precision]
     fits = precision != "fp32" and len(weights.widths) > 1 and linear_sm90.available(device)
     if gemm == "cublaslt" or not fits:
@@ -50,7 +58,7 @@ def choose_layers(
     if gemm != "auto":
         return Sm90Layers(weights, relay=gemm == "sm90-relay")
     with _rounding(device, precision == "tf32"):
-        return _trial(weights, dtype, p, max(rows, 1), resumed)
+        return _trial(weights, dtype, p, rows, resumed)
 
 
 def _trial(weights: PaddedWeights, dtype: torch.dtype, p: float, rows: int, resumed: str | None) -> Layers:
@@ -63,9 +71,10 @@ def _trial(weights: PaddedWeights, dtype: torch.dtype, p: float, rows: int, resu
             routes.append(Sm90Layers(weights, relay))
     routes.append(Layers(weights))
     key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows)
-    name = resumed or _kept.get(key)
-    found = next((route for route in routes if route.name == name), None) or fastest(routes, p, rows)
-    _kept[key] = found.name
+    found = next((route for name in (resumed, _kept.get(key)) for route in routes if route.name == name), None)
+    if found is None:
+        found = fastest(routes, p, rows)
+        _kept[key] = found.name
     return found
 
 
@@ -86,42 +95,33 @@ def fastest(routes: list[Layers], p: float, rows: int) -> Layers:
     """Of the routes the one that takes least for a layer forward and its gradient; the first of those as good."""
     if len(routes) == 1:
         return routes[0]
-    times = [_seconds_of(route, p, rows) for route in routes]
+    times = _seconds_of(routes, p, rows)
     log.info("hidden layers: %s", ", ".join(f"{r.name} {t * 1e3:.3f} ms" for r, t in zip(routes, times)))
     return next(route for route, t in zip(routes, times) if t <= AS_GOOD * min(times))
 
 
-def _seconds_of(route: Layers, p: float, rows: int) -> float:
-    """A layer forward, and the gradient that goes back through it from the layer above, if there is one."""
-    widths, weights = route.weights.widths, route.weights
+def _seconds_of(routes: list[Layers], p: float, rows: int) -> list[float]:
+    """Of each route: a layer forward, and the gradient back through it from the layer above, if there is one."""
+    widths, weights = routes[0].weights.widths, routes[0].weights
     device, dtype = weights.flat.device, weights.get("deep.layer.0.weight").dtype
     above = 1 if len(widths) > 2 else 0
-    x, dz = (torch.randn(rows, width, device=device, dtype=dtype) for width in (widths[0], widths[above + 1]))
+    g = torch.Generator(device).manual_seed(rows)
+    # Half zeros, as in training: on what is multiplied depends what a card draws, and so its clock.
+    x, dz = (
+        torch.randn(rows, width, generator=g, device=device, dtype=dtype).relu_()
+        for width in (widths[0], widths[above + 1])
+    )
     y, dx = x.new_empty(rows, widths[1]), x.new_empty(rows, widths[above])
     dbias = torch.empty(widths[1], device=device) if above else None
     step = torch.zeros(1, dtype=torch.int64, device=device)
-    route.grow(rows)
 
-    def both() -> None:
+    def both(route: Layers) -> None:
         route.forward(0, x, p, 0, step, 0, y=y)
         route.dgrad(above, dz, y if above else x, p, dx=dx, dbias=dbias, found_inf=None)
 
-    both()  # the library times its algorithms
-    both()
-    return statistics.median(_seconds(both, device) for _ in range(TIMED))
-
-
-def _seconds(function: Callable[[], None], device: torch.device) -> float:
-    if device.type != "cuda":
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    function()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop) / 1000
+    for route in routes:
+        route.grow(rows)
+    return in_turn([partial(both, route) for route in routes], device, TURN, ROUNDS)
 
 
 def _problem(weights: PaddedWeights, rows: int, dtype: torch.dtype, p: float, relay: bool) -> str | None:
