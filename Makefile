@@ -59,7 +59,8 @@ lint: $(PY_READY)  ## ruff and clang-format, changing nothing
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	clang-format --dry-run --Werror $(FORMATS)
 
-fmt:  ## rewrite the sources as lint wants them
+fmt: $(PY_READY)  ## rewrite the sources as lint wants them
+	$(PY) -m pip install -q --group lint
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 	clang-format -i $(FORMATS)
 

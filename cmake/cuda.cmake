@@ -37,7 +37,8 @@ if(CUBLASLT_INCLUDE AND CUBLASLT_LIBRARY)
   set(WIDEDEEP_CUBLASLT ON)
 else()
   list(FILTER cuda_kernels EXCLUDE REGEX "_cublaslt\\.cpp$")
-  message(WARNING "widedeep: cublasLt.h not found, the matrix kernels are left out; pip install 'widedeep[cuda13]' brings it")
+  message(WARNING "widedeep: cublasLt.h not found, the matrix kernels are left out; "
+                  "pip install --no-deps 'nvidia-cublas>=13,<14' brings it")
 endif()
 
 add_library(widedeep_cuda SHARED ${cuda_kernels} ${cuda_bindings})

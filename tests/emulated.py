@@ -306,8 +306,8 @@ def check_finite_(tensors, found_inf, skip=0):
         call("check_finite", t, t.dtype, t.numel() - skip, skip, found_inf)
 
 
-def loss_scale_update_(scale, good_steps, found_inf, growth, backoff, interval):
-    call("loss_scale_update", scale, good_steps, found_inf, growth, backoff, interval)
+def loss_scale_update_(scale, good_steps, updates, found_inf, growth, backoff, interval):
+    call("loss_scale_update", scale, good_steps, updates, found_inf, growth, backoff, interval)
 
 
 def auc_histogram_(logit, label, positives, negatives):

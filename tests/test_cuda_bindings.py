@@ -37,3 +37,5 @@ def test_matrices_that_start_in_the_middle_of_16_bytes():
         ops.linear_relu_dropout_out(x, weight, bias, 0.1, 1, step, 0, 0, y=shifted)
     with pytest.raises(RuntimeError, match="the mask must start at a multiple of 16 bytes"):
         ops.linear_dgrad_out(x, weight, shifted, 0.1, dx=torch.empty_like(x), dbias=None)
+    with pytest.raises(RuntimeError, match="matrices must start at a multiple of 16 bytes"):
+        ops.transpose_out([shifted], out=[weight[:, :8].contiguous()])

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from widedeep import ops, parity
 from widedeep.dist import LocalComm
-from widedeep.errors import InputError
 from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
 from widedeep.model import WideDeep
 from widedeep.step import StepConfig
@@ -119,10 +118,12 @@ def test_going_back_to_an_earlier_state_repeats_what_followed(device):
 def test_fp16_skips_an_overflow_and_lowers_the_scale(device):
     step = gpu_step(config=StepConfig("fp16"), device=device)
     run(step, device=device)
+    step.settle()
     before = {n: a.clone() for n, a in (step.model.named_arrays() | step.state()).items()}
     bad = batch_of(EVEN, 96, device=device)
     bad.numeric[3, 1] = float("inf")
     step.train(bad, 6, LR)
+    step.settle()
     assert step.state()["loss_scale"] == 2**14
     for name, a in (step.model.named_arrays() | step.state()).items():
         assert name in ("loss_scale", "good_steps", "step") or torch.equal(a, before[name]), name
@@ -262,22 +263,6 @@ def test_a_tf32_step_leaves_the_products_of_others_exact():
     ops.linear_relu_dropout_out(x, weight, torch.zeros(512, device="cuda"), 0.0, 1, step, 0, 0, y=y)
     want = (x.double() @ weight.double().T).relu()
     torch.testing.assert_close(y.double(), want, rtol=0, atol=1e-5 * float(want.max()))
-
-
-def test_a_head_that_is_too_wide_is_refused():
-    with pytest.raises(InputError, match="--deep_hidden_units: expected a last layer of at most 2048 units"):
-        gpu_step(hidden=[8, 4096])
-
-
-def test_weights_written_by_others_are_seen(device):
-    step, exact = gpu_step(config=StepConfig("bf16"), device=device), gpu_step(device=device)
-    batch = batch_of(EVEN, 96, device=device)
-    for _ in range(3):
-        step.predict(batch)
-    for a in step.model.named_arrays().values():
-        a.mul_(-1.5)
-    exact.model.load_state_dict(step.model.state_dict())
-    torch.testing.assert_close(step.predict(batch), exact.predict(batch), rtol=3e-2, atol=3e-2)
 
 
 @pytest.mark.cuda

@@ -261,9 +261,9 @@ def test_loss_scale_update():
     for state in [(8.0, 1, 0.0), (8.0, 1, 1.0), (1.0, 0, 1.0), (8.0, 0, 0.0), (3e38, 1, 0.0)]:
         pair = []
         for module in (emulated, reference):
-            scale, good = torch.tensor(state[0]), torch.tensor(state[1], dtype=torch.int32)
-            module.loss_scale_update_(scale, good, torch.tensor(state[2]), 2.0, 0.5, 2)
-            pair.append((scale.item(), good.item()))
+            scale, good, updates = torch.tensor(state[0]), torch.tensor(state[1], dtype=torch.int32), torch.tensor(7)
+            module.loss_scale_update_(scale, good, updates, torch.tensor(state[2]), 2.0, 0.5, 2)
+            pair.append((scale.item(), good.item(), updates.item()))
         assert pair[0] == pair[1]
 
 

@@ -168,7 +168,7 @@ def test_the_routes_agree_before_the_first_step(on_emulator, dtype, relay):
 def timed(on_emulator, monkeypatch):
     """The Hopper products are there; what each route takes is in the test's hands."""
     seconds = {"sm90": 1.0, "sm90-relay": 2.0, "cublaslt": 3.0}
-    monkeypatch.setattr(trial, "_seconds_of", lambda route, p, rows: seconds[route.name])
+    monkeypatch.setattr(trial, "_seconds_of", lambda routes, p, rows: [seconds[route.name] for route in routes])
     monkeypatch.setattr(linear_sm90, "available", lambda device: True)
     monkeypatch.setattr(trial, "_kept", {})
     return seconds
@@ -201,6 +201,49 @@ def test_equal_steps_and_resumed_runs_take_the_route_of_the_first(timed, monkeyp
     assert (resumed.gemm, other.gemm) == ("sm90", "sm90-relay")
 
 
+def test_a_run_keeps_its_route_where_batches_grow(timed, monkeypatch):
+    """With what would be faster for an evaluation's batch, training would go on; resumed before, it would not."""
+    whole, resumed = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(2))
+    whole.predict(batch_of(EVEN, 40))
+    resumed.load_state(whole.state())
+    assert resumed.state()["route"] == trial.ROUTES.index("sm90")
+    timed["sm90"] = 9.0
+    for step in (whole, resumed):
+        step.predict(batch_of(EVEN, 60))
+        assert step.gemm == "sm90"
+    other = gpu_step(config=StepConfig(precision="fp16"))
+    other.predict(batch_of(EVEN, 60))
+    assert other.gemm == "sm90-relay"
+
+
+def test_a_loaded_state_changes_the_route_of_a_step_that_has_run(timed, monkeypatch):
+    first, step = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(2))
+    first.predict(batch_of(EVEN, 40))
+    timed["sm90"] = 9.0
+    step.predict(batch_of(EVEN, 60))
+    cleared = []
+    monkeypatch.setattr(step.graphs, "clear", lambda: cleared.append(step.gemm))
+    step.load_state(first.state())
+    step.predict(batch_of(EVEN, 60))
+    assert (step.gemm, cleared) == ("sm90", ["sm90-relay"])  # graphs of the other route are gone
+    step.load_state(first.state())
+    assert (step.gemm, len(cleared)) == ("sm90", 1)
+
+
+def test_a_route_that_cannot_be_kept_is_named(timed, on_emulator, monkeypatch, caplog):
+    first, resumed, elsewhere = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(3))
+    first.predict(batch_of(EVEN, 40))
+    for step in (resumed, elsewhere):
+        step.load_state(first.state())
+    on_emulator["forward"] = lambda y: y[3].mul_(1.1)
+    resumed.predict(batch_of(EVEN, 40))
+    monkeypatch.setattr(linear_sm90, "available", lambda device: False)
+    elsewhere.predict(batch_of(EVEN, 40))
+    words = "hidden layers: through cublaslt from here on, the run so far through sm90"
+    assert [record.message for record in caplog.records].count(words) == 2
+    assert resumed.state()["route"] == elsewhere.state()["route"] == trial.ROUTES.index("cublaslt")
+
+
 def test_a_route_that_disagrees_is_left_out_and_named(timed, on_emulator, caplog):
     on_emulator["forward"] = lambda y: y[3].mul_(1.1)
     step = gpu_step(config=StepConfig(precision="fp16"))
@@ -210,10 +253,16 @@ def test_a_route_that_disagrees_is_left_out_and_named(timed, on_emulator, caplog
 
 
 def test_a_route_is_timed_forward_and_back(on_emulator, monkeypatch):
-    monkeypatch.setattr(trial, "TIMED", 1)
-    step = gpu_step(config=StepConfig(precision="fp16"))
-    for route in (layers.Sm90Layers(step.weights, relay=True), layers.Layers(step.weights)):
-        assert trial._seconds_of(route, 0.1, 30) > 0
+    """On random numbers that nobody else misses."""
+    monkeypatch.setattr(trial, "TURN", 0.0)
+    monkeypatch.setattr(trial, "ROUNDS", 1)
+    weights = gpu_step(config=StepConfig(precision="fp16")).weights
+    before = torch.get_rng_state()
+    routes = [layers.Sm90Layers(weights), layers.Sm90Layers(weights, relay=True), layers.Layers(weights)]
+    times = trial._seconds_of(routes, 0.1, 30)
+    assert len(times) == 3
+    assert min(times) > 0
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

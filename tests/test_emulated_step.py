@@ -110,6 +110,7 @@ def test_bits_hang_on_no_order_of_threads_and_an_overflow_changes_nothing(gemm, 
         step = gpu_step(spec, StepConfig("fp16", gemm=gemm), hidden=HIDDEN)
         for i, B in enumerate([150, 40]):
             step.train(batch_of(spec, B, seed=i), i, LR)
+        step.settle()
         states.append({n: a.clone() for n, a in (step.model.named_arrays() | step.state()).items()})
     for other in states[1:]:
         for name, a in states[0].items():
@@ -117,6 +118,7 @@ def test_bits_hang_on_no_order_of_threads_and_an_overflow_changes_nothing(gemm, 
     bad = batch_of(spec, 40)
     bad.numeric[7, 1] = float("inf")
     step.train(bad, 2, LR)
+    step.settle()
     after = step.model.named_arrays() | step.state()
     assert after["loss_scale"] == states[-1]["loss_scale"] / 2
     for name, a in after.items():

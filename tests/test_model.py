@@ -5,6 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from ranks import run_ranks
+from torch.utils.checkpoint import checkpoint
 
 from widedeep.data import Batch
 from widedeep.errors import InputError
@@ -193,6 +195,113 @@ def test_dropout_is_on_in_training_only(device):
     model.eval()
     assert torch.equal(model(ids, numeric), model(ids, numeric))
     first.sum().backward()  # through the masks of its own call
+
+
+def test_a_call_with_its_step_can_be_repeated(device):
+    model, repeated = (WideDeep(SPECS["no numeric"], hidden=[32, 32], seed=4, dropout=0.5).to(device) for _ in range(2))
+    ids, numeric, _ = inputs(model.spec, 16, device)
+    step = torch.tensor([0], device=device)
+    model(ids, numeric).sum().backward()
+    checkpoint(repeated, ids, numeric, 0, step, use_reentrant=False).sum().backward()
+    for a, b in zip(model.parameters(), repeated.parameters()):
+        assert torch.equal(a.grad.to_dense(), b.grad.to_dense())
+    assert (model.dropout_step.item(), repeated.dropout_step.item()) == (1, 0)
+
+
+def test_rows_of_a_rank_have_the_masks_of_the_global_batch(device):
+    model = WideDeep(SPECS["no numeric"], hidden=[32, 32], seed=4, dropout=0.5).to(device)
+    ids, numeric, _ = inputs(model.spec, 16, device)
+    step = torch.tensor([3], device=device)
+    whole = model(ids, numeric, step=step)
+    parts = [model(ids[s], numeric[s], s.start, step) for s in (slice(0, 5), slice(5, 16))]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_a_state_dict_goes_on_with_the_masks(device):
+    model, resumed = (WideDeep(SPECS["no numeric"], hidden=[32], seed=4, dropout=0.5).to(device) for _ in range(2))
+    ids, numeric, _ = inputs(model.spec, 16, device)
+    model(ids, numeric)
+    state = model.state_dict()
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed(ids, numeric), model(ids, numeric))
+    del state["dropout_step"]
+    resumed.load_state_dict(state)
+    assert resumed.dropout_step.item() == 2
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize("name", SPECS)
+def test_dense_gradients_are_the_sparse_ones(name, parts, device):
+    models = [WideDeep(SPECS[name], hidden=[9], seed=3, parts=parts, sparse=sparse).to(device) for sparse in (1, 0)]
+    for B in (16, 0):
+        for model in models:
+            model.zero_grad()
+            model(*inputs(model.spec, B, device)[:2]).square().sum().backward()
+        for (key, dense), want in zip(models[1].named_parameters(), models[0].parameters()):
+            assert dense.grad.layout == torch.strided
+            want = torch.zeros_like(want) if want.grad is None else want.grad.to_dense()  # None: of no features
+            torch.testing.assert_close(dense.grad, want, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_torch_optimizers_and_clipping_take_dense_gradients(device):
+    model = WideDeep(SPECS["one-hot and multi-hot"], hidden=[9, 6], seed=3, sparse=False).to(device)
+    ids, numeric, label = inputs(model.spec, 64, device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(20):
+        losses.append(torch.nn.functional.binary_cross_entropy_with_logits(model(ids, numeric), label))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+def test_training_under_torch_compile(parts, sparse, device):
+    spec = FeatureSpec.from_dict(SPECS["one-hot and multi-hot"].to_dict(), "a spec whose properties nobody has read")
+    model, eager = (WideDeep(spec, [9, 6], 0.5, seed=3, parts=parts, sparse=sparse).to(device) for _ in range(2))
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for i in range(2):
+        ids, numeric, _ = inputs(spec, 16, device, seed=i)
+        torch.testing.assert_close(compiled(ids, numeric), eager(ids, numeric))  # counts both steps up
+        for m in (compiled, eager):
+            m(ids, numeric).square().sum().backward()
+    assert torch.equal(model.dropout_step, eager.dropout_step)
+    for (key, p), want in zip(model.named_parameters(), eager.parameters()):
+        assert p.grad.layout == want.grad.layout
+        torch.testing.assert_close(p.grad.to_dense(), want.grad.to_dense(), msg=key)
+
+
+DATA_PARALLEL = """
+import sys, torch
+sys.path.insert(0, "tests")
+from test_model import SPECS, WideDeep, inputs
+from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+model, alone = (WideDeep(SPECS["one-hot and multi-hot"], [9, 6], 0.5, seed=3, sparse=False) for _ in range(2))
+parallel = torch.nn.parallel.DistributedDataParallel(model)
+optimizers = [torch.optim.SGD(m.parameters(), 0.5) for m in (model, alone)]
+for i in range(4):
+    ids, numeric, label = inputs(model.spec, 16, seed=i)
+    mine = slice(rank * 8, rank * 8 + 8)
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    cross_entropy(parallel(ids[mine], numeric[mine], first_row=mine.start), label[mine]).backward()
+    cross_entropy(alone(ids, numeric), label).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+for a, b in zip(model.parameters(), alone.parameters()):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_data_parallel_ranks_give_the_result_of_one_process():
+    run_ranks(2, "-c", DATA_PARALLEL)
 
 
 def test_named_arrays_share_memory_and_cover_every_weight():

@@ -62,14 +62,15 @@ def test_embedding_forward_matches_reference(B, tables, kind, dtype, device):
 
 
 @cases
-def test_embedding_forward_backward_matches_reference(B, tables, kind, device):
+@pytest.mark.parametrize("sparse", [True, False])
+def test_embedding_forward_backward_matches_reference(B, tables, kind, sparse, device):
     case = make(B, tables, kind, device)
     dx, dlogit = gradients(case, device)
     wanted = case.double()
     grads = []
-    for c, module, dtype in ((case, ops, torch.float32), (wanted, reference, torch.float64)):
+    for c, module, (dtype, *rest) in ((case, ops, (torch.float32, sparse)), (wanted, reference, (torch.float64,))):
         leaves = [t.requires_grad_() for t in (*c.tables, c.wide, c.wide_numeric, c.wide_bias)]
-        x, wide_logit = module.embedding_forward(*c.forward_args(dtype))
+        x, wide_logit = module.embedding_forward(*c.forward_args(dtype), *rest)
         loss = (x.double() * dx.double()).sum() + (wide_logit.double() * dlogit.double()).sum()
         grads.append(torch.autograd.grad(loss, leaves, allow_unused=True))
     for got, want in zip(*grads):
@@ -78,7 +79,7 @@ def test_embedding_forward_backward_matches_reference(B, tables, kind, device):
             if got.numel():  # torch's to_dense of a sparse tensor without columns faults on CUDA
                 assert_close(got.to_dense(), want, torch.float32)
     for got in grads[0][: len(case.tables)]:
-        assert got.layout == torch.sparse_coo
+        assert got.layout == (torch.sparse_coo if sparse else torch.strided)
 
 
 def test_embedding_forward_gives_gradients_only_to_named_rows(device):
@@ -283,16 +284,32 @@ def test_gradient_of_a_table_without_columns_has_no_entries(device):
             assert t.grad.to_dense().shape == t.shape
 
 
+def test_second_derivatives_are_right_or_refused(device):
+    case = make(9, MULTI, "zipf", device)
+
+    def second(case, module, dtype, *sparse):
+        weight = normal(case.width, device=device, key="w").to(dtype).requires_grad_()
+        tables = [t.requires_grad_() for t in case.tables]
+        x, _ = module.embedding_forward(*case.forward_args(dtype), *sparse)
+        first = torch.autograd.grad((x @ weight).square().sum(), tables, create_graph=True)
+        return torch.autograd.grad(sum(g.to_dense().square().sum() for g in first), weight)[0]
+
+    assert_close(second(case, ops, torch.float32, True), second(case.double(), reference, torch.float64), scale=5)
+    with pytest.raises(RuntimeError, match="dense gradients of tables have no derivative"):
+        second(case, ops, torch.float32, False)
+
+
 @pytest.mark.parametrize("tables", [None, MULTI])
 def test_embedding_opcheck(tables, device):
     case = make(9, tables, "zipf", device)
     args = case.forward_args(torch.float32)
-    opcheck(OPS.embedding_forward.default, args)
-    opcheck(OPS.embedding_forward.default, case.forward_args(torch.bfloat16))
+    opcheck(OPS.embedding_forward.default, (*args, True))
+    opcheck(OPS.embedding_forward.default, (*case.forward_args(torch.bfloat16), True))
     leaves = make(9, tables, "zipf", device)
     for t in (*leaves.tables, leaves.wide, leaves.wide_numeric, leaves.wide_bias):
         t.requires_grad_()
-    opcheck(OPS.embedding_forward.default, leaves.forward_args(torch.float32))
+    for sparse in (True, False):
+        opcheck(OPS.embedding_forward.default, (*leaves.forward_args(torch.float32), sparse))
     x, logit = ops.embedding_forward(*args)
     opcheck(OPS.embedding_forward_out.default, args[:10], {"x": x, "wide_logit": logit})
     opcheck(OPS.embedding_segments.default, (case.ids, case.hotness, case.rows))
@@ -334,7 +351,11 @@ def test_embedding_ops_reject_bad_arguments(device):
     rejects("wide_bias must be", wide_bias=case.wide)
     rejects("hotness has 4 entries", hotness=case.hotness[:4])
     rejects("does not fit into 8 columns", width=8)
+    rejects("table 0 .* does not fit into", columns=[2**63 - 1, *case.columns[1:]])
     rejects("x must be float32, float16 or bfloat16", dtype=torch.float64)
+    for hotness, rows in (([2**63 - 1, 2**63 - 1, 4], [5, 5, 5]), ([1, 1, 0], [5] * 3), ([1, 1], [2**63 - 1] * 2)):
+        with pytest.raises(RuntimeError, match=r"both must be in \[1, 2\^31 - 2\]"):
+            ops.embedding_segments(case.ids[:, :2].contiguous(), hotness, rows)
     dx, dlogit = gradients(case, device)
     segments = segments_of(case)
     lists = (case.hotness, case.mean, case.columns, case.rows, case.dims)

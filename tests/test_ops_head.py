@@ -56,6 +56,17 @@ def test_head_forward_backward_matches_reference(dtype, device):
         assert_close(got, want, scale=3)
 
 
+def test_head_has_second_derivatives(device):
+    args = inputs(67, 40, device)
+    second = []
+    for module, leaves in ((ops, args), (reference, [t.double() for t in args])):
+        leaves = [t.detach().requires_grad_() for t in leaves]
+        first = torch.autograd.grad(module.head_forward(*leaves).square().sum(), leaves, create_graph=True)
+        second.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for got, want in zip(*second):
+        assert_close(got, want, scale=5)
+
+
 @pytest.mark.parametrize(("B", "H"), SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("p", "scale"), [(0.0, None), (0.1, None), (0.3, 1024.0)])

@@ -236,6 +236,14 @@ def test_linear_relu_dropout_backward_matches_reference(B, I, O, dtype):
         close(leaf.grad, gradient, dtype, scale=3)
 
 
+def test_a_second_derivative_is_refused():
+    x, weight, bias = (t.requires_grad_() for t in layer(7, 13, 33))
+    y = ops.linear_relu_dropout(x, weight, bias, P, 1, step(), 0)
+    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="linear_relu_dropout has no second derivative"):
+        dx.square().sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("B", "I", "O"), [(1025, 301, 260), (60, 1100, 260)])
 def test_bits_do_not_depend_on_the_number_of_threads(B, I, O, dtype, monkeypatch):
@@ -328,6 +336,12 @@ def test_transpose_matches_reference(dtype, device):
     ops.transpose_out(matrices, out=got)
     reference.transpose_out(matrices, out=want)
     assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+def test_transpose_of_views_that_start_anywhere():
+    buffer, out = normal(13), poisoned(13)
+    ops.transpose_out([buffer[1:].view(3, 4)], out=[out[1:].view(4, 3)])
+    assert torch.equal(out[1:].view(4, 3), buffer[1:].view(3, 4).T)
 
 
 def test_transpose_refuses_by_words():

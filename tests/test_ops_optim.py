@@ -202,16 +202,17 @@ def test_check_finite(device, dtype, bad):
 
 
 def test_loss_scale_follows_the_reference(device):
-    scale, good = scalar(4.0, device), scalar(0, device, torch.int32)
-    want = scale.double(), good.clone()
+    scale, good, updates = scalar(4.0, device), scalar(0, device, torch.int32), scalar(7, device, torch.int64)
+    want = scale.double(), good.clone(), updates.clone()
     overflow = [0, 0, 0, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
     for bad in overflow:
         found = scalar(float(bad), device)
-        ops.loss_scale_update_(scale, good, found, 2.0, 0.5, 3)
+        ops.loss_scale_update_(scale, good, updates, found, 2.0, 0.5, 3)
         reference.loss_scale_update_(*want, found, 2.0, 0.5, 3)
-        assert (scale.item(), good.item()) == (want[0].item(), want[1].item())
+        assert [scale.item(), good.item(), updates.item()] == [t.item() for t in want]
+    assert updates.item() == 7 + overflow.count(0)
     scale.fill_(torch.finfo(torch.float32).max)
-    ops.loss_scale_update_(scale, good.fill_(2), scalar(0.0, device), 2.0, 0.5, 3)
+    ops.loss_scale_update_(scale, good.fill_(2), updates, scalar(0.0, device), 2.0, 0.5, 3)
     assert scale.item() == torch.finfo(torch.float32).max
 
 
@@ -231,8 +232,8 @@ def test_optimizer_ops_opcheck(device):
     opcheck(OPS.ftrl_dense_.default, (*state, normal(40, 17, device=device, key=5), 0.02, 0.0, 0.0, *flags))
     opcheck(OPS.ftrl_rows_.default, (*state, rows, row_grads, 0.02, 0.0, 0.0))
     opcheck(OPS.check_finite_.default, (grads, scalar(0.0, device)))
-    good = scalar(0, device, torch.int32)
-    opcheck(OPS.loss_scale_update_.default, (scalar(8.0, device), good, scalar(0.0, device), 2.0, 0.5, 5))
+    state = (scalar(8.0, device), scalar(0, device, torch.int32), scalar(0, device, torch.int64))
+    opcheck(OPS.loss_scale_update_.default, (*state, scalar(0.0, device), 2.0, 0.5, 5))
 
 
 def test_optimizer_ops_reject_bad_arguments(device):

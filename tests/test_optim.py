@@ -180,6 +180,21 @@ def test_state_dict_round_trip_continues_with_the_same_bits(kind, layout, device
         assert torch.equal(value, resumed.state[v][name]), name
 
 
+def test_a_state_dict_keeps_steps_that_float32_does_not_hold():
+    w = torch.nn.Parameter(torch.ones(2, 1))
+    optimizer, resumed = RMSprop([w]), RMSprop([torch.nn.Parameter(torch.zeros(1)), w])
+    w.grad = sparse([1], [[1]], (2, 1))
+    optimizer.step()
+    optimizer.state[w]["last_step"].fill_(2**24 + 1)
+    optimizer.state[w]["step"].fill_(2**24 + 1)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["params"] = [7, 0]  # the saved state is the second parameter's
+    resumed.load_state_dict(state)
+    for name in ("last_step", "step"):
+        assert torch.equal(resumed.state[w][name], optimizer.state[w][name])
+        assert resumed.state[w][name].dtype == optimizer.state[w][name].dtype
+
+
 def test_groups_closures_and_absent_gradients():
     a, b, c = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
     optimizer = RMSprop([{"params": [a], "lr": 0.1}, {"params": [b, c]}], lr=0.01)
@@ -212,6 +227,13 @@ def test_an_empty_table_and_a_zero_gradient_are_fine(kind, gradient):
     before = w.detach().clone()
     optimizer.step()
     assert torch.equal(w, before)
+    for shape in ((0, 2), (0,)):  # rows that no table has yet
+        w = torch.nn.Parameter(torch.ones(shape))
+        optimizer = kind([w])
+        w.grad = coo_tensor(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(shape), shape)
+        optimizer.step()
+        w.grad = torch.zeros(shape)
+        optimizer.step()
 
 
 def test_bad_settings_are_refused():

@@ -211,7 +211,7 @@ def test_a_numeric_too_large_for_float16_is_rejected(tmp_path):
         write(tmp_path / "set", spec, data, numeric="float16")
 
 
-@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "float ids", "short"])
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "float ids", "short", "words", "wide group"])
 def test_arrays_that_do_not_fit_are_rejected(tmp_path, change):
     spec = make_spec(hotness=[1, 2])
     data = make_rows(spec, 6)
@@ -223,10 +223,14 @@ def test_arrays_that_do_not_fit_are_rejected(tmp_path, change):
         data["c1"] = data["c1"][:, :1]
     elif change == "float ids":
         data["c0"] = data["c0"].astype(np.float32)
+    elif change == "words":
+        data["price"] = data["price"].astype(str)
+    elif change == "wide group":
+        data[spec.group] = np.full(6, 2**63, np.uint64)
     else:
         data["price"] = data["price"][:-1]
     with (
-        pytest.raises(InputError, match=r"c1|c9|c0|price"),
+        pytest.raises(InputError, match=rf"c1|c9|c0|price|{spec.group}.*below 2\^63"),
         shards.ShardWriter(tmp_path / "set", spec, group=True) as writer,
     ):
         writer.append(data)

@@ -11,6 +11,7 @@ from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
 from widedeep.model import WideDeep
+from widedeep.optim import RMSprop
 from widedeep.step import StepConfig, make_step
 from widedeep.steps import fused
 
@@ -182,6 +183,15 @@ def test_a_state_of_another_model_is_refused():
         step.load_state(state)
 
 
+def test_a_state_without_a_count_of_updates_counts_every_step():
+    """As those before there was one: their rows know no other numbers."""
+    step, resumed = new_step(), new_step()
+    for i in range(3):
+        step.train(batch_of(step.model.spec, 9, seed=i), i, LR)
+    resumed.load_state({name: a for name, a in step.state().items() if name != "updates"})
+    assert resumed.state()["updates"] == 3
+
+
 def test_settling_equals_decaying_every_step():
     """Rows touched once, then left alone: their mean squares halve in each of the following steps."""
     spec = FeatureSpec([CategoricalFeature("a", 50, 4)], [], label="y")
@@ -204,7 +214,7 @@ def test_settling_equals_decaying_every_step():
 
 @pytest.mark.parametrize("products", ["own", "library"])
 def test_bf16_copies_follow_the_weights(products, monkeypatch):
-    """Whoever writes the weights: the step itself, a checkpoint, or an optimizer."""
+    """Whoever writes the weights: the step itself, a checkpoint, an optimizer, or another step."""
     monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", products)
     step = new_step(config=StepConfig("bf16"))
     batch = batch_of(step.model.spec, 20)
@@ -227,6 +237,12 @@ def test_bf16_copies_follow_the_weights(products, monkeypatch):
     for p in weights:
         p.grad = torch.full_like(p, -0.02)
     torch.optim.SGD(weights, lr=1.0).step()
+    assert_follows()
+    RMSprop(weights, lr=0.05).step()
+    assert_follows()
+    other = make_step("fused", step.model)
+    for i in range(3):
+        other.train(batch, i, 0.05)
     assert_follows()
 
 
@@ -307,10 +323,12 @@ def test_fp16_scales_the_loss_and_skips_overflows():
     assert step.state()["loss_scale"] == 2**15
     for name, a in step.model.named_arrays().items():
         torch.testing.assert_close(a, exact.model.named_arrays()[name], rtol=1e-2, atol=4e-3)
+    step.settle()
     before = {name: a.clone() for name, a in step.model.named_arrays().items()}
     slots = {name: a.clone() for name, a in step.state().items()}
     batch.numeric[3, 0] = 1e6  # infinite in float16
     step.train(batch, 1, LR)
+    step.settle()
     assert step.state()["loss_scale"] == 2**14
     for name, a in step.model.named_arrays().items():
         assert torch.equal(a, before[name]), name

@@ -115,6 +115,8 @@ class Reader:
     def epoch(self, epoch: int, start_step: int = 0, into: Places | None = None) -> Iterator[Batch]:
         """Batches of one epoch from `start_step` on. Threads behind the iterator end when it does, or is dropped.
 
+        Batches are for reading: without shuffle, "device" and "pinned" give views of `resident` where they can.
+
         Args:
             into: `Step.places` of the step that takes the batches. In mode "device" they are then written where the
                 step reads them, by one launch and without an allocation; a batch is valid until the next one is taken.

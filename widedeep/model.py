@@ -6,7 +6,6 @@ Source: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems"; sizes
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +34,14 @@ class WideDeep(nn.Module):
         wide_init: "uniform": tables in [-0.05, 0.05), the numeric kernel glorot; "zeros": all zero.
         seed: of the initial weights and of dropout; None draws a fresh one (`model.seed` tells it).
         parts: "both", or only "wide" or "deep": the other part has no parameters and adds 0.
+        sparse: gradients of `tables` and `wide` are sparse COO: what a step costs does not grow with the tables. False:
+            dense, for what takes no sparse ones (DistributedDataParallel, torch.optim.Adam, clip_grad_norm_).
 
     Attributes:
         tables: ParameterList, F x [rows, D].  wide: [R], all wide tables in a row.  wide_numeric: [N].  wide_bias: [1].
         layers: ModuleList of nn.Linear.  out: nn.Linear(H, 1).  Absent parts are empty or None.
+        dropout_step: buffer [1] int64, the step of the next training call; `state_dict` has it, but not `seed`.
+        layout: where embeddings and numerics go: the spec; in a wide part alone a copy, whose tables have no columns.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class WideDeep(nn.Module):
         wide_init: str = "uniform",
         seed: int | None = None,
         parts: str = "both",
+        sparse: bool = True,
     ):
         super().__init__()
         _check_arguments(hidden, dropout, wide_init, parts)
@@ -59,12 +63,18 @@ class WideDeep(nn.Module):
         self.dropout = float(dropout)
         self.has_wide = parts != "deep"
         self.has_deep = parts != "wide"
+        self.sparse = sparse
+        self.layout = at = spec if self.has_deep else _without_columns(spec)
+        # Read here, for torch.compile does not trace the lock of a cached property.
+        self._places = (at.hotness, at.mean, at.table_columns, at.numeric_columns, at.deep_width)
+        self._rows = spec.cardinalities
         generator = torch.Generator()
         self.seed = generator.seed() >> 1 if seed is None else seed  # op arguments are signed
         generator.manual_seed(self.seed)
         self._make_deep(generator)
         self._make_wide(generator, wide_init)
-        self.register_buffer("dropout_step", torch.zeros(1, dtype=torch.int64), persistent=False)
+        self.register_buffer("dropout_step", torch.zeros(1, dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_keep_step)
 
     def _make_deep(self, generator: torch.Generator) -> None:
         self.tables = nn.ParameterList()
@@ -94,51 +104,51 @@ class WideDeep(nn.Module):
         self.wide, self.wide_numeric = nn.Parameter(wide), nn.Parameter(numeric)
         self.wide_bias = nn.Parameter(torch.zeros(1))
 
-    def forward(self, ids: Tensor, numeric: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, numeric: Tensor, first_row: int = 0, step: Tensor | None = None) -> Tensor:
         """Logits.
 
         Args:
             ids: [B, K] int32; -1 pads a multi-hot list.
             numeric: [B, N] float32.
+            first_row: position of row 0 within the global batch, where ranks share one: each row has masks of its own.
+            step: one int64 on the model's device that fixes the masks; None: `dropout_step`, which is then counted up.
         Returns:
-            [B] float32, differentiable in every parameter; gradients of `tables` and `wide` are sparse COO.
+            [B] float32, differentiable in every parameter, once.
         Notes:
-            In training mode each call draws new dropout masks, fixed by (`seed`, number of earlier training calls).
+            In training mode the dropout masks are fixed by (`seed`, step, row), so each call without a step draws new
+            ones. A call that autograd repeats (torch.utils.checkpoint) must be given its step: the repetition would
+            draw other masks, and its gradients be those of another function.
         """
-        wide, deep = self.parts(ids, numeric)
+        wide, deep = self.parts(ids, numeric, first_row, step)
         return wide + deep
 
-    def parts(self, ids: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(
+        self, ids: Tensor, numeric: Tensor, first_row: int = 0, step: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The two summands of the logit: wide [B], deep [B], float32; zeros for an absent part."""
-        layout = self.layout
-        places = (layout.hotness, layout.mean, layout.table_columns, layout.numeric_columns, layout.deep_width)
-        x, wide_logit = ops.embedding_forward(ids, numeric, *self.lookup_weights(), *places, torch.float32)
+        weights = (*self.lookup_weights(), *self._places)
+        x, wide_logit = ops.embedding_forward(ids, numeric, *weights, torch.float32, self.sparse)
         zeros = torch.zeros_like(wide_logit)
         if not self.has_deep:
             return wide_logit, zeros
         p = self.dropout if self.training else 0.0
+        if step is None:
+            step = self.dropout_step
+            if self.training:
+                self.dropout_step = step + 1  # a new tensor: this call may still read the old one
         for i, layer in enumerate(self.layers):
-            x = ops.linear_relu_dropout(x, layer.weight, layer.bias, p, self.seed, self.dropout_step, i, 0)
-        if self.training:
-            self.dropout_step = self.dropout_step + 1  # a new tensor: backward may still read the old one
+            x = ops.linear_relu_dropout(x, layer.weight, layer.bias, p, self.seed, step, i, first_row)
         return wide_logit, ops.head_forward(x, self.out.weight, self.out.bias, zeros)
-
-    @cached_property
-    def layout(self) -> FeatureSpec:
-        """Where embeddings and numerics go: the spec; in a wide part alone, whose tables have no columns, a copy so."""
-        if self.has_deep:
-            return self.spec
-        return replace(self.spec, categorical=[replace(f, dim=0) for f in self.spec.categorical])
 
     def lookup_weights(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Tables F x [rows, D], wide [R], wide numerics [N] and bias [1]; of an absent part ones that add nothing."""
         device = next(self.parameters()).device
         tables = list(self.tables)
         if not self.has_deep:
-            tables = [torch.zeros(rows, 0, device=device) for rows in self.spec.cardinalities]
+            tables = [torch.zeros(rows, 0, device=device) for rows in self._rows]
         if self.has_wide:
             return tables, self.wide, self.wide_numeric, self.wide_bias
-        sizes = (self.spec.total_rows, len(self.spec.numeric), 1)
+        sizes = (sum(self._rows), len(self.spec.numeric), 1)
         return tables, *(torch.zeros(n, device=device) for n in sizes)
 
     def wide_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,6 +174,15 @@ class WideDeep(nn.Module):
         """Views of a flat [R] tensor, one per feature, called `wide.table.<feature>`."""
         views = flat.split(list(self.spec.cardinalities)) if self.spec.categorical else ()
         return {f"wide.table.{f.name}": view for f, view in zip(self.spec.categorical, views)}
+
+
+def _without_columns(spec: FeatureSpec) -> FeatureSpec:
+    return replace(spec, categorical=[replace(f, dim=0) for f in spec.categorical])
+
+
+def _keep_step(model: WideDeep, state: dict, prefix: str, *_) -> None:
+    """A state from before `dropout_step` was part of it leaves the model's as it is."""
+    state.setdefault(f"{prefix}dropout_step", model.dropout_step)
 
 
 def _truncated_normal(rows: int, dim: int, std: float, generator: torch.Generator) -> Tensor:

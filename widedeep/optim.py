@@ -4,6 +4,7 @@ Gradients are dense, or sparse COO with the rows of a table in one sparse dimens
 update. Weights must be contiguous float32.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -52,6 +53,7 @@ class RMSprop(torch.optim.Optimizer):
                     dense.append(p)
             if dense:
                 self._step_dense(dense, group)
+        _count_versions(self.param_groups)
         return loss
 
     def _step_dense(self, params: list[Tensor], group: dict) -> None:
@@ -81,10 +83,12 @@ class RMSprop(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        for state in self.state.values():  # torch casts state to the parameter's dtype
-            if "last_step" in state:
-                state["last_step"] = state["last_step"].to(torch.int32)
-            state["step"] = state["step"].to("cpu", torch.int64)
+        for saved, group in zip(state_dict["param_groups"], self.param_groups):
+            for key, p in zip(saved["params"], group["params"]):
+                if given := state_dict["state"].get(key):
+                    self.state[p]["step"] = given["step"].to("cpu", torch.int64)
+                    if "last_step" in given:  # torch cast it to the parameter's dtype: float32 is exact up to 2^24
+                        self.state[p]["last_step"] = given["last_step"].to(p.device, torch.int32)
 
 
 class FTRL(torch.optim.Optimizer):
@@ -129,6 +133,7 @@ class FTRL(torch.optim.Optimizer):
                     ops.ftrl_rows_(*whole, rows, grads, *rules)
                 else:
                     ops.ftrl_dense_(p.data, state["accum"], state["linear"], p.grad.contiguous(), *rules)
+        _count_versions(self.param_groups)
         return loss
 
 
@@ -139,18 +144,23 @@ def _evaluate(closure: Callable[[], Tensor] | None) -> Tensor | None:
         return closure()
 
 
+def _count_versions(groups: list[dict]) -> None:
+    """Raises the versions of what was updated: our ops do not, and a fused step renews its copies by them."""
+    torch.autograd.graph.increment_version(p for group in groups for p in group["params"] if p.grad is not None)
+
+
 def _rows(p: Tensor) -> tuple[Tensor, Tensor]:
     """Row numbers [n] int64 and gradients [n, D] of a sparse gradient, duplicates kept."""
     g = p.grad
     if g.sparse_dim() != 1:
         raise RuntimeError(f"expected a sparse gradient with one sparse dimension, got {g.sparse_dim()}")
-    values = g._values().reshape(g._nnz(), p[0].numel() if p.dim() > 1 else 1)
+    values = g._values().reshape(g._nnz(), math.prod(p.shape[1:]))
     return g._indices()[0].contiguous(), values.contiguous()
 
 
 def _flat(t: Tensor) -> Tensor:
     """[rows, D] view: what is not rows in one dimension."""
-    return t.view(len(t), -1)
+    return t.view(len(t), math.prod(t.shape[1:]))
 
 
 def _check(name: str, value: float, low: float) -> None:

@@ -275,11 +275,13 @@ def check_finite_(tensors, found_inf):
         found_inf.fill_(1)
 
 
-def loss_scale_update_(scale, good_steps, found_inf, growth, backoff, interval):
+def loss_scale_update_(scale, good_steps, updates, found_inf, growth, backoff, interval):
     if found_inf.item():
         scale.mul_(backoff).clamp_(min=1)
         good_steps.zero_()
-    elif good_steps + 1 >= interval:
+        return
+    updates += 1
+    if good_steps + 1 >= interval:
         if (scale * growth).isfinite():
             scale.mul_(growth)
         good_steps.zero_()

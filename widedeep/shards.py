@@ -162,8 +162,9 @@ class ShardWriter:
 
     def _encode(self, column: Column, values: np.ndarray, first: int) -> np.ndarray:
         """values as they are stored; first: row number of values[0]."""
-        if column.kind in ("categorical", "group") and values.dtype.kind not in "iu":
-            raise InputError(f"{self.directory}: column {column.name!r} holds {values.dtype}, expected integers")
+        kinds, expected = ("iu", "integers") if column.kind in ("categorical", "group") else ("biuf", "numbers")
+        if values.dtype.kind not in kinds:
+            raise InputError(f"{self.directory}: column {column.name!r} holds {values.dtype}, expected {expected}")
         if column.kind == "categorical":
             return self._encode_ids(column, values, first)
         if column.kind == "label":
@@ -173,6 +174,8 @@ class ShardWriter:
         if column.kind == "numeric":
             fault = f"expected a finite number that fits {column.dtype}"
             self._reject(column, values, first, ~np.isfinite(encoded), fault)
+        if column.kind == "group" and values.dtype.kind == "u":
+            self._reject(column, values, first, encoded < 0, "a group is below 2^63")
         return encoded
 
     def _encode_ids(self, column: Column, values: np.ndarray, first: int) -> np.ndarray:

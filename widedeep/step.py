@@ -17,6 +17,8 @@ from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
 
+log = logging.getLogger(__name__)
+
 GEMMS = ("auto", "cublaslt", "sm90", "sm90-relay")
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,13 +44,14 @@ class StepConfig:
 
 
 class Slots:
-    """Optimizer state of a model, all float32 but `last_step`.
+    """Optimizer state of a model, all float32 but the counts.
 
     Attributes:
         rms: by name of a dense deep weight.  table_rms: F x [rows, D].
-        last_step: [R] int32; the update in which a row's rms was last brought up to date.  step: the last update, or
-            -1. accum, linear: [R] each, of the flat wide table. dense_accum, dense_linear: by name, of the wide
-            numeric weights and the bias.
+        step: the last one, or -1.  updates: [1] int64 on the device, how many were made: all but those skipped.
+        last_step: [R] int32; the update, by that count from 0, up to which a row's rms is decayed.
+        accum, linear: [R] each, of the flat wide table. dense_accum, dense_linear: by name, of the wide numeric weights
+            and the bias.
     """
 
     def __init__(self, model: WideDeep, initial_accumulator: float):
@@ -60,6 +63,7 @@ class Slots:
         self.table_rms = [torch.zeros_like(t.data) for t in model.tables]
         self.last_step = torch.full((model.spec.total_rows,), -1, dtype=torch.int32, device=device)
         self.step = -1
+        self.updates = torch.zeros(1, dtype=torch.int64, device=device)
         R = model.spec.total_rows if model.has_wide else 0
         self.accum = torch.full((R,), initial_accumulator, device=device)
         self.linear = torch.zeros(R, device=device)
@@ -84,7 +88,7 @@ class Slots:
                 ("linear", self.linear, self.dense_linear),
             ):
                 state |= {f"{slot}.{name}": a for name, a in (self.model.wide_tables(flat) | dense).items()}
-        return state | {"step": torch.tensor([self.step])}
+        return state | {"step": torch.tensor([self.step]), "updates": self.updates}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Copies a saved state in.
@@ -93,6 +97,8 @@ class Slots:
             InputError: an entry is missing, or of another shape: the state is of another model.
         """
         targets = self.named()
+        if "updates" not in state and "step" in state:  # an older state, whose rows count skipped steps too
+            state = {**state, "updates": state["step"] + 1}
         for name, target in targets.items():
             source = state.get(name)
             if source is None or source.shape != target.shape:
@@ -126,7 +132,7 @@ class Step(ABC):
         Args:
             batch: this rank's part of the global batch; may have no rows. The loss is the mean over
                 `batch.global_rows`.
-            step: number of the update, from 0, growing by 1; dropout masks and the decay of rms depend on it.
+            step: number of the step, from 0, growing by 1; dropout masks depend on it.
             lr: RMSprop's learning rate in this step.
         Returns:
             0-dim float32: this rank's share of the mean loss before the update (the shares of all ranks add up to it).
@@ -174,10 +180,11 @@ def make_step(
     """A step for `model`, which is moved to `device`.
 
     Args:
-        kind: "reference" (plain torch), "fused" (our ops), or "auto": fused where there is one for the device.
+        kind: "reference" (plain torch), "fused" (our ops), or "auto": fused where there is one for device and model.
         comm: the other processes; None for none.
     Raises:
-        InputError: the kind or precision is unknown, or not there on this device.
+        InputError: the kind or precision is unknown, or not there on this device; the model is too large for "fused" on
+            a GPU.
     """
     config = config or StepConfig()
     device = torch.device(device or "cpu")
@@ -192,13 +199,13 @@ def make_step(
     if config.gemm not in GEMMS:
         raise InputError(f"gemm: expected one of {', '.join(GEMMS)}, got {config.gemm!r}")
     if kind == "auto":
-        kind = "fused" if device.type == "cpu" or _has_cuda_step(device) else "reference"
+        kind = _automatic(model, device, comm)
     if kind == "reference":
         from widedeep import _load
         from widedeep.steps.reference import ReferenceStep
 
         if device.type == "cpu" and config.precision == "bf16" and comm.rank == 0 and not _load.cpu_multiplies_bf16():
-            logging.getLogger(__name__).warning(
+            log.warning(
                 "this CPU has no bf16 instructions (AVX512-BF16, AMX): torch emulates them, many times slower than "
                 "fp32; the fused step does not"
             )
@@ -213,6 +220,19 @@ def make_step(
     from widedeep.steps.cuda_ranks import RanksCudaStep
 
     return (CudaStep if comm.world == 1 else RanksCudaStep)(model, config, device, comm)
+
+
+def _automatic(model: WideDeep, device: torch.device, comm: LocalComm) -> str:
+    from widedeep.steps import limits
+
+    if device.type == "cpu":
+        return "fused"
+    if not _has_cuda_step(device):
+        return "reference"
+    problem = limits.excess(model)
+    if problem and comm.rank == 0:
+        log.warning("%s: the reference step takes this model", problem)
+    return "reference" if problem else "fused"
 
 
 def _has_cuda_step(device: torch.device) -> bool:

@@ -1,5 +1,6 @@
 // Checks that the embedding bindings of every device share. Contracts: widedeep/ops/embedding.py.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <numeric>
@@ -19,15 +20,16 @@ struct FeatureLists {
 inline void check_ids(const Tensor& ids, const FeatureLists& features, const char* op) {
   STD_TORCH_CHECK(features.hotness.size() == features.rows.size(), op, ": hotness has ", features.hotness.size(),
                   " entries for ", features.rows.size(), " tables");
-  for (size_t f = 0; f < features.rows.size(); ++f)
-    STD_TORCH_CHECK(features.hotness[f] >= 1 && features.rows[f] >= 1, op, ": feature ", f, " has hotness ",
-                    features.hotness[f], " and ", features.rows[f], " rows, both must be >= 1");
+  constexpr int64_t kLimit = std::numeric_limits<int32_t>::max() - 1;  // rows and positions travel as int32
+  for (size_t f = 0; f < features.rows.size(); ++f)  // one by one: a sum of any int64 might wrap round
+    STD_TORCH_CHECK(std::min(features.hotness[f], features.rows[f]) >= 1 &&
+                        std::max(features.hotness[f], features.rows[f]) <= kLimit,
+                    op, ": feature ", f, " has hotness ", features.hotness[f], " and ", features.rows[f],
+                    " rows, both must be in [1, 2^31 - 2]");
   check(ids, op, "ids", ScalarType::Int, {kAny, features.id_columns()}, ids);
-  // Rows and positions travel as int32.
-  STD_TORCH_CHECK(ids.numel() < std::numeric_limits<int32_t>::max(), op, ": ids has ", ids.numel(),
-                  " elements, the limit is 2^31 - 2");
-  STD_TORCH_CHECK(features.total_rows() < std::numeric_limits<int32_t>::max(), op, ": the tables have ",
-                  features.total_rows(), " rows, the limit is 2^31 - 2");
+  STD_TORCH_CHECK(ids.numel() <= kLimit, op, ": ids has ", ids.numel(), " elements, the limit is 2^31 - 2");
+  STD_TORCH_CHECK(features.total_rows() <= kLimit, op, ": the tables have ", features.total_rows(),
+                  " rows, the limit is 2^31 - 2");
 }
 
 inline void check_columns(const std::vector<int64_t>& columns, const std::vector<int64_t>& dims,
@@ -36,7 +38,7 @@ inline void check_columns(const std::vector<int64_t>& columns, const std::vector
                   dims.size(), " entries, one per table, got ", columns.size(), " and ", mean.size());
   for (size_t f = 0; f < dims.size(); ++f)
     // A model without a deep part has tables of no columns.
-    STD_TORCH_CHECK(dims[f] == 0 || (columns[f] >= 0 && columns[f] + dims[f] <= width), op, ": table ", f, " (dim ",
+    STD_TORCH_CHECK(dims[f] == 0 || (columns[f] >= 0 && columns[f] <= width - dims[f]), op, ": table ", f, " (dim ",
                     dims[f], " at column ", columns[f], ") does not fit into ", width, " columns");
 }
 

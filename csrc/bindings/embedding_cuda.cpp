@@ -39,7 +39,8 @@ void embedding_forward_out(Tensor ids, Tensor numeric, Tensors tables, Tensor wi
 
 std::tuple<Tensor, Tensor> embedding_forward(Tensor ids, Tensor numeric, Tensors tables, Tensor wide,
                                              Tensor wide_numeric, Tensor wide_bias, Ints hotness, Ints mean,
-                                             Ints columns, Ints numeric_columns, int64_t width, ScalarType dtype) {
+                                             Ints columns, Ints numeric_columns, int64_t width, ScalarType dtype,
+                                             bool /*sparse: of the gradients*/) {
   STD_TORCH_CHECK(ids.dim() == 2 && width >= 0, "embedding_forward: ids must be [B, K] and width >= 0, got ",
                   describe(ids), " and ", width);
   Tensor x = torch::stable::new_empty(numeric, {ids.size(0), width}, dtype);

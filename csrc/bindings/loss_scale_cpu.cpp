@@ -18,14 +18,16 @@ void check_finite_(std::vector<Tensor> tensors, Tensor found_inf) {
   }
 }
 
-void loss_scale_update_(Tensor scale, Tensor good_steps, Tensor found_inf, double growth, double backoff,
-                        int64_t interval) {
+void loss_scale_update_(Tensor scale, Tensor good_steps, Tensor updates, Tensor found_inf, double growth,
+                        double backoff, int64_t interval) {
   const char* op = "loss_scale_update_";
   check_scalar(scale, op, "scale", ScalarType::Float, scale);
   check_scalar(good_steps, op, "good_steps", ScalarType::Int, scale);
+  check_scalar(updates, op, "updates", ScalarType::Long, scale);
   check_scalar(found_inf, op, "found_inf", ScalarType::Float, scale);
   core::update_loss_scale(*static_cast<float*>(scale.mutable_data_ptr()),
                           *static_cast<int32_t*>(good_steps.mutable_data_ptr()),
+                          *static_cast<int64_t*>(updates.mutable_data_ptr()),
                           *static_cast<const float*>(found_inf.const_data_ptr()) != 0.0f, static_cast<float>(growth),
                           static_cast<float>(backoff), interval);
 }

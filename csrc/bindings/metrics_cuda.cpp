@@ -25,16 +25,17 @@ void check_finite_(std::vector<Tensor> tensors, Tensor found_inf) {
   }
 }
 
-void loss_scale_update_(Tensor scale, Tensor good_steps, Tensor found_inf, double growth, double backoff,
-                        int64_t interval) {
+void loss_scale_update_(Tensor scale, Tensor good_steps, Tensor updates, Tensor found_inf, double growth,
+                        double backoff, int64_t interval) {
   const char* op = "loss_scale_update_";
   check_scalar(scale, op, "scale", ScalarType::Float, scale);
   check_scalar(good_steps, op, "good_steps", ScalarType::Int, scale);
+  check_scalar(updates, op, "updates", ScalarType::Long, scale);
   check_scalar(found_inf, op, "found_inf", ScalarType::Float, scale);
   const DeviceGuard guard(scale.get_device_index());
   STD_CUDA_CHECK(kernels::loss_scale_update(floats(scale), static_cast<int32_t*>(good_steps.mutable_data_ptr()),
-                                            values(found_inf), static_cast<float>(growth), static_cast<float>(backoff),
-                                            interval, current_stream(scale)));
+                                            longs(updates), values(found_inf), static_cast<float>(growth),
+                                            static_cast<float>(backoff), interval, current_stream(scale)));
 }
 
 void auc_histogram_(Tensor logit, Tensor label, Tensor positives, Tensor negatives) {

@@ -7,8 +7,8 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
   m.def(
       "embedding_forward(Tensor ids, Tensor numeric, Tensor[] tables, Tensor wide, Tensor wide_numeric, Tensor "
       "wide_bias,"
-      " int[] hotness, int[] mean, int[] columns, int[] numeric_columns, int width, ScalarType dtype) -> (Tensor, "
-      "Tensor)");
+      " int[] hotness, int[] mean, int[] columns, int[] numeric_columns, int width, ScalarType dtype, bool sparse)"
+      " -> (Tensor, Tensor)");
   m.def(
       "embedding_forward_out(Tensor ids, Tensor numeric, Tensor[] tables, Tensor wide, Tensor wide_numeric,"
       " Tensor wide_bias, int[] hotness, int[] mean, int[] columns, int[] numeric_columns, *, Tensor(a!) x,"
@@ -85,8 +85,8 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
   // Dynamic loss scale, on the device: a non-finite gradient turns every update of the step into a no-op.
   m.def("check_finite_(Tensor[] tensors, Tensor(a!) found_inf) -> ()");
   m.def(
-      "loss_scale_update_(Tensor(a!) scale, Tensor(b!) good_steps, Tensor found_inf, float growth, float backoff,"
-      " int interval) -> ()");
+      "loss_scale_update_(Tensor(a!) scale, Tensor(b!) good_steps, Tensor(c!) updates, Tensor found_inf, float growth,"
+      " float backoff, int interval) -> ()");
 
   // Metrics.
   m.def("auc_histogram_(Tensor logit, Tensor label, Tensor(a!) positives, Tensor(b!) negatives) -> ()");

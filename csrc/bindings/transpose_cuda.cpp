@@ -10,10 +10,12 @@ namespace {
 
 void transpose_out(std::vector<Tensor> matrices, std::vector<Tensor> out) {
   const int bytes = check_transpose(matrices, out);
-  if (matrices.empty()) return;
   std::vector<kernels::Transposed> list;
-  for (size_t i = 0; i < matrices.size(); ++i)
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    check_aligned(matrices[i], "transpose_out", "matrices");
+    check_aligned(out[i], "transpose_out", "out");
     list.push_back({matrices[i].const_data_ptr(), out[i].mutable_data_ptr(), matrices[i].size(0), matrices[i].size(1)});
+  }
   const DeviceGuard guard(matrices[0].get_device_index());
   STD_CUDA_CHECK(kernels::transpose(list.data(), static_cast<int>(list.size()), bytes, current_stream(matrices[0])));
 }

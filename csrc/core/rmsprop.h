@@ -2,7 +2,8 @@
 // root.
 //   rms = rho rms + (1 - rho) g^2;   w = w - lr g / (sqrt(rms) + eps)
 // Rows of a table follow the same rule, and rms of every other row decays by rho too. No pass over the table is needed
-// for that: a row remembers the step of its last update and is multiplied by rho^missed when it is next touched.
+// for that: a row remembers the step of its last update and is multiplied by rho^missed when it is next touched. Steps
+// are numbered by the updates made: one that was skipped for an overflow decays nothing and takes no number.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,7 +1,6 @@
 #include "cpu/batch.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/parallel.h"
 
@@ -28,8 +27,8 @@ void gather_batch(const StoredRows& from, const core::EpochOrder* order, int64_t
       }
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t row = place[i], b = first + i;
-        std::memcpy(to.ids + b * K, from.ids + row * K, K * sizeof(int32_t));
-        std::memcpy(to.numeric + b * N, from.numeric + row * N, N * sizeof(float));
+        std::copy_n(from.ids + row * K, K, to.ids + b * K);
+        std::copy_n(from.numeric + row * N, N, to.numeric + b * N);
         to.label[b] = from.label[row];
         if (from.group) to.group[b] = from.group[row];
       }

@@ -142,9 +142,9 @@ __global__ void __launch_bounds__(kThreads) check_finite_kernel(const void* valu
   if (bad) *found_inf = 1.f;  // every writer writes the same
 }
 
-__global__ void loss_scale_kernel(float* scale, int32_t* good_steps, const float* found_inf, float growth,
-                                  float backoff, int64_t interval) {
-  core::update_loss_scale(*scale, *good_steps, *found_inf != 0.f, growth, backoff, interval);
+__global__ void loss_scale_kernel(float* scale, int32_t* good_steps, int64_t* updates, const float* found_inf,
+                                  float growth, float backoff, int64_t interval) {
+  core::update_loss_scale(*scale, *good_steps, *updates, *found_inf != 0.f, growth, backoff, interval);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -217,9 +217,9 @@ cudaError_t check_finite(const void* values, core::DType type, int64_t n, float*
   return cudaGetLastError();
 }
 
-cudaError_t loss_scale_update(float* scale, int32_t* good_steps, const float* found_inf, float growth, float backoff,
-                              int64_t interval, cudaStream_t stream) {
-  loss_scale_kernel<<<1, 1, 0, stream>>>(scale, good_steps, found_inf, growth, backoff, interval);
+cudaError_t loss_scale_update(float* scale, int32_t* good_steps, int64_t* updates, const float* found_inf, float growth,
+                              float backoff, int64_t interval, cudaStream_t stream) {
+  loss_scale_kernel<<<1, 1, 0, stream>>>(scale, good_steps, updates, found_inf, growth, backoff, interval);
   return cudaGetLastError();
 }
 

@@ -52,8 +52,8 @@ cudaError_t rmsprop_settle(float* rms, int32_t* last_step, int64_t rows, int64_t
                            cudaStream_t stream);
 
 cudaError_t check_finite(const void* values, core::DType type, int64_t n, float* found_inf, cudaStream_t stream);
-cudaError_t loss_scale_update(float* scale, int32_t* good_steps, const float* found_inf, float growth, float backoff,
-                              int64_t interval, cudaStream_t stream);
+cudaError_t loss_scale_update(float* scale, int32_t* good_steps, int64_t* updates, const float* found_inf, float growth,
+                              float backoff, int64_t interval, cudaStream_t stream);
 
 cudaError_t auc_histogram(const float* logit, const float* label, int64_t B, int64_t* positives, int64_t* negatives,
                           int64_t bins, cudaStream_t stream);

@@ -1,7 +1,7 @@
 """The package's own ops, `torch.ops.widedeep.*`, as documented functions. Importing registers them with torch.
 
-Each has a fake implementation (shapes only), so they work under torch.compile and with fake tensors; those that a model
-calls are differentiable.
+Each has a fake implementation (shapes only), so they work under torch.compile and with fake tensors (sparse gradients:
+see embedding_forward); those that a model calls are differentiable.
 """
 
 from widedeep.ops.batch import gather_batch_out

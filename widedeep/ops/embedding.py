@@ -32,6 +32,7 @@ def embedding_forward(
     numeric_columns: Sequence[int],
     width: int,
     dtype: torch.dtype,
+    sparse: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Gather all tables and the numerics into the deep input, and sum the wide logit, in one pass over the batch.
 
@@ -49,16 +50,19 @@ def embedding_forward(
         hotness, mean, columns, numeric_columns: see above.
         width:        columns of x, W >= every column used.
         dtype:        of x: torch.float32, float16 or bfloat16.
+        sparse:       whether gradients of tables and wide are sparse.
     Returns:
         x [B, W] in dtype and wide_logit [B] float32, new tensors.
     Raises:
         RuntimeError: wrong shape, dtype, device or stride; on a CPU an id outside its table.
     Notes:
-        Differentiable in the tables and wide (sparse COO gradients, uncoalesced: one entry per id, equal rows repeated)
-        and in wide_numeric and wide_bias (dense). numeric gets no gradient.
+        Differentiable in the tables, wide, wide_numeric and wide_bias; numeric gets no gradient. Gradients of tables
+        and wide are sparse COO, uncoalesced: one entry per id, equal rows repeated; torch.compile takes their sizes,
+        which depend on the ids, with fullgraph=True. Or dense: embedding_row_gradients among zeros, without a second
+        derivative.
     """
     weights = (ids, numeric, tables, wide, wide_numeric, wide_bias)
-    return _ops.embedding_forward.default(*weights, hotness, mean, columns, numeric_columns, width, dtype)
+    return _ops.embedding_forward.default(*weights, hotness, mean, columns, numeric_columns, width, dtype, sparse)
 
 
 def embedding_forward_out(
@@ -186,7 +190,9 @@ def embedding_update_(
 
 
 @torch.library.register_fake("widedeep::embedding_forward")
-def _(ids, numeric, tables, wide, wide_numeric, wide_bias, hotness, mean, columns, numeric_columns, width, dtype):
+def _(
+    ids, numeric, tables, wide, wide_numeric, wide_bias, hotness, mean, columns, numeric_columns, width, dtype, sparse
+):
     x = numeric.new_empty((ids.shape[0], width), dtype=dtype)
     return x, numeric.new_empty((ids.shape[0],), dtype=torch.float32)
 
@@ -213,10 +219,19 @@ def _save(ctx, inputs, output):
     ctx.shapes = [tuple(t.shape) for t in tables]
     ctx.wide_rows = wide.shape[0]
     ctx.hotness, ctx.mean, ctx.columns, ctx.numeric_columns = inputs[6:10]
+    ctx.sparse = inputs[12]
 
 
 def _backward(ctx, dx, dlogit):
     ids, numeric = ctx.saved_tensors
+    tables, wide = (_sparse_gradients if ctx.sparse else _dense_gradients)(ctx, ids, dx, dlogit)
+    weights = (None, None, tables, wide, dlogit @ numeric, dlogit.sum(0, keepdim=True))
+    # torch takes an empty list for a list of tensors, and wants a list of as many gradients.
+    lists = [None if given else [] for given in (ctx.hotness, ctx.mean, ctx.columns, ctx.numeric_columns)]
+    return *weights, *lists, None, None, None
+
+
+def _sparse_gradients(ctx, ids, dx, dlogit):
     tables, wide_rows, wide_values = [], [], []
     first_id = row_base = 0
     for (rows, dim), hotness, mean, column in zip(ctx.shapes, ctx.hotness, ctx.mean, ctx.columns):
@@ -237,10 +252,7 @@ def _backward(ctx, dx, dlogit):
     wide = None
     if wide_rows:
         wide = _sparse(torch.cat(wide_rows), torch.cat(wide_values), (ctx.wide_rows,))
-    weights = (None, None, tables, wide, dlogit @ numeric, dlogit.sum(0, keepdim=True))
-    # torch takes an empty list for a list of tensors, and wants a list of as many gradients.
-    lists = [None if given else [] for given in (ctx.hotness, ctx.mean, ctx.columns, ctx.numeric_columns)]
-    return *weights, *lists, None, None
+    return tables, wide
 
 
 def _sparse(rows: Tensor, values: Tensor, shape: tuple) -> Tensor:
@@ -248,4 +260,25 @@ def _sparse(rows: Tensor, values: Tensor, shape: tuple) -> Tensor:
     return torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=False)
 
 
+def _dense_gradients(ctx, ids, dx, dlogit):
+    rows, dims = [r for r, _ in ctx.shapes], [d for _, d in ctx.shapes]
+    segments = _ops.embedding_segments.default(ids, ctx.hotness, rows)
+    batch = (ids, dx.contiguous(), dlogit.contiguous(), *segments)
+    touched, values = _ops.embedding_row_gradients.default(*batch, ctx.hotness, ctx.mean, ctx.columns, rows, dims)
+    unique, start = segments[0], segments[3]
+    tables, row_base = [], 0
+    # Places without a row hold zeros: added to any row they change nothing, so that no host waits for a count.
+    for f, gradient in enumerate(touched):
+        place = start[f] + torch.arange(len(gradient), device=ids.device)
+        row = (unique[place] - row_base).clamp(0, rows[f] - 1)
+        tables.append(gradient.new_zeros(rows[f], dims[f]).index_add_(0, row, gradient))
+        row_base += rows[f]
+    return tables, values.new_zeros(ctx.wide_rows).index_add_(0, unique.clamp(min=0), values)
+
+
+def _twice(ctx, *gradients):
+    raise RuntimeError("embedding_row_gradients is not differentiable: dense gradients of tables have no derivative")
+
+
 torch.library.register_autograd("widedeep::embedding_forward", _backward, setup_context=_save)
+torch.library.register_autograd("widedeep::embedding_row_gradients", _twice)

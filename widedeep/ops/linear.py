@@ -20,7 +20,7 @@ _ops = torch.ops.widedeep
 def linear_relu_dropout(
     x: Tensor, weight: Tensor, bias: Tensor, p: float, seed: int, step: Tensor, layer: int, first_row: int = 0
 ) -> Tensor:
-    """Return dropout(relu(x weight^T + bias)); differentiable in x, weight and bias.
+    """Return dropout(relu(x weight^T + bias)); differentiable in x, weight and bias, once.
 
     Args:
         x:         [B, I] float32, float16 or bfloat16, contiguous.
@@ -118,7 +118,8 @@ def transpose_out(matrices: Sequence[Tensor], *, out: Sequence[Tensor]) -> None:
         matrices: at least one, [rows, columns], of one dtype (float32, float16 or bfloat16), contiguous.
         out:      as many, [columns, rows], overwritten; must not overlap the matrices.
     Raises:
-        RuntimeError: wrong shape, dtype, device or stride; lists of different lengths.
+        RuntimeError: wrong shape, dtype, device or stride; lists of different lengths; on a GPU a view that does not
+            start at a multiple of 16 bytes.
     """
     _ops.transpose_out.default(matrices, out=out)
 
@@ -154,4 +155,9 @@ def _backward(ctx, dy):
     return dx, dweight.to(weight.dtype), dbias.to(ctx.bias_dtype), None, None, None, None, None
 
 
+def _twice(ctx, *gradients):
+    raise RuntimeError("linear_relu_dropout has no second derivative")
+
+
 torch.library.register_autograd("widedeep::linear_relu_dropout", _backward, setup_context=_save)
+torch.library.register_autograd("widedeep::linear_relu_dropout_backward", _twice)

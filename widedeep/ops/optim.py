@@ -142,18 +142,21 @@ def check_finite_(tensors: Sequence[Tensor], found_inf: Tensor) -> None:
 def loss_scale_update_(
     scale: Tensor,
     good_steps: Tensor,
+    updates: Tensor,
     found_inf: Tensor,
     growth: float = 2.0,
     backoff: float = 0.5,
     interval: int = 2000,
 ) -> None:
-    """Move the dynamic loss scale: down after an overflow (never below 1), up after `interval` good steps in a row.
+    """Move the dynamic loss scale: down after an overflow (never below 1), up after `interval` good steps in a row; and
+    count the update, if it was made.
 
     Args:
         scale, good_steps: one float32 and one int32, both updated.
+        updates:           one int64: one up unless the step was skipped; the `step` of the next row updates.
         found_inf:         one float32; != 0 says that this step's gradients were not finite.
     """
-    _ops.loss_scale_update_.default(scale, good_steps, found_inf, growth, backoff, interval)
+    _ops.loss_scale_update_.default(scale, good_steps, updates, found_inf, growth, backoff, interval)
 
 
 # These ops return nothing, so that on fake tensors there is nothing to do.

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -23,17 +22,18 @@ from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
 from widedeep.step import PRECISIONS, Step, StepConfig
+from widedeep.steps import limits
 from widedeep.steps.buffers import Activations, share_memory
 from widedeep.steps.graphs import make_graphs, own_stream
 from widedeep.steps.layers import Layers
 from widedeep.steps.padded import PaddedWeights
+from widedeep.steps.rows import row_gradients, spread_rows
 from widedeep.steps.trial import ROUTES, choose_layers
 
 log = logging.getLogger(__name__)
 
 # The original's dynamic loss scale for float16.
 INITIAL_SCALE, GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0**15, 2.0, 0.5, 2000
-WIDEST_HEAD = 2048
 T = TypeVar("T")
 
 
@@ -60,20 +60,18 @@ class CudaStep(Step):
     """
 
     def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
+        if problem := limits.excess(model):
+            raise InputError(f"{problem}.")
         super().__init__(model, config, device, comm)
         self.dtype = PRECISIONS[config.precision]
         self.spec = model.layout
         self.weights = PaddedWeights(model, self.dtype, device)
-        if model.has_deep and self.weights.widths[-1] > WIDEST_HEAD:
-            raise InputError(
-                f"--deep_hidden_units: expected a last layer of at most {WIDEST_HEAD} units for the fused step on a "
-                f"GPU, got {self.weights.widths[-1]}."
-            )
         self._make_state()
         self._make_stand_ins()
         self.activations = Activations(self.weights.widths[0], self.weights.widths[1:], self.dtype, device)
         self.layers: Layers | None = None
-        self.resumed: str | None = None  # the route of the run that goes on here
+        self.chooses = config.gemm == "auto" and config.precision != "fp32"  # among the routes of the hidden layers
+        self.route: str | None = None  # what it chose, or the run that goes on here did: kept where batches grow
         self.capacity = -1
         self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by number of rows: making views takes time
         self.parameters = list(model.parameters())
@@ -114,6 +112,7 @@ class CudaStep(Step):
             self.now.fill_(step)
             fixed = self._take(batch)
             self._run(fixed)
+            torch.autograd.graph.increment_version(self.parameters)  # our ops do not, nor does a replay
             self.copied = self._versions()
             self.slots.step = step
             return self.loss.reshape(()).clone()
@@ -134,13 +133,7 @@ class CudaStep(Step):
                 grads[name].copy_(self.weights.unpadded(name, g)).mul_(inverse)
             if self.spec.categorical:
                 touched, tables, wide = self._row_gradients(fixed.ids, segments)
-                if self.model.has_wide:
-                    flat = torch.zeros(self.spec.total_rows, device=self.device)
-                    grads |= self.model.wide_tables(flat.index_copy_(0, touched, wide * inverse))
-                if self.model.has_deep:
-                    rows = touched.split([len(values) for values in tables])
-                    for f, base, r, values in zip(self.spec.categorical, self.spec.row_base, rows, tables):
-                        grads[f"deep.table.{f.name}"].index_copy_(0, r - base, values * inverse)
+                spread_rows(self.model, grads, touched, [values * inverse for values in tables], wide * inverse)
             return grads
 
     def parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -165,19 +158,22 @@ class CudaStep(Step):
     @torch.no_grad()
     def settle(self) -> None:
         with self._on_device():
-            self.now.fill_(max(self.slots.step, 0))
+            last = self.slots.updates - 1
             for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
-                ops.rmsprop_settle_(rms, last_step, self.now, self.config.rho)
+                ops.rmsprop_settle_(rms, last_step, last, self.config.rho)
 
     def state(self) -> dict[str, Tensor]:
         state = super().state()
-        if self.config.gemm == "auto" and self.config.precision != "fp32" and self.layers:
-            state = state | {"route": torch.tensor(ROUTES.index(self.layers.name))}
+        if self.route:
+            state = state | {"route": torch.tensor(ROUTES.index(self.route))}
         return state if self.scale is None else state | {"loss_scale": self.scale, "good_steps": self.good_steps}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         super().load_state(state)
-        self.resumed = ROUTES[int(state["route"])] if "route" in state else None
+        if self.chooses and "route" in state:
+            self.route = ROUTES[int(state["route"])]
+            if self.route != self.gemm:
+                self._forget_layers()
         if self.scale is not None and "loss_scale" in state:
             self.scale.copy_(state["loss_scale"].reshape(()))
             self.good_steps.copy_(state["good_steps"].reshape(()))
@@ -190,17 +186,20 @@ class CudaStep(Step):
         with on_device, torch.no_grad():
             yield
 
+    def _forget_layers(self) -> None:
+        self.graphs.clear()
+        self.layers = None
+
     def _grow(self, rows: int) -> None:
         if rows <= self.capacity:
             return
-        self.graphs.clear()
+        self._forget_layers()  # chosen anew: what agreed on a small batch may not on a large one
         self.activations.grow(rows)
         K, N = self.spec.id_columns, len(self.spec.numeric)
         self.ids = torch.empty(rows, K, dtype=torch.int32, device=self.device)
         self.numeric = torch.empty(rows, N, device=self.device)
         self.label = torch.empty(rows, device=self.device)
         self._places.clear()
-        self.layers = None  # chosen anew: what agreed on a small batch may not on a large one
         self.capacity = rows
 
     def _prepare(self, rows: int) -> None:
@@ -216,8 +215,9 @@ class CudaStep(Step):
     def _choose_layers(self) -> None:
         self.weights.refresh()
         wanted, p = (self.config.gemm, self.weights, self.config.precision), self.model.dropout
-        self.layers = choose_layers(*wanted, p, self.capacity, self.resumed)
+        self.layers = choose_layers(*wanted, p, self.capacity, self.route)
         self.layers.grow(self.capacity)
+        self.route = self.gemm if self.chooses else None
         log.info("fused GPU step, %s, hidden layers through %s", self.config.precision, self.gemm)
 
     def _allow_tf32(self, allow: bool) -> None:
@@ -267,7 +267,7 @@ class CudaStep(Step):
         if self.spec.categorical:
             self._update_rows(batch, segments)
         self._join()
-        self._adapt_scale()
+        self._count()
 
     @_rounding
     def _backward(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -360,7 +360,7 @@ class CudaStep(Step):
     def _update_rows(self, batch: Batch, segments: tuple[Tensor, ...]) -> None:
         config, spec, B = self.config, self.spec, len(batch.ids)
         state = (self.lookup[0], self.table_rms, self.slots.last_step, *self.wide_state)
-        rules = (self.lr, self.now, config.rho, config.eps, config.wide_lr, config.l1, config.l2)
+        rules = (self.lr, self.slots.updates, config.rho, config.eps, config.wide_lr, config.l1, config.l2)
         dx, dlogit = self.activations.gradient(0, B), self.activations.dlogit[:B]
         places = (spec.hotness, spec.mean, self.weights.table_columns)
         ops.embedding_update_(batch.ids, dx, dlogit, *segments, *state, *places, *rules, self.scale, self.found_inf)
@@ -382,17 +382,13 @@ class CudaStep(Step):
             rules = (config.wide_lr, config.l1, config.l2, self.scale, self.found_inf)
             ops.ftrl_dense_(*state, *rules)
 
-    def _adapt_scale(self) -> None:
-        if self.scale is not None:
-            ops.loss_scale_update_(self.scale, self.good_steps, self.found_inf, GROWTH, BACKOFF, GROWTH_INTERVAL)
+    def _count(self) -> None:
+        """Counts the update, unless it was skipped, and adapts the loss scale."""
+        if self.scale is None:
+            self.slots.updates.add_(1)
+            return
+        counters = (self.scale, self.good_steps, self.slots.updates)
+        ops.loss_scale_update_(*counters, self.found_inf, GROWTH, BACKOFF, GROWTH_INTERVAL)
 
     def _row_gradients(self, ids: Tensor, segments: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Of the rows this rank touched, sorted: flat rows [U], gradients per table [U_f, D], wide gradients [U]."""
-        spec, B = self.spec, len(ids)
-        starts = segments[-1].tolist()
-        dx, dlogit = self.activations.gradient(0, B), self.activations.dlogit[:B]
-        shapes = (spec.hotness, spec.mean, self.weights.table_columns, spec.cardinalities, spec.dims)
-        tables, wide = ops.embedding_row_gradients(ids, dx, dlogit, *segments, *shapes)
-        counts = [stop - start for start, stop in pairwise(starts)]
-        touched = segments[0][: starts[-1]].long()
-        return touched, [values[:n] for values, n in zip(tables, counts)], wide[: starts[-1]]
+        return row_gradients(ids, segments, self.activations, self.spec, self.weights.table_columns)

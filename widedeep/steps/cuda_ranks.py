@@ -27,7 +27,7 @@ class RanksCudaStep(CudaStep):
             self._update_dense()
             if self.spec.categorical:
                 self._update_gathered_rows(batch.ids, segments)
-        self._adapt_scale()
+        self._count()
 
     def _sum_over_ranks(self, *names: str) -> None:
         if not self._summing:
@@ -49,9 +49,10 @@ class RanksCudaStep(CudaStep):
         if self.scale is not None:
             tables, wide = [values / self.scale for values in tables], wide / self.scale
         tables, flat, wide = gather_tables(self.comm, spec.row_base, touched, tables, wide)
+        rules = (self.lr, self.slots.updates, config.rho, config.eps)
         if self.model.has_deep:
             for f, last_step in enumerate(self.slots.table_last_step()):
                 weight, rms = self.model.tables[f].data, self.slots.table_rms[f]
-                ops.rmsprop_rows_(weight, rms, last_step, *tables[f], self.lr, self.now, config.rho, config.eps)
+                ops.rmsprop_rows_(weight, rms, last_step, *tables[f], *rules)
         if self.model.has_wide:
             ops.ftrl_rows_(*self.wide_state, flat, wide, config.wide_lr, config.l1, config.l2)

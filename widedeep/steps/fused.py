@@ -6,7 +6,6 @@ gradients and applies both optimizers.
 """
 
 import logging
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from widedeep.model import WideDeep
 from widedeep.step import PRECISIONS, Step, StepConfig
 from widedeep.steps.buffers import Activations, DenseGradients
 from widedeep.steps.exchange import gather_tables
+from widedeep.steps.rows import row_gradients, spread_rows
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,12 @@ class FusedStep(Step):
             self.comm.all_reduce_(self.grads.flat)
         rate = torch.tensor([lr], dtype=torch.float32)
         if self.spec.categorical:
-            self._update_tables(batch.ids, rate, torch.tensor([step]))
+            self._update_tables(batch.ids, rate)
         self._update_dense(rate)
+        torch.autograd.graph.increment_version(self.model.parameters())  # our ops do not
+        self.copied = self._versions()
         self.slots.step = step
+        self.slots.updates += 1
         return loss
 
     def gradients(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
@@ -67,13 +70,7 @@ class FusedStep(Step):
         for name, g in self.grads.named.items():
             grads[name].copy_(g)
         if self.spec.categorical:
-            touched, tables, wide = self._row_gradients(batch.ids)
-            if self.model.has_wide:
-                grads |= self.model.wide_tables(torch.zeros(self.spec.total_rows).index_copy_(0, touched, wide))
-            if self.model.has_deep:
-                rows = touched.split([len(values) for values in tables])
-                for f, base, r, values in zip(self.spec.categorical, self.spec.row_base, rows, tables):
-                    grads[f"deep.table.{f.name}"].index_copy_(0, r - base, values)
+            spread_rows(self.model, grads, *self._row_gradients(batch.ids))
         return grads
 
     @torch.no_grad()
@@ -93,9 +90,9 @@ class FusedStep(Step):
 
     @torch.no_grad()
     def settle(self) -> None:
-        now = torch.tensor([max(self.slots.step, 0)])
+        last = self.slots.updates - 1
         for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
-            ops.rmsprop_settle_(rms, last_step, now, self.config.rho)
+            ops.rmsprop_settle_(rms, last_step, last, self.config.rho)
 
     def _forward(self, batch: Batch, step: int, p: float) -> tuple[Tensor, Tensor]:
         """The last hidden layer's output [B, H] and the wide logit [B], in buffers that the next call overwrites."""
@@ -157,22 +154,13 @@ class FusedStep(Step):
         return buffers.loss.reshape(()).clone()
 
     def _row_gradients(self, ids: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Of the rows this rank touched, sorted: flat rows [U], gradients per table [U_f, D], wide gradients [U]."""
-        spec = self.spec
-        segments = ops.embedding_segments(ids, spec.hotness, spec.cardinalities)
-        starts = segments[-1].tolist()
-        B = len(ids)
-        dx, dlogit = self.activations.gradient(0, B), self.activations.dlogit[:B]
-        shapes = (spec.hotness, spec.mean, spec.table_columns, spec.cardinalities, spec.dims)
-        tables, wide = ops.embedding_row_gradients(ids, dx, dlogit, *segments, *shapes)
-        counts = [stop - start for start, stop in pairwise(starts)]
-        touched = segments[0][: starts[-1]].long()
-        return touched, [values[:n] for values, n in zip(tables, counts)], wide[: starts[-1]]
+        segments = ops.embedding_segments(ids, self.spec.hotness, self.spec.cardinalities)
+        return row_gradients(ids, segments, self.activations, self.spec, self.spec.table_columns)
 
     @torch.no_grad()
-    def _update_tables(self, ids: Tensor, lr: Tensor, step: Tensor) -> None:
+    def _update_tables(self, ids: Tensor, lr: Tensor) -> None:
         if self.comm.world > 1:
-            self._update_gathered_rows(ids, lr, step)
+            self._update_gathered_rows(ids, lr)
             return
         config, spec, B = self.config, self.spec, len(ids)
         tables, wide, *_ = self.model.lookup_weights()
@@ -190,16 +178,17 @@ class FusedStep(Step):
             wide,
             *wide_slots,
             *(spec.hotness, spec.mean, spec.table_columns),
-            *(lr, step, config.rho, config.eps, config.wide_lr, config.l1, config.l2),
+            *(lr, self.slots.updates, config.rho, config.eps, config.wide_lr, config.l1, config.l2),
         )
 
-    def _update_gathered_rows(self, ids: Tensor, lr: Tensor, step: Tensor) -> None:
+    def _update_gathered_rows(self, ids: Tensor, lr: Tensor) -> None:
         config, spec = self.config, self.spec
         tables, flat, wide = gather_tables(self.comm, spec.row_base, *self._row_gradients(ids))
+        rules = (lr, self.slots.updates, config.rho, config.eps)
         if self.model.has_deep:
             for f, last_step in enumerate(self.slots.table_last_step()):
                 weight, rms = self.model.tables[f].data, self.slots.table_rms[f]
-                ops.rmsprop_rows_(weight, rms, last_step, *tables[f], lr, step, config.rho, config.eps)
+                ops.rmsprop_rows_(weight, rms, last_step, *tables[f], *rules)
         if self.model.has_wide:
             weights = (self.model.wide, self.slots.accum, self.slots.linear)
             ops.ftrl_rows_(*weights, flat, wide, config.wide_lr, config.l1, config.l2)
@@ -212,7 +201,6 @@ class FusedStep(Step):
             weights, dense = [arrays[name] for name in slots.rms], [grads[name] for name in slots.rms]
             copies = list(self.copies.values())
             ops.rmsprop_dense_(weights, list(slots.rms.values()), dense, copies, lr, config.rho, config.eps)
-            self.copied = self._versions()
         for name, accum in slots.dense_accum.items():
             rules = (config.wide_lr, config.l1, config.l2)
             ops.ftrl_dense_(arrays[name], accum, slots.dense_linear[name], grads[name], *rules)

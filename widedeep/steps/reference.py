@@ -26,6 +26,7 @@ class ReferenceStep(Step):
         self.parameters = {name: p for name, p in model.named_parameters()}
         self.scale = torch.full((), INITIAL_SCALE, device=device) if config.precision == "fp16" else None
         self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
+        self.found_inf = torch.zeros((), device=device)
 
     def train(self, batch: Batch, step: int, lr: float) -> Tensor:
         with self._matmul_precision():
@@ -35,7 +36,8 @@ class ReferenceStep(Step):
         sum_dense_(self.comm, dense)
         if self._finite(grads.values()):
             with torch.no_grad():
-                self._update(batch.ids, grads, step, lr)
+                self._update(batch.ids, grads, lr)
+        self._count()
         self.slots.step = step
         return loss
 
@@ -53,9 +55,9 @@ class ReferenceStep(Step):
 
     @torch.no_grad()
     def settle(self) -> None:
-        now = torch.tensor(max(self.slots.step, 0), device=self.device)
+        last = self.slots.updates - 1
         for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
-            reference.rmsprop_settle_(rms, last_step, now, self.config.rho)
+            reference.rmsprop_settle_(rms, last_step, last, self.config.rho)
 
     def state(self) -> dict[str, Tensor]:
         state = super().state()
@@ -89,21 +91,25 @@ class ReferenceStep(Step):
         return loss.detach(), dict(zip(self.parameters, grads))
 
     def _finite(self, grads) -> bool:
-        """Whether the update may be made; adapts the loss scale. One scale for both parts, the same on all ranks."""
+        """Whether the update may be made, on all ranks; divides by the loss scale, one for both parts."""
         if self.scale is None:
             return True
-        found_inf = torch.zeros((), device=self.device)
-        scale = self.scale.clone()
+        self.found_inf.zero_()
         for g in grads:
-            reference.check_finite_([g], found_inf)
-            g /= scale
-        self.comm.all_reduce_(found_inf)
-        reference.loss_scale_update_(self.scale, self.good_steps, found_inf, GROWTH, BACKOFF, GROWTH_INTERVAL)
-        return not found_inf.item()
+            reference.check_finite_([g], self.found_inf)
+            g /= self.scale
+        return not self.comm.all_reduce_(self.found_inf).item()
 
-    def _update(self, ids: Tensor, grads: dict[str, Tensor], step: int, lr: float) -> None:
+    def _count(self) -> None:
+        """Counts the update, unless it was skipped, and adapts the loss scale."""
+        if self.scale is None:
+            self.slots.updates += 1
+            return
+        counters = (self.scale, self.good_steps, self.slots.updates)
+        reference.loss_scale_update_(*counters, self.found_inf, GROWTH, BACKOFF, GROWTH_INTERVAL)
+
+    def _update(self, ids: Tensor, grads: dict[str, Tensor], lr: float) -> None:
         config, slots, model = self.config, self.slots, self.model
-        now = torch.tensor(step, device=self.device)
         if model.has_deep:
             named = self._by_array_name(grads)
             arrays = model.named_arrays()
@@ -130,7 +136,7 @@ class ReferenceStep(Step):
                     rows,
                     values,
                     lr,
-                    now,
+                    slots.updates,
                     config.rho,
                     config.eps,
                 )

@@ -196,10 +196,10 @@ int run_check_finite(const void* values, int64_t type, int64_t n, int64_t skip, 
   return check_finite(static_cast<const uint8_t*>(values) + skip * bytes, core::DType(type), n, found_inf, nullptr);
 }
 
-int run_loss_scale_update(float* scale, int32_t* good_steps, const float* found_inf, double growth, double backoff,
-                          int64_t interval) {
-  return loss_scale_update(scale, good_steps, found_inf, static_cast<float>(growth), static_cast<float>(backoff),
-                           interval, nullptr);
+int run_loss_scale_update(float* scale, int32_t* good_steps, int64_t* updates, const float* found_inf, double growth,
+                          double backoff, int64_t interval) {
+  return loss_scale_update(scale, good_steps, updates, found_inf, static_cast<float>(growth),
+                           static_cast<float>(backoff), interval, nullptr);
 }
 
 int run_auc_histogram(const float* logit, const float* label, int64_t B, int64_t* positives, int64_t* negatives,

@@ -1,0 +1,26 @@
+"""What the kernels of the GPU step take. A model past it is for the reference step."""
+
+from widedeep.model import WideDeep
+
+# csrc/kernels/head.h, csrc/kernels/embedding.h and csrc/bindings/embedding_cuda.h
+WIDEST_HEAD, MOST_TABLES, WIDEST_TABLE, MOST_NUMERICS, MOST_ID_COLUMNS = 2048, 256, 256, 256, 4096
+_GPU = " for the fused step on a GPU"
+
+
+def excess(model: WideDeep) -> str | None:
+    """In which size a model is past the limits, as half a sentence: what was expected. None: in none."""
+    spec = model.layout
+    last = model.hidden[-1] if model.hidden else spec.padded_width
+    if model.has_deep and last > WIDEST_HEAD:
+        return f"--deep_hidden_units: expected a last layer of at most {WIDEST_HEAD} units{_GPU}, got {last}"
+    for name, limit, count in (
+        ("tables", MOST_TABLES, len(spec.categorical)),
+        ("numeric features", MOST_NUMERICS, len(spec.numeric)),
+        ("id columns", MOST_ID_COLUMNS, spec.id_columns),
+    ):
+        if count > limit:
+            return f"feature spec: expected at most {limit} {name}{_GPU}, got {count}"
+    for f in spec.categorical:
+        if f.dim > WIDEST_TABLE:
+            return f"feature {f.name}: expected an embedding_dim of at most {WIDEST_TABLE}{_GPU}, got {f.dim}"
+    return None
