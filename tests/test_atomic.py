@@ -8,7 +8,7 @@ from test_tabular import CSV, write_spec
 from preprocess.tabular import TabularConfig, run
 from widedeep import atomic
 from widedeep.errors import InputError
-from widedeep.shards import DATA_SET, ShardSet
+from widedeep.shards import DATA_SET_OUTPUT, ShardSet
 
 OUTPUT = atomic.Output("marker", ("marker", "parts/*.part"))
 
@@ -88,7 +88,7 @@ def test_preprocessing_keeps_the_files_of_a_project(tmp_path):
 
     out = tmp_path / "out"
     run(TabularConfig(out=out, **config))
-    assert DATA_SET.marker in {path.relative_to(out).as_posix() for path in out.rglob("*")}
+    assert DATA_SET_OUTPUT.marker in {path.relative_to(out).as_posix() for path in out.rglob("*")}
     run(TabularConfig(out=out, **config))  # nothing of ours is taken for somebody else's
     with pytest.raises(InputError, match="this run reads"):
         run(TabularConfig(out=out, **config | {"stats": out}))

@@ -173,10 +173,13 @@ def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
+    others = tmp_path / "checkpoint" / ".step-5.partial-elsewhere-77"  # of a run that may be alive
+    others.mkdir(parents=True)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.prepare()
         save(checkpoints, 1)
     assert checkpoints.find("last").name == "step-1"
+    assert others.is_dir()
 
 
 def test_what_a_kill_inside_a_save_left_is_mended(tmp_path):

@@ -1,6 +1,7 @@
 """Exported programs: the model's logits from any batch, without this package, and nothing of this machine in them."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -49,6 +50,7 @@ def load(directory, kind):
         (SPEC, "deep", [5]),
         (SPEC, "both", []),
         (FeatureSpec(CATEGORICAL, (), "clicked", None, {}), "both", [3]),
+        (FeatureSpec((), NUMERIC, "clicked", None, {}), "both", [3]),
     ],
 )
 def test_logits_are_the_models(spec, parts, hidden, kind, tmp_path):
@@ -86,6 +88,15 @@ def test_a_trained_checkpoint_by_the_command_line(kind, tmp_path, capsys):
     assert told["inputs"] == {"ids": ["ad", "site", "tags[0]", "tags[1]", "tags[2]"], "numeric": ["age", "price"]}
     assert told["checkpoint"].endswith("step-16")
     assert FeatureSpec.load(out).names == ("ad", "site", "tags")
+
+    weights = tmp_path / "model" / "checkpoint" / "step-16" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    damaged = shutil.copytree(tmp_path / "model", tmp_path / "damaged") / weights.relative_to(tmp_path / "model")
+    damaged.write_bytes(content)
+    assert main(["export", "--model", str(tmp_path / "damaged"), "--format", kind, "--out", str(tmp_path / "no")]) == 2
+    assert "the checkpoint is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
     predictions = tmp_path / "p.csv"
     scored = ["--model", str(tmp_path / "model"), "--dataset_path", str(data), "--cpu", "--precision", "fp32"]

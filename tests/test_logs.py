@@ -12,7 +12,7 @@ from rich.console import Console
 
 from widedeep import logs
 from widedeep.errors import InputError
-from widedeep.logs import RunLog
+from widedeep.logs import RunLog, last_seconds
 
 
 def dlll(path):
@@ -84,13 +84,17 @@ def test_a_new_run_empties_the_files_and_a_resumed_one_continues_them(tmp_path):
 
 
 def test_the_clock_of_a_resumed_run_goes_on(tmp_path):
-    line = '{"step": [5, 9], "seconds": 1000.5, "loss": 0.4}\n'
-    for torn in ("", '{"step": [6'):
-        (tmp_path / "metrics.jsonl").write_text(line + torn)
-        a_run(tmp_path, append=True)
-        seconds = [json.loads(text)["seconds"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()[-3:]]
-        assert 1000.5 <= seconds[0] <= seconds[-1] < 1010
-        assert float(dlll(tmp_path / "log.json")[-1]["elapsedtime"]) >= 1000.5
+    path = tmp_path / "metrics.jsonl"
+    assert last_seconds(path) == 0
+    training = '{"step": [5, 9], "seconds": 1000.5, "loss": 0.4}\n'
+    others = '{"step": [5], "seconds": 2, "loss_val": 0.4}\n{"step": [1, 7], "seconds": 3, "batch_samplesps": 9.0}\n'
+    for more in ("", others, others + '{"step": [6'):
+        path.write_text(training + more)
+        assert last_seconds(path) == 1000.5
+    a_run(tmp_path, append=True, elapsed=1000.5)
+    seconds = [json.loads(text)["seconds"] for text in path.read_text().splitlines()[-3:]]
+    assert 1000.5 <= seconds[0] <= seconds[-1] < 1010
+    assert float(dlll(tmp_path / "log.json")[-1]["elapsedtime"]) >= 1000.5
 
 
 def test_lines_are_on_disk_at_once(tmp_path):
@@ -117,13 +121,16 @@ def test_tensorboard_forgets_replaced_runs_and_repeated_steps(tmp_path):
         return [event.step for event in events.Scalars("loss")]
 
     for _ in range(2):
-        with RunLog(tmp_path, events_dir=tmp_path / "events") as log:
+        with RunLog(tmp_path, events_dir=tmp_path / "events", first_event=0) as log:
             for step in (10, 20, 30):
                 log.log((step, 90), {"loss": 0.5})
     assert steps() == [10, 20, 30]
-    with RunLog(tmp_path, events_dir=tmp_path / "events", append=True, events_from=20) as log:
-        log.log((30, 90), {"loss": 0.5})
-    assert steps() == [10, 30]
+    with RunLog(tmp_path, events_dir=tmp_path / "events", append=True, first_event=21) as log:
+        log.log((40, 90), {"loss": 0.5})
+    assert steps() == [10, 20, 40]
+    with RunLog(tmp_path / "elsewhere", events_dir=tmp_path / "events") as log:  # no training
+        log.log((40,), {"loss_val": 0.5})
+    assert steps() == [10, 20, 40]
 
 
 def test_tensorboard_absent(tmp_path, monkeypatch):

@@ -72,6 +72,7 @@ def test_only_train_rows_must_have_a_positive_one(tmp_path):
     assert labels(tmp_path, ["yes"] * 8 + ["no"] * 2, '"yes"') == [1] * 8 + [0] * 2
     (tmp_path / "out").rename(tmp_path / "first")
     assert labels(tmp_path, ["0"] * 3, '"yes"', split=None, stats=tmp_path / "first") == [0] * 3
+    assert labels(tmp_path, ["0"] * 9, '"yes"', stats=tmp_path / "first") == [0] * 9
 
 
 @pytest.mark.parametrize("key", ["nulls", "columns"])

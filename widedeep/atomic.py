@@ -6,13 +6,14 @@ previous output as it was.
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from .errors import InputError, RunError
 
@@ -58,7 +59,7 @@ def check(target: Path, output: Output, reads: Iterable[str | os.PathLike] = ())
     for path in sorted(target.rglob("*")):
         name = path.relative_to(target).as_posix()
         if (path.is_symlink() or not path.is_dir()) and not any(fnmatch(name, pattern) for pattern in output.files):
-            raise InputError(f"will not replace {target}: beside an earlier output it holds {name}")
+            raise InputError(f"will not replace {target}: beside an earlier output it holds {name}; move it away")
     for path in map(_real, reads):
         if path.is_relative_to(_real(target)):
             raise InputError(f"will not replace {target}: this run reads {path} there")
@@ -109,6 +110,24 @@ def directory(target: Path, output: Output, reads: Iterable[str | os.PathLike] =
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def lock(file: IO, target: Path) -> bool:
+    """Lock an open file until it is closed or the process ends; False where the file system has no locks.
+
+    Raises:
+        InputError: another process, which is then writing `target`, holds the lock.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(f"cannot write {target}: another run is writing it") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        return False
+    return True
 
 
 def _real(path: str | os.PathLike) -> Path:

@@ -8,7 +8,6 @@ state.json lists size and xxh3-64 of the other files, so that damage is found be
 """
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -99,7 +98,7 @@ class Checkpoints:
 
     def prepare(self) -> None:
         """Makes the directory and locks it, so that a place that cannot be written is known before the first step, and
-        mends what a kill inside a save left. A second call does no more.
+        mends what a kill inside a save left, unless the file system has no locks. A second call does no more.
 
         Raises:
             InputError: it cannot be written, or another run is writing it.
@@ -108,8 +107,10 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             if not os.access(self.directory, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.directory))
-            self._lock = self._lock or _locked(self.directory)
-            self._restore()
+            if self._lock is None:
+                self._lock = open(self.directory / LOCK, "a")  # noqa: SIM115 (held as long as the run writes)
+                if atomic.lock(self._lock, self.directory):
+                    self._restore()
 
     def adopt(self) -> None:
         """Takes the checkpoints that are there for this run's own, to be kept and pruned as if it had written them."""
@@ -250,20 +251,6 @@ def read_arrays(directory: Path, name: str) -> dict[str, Tensor]:
     """All arrays of a file, on the CPU."""
     with safe_open(directory / name, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-
-
-def _locked(directory: Path) -> IO:
-    """The open lock file, locked; closing it, or the end of the process, unlocks it."""
-    lock = open(directory / LOCK, "a")  # noqa: SIM115 (held as long as the run writes)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise InputError(f"cannot write {directory}: another run is writing it.") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
-            raise
-    return lock
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

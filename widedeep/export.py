@@ -4,11 +4,12 @@ The directory holds `model.onnx` or `model.pt2`, the feature spec, and `export.j
 which, where the weights come from, and how far the program's logits are from the model's.
 """
 
+import contextlib
 import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def export_checkpoint(model: str | Path, which: str, out: str | Path, kind: str)
         RunError: the disk is full, or the program disagrees with the model.
     """
     directory = checkpoint.locate(model, which)
+    checkpoint.read_progress(directory)  # which checks the files
     config = TrainConfig.load(directory / checkpoint.CONFIG)
     spec = FeatureSpec.load(directory / checkpoint.SPEC)
     restored = WideDeep(spec, hidden=config.model.deep_hidden_units, wide_init="zeros", seed=0)
@@ -104,7 +106,8 @@ def export(model: WideDeep, out: Path, kind: str, source: str = "") -> dict[str,
     training = model.training
     try:
         with atomic.directory(out, OUTPUT) as partial, torch.no_grad():
-            program = write(Served(model.eval()).eval(), partial / f"model.{kind}")
+            with _quiet():
+                program = write(Served(model.eval()).eval(), partial / f"model.{kind}")
             description = _description(model.spec, kind, source) | {"largest_difference": _difference(program, model)}
             text = yaml.safe_dump(model.spec.to_dict() | {"source_spec": {}}, sort_keys=False, allow_unicode=True)
             (partial / checkpoint.SPEC).write_text(text, encoding="utf-8")
@@ -125,9 +128,23 @@ def _description(spec: FeatureSpec, kind: str, source: str) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch's exporters from talking about themselves."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def random_batch(spec: FeatureSpec, B: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """ids [B, K] int32, of multi-hot features some padding; numeric [B, N] float32."""
-    columns = []
+    columns = [torch.empty(B, 0, dtype=torch.int32)]
     for f in spec.categorical:
         ids = torch.randint(f.cardinality, (B, f.hotness), generator=generator, dtype=torch.int32)
         columns.append(ids.masked_fill(torch.rand(B, f.hotness, generator=generator) < 0.3, -1) if f.multi_hot else ids)
@@ -158,18 +175,15 @@ def _write_onnx(served: Served, path: Path) -> Program:
         raise InputError(f"--format onnx needs the package {error.name}: pip install 'widedeep[onnx]'") from error
     inputs, shapes = _example(served.spec)
     weights = sum(t.numel() * t.element_size() for t in (*served.parameters(), *served.buffers()))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            served,
-            inputs,
-            input_names=["ids", "numeric"],
-            output_names=["logit", "prob"],
-            dynamic_shapes=shapes,
-            dynamo=True,
-            verbose=False,
-        )
+    program = torch.onnx.export(
+        served,
+        inputs,
+        input_names=["ids", "numeric"],
+        output_names=["logit", "prob"],
+        dynamic_shapes=shapes,
+        dynamo=True,
+        verbose=False,
+    )
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces, with paths of this machine
     program.save(path, external_data=weights > LARGEST_ONNX)

@@ -8,7 +8,7 @@ from torch import Tensor
 from widedeep import atomic
 from widedeep.checkpoint import Progress
 from widedeep.data import Batch
-from widedeep.logs import METRICS_FILE, RunLog
+from widedeep.logs import METRICS_FILE, RunLog, last_seconds
 from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC, numbers
 from widedeep.outputs import data_summary, write_json, write_text
 from widedeep.run import Run
@@ -28,7 +28,7 @@ class Journal:
 
     Args:
         splits: those of the data that the run reads.
-        progress: where the run begins; the log of a run that continues is continued.
+        progress: where a training begins; one that continues continues its log. None for what is no training.
     """
 
     def __init__(self, run: Run, splits: tuple[str, ...] = ("train", "test"), progress: Progress | None = None):
@@ -38,12 +38,12 @@ class Journal:
         self._writes = run.comm.rank == 0
         self._bar = None
         # Evaluations and benchmarks add to the record of the training that went before; they do not take its place.
-        self._adds = (config.mode.evaluate or config.mode.benchmark) and (self._results / METRICS_FILE).is_file()
-        goes_on = progress is not None and progress.step > 0
+        begins, goes_on = progress is not None and progress.step == 0, progress is not None and progress.step > 0
+        self._adds = progress is None and (self._results / METRICS_FILE).is_file()
+        if self._writes and begins:
+            with atomic.write_errors(self._results):
+                (self._results / EVALUATION).unlink(missing_ok=True)  # of the run that is replaced
         if self._writes and not self._adds:
-            if not goes_on:
-                with atomic.write_errors(self._results):
-                    (self._results / EVALUATION).unlink(missing_ok=True)  # of the run that is replaced
             write_json(self._results / "args.json", config.flat())
             write_text(self._results / "config.yaml", config.to_yaml())
             shards = {name: getattr(run, f"{name}_shards") for name in splits}
@@ -55,7 +55,8 @@ class Journal:
             rank=run.comm.rank,
             append=self._adds or goes_on,
             events_dir=Path(config.location.model_dir) / "event_files" if config.mode.tensorboard else None,
-            events_from=progress.step if goes_on else None,
+            first_event=None if progress is None else progress.step + goes_on,
+            elapsed=last_seconds(self._results / METRICS_FILE) if goes_on else 0.0,
         )
         self.log("PARAMETER", config.flat())
         for metric, unit in UNITS.items():

@@ -54,18 +54,21 @@ class RunLog:
         rank: int = 0,
         append: bool = False,
         events_dir: str | Path | None = None,
-        events_from: int | None = None,
+        first_event: int | None = None,
+        elapsed: float = 0.0,
     ):
         """Opens the files `log_filename` (DLLL) and `metrics.jsonl` of `results_dir`, which is made if it is not there.
 
         Args:
-            append: continue the files of a run that goes on, and its clock; otherwise they are emptied.
-            events_dir: where TensorBoard events go, if they are wanted; earlier ones are removed unless `append`.
-            events_from: the step from which a run goes on: TensorBoard forgets what it was told of later ones.
+            append: continue the files of a run that goes on; otherwise they are emptied.
+            events_dir: where TensorBoard events go, if they are wanted.
+            first_event: the step from which on TensorBoard forgets what it was told before: 0 for a new run, the next
+                step of one that goes on, None for what adds to a run.
+            elapsed: seconds that the run has taken before.
         Raises:
             InputError: a file cannot be written, or TensorBoard is wanted and not installed.
         """
-        self._begin = time.time() - (_last_seconds(Path(results_dir) / METRICS_FILE) if append else 0.0)
+        self._begin = time.time() - elapsed
         self._is_open = rank == 0
         self._sinks: list[Sink] = []
         if not self._is_open:
@@ -73,7 +76,7 @@ class RunLog:
         self._console = Console(stderr=True)
         directory = Path(results_dir)
         if events_dir is not None:
-            self._sinks.append(TensorBoard(Path(events_dir), append, events_from))
+            self._sinks.append(TensorBoard(Path(events_dir), first_event))
         self._sinks.append(DlllLines(_open(directory / log_filename, append)))
         self._sinks.append(MetricLines(_open(directory / METRICS_FILE, append)))
         self._sinks.append(Terminal(self._console))
@@ -150,7 +153,7 @@ class MetricLines:
 class TensorBoard:
     """Scalars by step, and the run's arguments as text."""
 
-    def __init__(self, directory: Path, append: bool = False, purge_step: int | None = None):
+    def __init__(self, directory: Path, first_step: int | None):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -158,9 +161,10 @@ class TensorBoard:
                 "--tensorboard needs the package tensorboard: pip install 'widedeep[tensorboard]'"
             ) from error
         with atomic.write_errors(directory):
-            for events in () if append else directory.glob("events.out.tfevents.*"):
-                events.unlink()
-            self._writer = SummaryWriter(str(directory), purge_step=purge_step)
+            if first_step == 0:
+                for events in directory.glob("events.out.tfevents.*"):
+                    events.unlink()
+            self._writer = SummaryWriter(str(directory), purge_step=first_step)
 
     def log(self, step: Step, data: dict[str, Any], seconds: float) -> None:
         if isinstance(step, str):
@@ -278,12 +282,14 @@ def _open(path: Path, append: bool) -> TextIO:
         return file
 
 
-def _last_seconds(path: Path) -> float:
-    """The clock of the last record of `metrics.jsonl`; 0 where there is none."""
+def last_seconds(path: Path) -> float:
+    """The clock of a training's last record in `metrics.jsonl`, among those of others; 0 where there is none."""
     with contextlib.suppress(OSError):
         for line in reversed(path.read_text(encoding="utf-8").splitlines()):
             with contextlib.suppress(ValueError, KeyError, TypeError):  # the torn line of a killed run
-                return float(json.loads(line)["seconds"])
+                record = json.loads(line)
+                if len(record["step"]) == 2 and record.keys() & {"loss", "loss_val"}:
+                    return float(record["seconds"])
     return 0.0
 
 

@@ -24,19 +24,19 @@ from .shard_manifest import FORMAT, MANIFEST, VERSION, Column, columns_of, padde
 from .shard_manifest import read as read_manifest
 from .shard_part import Part
 
-__all__ = ["DATA_SET", "MANIFEST", "Column", "ShardSet", "ShardWriter", "columns_of", "decode_ids"]
+__all__ = ["DATA_SET_OUTPUT", "MANIFEST", "Column", "ShardSet", "ShardWriter", "columns_of", "decode_ids"]
 
-SHARD_SET = atomic.Output(MANIFEST, (MANIFEST, "part-*.shard"))
-DATA_SET = atomic.Output(
+# What an earlier output holds: a shard set, or what preprocessing writes.
+SHARD_SET_OUTPUT = atomic.Output(MANIFEST, (MANIFEST, "part-*.shard"))
+DATA_SET_OUTPUT = atomic.Output(
     f"train/{MANIFEST}",
     (
         "feature_spec.yaml",
         "report.json",
         "statistics/*",
-        *(f"{split}/{name}" for split in ("train", "test") for name in SHARD_SET.files),
+        *(f"{split}/{name}" for split in ("train", "test") for name in SHARD_SET_OUTPUT.files),
     ),
 )
-"""What preprocessing writes: a feature spec, two shard sets, what was learned, and the report."""
 
 
 class ShardWriter:
@@ -82,7 +82,7 @@ class ShardWriter:
         self._jobs: deque[Future] = deque()  # theirs, in the order of the rows; the last of a part gives its entry
         self._part: Part | None = None  # theirs, begun and not yet full
         self._full = 0  # of their parts, those that are not in `_parts` yet
-        self._partial: Path | None = atomic.begin(self.directory, SHARD_SET)
+        self._partial: Path | None = atomic.begin(self.directory, SHARD_SET_OUTPUT)
 
     def __enter__(self) -> "ShardWriter":
         return self

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
 
 def start(config: TrainConfig, comm: LocalComm, checkpoints: Checkpoints) -> tuple[Run, Progress]:
     """A run at its beginning, or where its last checkpoint left it."""
-    if comm.rank == 0 and checkpoints.directory.is_dir():
+    if comm.rank == 0 and os.access(checkpoints.directory, os.W_OK):
         checkpoints.prepare()  # before a look at what is there: another run may be changing it
     comm.barrier()
     found = checkpoints.find("last")
@@ -144,7 +145,7 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
     for name, before, now in (
         ("rows", progress.rows, shards.rows),
         ("global_batch_size", progress.global_batch_size, config.training.global_batch_size),
-        ("steps an epoch", trained.training.steps_per_epoch(progress.rows), run.steps_per_epoch),
+        ("steps an epoch (--training_set_size)", trained.training.steps_per_epoch(progress.rows), run.steps_per_epoch),
     ):
         if before != now:
             raise InputError(f"{found}: was trained with {before} {name}, not {now}: it cannot be continued.")

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     barrier_init(smem_address(&s.apart), 4);  // a warpgroup's warps
     if (kEpilogue == Epilogue::kForward && kFlag) s.step = static_cast<uint64_t>(*p.dropout.step);
   };
-  run<T, 40, 232>(s, &a, &b, p, init, [] {}, [&] { consume<T, kEpilogue, kFlag>(s, p); });
+  feed_and_multiply<T, 40, 232>(s, &a, &b, p, init, [] {}, [&] { consume<T, kEpilogue, kFlag>(s, p); });
 #endif
 }
 

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   };
   const auto beside = [&] { finish<T, kEpilogue, kFlag>(s, p); };
-  run<T, 104, 200>(s, &a, &b, p, init, beside, [&] { consume<T, kEpilogue, kFlag>(s, p); });
+  feed_and_multiply<T, 104, 200>(s, &a, &b, p, init, beside, [&] { consume<T, kEpilogue, kFlag>(s, p); });
 #endif
 }
 

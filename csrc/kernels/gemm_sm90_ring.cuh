@@ -207,8 +207,8 @@ __device__ __forceinline__ void multiply(Ring<kStages>& ring, float (&acc)[128],
 // multiply. init(): one thread sets up the barriers beside the ring's; beside(): what the first warpgroup's other warps
 // do; consume(): what those do that multiply.
 template <typename T, int kFew, int kMany, typename Shared, typename Init, typename Beside, typename Consume>
-__device__ __forceinline__ void run(Shared& s, const CUtensorMap* a, const CUtensorMap* b, const Params& p, Init init,
-                                    Beside beside, Consume consume) {
+__device__ __forceinline__ void feed_and_multiply(Shared& s, const CUtensorMap* a, const CUtensorMap* b,
+                                                  const Params& p, Init init, Beside beside, Consume consume) {
   static_assert(kFew + 2 * kMany <= 3 * 168, "more registers than a block is given");
   if (threadIdx.x == 0) {
     init_ring(s.ring);

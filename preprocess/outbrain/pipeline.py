@@ -26,7 +26,7 @@ from preprocess.outbrain.flavours import FLAVOURS
 from preprocess.stages import Stage, Stages, Watched
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
-from widedeep.shards import DATA_SET, ShardWriter
+from widedeep.shards import DATA_SET_OUTPUT, ShardWriter
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def run(config: OutbrainConfig) -> dict[str, Any]:
     present = [path for path in files.values() if path is not None]
     reads = present if config.stats is None else [*present, Path(config.stats)]
     with (
-        resume.directory(Path(config.out), DATA_SET, _key(config, present), reads) as journal,
+        resume.directory(Path(config.out), DATA_SET_OUTPUT, _key(config, present), reads) as journal,
         make(config.engine, config.workers, journal.work, scheduler=config.scheduler, device=config.device) as engine,
     ):
         engine.check_sees([*present, journal.work])

@@ -7,7 +7,6 @@ restarted (what it lists may not have reached the disk) is ignored, and its dire
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -18,7 +17,6 @@ from typing import Any
 
 from preprocess.engine import WorkerLost
 from widedeep import atomic
-from widedeep.errors import InputError
 
 log = logging.getLogger(__name__)
 _JOURNAL, _BOOT = "journal.json", Path("/proc/sys/kernel/random/boot_id")
@@ -76,7 +74,7 @@ def directory(
     with atomic.write_errors(target):
         part.mkdir(parents=True, exist_ok=True)
         with open(part / "lock", "w") as lock:
-            _lock(lock, target)
+            atomic.lock(lock, target)
             _restore(part, target)
             try:
                 journal = Journal(part, {"boot": _boot(), **key})
@@ -95,13 +93,6 @@ def directory(
 def state(paths: Iterable[Path]) -> dict[str, list[int]]:
     """Size and time of change of each file, by absolute path."""
     return {os.path.abspath(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
-
-
-def _lock(lock: Any, target: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"cannot write {target}: another run is writing it") from error
 
 
 def _restore(part: Path, target: Path) -> None:

@@ -38,8 +38,9 @@ def infer_spec(
     Numbers of more than 16 distinct values become numeric features (with log where they are far from symmetric) and,
     in buckets, categorical ones; words such as NA or ? among them are taken as no value. Texts, other numbers, and
     integers whose name says id, become categorical: by vocabulary, or hashed when there are very many. Lists and texts
-    with `|` or `;` become multi-hot. Columns that hold one value, texts that hardly repeat, integers that never do,
-    and columns that cannot be read, are left out. Without a `label` the column is taken whose name is one of `LABELS`.
+    with `|` or `;` become multi-hot. Columns that hold one value, texts and ids that hardly repeat, the number of the
+    row, and columns that cannot be read, are left out. Without a `label` the column is taken whose name is one of
+    `LABELS`.
     delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header.
 
     Returns:
@@ -165,8 +166,6 @@ def _unfit(name: str, column: Seen) -> str | None:
         return None
     if column.numbers_the_rows:
         return "numbers the rows"
-    if column.are_distinct_integers:
-        return "its values do not repeat"
     if not _is_numeric(name, column) and distinct > 0.9 * (column.rows - column.nulls):
         return f"its values hardly repeat ({distinct} in {column.rows} rows)"
     return None

@@ -24,7 +24,7 @@ from preprocess.tabular.transforms import Vocabulary
 from widedeep import atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS
-from widedeep.shards import DATA_SET, ShardWriter
+from widedeep.shards import DATA_SET_OUTPUT, ShardWriter
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def run(config: TabularConfig) -> dict[str, Any]:
     sources = [*spec.sources.get("train", ()), *spec.sources.get("test", ())]
     reads = [config.spec, *config.inputs, *config.test, *sources, *([config.stats] if config.stats else [])]
     with (
-        atomic.directory(Path(config.out), DATA_SET, reads) as out,
+        atomic.directory(Path(config.out), DATA_SET_OUTPUT, reads) as out,
         engine.make(config.engine, config.workers, out, scheduler=config.scheduler) as pool,
     ):
         pool.check_sees([out])
@@ -174,7 +174,8 @@ class _Run:
         """Raise InputError if no train row is positive although the spec says which values are: they are misspelt."""
         label = next(f for f in self.spec.features if f.kind == "label")
         train = self.counts["train"]
-        if label.encoder.positive is None or train["positive"] or not train["rows"]:
+        given_before = self.config.stats is not None  # rows to be scored need no true labels
+        if label.encoder.positive is None or train["positive"] or not train["rows"] or given_before:
             return
         chunk, is_test = next(pair for pair in self.divided() if not pair[1].all())
         column = chunk.columns[label.columns[0]]
@@ -224,7 +225,8 @@ class _Run:
                 log.warning("%s: %d elements beyond max_hotness were left out", name, cut)
         for name, known in self.known.items():
             (hits, values), (train_hits, train_values) = known["test"], known["train"]
-            expected = values * train_hits / train_values if train_values else values
+            learned = self.config.stats is None and train_values  # else train rows are as strange as test rows
+            expected = values * train_hits / train_values if learned else values
             if expected >= EXPECTED and hits < STRANGE * expected:
                 told = "%s: %d of %d test values occur among those learned from train rows; is the spelling the same?"
                 log.warning(told, name, hits, values)

@@ -86,11 +86,7 @@ class Seen:
     @property
     def numbers_the_rows(self) -> bool:
         """Whether the values are consecutive integers, each there once."""
-        return self.are_distinct_integers and self.numbers == self.rows == self.high - self.low + 1
-
-    @property
-    def are_distinct_integers(self) -> bool:
-        return self.are_whole and 0 < self.numbers == self.number_rows
+        return self.are_whole and 0 < self.numbers == self.rows == self.high - self.low + 1
 
     @property
     def are_int64(self) -> bool:

@@ -18,7 +18,7 @@ from preprocess.tfrecord import records
 from widedeep import atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS, FeatureSpec
-from widedeep.shards import DATA_SET, ShardWriter
+from widedeep.shards import DATA_SET_OUTPUT, ShardWriter
 
 FOLDERS = {"train": "train", "test": "eval"}
 
@@ -62,7 +62,7 @@ def run(config: TFRecordConfig) -> dict[str, Any]:
     left_out: set[str] = set()
     stages = Stages()
     with (
-        atomic.directory(Path(config.out), DATA_SET, chain.from_iterable(files.values())) as out,
+        atomic.directory(Path(config.out), DATA_SET_OUTPUT, chain.from_iterable(files.values())) as out,
         make(config.engine, config.workers, out, scheduler=config.scheduler) as engine,
     ):
         engine.check_sees([out, *chain.from_iterable(files.values())])

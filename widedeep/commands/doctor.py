@@ -2,7 +2,7 @@
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--json", type=bool, nargs="?", const=True, default=False, help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args) -> int:

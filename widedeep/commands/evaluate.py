@@ -11,7 +11,7 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--num_auc_thresholds", type=int, default=200, help="thresholds of auc_val")
     parser.add_argument("--out", type=str | None, default=None, help="also write this JSON file, with calibration bins")
-    parser.add_argument("--json", type=bool, nargs="?", const=True, default=False, help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args) -> int:

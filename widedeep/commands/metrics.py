@@ -7,7 +7,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--score", type=str, default="prob", help="column of the probability of a click")
     parser.add_argument("--group", type=str | None, default=None, help="column of what is ranked together")
     parser.add_argument("--k", type=int, default=12, help="ranks that count in MAP")
-    parser.add_argument("--json", type=bool, nargs="?", const=True, default=False, help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args) -> int:
