@@ -70,6 +70,7 @@ ARROWS = {
     "widedeep/model.py": ("widedeep.step", "widedeep.train", "widedeep.data", "preprocess"),
     "widedeep/optim.py": ("widedeep.step", "widedeep.train", "preprocess"),
     "widedeep/metrics.py": ("widedeep.step", "widedeep.train", "preprocess"),
+    "widedeep/steps": ("widedeep.step", "widedeep.train", "widedeep.run", "widedeep.cli", "preprocess"),
     "widedeep/step.py": ("widedeep.train", "widedeep.cli", "preprocess"),
     "widedeep/train.py": ("widedeep.cli", "preprocess"),
     "widedeep/data.py": ("widedeep.step", "widedeep.train", "widedeep.model", "preprocess"),

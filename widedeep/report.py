@@ -1,31 +1,12 @@
 """One HTML page of a run, from the files of its results directory; what is missing there is named on the page."""
 
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from widedeep import report_html, report_plots
-from widedeep.errors import InputError
-from widedeep.logs import METRICS_FILE
 from widedeep.outputs import write_bytes, write_text
+from widedeep.report_files import read
 
 PLOTS = "plots"
-DLLL = "DLLL "
-
-
-@dataclass
-class RunFiles:
-    """What was found in a results directory. Records are in the order of steps, one for each step."""
-
-    name: str
-    training: list[dict[str, Any]] = field(default_factory=list)  # {"step", "seconds", "loss", ...}
-    validation: list[dict[str, Any]] = field(default_factory=list)  # {"step", "epoch", "seconds", "loss_val", ...}
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
 
 
 def run(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -45,85 +26,3 @@ def run(run_dir: str | Path, out: str | Path | None = None) -> Path:
         write_bytes(out.parent / PLOTS / f"{name}.png", png)
     write_text(out, report_html.page(files, plots))
     return out
-
-
-def read(directory: Path) -> RunFiles:
-    """Read what there is of metrics.jsonl (or the log), evaluation, baselines, data_summary and args, all .json.
-
-    Raises:
-        InputError: there are neither logs nor an evaluation, or a file is damaged.
-    """
-    files = RunFiles(name=directory.resolve().name)
-    files.arguments = _read_object(directory / "args.json", files.missing)
-    records = _read_records(directory, files)
-    of_training = [record for record in records if len(record["step"]) == 2]  # step, of how many
-    files.training = _by_step(of_training, "loss")
-    epochs = _by_step(_with_epochs(of_training, files.arguments.get("num_epochs")), "loss_val")
-    files.validation = epochs or _by_step(records, "loss_val")  # of evaluations alone
-    files.evaluation = _read_object(directory / "evaluation.json", files.missing)
-    files.data = _read_object(directory / "data_summary.json", files.missing)
-    files.baselines = _read_object(directory / "baselines.json", [])
-    if not records and not files.evaluation:
-        raise InputError(f"{directory}: expected a run's results, {METRICS_FILE} or evaluation.json, and found neither")
-    return files
-
-
-def _read_object(path: Path, missing: list[str]) -> dict[str, Any]:
-    """A JSON object; {} for a file that is not there, whose name goes to `missing`."""
-    if not path.is_file():
-        missing.append(path.name)
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _read_records(directory: Path, files: RunFiles) -> list[dict[str, Any]]:
-    """Records with a step, as metrics.jsonl has them; from the DLLL log where that file is not there."""
-    table, log = directory / METRICS_FILE, directory / str(files.arguments.get("log_filename", "log.json"))
-    if table.is_file():
-        lines = [_parse(line) for line in table.read_text(encoding="utf-8").splitlines()]
-    elif log.is_file():
-        objects = (_parse(line.removeprefix(DLLL)) for line in log.read_text(encoding="utf-8").splitlines())
-        lines = [_flat(record) for record in objects if record and record.get("type") == "LOG"]
-    else:
-        files.missing.append(f"{METRICS_FILE} and {log.name}")
-        return []
-    return [line for line in lines if line and isinstance(line.get("step"), list) and line["step"]]
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    """None for the torn line of a killed run."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    data = record.get("data")
-    seconds = float(record.get("elapsedtime", 0))
-    return {"step": record.get("step"), "seconds": seconds} | (data if isinstance(data, dict) else {})
-
-
-def _with_epochs(records: list[dict[str, Any]], epochs: Any) -> list[dict[str, Any]]:
-    """Records with `epoch`, by step, steps and epochs of the run: a resumed run's log may begin in the middle."""
-
-    def numbered(record: dict[str, Any]) -> dict[str, Any]:
-        step, *total = record["step"]
-        return record | {"epoch": round(step * epochs / total[0])} if epochs and total and total[0] else record
-
-    return [numbered(record) for record in records]
-
-
-def _by_step(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Records that have `name`, in the order of steps; of a step that a resumed run repeated, the later record."""
-    found = {
-        record["step"][0]: record | {"step": record["step"][0]} for record in records if record.get(name) is not None
-    }
-    return [found[step] for step in sorted(found)]

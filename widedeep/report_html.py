@@ -4,13 +4,11 @@ import base64
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from widedeep import __version__
 from widedeep.html_page import document, number, percent, section, table
-
-if TYPE_CHECKING:
-    from widedeep.report import RunFiles
+from widedeep.report_files import RunFiles
 
 METRICS = {
     "map": ("MAP@12", "mean average precision of the clicked ad inside its display"),
@@ -32,7 +30,7 @@ CAPTIONS = {
 }
 
 
-def page(files: "RunFiles", plots: dict[str, bytes]) -> str:
+def page(files: RunFiles, plots: dict[str, bytes]) -> str:
     """The whole page. plots: PNG bytes by the names of `report_plots.draw`."""
     parts = [_header(files), _tiles(files.evaluation), _notice(files.missing)]
     if plots:
@@ -42,7 +40,7 @@ def page(files: "RunFiles", plots: dict[str, bytes]) -> str:
     return document(f"{files.name} - Wide & Deep run", parts)
 
 
-def _header(files: "RunFiles") -> str:
+def _header(files: RunFiles) -> str:
     records = sorted(files.training + files.validation, key=lambda record: record["step"])
     facts = []
     if files.validation:
@@ -81,7 +79,7 @@ def _figure(name: str, png: bytes) -> str:
     )
 
 
-def _metrics(files: "RunFiles") -> str:
+def _metrics(files: RunFiles) -> str:
     """The model's final metrics beside those of the baselines."""
     columns = {"model": files.evaluation} | files.baselines
     columns = {name: values for name, values in columns.items() if isinstance(values, dict) and values}

@@ -21,8 +21,8 @@ from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
-from widedeep.step import PRECISIONS, Step, StepConfig
 from widedeep.steps import limits
+from widedeep.steps.base import PRECISIONS, Step, StepConfig
 from widedeep.steps.buffers import Activations, share_memory
 from widedeep.steps.graphs import make_graphs, own_stream
 from widedeep.steps.layers import Layers

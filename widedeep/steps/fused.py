@@ -16,7 +16,7 @@ from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
-from widedeep.step import PRECISIONS, Step, StepConfig
+from widedeep.steps.base import PRECISIONS, Step, StepConfig
 from widedeep.steps.buffers import Activations, DenseGradients
 from widedeep.steps.exchange import gather_tables
 from widedeep.steps.rows import row_gradients, spread_rows

@@ -10,7 +10,7 @@ from widedeep import reference
 from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.model import WideDeep
-from widedeep.step import PRECISIONS, Step, StepConfig
+from widedeep.steps.base import PRECISIONS, Step, StepConfig
 from widedeep.steps.exchange import gather_rows, sum_dense_
 
 # The original's dynamic loss scale for float16.

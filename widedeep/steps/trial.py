@@ -11,7 +11,7 @@ from torch import Tensor
 from widedeep import ops
 from widedeep.errors import RunError
 from widedeep.ops import linear_sm90
-from widedeep.step import PRECISIONS
+from widedeep.steps.base import PRECISIONS
 from widedeep.steps.layers import Layers, Sm90Layers
 from widedeep.steps.padded import PaddedWeights
 from widedeep.steps.timing import in_turn
