@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 
 from preprocess.outbrain import OutbrainConfig, run
-from preprocess.outbrain.clicks import AdCounts
+from preprocess.outbrain.columns import AdCounts, Promoted
 from preprocess.outbrain.lookup import Lookup
 from preprocess.outbrain.spark import SparkStatistics, double_log_idf
-from preprocess.outbrain.tables import Promoted
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardSet

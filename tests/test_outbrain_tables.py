@@ -11,7 +11,7 @@ from outbrain_oracle import features, similarity
 
 from preprocess.outbrain import OutbrainConfig, clicks, run, tables
 from preprocess.outbrain import similarity as similarity_module
-from preprocess.outbrain.clicks import AdCounts
+from preprocess.outbrain.columns import AdCounts, count_ads
 from preprocess.outbrain.lookup import Lookup, first_duplicate, with_null
 from preprocess.outbrain.nvtabular import NvtabularStatistics, _median, _scale
 from preprocess.outbrain.similarity import Attributes
@@ -138,9 +138,9 @@ def test_ad_counts_merge_to_the_counts_of_all_rows(largest):
     ids = np.unique(rng.integers(0, largest + 1, 40)).astype(np.int32)
     ad, train = rng.choice(ids, 1000), rng.random(1000) < 0.7
     clicked = rng.integers(0, 2, 1000).astype(np.uint8)
-    whole = clicks.count_ads(ad, train, clicked)
+    whole = count_ads(ad, train, clicked)
     cuts = [slice(0, 1), slice(1, 1), slice(1, 700), slice(700, 1000)]
-    merged = AdCounts.merge(clicks.count_ads(ad[c], train[c], clicked[c]) for c in cuts)
+    merged = AdCounts.merge(count_ads(ad[c], train[c], clicked[c]) for c in cuts)
     for name in ("ad", "rows", "train_rows", "train_clicks"):
         np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name))
     chosen = ad == whole.ad[7]
@@ -156,7 +156,7 @@ def test_scans_merge_whatever_waits(monkeypatch):
     scans = []
     for _ in range(9):
         ad, train = rng.integers(0, 300, 200).astype(np.int32), rng.random(200) < 0.7
-        counts = clicks.count_ads(ad, train, rng.integers(0, 2, 200))
+        counts = count_ads(ad, train, rng.integers(0, 2, 200))
         parts = {split: [] for split in clicks.SPLITS}
         scans.append(clicks.Scan(counts, rng.integers(0, 9, (2, 3652)), {"train": 3, "test": 4}, parts))
     want = AdCounts.merge(scan.ads for scan in scans)

@@ -7,10 +7,10 @@ import numpy as np
 
 from preprocess.csv_io import NULL_INT
 from preprocess.outbrain import layout
+from preprocess.outbrain.columns import Promoted
 from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.lookup import Lookup, with_null
 from preprocess.outbrain.statistics import Statistics
-from preprocess.outbrain.tables import Promoted
 
 CATEGORICAL = ("ad_id", "document_id_promo", "campaign_id", "advertiser_id", "source_id_promo", "publisher_id_promo")
 NUMERIC = tuple(f"{key}_ctr" for key in layout.CTR_MIN_ROWS) + tuple(f"{key}_count" for key in layout.COUNT_KEYS)

@@ -12,15 +12,14 @@ import numpy as np
 from preprocess import csv_io, kernels
 from preprocess.csv_io import NULL_TIME, Block
 from preprocess.outbrain import layout, store
+from preprocess.outbrain.columns import AdCounts, Documents, Events, Promoted, count_ads
 from preprocess.outbrain.flavour import Flavour
-from preprocess.outbrain.tables import Documents, Events, Promoted
 from preprocess.xp import arrays, take, to_host_all
 
 SPLITS = ("train", "test")
 ROW = np.dtype([("display_id", "<i4"), ("ad_id", "<i4"), ("clicked", "u1")])
 _SCAN = "scan.npz"
 _MERGE_ADS = 1 << 18
-_SLOTS_A_ROW = 4  # ads are counted in an array by id while that is no larger than this times what is counted
 MISSING_AGE = layout.MAX_AGE_DAYS + 1
 
 
@@ -33,35 +32,6 @@ class Task:
     work: Path
     flavour: Flavour
     device: str
-
-
-@dataclass(frozen=True)
-class AdCounts:
-    """ad [n] int32 ascending and distinct; rows, train_rows, train_clicks [n] int64."""
-
-    ad: np.ndarray
-    rows: np.ndarray
-    train_rows: np.ndarray
-    train_clicks: np.ndarray
-
-    @classmethod
-    def merge(cls, parts: Iterable["AdCounts"]) -> "AdCounts":
-        """Sums, independent of how rows were cut into parts."""
-        parts = list(parts)
-        names = ("rows", "train_rows", "train_clicks")
-        largest = max((int(p.ad[-1]) for p in parts if len(p.ad)), default=-1)
-        if largest <= _SLOTS_A_ROW * sum(len(p.ad) for p in parts):
-            sums = np.zeros((len(names), largest + 1), np.int64)
-            for part in parts:
-                for total, name in zip(sums, names):
-                    total[part.ad] += getattr(part, name)
-            ad = np.flatnonzero(sums[0]).astype(np.int32)
-            return cls(ad, *sums[:, ad])
-        ad, at = np.unique(np.concatenate([p.ad for p in parts]), return_inverse=True)
-        sums = np.zeros((len(names), len(ad)), np.int64)
-        for total, name in zip(sums, names):
-            np.add.at(total, at, np.concatenate([getattr(p, name) for p in parts]))
-        return cls(ad, *sums)
 
 
 @dataclass(frozen=True)
@@ -179,23 +149,6 @@ def _histogram(age: Any, chosen: Any, xp: ModuleType) -> Any:
     if xp is not np:
         return kernels.count(age, chosen, MISSING_AGE + 1, xp)
     return np.bincount(age if chosen is None else age[chosen], minlength=MISSING_AGE + 1)
-
-
-def count_ads(ad: np.ndarray, train: np.ndarray, clicked: np.ndarray) -> AdCounts:
-    """[n] int32 ids, [n] bool, [n] 0/1 -> counts by ad."""
-    largest = int(ad.max()) if len(ad) else 0
-    if largest <= _SLOTS_A_ROW * len(ad):
-        ids, at = None, ad
-    else:
-        ids, at = np.unique(ad, return_inverse=True)
-    # One pass counts all three: rows of the test side, rows of train without a click, and with one.
-    kind = at.astype(np.int64) * 3 + train * (np.int64(1) + clicked)
-    counts = np.bincount(kind, minlength=3 * (int(at.max()) + 1 if len(ad) else 0)).reshape(-1, 3)
-    rows = counts.sum(axis=1)
-    if ids is None:
-        ids = np.nonzero(rows)[0].astype(ad.dtype)
-        counts, rows = counts[ids], rows[ids]
-    return AdCounts(ids, rows, counts[:, 1] + counts[:, 2], counts[:, 2])
 
 
 def sort_by_display(scan: Scan, split: str, work: Path) -> None:

@@ -6,15 +6,13 @@ Features bear the names of the Oct-2022 release throughout; `Flavour.names` has 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from preprocess.csv_io import Strings
-
-if TYPE_CHECKING:  # these modules take a flavour, so they import this one
-    from preprocess.outbrain.statistics import Statistics
-    from preprocess.outbrain.tables import Documents, Geo
+from preprocess.outbrain.columns import Documents, Geo
+from preprocess.outbrain.statistics import Statistics
 
 
 class Flavour(ABC):
@@ -29,7 +27,7 @@ class Flavour(ABC):
     """
 
     name: str
-    statistics: "type[Statistics]"
+    statistics: type[Statistics]
     names: Mapping[str, str] = {}
     spec: str
     multihot_spec: str | None = None
@@ -41,8 +39,8 @@ class Flavour(ABC):
 
     @abstractmethod
     def geo(
-        self, places: Strings, given: "Statistics | None", buckets: Mapping[str, int]
-    ) -> "tuple[Geo, dict[str, dict[str, int]]]":
+        self, places: Strings, given: Statistics | None, buckets: Mapping[str, int]
+    ) -> tuple[Geo, dict[str, dict[str, int]]]:
         """The ids of each distinct geo_location, and what the statistics must know of the places.
 
         places: geo_location by event; given: statistics to apply instead.
@@ -53,7 +51,7 @@ class Flavour(ABC):
         """Settles what documents lack, in place. table: `layout.META`, with the nulls of `csv_io`."""
 
     @abstractmethod
-    def idf(self, documents: "Documents") -> Callable[[np.ndarray, int], np.ndarray]:
+    def idf(self, documents: Documents) -> Callable[[np.ndarray, int], np.ndarray]:
         """The weight of attributes: (documents that have each [A] int64, largest document id + 1) -> [A] float64."""
 
     @abstractmethod

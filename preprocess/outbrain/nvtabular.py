@@ -10,12 +10,12 @@ import numpy as np
 from preprocess import hashing
 from preprocess.csv_io import NULL_INT, Strings
 from preprocess.outbrain import layout
-from preprocess.outbrain.clicks import MISSING_AGE, AdCounts
+from preprocess.outbrain.clicks import MISSING_AGE
+from preprocess.outbrain.columns import AdCounts, Documents, Geo, Promoted
 from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.lookup import fresh_publishers, with_null
 from preprocess.outbrain.similarity import natural_idf
 from preprocess.outbrain.statistics import KeyCounts, Statistics
-from preprocess.outbrain.tables import Documents, Geo, Promoted
 
 
 @dataclass(frozen=True)

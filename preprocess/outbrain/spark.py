@@ -14,11 +14,11 @@ import numpy as np
 from preprocess import hashing
 from preprocess.csv_io import NULL_INT, NULL_TIME, Strings
 from preprocess.outbrain import layout
-from preprocess.outbrain.clicks import MISSING_AGE, AdCounts
+from preprocess.outbrain.clicks import MISSING_AGE
+from preprocess.outbrain.columns import AdCounts, Documents, Geo, Promoted
 from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.lookup import fresh_publishers, with_null
 from preprocess.outbrain.statistics import KeyCounts, Statistics
-from preprocess.outbrain.tables import Documents, Geo, Promoted
 
 REGULARISATION = 0  # rows added to those of a key, in the denominator of its click rate
 MIN_EVENTS = 10  # a place of fewer events has no number

@@ -10,9 +10,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from preprocess.outbrain import layout
-from preprocess.outbrain.clicks import AdCounts
+from preprocess.outbrain.columns import AdCounts, Promoted
 from preprocess.outbrain.lookup import Lookup, with_null
-from preprocess.outbrain.tables import Promoted
 from widedeep.errors import InputError
 
 VERSION = 1

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from preprocess import csv_io, hashing
 from preprocess.csv_io import NULL_INT, NULL_TIME, Column, Strings
 from preprocess.engine import Engine
 from preprocess.outbrain import layout
+from preprocess.outbrain.columns import Documents, Events, Geo, Promoted
 from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.lists import Lists
 from preprocess.outbrain.lookup import Lookup, first_duplicate, with_null
@@ -20,59 +20,6 @@ from preprocess.outbrain.similarity import Attributes
 from widedeep.errors import InputError
 
 _SLICE = 1 << 18  # rows
-
-
-@dataclass(frozen=True)
-class Events:
-    """Displays: page, time, device, place. All columns [rows + 1], the last element null.
-
-    Args:
-        document: int32, -1 = null.    timestamp: int64 ms since the origin, -1 = null.
-        platform: uint8, 0 to 3, null counted as 0.    geo: int32 row of `Geo`, -1 = null.
-        train: bool, whether the rows of the display are for training.
-    """
-
-    lookup: Lookup
-    document: Any
-    timestamp: Any
-    platform: Any
-    geo: Any
-    train: Any
-
-
-@dataclass(frozen=True)
-class Geo:
-    """Buckets of each distinct geo_location, its country and its state: [values + 1] int32, -1 = null."""
-
-    geo_location: Any
-    geo_location_country: Any
-    geo_location_state: Any
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Pages: [rows + 1]. source, publisher: int32 raw, -1 = null; *_bucket: int32, -1 = null; published: int64 ms."""
-
-    lookup: Lookup
-    source: Any
-    publisher: Any
-    source_bucket: Any
-    publisher_bucket: Any
-    published: Any
-
-
-@dataclass(frozen=True)
-class Promoted:
-    """Ads of promoted_content.csv with their page's columns: [rows + 1] int32, -1 = null; published int64 ms."""
-
-    lookup: Lookup
-    ad_id: Any
-    document_id_promo: Any
-    campaign_id: Any
-    advertiser_id: Any
-    source_id_promo: Any
-    publisher_id_promo: Any
-    published: Any
 
 
 def read_table(path: Path, columns: Sequence[Column], engine: Engine, block_bytes: int) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import numpy as np
 from preprocess import kernels
 from preprocess.outbrain import ads, layout, store
 from preprocess.outbrain.clicks import Scan, age_in_days
+from preprocess.outbrain.columns import Documents, Events, Geo
 from preprocess.outbrain.flavour import Flavour
 from preprocess.outbrain.lists import Lists
 from preprocess.outbrain.similarity import Attributes
 from preprocess.outbrain.statistics import Statistics
-from preprocess.outbrain.tables import Documents, Events, Geo
 from preprocess.xp import arrays, take, to_host_all
 
 
