@@ -16,44 +16,26 @@ from typing import Any
 import yaml
 
 from widedeep.errors import InputError
+from widedeep.feature_spec_parse import parse
+from widedeep.features import (
+    MAPPINGS,
+    CategoricalFeature,
+    NumericFeature,
+    SourceChunk,
+    default_dim,
+)
 
-MAPPINGS = ("train", "test")
-CHUNK_TYPES = ("csv", "parquet", "shards")
-COMBINERS = ("sum", "mean")
-MAX_CARDINALITY = 2**31 - 1
+__all__ = [
+    "MAPPINGS",
+    "CategoricalFeature",
+    "DeepColumn",
+    "FeatureSpec",
+    "NumericFeature",
+    "SourceChunk",
+    "default_dim",
+]
+
 PAD_TO = 64
-
-
-@dataclass(frozen=True)
-class CategoricalFeature:
-    """A feature with one table: `hotness` ids a row, each in [0, cardinality), or -1 where a list is shorter."""
-
-    name: str
-    cardinality: int
-    dim: int
-    hotness: int = 1
-    combiner: str = "sum"
-    transform: Any = None
-    multi_hot: bool = False
-    dtype: str | None = None
-
-
-@dataclass(frozen=True)
-class NumericFeature:
-    """One float column."""
-
-    name: str
-    transform: Any = None
-    dtype: str | None = None
-
-
-@dataclass(frozen=True)
-class SourceChunk:
-    """Files that hold some columns of every row of a mapping; `files` are relative to the spec's directory."""
-
-    type: str
-    features: tuple[str, ...]
-    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,13 +49,6 @@ class DeepColumn:
 
     def __iter__(self):
         return iter((self.name, self.kind, self.offset, self.width))
-
-
-def default_dim(cardinality: int) -> int:
-    """Dim of a feature that states none: 16 below 32 rows, 64 below 50,000, else 128 (the original's on Outbrain)."""
-    if cardinality < 32:
-        return 16
-    return 64 if cardinality < 50_000 else 128
 
 
 @dataclass(frozen=True)
@@ -141,9 +116,7 @@ class FeatureSpec:
         combiner: str | None = None,
     ) -> "FeatureSpec":
         """Checks `d` (the parsed YAML) and builds the spec; `where` names it in errors, and is its file if a Path."""
-        from widedeep.feature_spec_parse import parse  # which imports this module
-
-        return parse(d, where, embedding_sizes, combiner)
+        return cls(**parse(d, where, embedding_sizes, combiner))
 
     @classmethod
     def outbrain(cls, name: str = "outbrain") -> "FeatureSpec":

@@ -1,4 +1,4 @@
-"""Checks a parsed feature spec field by field and builds the `FeatureSpec`; every rule has its own sentence."""
+"""Checks a parsed feature spec field by field; every rule has its own sentence."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from widedeep.errors import InputError
-from widedeep.feature_spec import (
+from widedeep.features import (
     CHUNK_TYPES,
     COMBINERS,
     MAPPINGS,
     MAX_CARDINALITY,
     CategoricalFeature,
-    FeatureSpec,
     NumericFeature,
     SourceChunk,
     default_dim,
@@ -28,8 +27,8 @@ NUMERIC_DTYPES = ("float32", "float64")
 
 def parse(
     d: Any, where: str | Path, embedding_sizes: Mapping[str, int] | None = None, combiner: str | None = None
-) -> FeatureSpec:
-    """Builds a `FeatureSpec` of the parsed YAML `d`.
+) -> dict[str, Any]:
+    """The fields of a `FeatureSpec`, by name, of the parsed YAML `d`.
 
     Raises:
         InputError: a field breaks a rule; the sentence names `where`, the field's path, and what was expected.
@@ -80,7 +79,7 @@ class _Parser:
             self.fail(field, f"one of {', '.join(choices)}, got {value!r}")
         return value
 
-    def spec(self, d: Any) -> FeatureSpec:
+    def spec(self, d: Any) -> dict[str, Any]:
         d = self.mapping(d, "", SECTIONS)
         features = self.mapping(d.get("feature_spec"), "feature_spec")
         features = {name: self.mapping(a, f"feature_spec.{name}", ATTRIBUTES) for name, a in features.items()}
@@ -98,16 +97,16 @@ class _Parser:
         other = {name: a for name, a in features.items() if name not in inputs}
         for name, attributes in other.items():
             self.other(name, attributes)
-        return FeatureSpec(
-            categorical=categorical,
-            numeric=numeric,
-            label=channels["label"][0],
-            group=channels["map"][0] if channels["map"] else None,
-            sources=self.sources(d.get("source_spec"), features, channels),
-            metadata=self.mapping(d.get("metadata"), "metadata"),
-            other=other,
-            directory=Path(self.where).parent if isinstance(self.where, Path) else None,
-        )
+        return {
+            "categorical": categorical,
+            "numeric": numeric,
+            "label": channels["label"][0],
+            "group": channels["map"][0] if channels["map"] else None,
+            "sources": self.sources(d.get("source_spec"), features, channels),
+            "metadata": self.mapping(d.get("metadata"), "metadata"),
+            "other": other,
+            "directory": Path(self.where).parent if isinstance(self.where, Path) else None,
+        }
 
     def channels(self, value: Any, features: dict) -> dict[str, list[str]]:
         value = self.mapping(value, "channel_spec", CHANNELS)

@@ -4,8 +4,9 @@
 Left joins of clicks, events, promoted content and document tables; a split by day and display; click rates and counts
 by key, learned on train rows; tf-idf similarities of the two pages; buckets. Formulas are those of the original's GPU
 pipeline (flavour `nvtabular`) or of its CPU pipeline (`spark`). Modules, in the order of the data: `layout` (files),
-`columns` (tables and counts), `flavour` (what flavours decide; `nvtabular`, `spark`), `tables` (look-ups), `similarity`,
-`lists`, `clicks` (pass 1), `statistics`, `ads` (features of an ad), `transform` (pass 2), `pipeline`, `resume`.
+`columns` (tables and counts), `flavour` (what flavours decide; `nvtabular`, `spark`), `tables` (look-ups),
+`similarity`, `lists`, `clicks` (pass 1), `statistics`, `ads` (features of an ad), `transform` (pass 2), `pipeline`,
+`resume`.
 """
 
 from preprocess.outbrain.config import OutbrainConfig

@@ -1,0 +1,48 @@
+"""What a feature spec is made of: its features, and the files that hold them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+MAPPINGS = ("train", "test")
+CHUNK_TYPES = ("csv", "parquet", "shards")
+COMBINERS = ("sum", "mean")
+MAX_CARDINALITY = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class CategoricalFeature:
+    """A feature with one table: `hotness` ids a row, each in [0, cardinality), or -1 where a list is shorter."""
+
+    name: str
+    cardinality: int
+    dim: int
+    hotness: int = 1
+    combiner: str = "sum"
+    transform: Any = None
+    multi_hot: bool = False
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class NumericFeature:
+    """One float column."""
+
+    name: str
+    transform: Any = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceChunk:
+    """Files that hold some columns of every row of a mapping; `files` are relative to the spec's directory."""
+
+    type: str
+    features: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+def default_dim(cardinality: int) -> int:
+    """Dim of a feature that states none: 16 below 32 rows, 64 below 50,000, else 128 (the original's on Outbrain)."""
+    if cardinality < 32:
+        return 16
+    return 64 if cardinality < 50_000 else 128
