@@ -56,7 +56,7 @@ def run(data: Path, out: Path, stage: Callable, buckets: dict[str, int]) -> Path
     with stage("transform"):
         rows = clicks.join(events, "display_id", "left").join(ads, "ad_id", "left").join(meta, "document_id", "left")
         ages = [
-            age(name).fill_null(medians[side].item()).cast(pl.Float32).log1p().alias(feature)
+            age(name).fill_null(medians[side].item() or 0).cast(pl.Float32).log1p().alias(feature)
             for feature, (name, side) in zip(layout.AGES, (("published", "page"), ("published_promo", "promo")))
         ]
         hashed = [(pl.col(name).hash() % n).cast(pl.UInt32) for name, n in buckets.items() if name != "platform"]

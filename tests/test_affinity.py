@@ -1,7 +1,9 @@
 """Which cores a process gets, on machines that are described rather than at hand."""
 
+import psutil
 import pytest
 
+from widedeep import affinity
 from widedeep.affinity import choose, neighbours, node_of, parse_cores
 from widedeep.errors import InputError
 
@@ -47,3 +49,34 @@ def test_neighbours_cover_each_place_once():
 def test_node_of_takes_the_node_with_most_cores_in_common():
     assert node_of({2, 3}, [{0, 1, 2}, {3, 2, 4}]) == {2, 3, 4}
     assert node_of({2, 3}, []) == {2, 3}
+
+
+@pytest.fixture
+def two_nodes(tmp_path, monkeypatch):
+    """A machine of two NUMA nodes of two cores each; the cores that the process has been given."""
+    given = [0, 1, 2, 3]
+
+    class Process:
+        def cpu_affinity(self, cores=None):
+            given[:] = given if cores is None else cores
+            return list(given)
+
+    for node, cores in (("node0", "0-1"), ("node1", "2-3")):
+        (tmp_path / node).mkdir()
+        (tmp_path / node / "cpulist").write_text(cores)
+    monkeypatch.setattr(affinity, "NODES", tmp_path)
+    monkeypatch.setattr(affinity, "CORES", tmp_path / "none")
+    monkeypatch.setattr(psutil, "Process", Process)
+    return given
+
+
+def test_fewer_processes_than_nodes_are_left_alone(two_nodes):
+    assert "fewer processes (1) than NUMA nodes (2)" in affinity.pin("socket_unique_interleaved", 0, 1, None)
+    assert two_nodes == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("rank", "world", "want"), [(0, 2, [0, 1]), (1, 2, [2, 3]), (2, 3, [1]), (1, 3, [2, 3])])
+def test_processes_share_the_nodes(two_nodes, rank, world, want):
+    affinity.pin("socket_unique_interleaved", rank, world, None)
+    assert two_nodes == want
+    assert affinity.allowed() == set(want)

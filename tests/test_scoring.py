@@ -139,7 +139,7 @@ def test_table_for_people(tmp_path, capsys):
         ("y,p,g,p\n1,0.5,1,0.5\n", "one column 'p'; it stands there twice"),
         ("y,p,g\n1,0.5,1\n0,abc,2\n", "line 3, column 'p': expected a number, got 'abc'"),
         ("y,p,g\n1,0.5,1\n0,,2\n", "line 3, column 'p': expected a number, got no value"),
-        ("y,p,g\n1,0.5,1\n0,NaN,2\n", "line 3, column 'p': expected a number, got no value"),
+        ("y,p,g\n1,0.5,1\n0,NaN,2\n", "line 3, column 'p': expected a probability in [0, 1], got nan"),
         ("y,p,g\n1,0.5,1\n\n0,1.5,2\n", "line 4, column 'p': expected a probability in [0, 1], got 1.5"),
         ("y,p,g\n1,0.5,1\n0,-0.1,2\n", "line 3, column 'p': expected a probability in [0, 1], got -0.1"),
         ("y,p,g\n1,0.5,1\n2,0.5,2\n", "line 3, column 'y': expected a label of 0 or 1, got 2"),
@@ -171,3 +171,45 @@ def test_bad_parquet(tmp_path):
         scoring.run(path, "y", "p")
     with pytest.raises(InputError, match="--k: expected a whole number above 0"):
         scoring.run(path, "y", "p", k=0)
+
+
+def _rows(tmp_path, text):
+    path = tmp_path / "p.csv"
+    path.write_bytes(text.encode())
+    return scoring.read_predictions(path, "label", "prob", "g")
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        ["18446744073709551615", "18446744073709551614", "18446744073709551613"],
+        ["100000000000000000001", "100000000000000000002", "7"],
+        ["001", "01", "1"],
+        ["NA", "null", "nan"],
+    ],
+)
+def test_groups_of_a_csv_are_texts(tmp_path, groups):
+    text = "label,prob,g\n" + "".join(f"1,0.5,{group}\n" for group in groups)
+    assert len(set(_rows(tmp_path, text).group.tolist())) == 3
+
+
+def test_quoted_line_breaks(tmp_path):
+    row = '1,0.5,7,"some text\nmore ""text"""\n'
+    rows = _rows(tmp_path, "label,prob,g,text\n" + row * 60_000)
+    assert len(rows.prob) == 60_000
+    with pytest.raises(InputError, match="line 5, column 'prob'"):
+        _rows(tmp_path, "label,prob,g,text\n" + row + "\n" + '0,x,1,"c\nd"\n')
+
+
+def test_line_ends_of_old(tmp_path):
+    with pytest.raises(InputError, match="line 3, column 'prob': expected a probability"):
+        _rows(tmp_path, "label,prob,g\r1,0.5,1\r0,1.6,a\r")
+
+
+def test_types_of_parquet(tmp_path):
+    path = tmp_path / "p.parquet"
+    table = {"label": [1, 0], "prob": pa.array(["0.5", "0.25"], pa.string_view()), "g": [[1], [2]]}
+    pa.parquet.write_table(pa.table(table), path)
+    assert scoring.read_predictions(path, "label", "prob").prob.tolist() == [0.5, 0.25]
+    with pytest.raises(InputError, match="column 'g': expected group ids, got the type list"):
+        scoring.read_predictions(path, "label", "prob", "g")

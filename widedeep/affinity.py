@@ -37,18 +37,25 @@ def pin(mode: str, local_rank: int, local_world: int, gpu: int | None) -> str:
         return "CPU affinity: disabled"
     if not hasattr(psutil.Process, "cpu_affinity"):
         return "CPU affinity: left alone, for this system has no way to set it"
-    allowed = set(psutil.Process().cpu_affinity())
-    nodes = [node & allowed for node in numa_nodes() if node & allowed]
-    near = gpu_cores(gpu) & allowed if gpu is not None else set()
+    free = allowed()
+    nodes = [node & free for node in numa_nodes() if node & free]
+    near = gpu_cores(gpu) & free if gpu is not None else set()
     if not near and len(nodes) < 2:
         return "CPU affinity: left alone, for this machine has a single NUMA node"
+    if not near and local_world < len(nodes):  # pinned to one node each they would leave others idle
+        return f"CPU affinity: left alone, for there are fewer processes ({local_world}) than NUMA nodes ({len(nodes)})"
     places = [node_of(near, nodes)] if near else nodes
     home = places[local_rank % len(places)]
     # Neighbours are the processes that share this home; with GPUs NVML does not say who they are, so all count.
     share = (local_rank, local_world) if near else neighbours(local_rank, local_world, len(places))
-    cores = choose(mode, by_physical_core(home), *share)
-    psutil.Process().cpu_affinity(cores)
-    return f"CPU affinity: {mode}, cores {cores}"
+    mine = choose(mode, by_physical_core(home), *share)
+    psutil.Process().cpu_affinity(mine)
+    return f"CPU affinity: {mode}, cores {mine}"
+
+
+def allowed() -> set[int]:
+    """The logical cores that this process may use; empty where the system does not say."""
+    return set(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else set()
 
 
 def choose(mode: str, cores: Sequence[Sequence[int]], index: int, count: int) -> list[int]:

@@ -91,6 +91,8 @@ class Reader:
         self.shards = shards
         self.global_batch = global_batch
         self.device = torch.device(device)
+        if not -(2**63) <= seed < 2**63:
+            raise InputError(f"seed: expected 64 bits with a sign, got {seed}")
         self.seed = seed
         self.shuffle = shuffle
         self.window_rows = window_rows

@@ -60,7 +60,7 @@ def show(report: dict[str, Any]) -> None:
         widths = [max(map(len, column)) + GAP for column in zip(head, *texts, strict=True)]
         widths[0] = min(widths[0], max(console.width // 2, NAME_WIDTH))
         for part in _side_by_side(widths, console.width):
-            grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+            grid = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
             grid.add_column(head[0], overflow="fold")
             for index in part:
                 grid.add_column(head[index], justify="right", no_wrap=True)

@@ -320,9 +320,10 @@ def _json_number(value: float) -> float | None:
 
 def _print_table(quantities: list[Quantity], title: str) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("quantity")
     for heading in ("max error", "limit", "ok"):
         table.add_column(heading, justify="right")

@@ -33,7 +33,10 @@ def launch(config: TrainConfig, action: Callable[[TrainConfig, LocalComm], Any])
         torch.set_num_threads(config.mode.threads)
     comm = connect(device)
     try:
+        before = affinity.allowed()
         pinned = affinity.pin(config.mode.affinity, comm.local_rank, comm.local_world, device.index)
+        if affinity.allowed() != before and not config.mode.threads:
+            torch.set_num_threads(min(torch.get_num_threads(), len(affinity.by_physical_core(affinity.allowed()))))
         if config.mode.affinity != "disabled":
             tell(comm, pinned)
         if config.training.xla:

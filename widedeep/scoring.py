@@ -1,9 +1,9 @@
 """Metrics of a file of predictions: CSV or Parquet in, a table or one JSON object out."""
 
+import csv
 import io
 import json
 import re
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +87,7 @@ def read_predictions(path: Path, label: str, score: str, group: str | None = Non
     if not path.is_file():
         raise InputError(f"{path}: expected a CSV or Parquet file, and there is none")
     names = [name for name in dict.fromkeys((label, score, group)) if name is not None]
-    table = _read_parquet(path, names) if _is_parquet(path) else _read_csv(path, names)
+    table = _read_parquet(path, names) if _is_parquet(path) else _read_csv(path, names, {group} - {None, label, score})
     if table.num_rows == 0:
         raise InputError(f"{path}: expected rows of predictions, and there are none")
     column = {name: _Column(table[name], name, path) for name in names}
@@ -109,6 +109,8 @@ class _Column:
         kind = self.values.type
         if pa.types.is_dictionary(kind):
             self.values = self.values.cast(kind.value_type)
+        if str(self.values.type) == "string_view":
+            self.values = self.values.cast(pa.string())
         if pa.types.is_string(self.values.type) or pa.types.is_large_string(self.values.type):
             self.values = _parse(self.values, self._fail)
         kind = self.values.type
@@ -124,6 +126,8 @@ class _Column:
             self._fail(int(np.argmax(self.values.is_null().to_numpy())), "a group id", "no value")
         if pa.types.is_integer(self.values.type):
             return self.values.to_numpy().astype(np.int64)
+        if pa.types.is_nested(self.values.type):
+            raise InputError(f"{self.path}: column {self.name!r}: expected group ids, got the type {self.values.type}")
         coded = pc.dictionary_encode(self.values.combine_chunks())
         return coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
@@ -163,8 +167,9 @@ def _read_parquet(path: Path, names: list[str]) -> pa.Table:
         raise InputError(f"{path}: expected a Parquet file: {_first_line(error)}") from error
 
 
-def _read_csv(path: Path, names: list[str]) -> pa.Table:
-    from pyarrow import csv
+def _read_csv(path: Path, names: list[str], texts: set[str]) -> pa.Table:
+    """texts: columns that are not numbers, whatever they look like: long ids would be rounded."""
+    from pyarrow import csv as pa_csv
 
     try:
         with _open(path) as file:
@@ -174,10 +179,10 @@ def _read_csv(path: Path, names: list[str]) -> pa.Table:
     if not header.strip():
         raise InputError(f"{path}: expected a header line with the names of columns, and the file is empty")
     try:
-        columns = csv.read_csv(pa.py_buffer(header.rstrip(b"\r\n") + b"\n")).column_names
+        columns = pa_csv.read_csv(pa.py_buffer(header.rstrip(b"\r\n") + b"\n")).column_names
         _check_names(path, names, columns)
         try:
-            return _parse_csv(path, names, {})
+            return _parse_csv(path, names, dict.fromkeys(texts, pa.string()))
         except pa.ArrowInvalid as error:
             if "conversion error" not in str(error):
                 raise
@@ -196,10 +201,18 @@ def _read_csv(path: Path, names: list[str]) -> pa.Table:
 
 def _parse_csv(path: Path, names: list[str], types: dict[str, pa.DataType]) -> pa.Table:
     """One thread: only then does an error name its line."""
-    from pyarrow import csv
+    from pyarrow import csv as pa_csv
 
-    convert = csv.ConvertOptions(include_columns=names, column_types=types, strings_can_be_null=True)
-    return csv.read_csv(path, csv.ReadOptions(use_threads=False), convert_options=convert)
+    # Only an empty field is no value: a group may be called NA.
+    convert = pa_csv.ConvertOptions(
+        include_columns=names, column_types=types, null_values=[""], strings_can_be_null=True
+    )
+    return pa_csv.read_csv(
+        path,
+        pa_csv.ReadOptions(use_threads=False),
+        pa_csv.ParseOptions(newlines_in_values=True),
+        convert_options=convert,
+    )
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
@@ -216,10 +229,16 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _line_of_row(path: Path, row: int) -> int:
-    """Line (from 1) of a CSV file that holds data row `row` (from 0): the header and empty lines are no rows."""
-    with _open(path) as file:
-        filled = (line for line, text in enumerate(file, 1) if text.strip())
-        return next(islice(filled, row + 1, None))
+    """Line (from 1) of a CSV file where data row `row` (from 0) begins: the header and empty lines are no rows."""
+    with io.TextIOWrapper(_open(path), encoding="utf-8", errors="replace", newline="") as file:
+        reader = csv.reader(file)
+        line, rows = 1, -1
+        for record in reader:
+            rows += bool(record)
+            if rows > row:
+                break
+            line = reader.line_num + 1
+    return line
 
 
 def _check_names(path: Path, names: list[str], columns: list[str]) -> None:
