@@ -72,6 +72,7 @@ ARROWS = {
     "widedeep/metrics.py": ("widedeep.step", "widedeep.train", "preprocess"),
     "widedeep/steps": ("widedeep.step", "widedeep.train", "widedeep.run", "widedeep.cli", "preprocess"),
     "widedeep/step.py": ("widedeep.train", "widedeep.cli", "preprocess"),
+    "widedeep/resume.py": ("widedeep.train", "widedeep.journal", "widedeep.cli", "preprocess"),
     "widedeep/train.py": ("widedeep.cli", "preprocess"),
     "widedeep/data.py": ("widedeep.step", "widedeep.train", "widedeep.model", "preprocess"),
     "preprocess": ("torch", "pandas", *(f"widedeep.{name}" for name in ("ops", "model", "train", "data", "cli"))),

@@ -38,9 +38,9 @@ class Journal:
         self._writes = run.comm.rank == 0
         self._bar = None
         # Evaluations and benchmarks add to the record of the training that went before; they do not take its place.
-        begins, goes_on = progress is not None and progress.step == 0, progress is not None and progress.step > 0
         self._adds = progress is None and (self._results / METRICS_FILE).is_file()
-        if self._writes and begins:
+        done = None if progress is None else progress.step
+        if self._writes and done == 0:
             with atomic.write_errors(self._results):
                 (self._results / EVALUATION).unlink(missing_ok=True)  # of the run that is replaced
         if self._writes and not self._adds:
@@ -53,10 +53,10 @@ class Journal:
             self._results,
             config.location.log_filename,
             rank=run.comm.rank,
-            append=self._adds or goes_on,
+            append=bool(self._adds or done),
             events_dir=Path(config.location.model_dir) / "event_files" if config.mode.tensorboard else None,
-            first_event=None if progress is None else progress.step + goes_on,
-            elapsed=last_seconds(self._results / METRICS_FILE) if goes_on else 0.0,
+            first_event=done + 1 if done else done,
+            elapsed=last_seconds(self._results / METRICS_FILE) if done else 0.0,
         )
         self.log("PARAMETER", config.flat())
         for metric, unit in UNITS.items():
