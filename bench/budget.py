@@ -121,10 +121,8 @@ def layers(budget: Budget) -> None:
     mask = torch.empty(linear_sm90.mask_bytes(B, WIDTH), dtype=torch.uint8, device="cuda")
     forward_args = (x, weight, bias, P, 1, step, 0, 0)
     dgrad_args = (dz, weight_t, mask, P)
-    for name, relay in (("sm90", False), ("sm90-relay", True)):
-        outputs = {"mask": mask, "relay": relay}, {"dbias": dbias, "relay": relay}
-        add(f"layer forward, {name}", partial(linear_sm90.linear_sm90_out, *forward_args, y=y, **outputs[0]), 0.42)
-        add(f"layer dgrad, {name}", partial(linear_sm90.linear_sm90_dgrad_out, *dgrad_args, dx=dx, **outputs[1]), 0.46)
+    add("layer forward, sm90", partial(linear_sm90.linear_sm90_out, *forward_args, y=y, mask=mask), 0.42)
+    add("layer dgrad, sm90", partial(linear_sm90.linear_sm90_dgrad_out, *dgrad_args, dx=dx, dbias=dbias), 0.46)
 
 
 def head_and_updates(budget: Budget) -> None:

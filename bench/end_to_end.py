@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             data = out / "raw"
             synthetic.run(displays=args.displays, seed=args.seed, out=data, workers=args.workers)
         start = time.perf_counter()
-        prepared = preprocess(OutbrainConfig(data, out / "data", workers=args.workers))
+        prepared = preprocess(OutbrainConfig(data, out / "data", device=args.device, workers=args.workers))
         if args.embedding_dim:
             sizes = dict.fromkeys((f.name for f in FeatureSpec.outbrain().categorical), args.embedding_dim)
             write_json(out / SIZES, sizes)

@@ -324,15 +324,15 @@ def transpose_out(matrices, *, out):
     call("transpose", len(matrices), list(matrices), list(out), sizes, matrices[0].dtype)
 
 
-def linear_sm90_out(x, weight, bias, p, seed, step, layer, first_row, *, y, mask, relay=False):
+def linear_sm90_out(x, weight, bias, p, seed, step, layer, first_row, *, y, mask):
     sizes = (len(x), len(weight), x.shape[1])
     dropout = (float(p), seed, step, layer, first_row)
-    call("linear_forward_sm90", x, weight, bias, y, mask, *sizes, x.dtype, *dropout, int(relay))
+    call("linear_forward_sm90", x, weight, bias, y, mask, *sizes, x.dtype, *dropout)
 
 
-def linear_sm90_dgrad_out(dz, weight_t, mask, scale, *, dx, dbias, found_inf=None, relay=False):
+def linear_sm90_dgrad_out(dz, weight_t, mask, scale, *, dx, dbias, found_inf=None):
     sizes = (len(dz), len(weight_t), dz.shape[1])
-    call("linear_dgrad_sm90", dz, weight_t, mask, float(scale), dx, dbias, found_inf, *sizes, dz.dtype, int(relay))
+    call("linear_dgrad_sm90", dz, weight_t, mask, float(scale), dx, dbias, found_inf, *sizes, dz.dtype)
 
 
 def mask_bytes(M: int, N: int) -> int:

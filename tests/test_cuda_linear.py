@@ -18,8 +18,7 @@ ODD = [(1, 1, 1), (67, 13, 33), (130, 989, 1024)]
 # Of the result's size: roundings of the stored result and of the library's half-typed product, and of the sums.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.8e-2, torch.float16: 2.5e-3}
 TF32 = 2.5e-3  # what the Hopper products make of float32
-ROUTES = ["cublaslt", "sm90", "sm90-relay"]
-KINDS = pytest.mark.parametrize("relay", [False, True], ids=["own", "relay"])
+ROUTES = ["cublaslt", "sm90"]
 
 
 def close(got, want, tolerance):
@@ -54,14 +53,13 @@ def cases():
 @pytest.mark.parametrize(("route", "B", "I", "O", "dtype"), list(cases()))
 def test_forward_and_gradients_match_reference(route, B, I, O, dtype, p):
     needs(route)
-    ours = {"relay": route == "sm90-relay"}
     tolerance = TF32 if route != "cublaslt" and dtype == torch.float32 else TOLERANCE[dtype]
     x, weight, bias = layer(B, I, O, dtype)
     args = (p, -5, step(), 4, 2**32 - 3)  # rows wrap around 2^32
     y, mask = poisoned(B, O, device=DEVICE, dtype=dtype), None
     if route != "cublaslt":
         mask = torch.full((linear_sm90.mask_bytes(B, O),), 0xA5, dtype=torch.uint8, device=DEVICE)
-        linear_sm90.linear_sm90_out(x, weight, bias, *args, y=y, mask=mask, **ours)
+        linear_sm90.linear_sm90_out(x, weight, bias, *args, y=y, mask=mask)
     else:
         bits = torch.full((B, bit_row_bytes(O)), 0xA5, dtype=torch.uint8, device=DEVICE)
         ops.linear_relu_dropout_out(x, weight, bias, *args, y=y, bits=bits)
@@ -75,7 +73,7 @@ def test_forward_and_gradients_match_reference(route, B, I, O, dtype, p):
     upper, dz = normal(24, O, device=DEVICE, dtype=dtype, key="upper"), normal(B, 24, device=DEVICE, dtype=dtype)
     dx, dbias = poisoned(B, O, device=DEVICE, dtype=dtype), poisoned(O, device=DEVICE)
     if route != "cublaslt":
-        linear_sm90.linear_sm90_dgrad_out(dz, upper.t().contiguous(), mask, p, dx=dx, dbias=dbias, **ours)
+        linear_sm90.linear_sm90_dgrad_out(dz, upper.t().contiguous(), mask, p, dx=dx, dbias=dbias)
     else:
         ops.linear_dgrad_out(dz, upper, y, p, dx=dx, dbias=dbias)
         through_bits = torch.empty_like(dx), torch.empty_like(dbias)
@@ -98,8 +96,7 @@ def test_plain_gradient_without_mask_or_sums(route):
     dz, weight = normal(515, 136, device=DEVICE, dtype=torch.float16), normal(136, 72, device=DEVICE, dtype=torch.half)
     dx = poisoned(515, 72, device=DEVICE, dtype=torch.float16)
     if route != "cublaslt":
-        relay = route == "sm90-relay"
-        linear_sm90.linear_sm90_dgrad_out(dz, weight.t().contiguous(), None, 0.0, dx=dx, dbias=None, relay=relay)
+        linear_sm90.linear_sm90_dgrad_out(dz, weight.t().contiguous(), None, 0.0, dx=dx, dbias=None)
     else:
         ops.linear_dgrad_out(dz, weight, None, 0.0, dx=dx, dbias=None)
     close(dx, dz.double() @ weight.double(), TOLERANCE[torch.float16])
@@ -107,15 +104,14 @@ def test_plain_gradient_without_mask_or_sums(route):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("at", [None, (0, 0), (4098, 1023), (2500, 77)])
-@KINDS
-def test_hopper_gradient_says_whether_it_is_finite(dtype, at, relay):
+def test_hopper_gradient_says_whether_it_is_finite(dtype, at):
     needs("sm90")
     dz, weight_t = normal(4099, 136, device=DEVICE, dtype=dtype), normal(1024, 136, device=DEVICE, dtype=dtype)
     if at:
         dz[at[0]], weight_t[at[1]] = 3e4, 1.0
         dz[at[0]] *= 1 if dtype == torch.float16 else 1e34
     dx, found = torch.empty(4099, 1024, device=DEVICE, dtype=dtype), torch.zeros(1, device=DEVICE)
-    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx, dbias=None, found_inf=found, relay=relay)
+    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx, dbias=None, found_inf=found)
     assert bool(found) == (not dx.isfinite().all()) == bool(at)
 
 
@@ -130,7 +126,7 @@ def test_masks_are_those_of_the_counter(route, p):
     args = (p, 77, step(12), 3, 1000)
     bias = torch.ones(O, device=DEVICE).half()
     if route != "cublaslt":
-        linear_sm90.linear_sm90_out(x, weight, bias, *args, y=y, mask=None, relay=route == "sm90-relay")
+        linear_sm90.linear_sm90_out(x, weight, bias, *args, y=y, mask=None)
     else:
         ops.linear_relu_dropout_out(x, weight, bias, *args, y=y)
     keep = reference.dropout_mask(B, O, *args[:1], 77, 12, 3, 1000)
@@ -140,14 +136,12 @@ def test_masks_are_those_of_the_counter(route, p):
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(("B", "I", "O"), [(1, 64, 128), (777, 320, 200), (20000, 1024, 1024)])
-@KINDS
-def test_the_two_routes_agree(B, I, O, dtype, relay):
+def test_the_two_routes_agree(B, I, O, dtype):
     needs("sm90")
-    assert disagreement(B, I, O, dtype, 0.1, torch.device(DEVICE), relay) is None
+    assert disagreement(B, I, O, dtype, 0.1, torch.device(DEVICE)) is None
 
 
-@KINDS
-def test_hopper_products_repeat_their_bits(relay):
+def test_hopper_products_repeat_their_bits():
     needs("sm90")
     x, weight, bias = layer(70000, 512, 1024, torch.float16)
     mask = torch.empty(linear_sm90.mask_bytes(70000, 1024), dtype=torch.uint8, device=DEVICE)
@@ -155,8 +149,8 @@ def test_hopper_products_repeat_their_bits(relay):
     for _ in range(3):
         y, dx = torch.empty(70000, 1024, device=DEVICE).half(), torch.empty(70000, 1024, device=DEVICE).half()
         dbias = torch.empty(1024, device=DEVICE)
-        linear_sm90.linear_sm90_out(x, weight, bias, 0.1, 1, step(), 0, 0, y=y, mask=mask, relay=relay)
-        linear_sm90.linear_sm90_dgrad_out(x, weight, mask, 0.1, dx=dx, dbias=dbias, relay=relay)
+        linear_sm90.linear_sm90_out(x, weight, bias, 0.1, 1, step(), 0, 0, y=y, mask=mask)
+        linear_sm90.linear_sm90_dgrad_out(x, weight, mask, 0.1, dx=dx, dbias=dbias)
         results.append((y, dx, dbias, mask.clone()))
     for other in results[1:]:
         for a, b in zip(results[0], other):

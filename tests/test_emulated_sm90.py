@@ -21,7 +21,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-KINDS = pytest.mark.parametrize("relay", [False, True], ids=["own", "relay"])
 # (M, N, K, dtype): one and many tiles, ragged in every direction, fewer and more stages than the ring has
 SHAPES = [
     (1, 8, 8, BF16),
@@ -48,10 +47,9 @@ def layer(M, N, K, dtype):
 
 @pytest.mark.parametrize(("M", "N", "K", "dtype"), SHAPES)
 @pytest.mark.parametrize(("p", "seed"), [(0.0, 1), (0.1, 2)])
-@KINDS
-def test_forward_and_gradient(M, N, K, dtype, p, seed, relay):
+def test_forward_and_gradient(M, N, K, dtype, p, seed):
     emulated.reseed(seed)
-    forward_and_gradient(M, N, K, dtype, p, relay)
+    forward_and_gradient(M, N, K, dtype, p)
 
 
 @pytest.mark.parametrize("multiprocessors", [2, 5])
@@ -60,64 +58,60 @@ def test_forward_and_gradient(M, N, K, dtype, p, seed, relay):
     ("M", "N", "K", "dtype"),
     [(700, 520, 200, BF16), (1300, 264, 8, BF16), (520, 136, 400, BF16), (700, 264, 648, F16), (520, 264, 300, F32)],
 )
-@KINDS
-def test_persistent_blocks(multiprocessors, seed, M, N, K, dtype, relay):
+def test_persistent_blocks(multiprocessors, seed, M, N, K, dtype):
     """One or two clusters take all tiles: the ring goes on from tile to tile, and the warpgroups drift apart."""
     emulated.reseed(seed, multiprocessors)
-    forward_and_gradient(M, N, K, dtype, 0.1, relay)
+    forward_and_gradient(M, N, K, dtype, 0.1)
 
 
-def forward_and_gradient(M, N, K, dtype, p, relay):
+def forward_and_gradient(M, N, K, dtype, p):
     x, weight = layer(M, N, K, dtype)
     bias = normal(N, dtype=dtype, key="bias")
     y = poisoned(M, N, dtype=dtype)
     mask = torch.full((emulated.mask_bytes(M, N),), 0xFF, dtype=torch.uint8)
     dropout = (p, -3, torch.tensor(2**32 + 7), 2, 2**32 - 50)
-    emulated.linear_sm90_out(x, weight, bias, *dropout, y=y, mask=mask, relay=relay)
+    emulated.linear_sm90_out(x, weight, bias, *dropout, y=y, mask=mask)
     close(y, reference.linear_relu_dropout(x.double(), weight.double(), bias.double(), *dropout))
 
     # The gradient into this layer's output reads the mask that the forward pass wrote.
     dz, weight_t = layer(M, N, K, dtype)
     dx, dbias = poisoned(M, N, dtype=dtype), poisoned(N)
     scale = reference.dropout_scale(p)
-    emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, dx=dx, dbias=dbias, relay=relay)
+    emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, dx=dx, dbias=dbias)
     want = torch.where(y > 0, dz.double() @ weight_t.double().T * scale, 0)
     close(dx, want)
     close(dbias, want.sum(0), scale=5)
 
 
 @pytest.mark.parametrize(("M", "N", "K", "dtype"), [(300, 136, 72, BF16), (1, 256, 8, F16), (300, 136, 40, F32)])
-@KINDS
-def test_gradient_without_mask(M, N, K, dtype, relay):
+def test_gradient_without_mask(M, N, K, dtype):
     dz, weight_t = layer(M, N, K, dtype)
     dx = poisoned(M, N, dtype=dtype)
-    emulated.linear_sm90_dgrad_out(dz, weight_t, None, 1.0, dx=dx, dbias=None, relay=relay)
+    emulated.linear_sm90_dgrad_out(dz, weight_t, None, 1.0, dx=dx, dbias=None)
     close(dx, dz.double() @ weight_t.double().T)
 
 
 @pytest.mark.parametrize(("dtype", "large"), [(F16, 60000.0), (BF16, 3e38)])
 @pytest.mark.parametrize("at", [None, (0, 0), (299, 135), (130, 77)])
-@KINDS
-def test_gradient_that_is_not_finite(dtype, large, at, relay):
+def test_gradient_that_is_not_finite(dtype, large, at):
     """found_inf says so, also where only the rounding to a half type overflows, and is never taken back."""
     dz, weight_t = torch.zeros(300, 8, dtype=dtype), torch.zeros(136, 8, dtype=dtype)
     if at:
         dz[at[0]], weight_t[at[1]] = large, 0.5
     dx, found = poisoned(300, 136, dtype=dtype), torch.zeros(1)
-    emulated.linear_sm90_dgrad_out(dz, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found, relay=relay)
+    emulated.linear_sm90_dgrad_out(dz, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found)
     assert found.item() == (1.0 if at else 0.0) == (not dx.isfinite().all())
-    emulated.linear_sm90_dgrad_out(dz * 0, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found, relay=relay)
+    emulated.linear_sm90_dgrad_out(dz * 0, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found)
     assert found.item() == (1.0 if at else 0.0)
 
 
-@KINDS
-def test_dropout_drops_what_the_cpu_drops(relay):
+def test_dropout_drops_what_the_cpu_drops():
     """All products positive: zeros are the dropped elements, bit for bit those of the definition."""
     M, N, K = 300, 200, 8
     ones = torch.ones(M, K, dtype=BF16), torch.ones(N, K, dtype=BF16), torch.ones(N, dtype=BF16)
     dropout = (0.4, 12345, torch.tensor(77), 4, 1000)
     y, want = poisoned(M, N, dtype=BF16), poisoned(M, N, dtype=BF16)
-    emulated.linear_sm90_out(*ones, *dropout, y=y, mask=None, relay=relay)
+    emulated.linear_sm90_out(*ones, *dropout, y=y, mask=None)
     ops.linear_relu_dropout_out(*ones, *dropout, y=want)
     assert torch.equal(y > 0, want > 0)
     assert torch.equal(y > 0, reference.dropout_mask(M, N, *dropout[:2], int(dropout[2]), *dropout[3:]))
@@ -138,14 +132,14 @@ def on_emulator(monkeypatch):
     """The Hopper ops run on the emulator; a list of the calls in the test's hands may spoil what they give back."""
     spoil = {}
 
-    def forward(*args, y, mask, relay=False):
-        emulated.linear_sm90_out(*args, y=y, mask=mask, relay=relay)
+    def forward(*args, y, mask):
+        emulated.linear_sm90_out(*args, y=y, mask=mask)
         spoil.get("forward", lambda y: None)(y)
 
-    def dgrad(dz, weight_t, mask, p, *, dx, dbias, found_inf=None, relay=False):
+    def dgrad(dz, weight_t, mask, p, *, dx, dbias, found_inf=None):
         scale = 1.0 if mask is None else reference.dropout_scale(p)
         outputs = {"dx": dx, "dbias": dbias, "found_inf": found_inf}
-        emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, **outputs, relay=relay)
+        emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, **outputs)
         spoil.get("dgrad", lambda *out: None)(mask, dx, dbias, found_inf)
 
     monkeypatch.setattr(linear_sm90, "linear_sm90_out", forward)
@@ -159,15 +153,14 @@ LAYER = (200, 72, 136)  # B, I, O
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16, F32])
-@KINDS
-def test_the_routes_agree_before_the_first_step(on_emulator, dtype, relay):
-    assert trial.disagreement(*LAYER, dtype, 0.1, torch.device("cpu"), relay) is None
+def test_the_routes_agree_before_the_first_step(on_emulator, dtype):
+    assert trial.disagreement(*LAYER, dtype, 0.1, torch.device("cpu")) is None
 
 
 @pytest.fixture
 def timed(on_emulator, monkeypatch):
     """The Hopper products are there; what each route takes is in the test's hands."""
-    seconds = {"sm90": 1.0, "sm90-relay": 2.0, "cublaslt": 3.0}
+    seconds = {"sm90": 1.0, "cublaslt": 2.0}
     monkeypatch.setattr(trial, "_seconds_of", lambda routes, p, rows: [seconds[route.name] for route in routes])
     monkeypatch.setattr(linear_sm90, "available", lambda device: True)
     monkeypatch.setattr(trial, "_kept", {})
@@ -176,7 +169,7 @@ def timed(on_emulator, monkeypatch):
 
 @pytest.mark.parametrize(
     ("seconds", "chosen"),
-    [((3, 2, 4), "sm90-relay"), ((2.05, 2, 4), "sm90-relay"), ((2.01, 2, 4), "sm90"), ((5, 5, 4), "cublaslt")],
+    [((2, 3), "sm90"), ((2.01, 2), "sm90"), ((2.05, 2), "cublaslt")],
 )
 def test_the_fastest_route_is_kept(timed, seconds, chosen):
     """Of those within two hundredths the first."""
@@ -198,7 +191,7 @@ def test_equal_steps_and_resumed_runs_take_the_route_of_the_first(timed, monkeyp
     resumed.load_state(first.state())
     for step in (other, resumed):
         step.predict(batch_of(EVEN, 40))
-    assert (resumed.gemm, other.gemm) == ("sm90", "sm90-relay")
+    assert (resumed.gemm, other.gemm) == ("sm90", "cublaslt")
 
 
 def test_a_run_keeps_its_route_where_batches_grow(timed, monkeypatch):
@@ -213,7 +206,7 @@ def test_a_run_keeps_its_route_where_batches_grow(timed, monkeypatch):
         assert step.gemm == "sm90"
     other = gpu_step(config=StepConfig(precision="fp16"))
     other.predict(batch_of(EVEN, 60))
-    assert other.gemm == "sm90-relay"
+    assert other.gemm == "cublaslt"
 
 
 def test_a_loaded_state_changes_the_route_of_a_step_that_has_run(timed, monkeypatch):
@@ -225,7 +218,7 @@ def test_a_loaded_state_changes_the_route_of_a_step_that_has_run(timed, monkeypa
     monkeypatch.setattr(step.graphs, "clear", lambda: cleared.append(step.gemm))
     step.load_state(first.state())
     step.predict(batch_of(EVEN, 60))
-    assert (step.gemm, cleared) == ("sm90", ["sm90-relay"])  # graphs of the other route are gone
+    assert (step.gemm, cleared) == ("sm90", ["cublaslt"])  # graphs of the other route are gone
     step.load_state(first.state())
     assert (step.gemm, len(cleared)) == ("sm90", 1)
 
@@ -249,7 +242,7 @@ def test_a_route_that_disagrees_is_left_out_and_named(timed, on_emulator, caplog
     step = gpu_step(config=StepConfig(precision="fp16"))
     step.predict(batch_of(EVEN, 40))
     assert step.gemm == "cublaslt"
-    assert "sm90-relay, which disagree with cuBLASLt: the output" in caplog.text
+    assert "Hopper, which disagree with cuBLASLt: the output" in caplog.text
 
 
 def test_a_route_is_timed_forward_and_back(on_emulator, monkeypatch):
@@ -258,9 +251,9 @@ def test_a_route_is_timed_forward_and_back(on_emulator, monkeypatch):
     monkeypatch.setattr(trial, "ROUNDS", 1)
     weights = gpu_step(config=StepConfig(precision="fp16")).weights
     before = torch.get_rng_state()
-    routes = [layers.Sm90Layers(weights), layers.Sm90Layers(weights, relay=True), layers.Layers(weights)]
+    routes = [layers.Sm90Layers(weights), layers.Layers(weights)]
     times = trial._seconds_of(routes, 0.1, 30)
-    assert len(times) == 3
+    assert len(times) == 2
     assert min(times) > 0
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -297,17 +290,16 @@ def test_a_product_that_never_ends_is_named(on_emulator):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("bf16", 2e-2)])
-@KINDS
-def test_whole_steps(on_emulator, monkeypatch, precision, tolerance, relay):
+def test_whole_steps(on_emulator, monkeypatch, precision, tolerance):
     """With either route the same losses and weights to rounding, and an overflow changes nothing but the scale."""
     # On a CPU that multiplies bfloat16 the reference route would take oneDNN's products, which round before the bias.
     monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", "own")
     want = gpu_step(config=StepConfig(precision=precision))
     losses = run(want, steps=4, B=40)
-    monkeypatch.setattr(cuda, "choose_layers", lambda gemm, weights, *rest: layers.Sm90Layers(weights, relay))
+    monkeypatch.setattr(cuda, "choose_layers", lambda gemm, weights, *rest: layers.Sm90Layers(weights))
     got = gpu_step(config=StepConfig(precision=precision))
     torch.testing.assert_close(run(got, steps=4, B=40), losses, rtol=tolerance, atol=tolerance)
-    assert got.gemm == ("sm90-relay" if relay else "sm90")
+    assert got.gemm == "sm90"
     for name, a in want.model.named_arrays().items():
         torch.testing.assert_close(got.model.named_arrays()[name], a, rtol=0, atol=0.05 * LR, msg=name)
     if precision == "fp16":

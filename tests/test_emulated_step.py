@@ -51,7 +51,7 @@ def linear_sm90_dgrad_out(dz, weight_t, mask, p, **others):
     emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, **others)
 
 
-ROUTES = ["sm90", "sm90-relay", "cublaslt"]
+ROUTES = ["sm90", "cublaslt"]
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_half_types_stay_near_the_reference(precision, gemm, spec, kernels):
     batch = batch_of(spec, 150)
     grads = [step.gradients(batch, step=3) for step in (want, got)]
     assert got.gemm == gemm
-    tolerance = {"fp16": 1e-2, "bf16": 8e-2}[precision]
+    tolerance, whole = {"fp16": (1e-2, 0.05), "bf16": (8e-2, 0.15)}[precision]
     for name, g in grads[0].items():  # as a whole: where a rounding switches a unit off, single elements differ more
-        assert (grads[1][name] - g).norm() < 0.1 * g.norm(), name
+        assert (grads[1][name] - g).norm() < whole * g.norm(), name
     for i, B in enumerate([150, 40, 150]):
         batch = batch_of(spec, B, seed=i)
         losses = [step.train(batch, i, LR) for step in (want, got)]

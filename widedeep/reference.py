@@ -5,6 +5,7 @@ tests ask for float64; `--step reference` trains with it. Contracts (shapes, dty
 never imports this file.
 """
 
+import functools
 import math
 
 import torch
@@ -30,7 +31,7 @@ def philox4x32(counter: list[Tensor], key: list[Tensor], rounds: int) -> list[Te
 
 
 def dropout_threshold(p: float) -> int:
-    """Of 65536, an even number: an element is dropped when its 16 random bits are below."""
+    """Of 65536, an even number: an element is dropped when twice its 15 random bits are below."""
     return 2 * math.floor(p * 32768 + 0.5)
 
 
@@ -43,16 +44,16 @@ def dropout_mask(
     rows: int, columns: int, p: float, seed: int, step: Tensor | int, layer: int, first_row: int = 0, device="cpu"
 ) -> Tensor:
     """Which elements of a layer's output are kept: [rows, columns] bool. Layout: docs/architecture.md, "Dropout"."""
-    groups = -(-columns // 32)
+    calls = -(-columns // 16)
     word = torch.tensor(0, dtype=torch.int64, device=device)
     row = ((torch.arange(rows, device=device) + first_row) & _U32)[:, None]
-    call = torch.arange(groups * 4, device=device)[None, :]
-    counter = [row.expand(rows, groups * 4), (layer << 24) | call, (word + step) & _U32, ((word + step) >> 32) & _U32]
+    call = torch.arange(calls, device=device)[None, :]
+    counter = [row.expand(rows, calls), (layer << 24) | call, (word + step) & _U32, ((word + step) >> 32) & _U32]
     words = philox4x32(counter, [word + (seed & _U32), word + (seed >> 32 & _U32)], rounds=7)
-    halves = torch.stack([torch.stack([w & 0xFFFF, w >> 16], -1) for w in words], -2)  # [rows, calls, word, half]
-    # Column 32 g + 8 s + 2 j + h is half h of word s of call 4 g + j.
-    columns_in_order = halves.view(rows, groups, 4, 4, 2).transpose(2, 3).reshape(rows, groups * 32)
-    return columns_in_order[:, :columns] >= dropout_threshold(p)
+    in_order = torch.stack([w >> shift & 0xFF for w in words for shift in (0, 8, 16, 24)], -1)  # [rows, calls, 16]
+    parity = functools.reduce(torch.bitwise_xor, in_order.unbind(-1))[..., None]
+    fifteen_bits = (in_order & 0x7F) * 256 + parity
+    return (2 * fifteen_bits >= dropout_threshold(p)).view(rows, calls * 16)[:, :columns]
 
 
 # --- hidden layers ----------------------------------------------------------------------------------------------------

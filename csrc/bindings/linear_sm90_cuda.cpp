@@ -12,13 +12,13 @@ namespace widedeep {
 namespace {
 
 // C [M, N] = A [M, K] B [N, K]^T.
-kernels::GemmSm90 shape_of(const Tensor& a, const Tensor& b, bool relay, const char* op) {
+kernels::GemmSm90 shape_of(const Tensor& a, const Tensor& b, const char* op) {
   const core::DType dtype = element_type(a.scalar_type(), op, "the first argument");
   check(a, op, "the first argument", a.scalar_type(), {kAny, kAny}, a);
   check(b, op, "the weight", a.scalar_type(), {kAny, a.size(1)}, a);
   STD_TORCH_CHECK(b.size(0) % 8 == 0 && b.size(1) % 8 == 0, op,
                   ": the layer's sizes must be multiples of 8, got weight ", describe(b));
-  return {a.size(0), b.size(0), a.size(1), dtype, relay};
+  return {a.size(0), b.size(0), a.size(1), dtype};
 }
 
 void* mask_pointer(const std::optional<Tensor>& mask, const kernels::GemmSm90& shape, const char* op,
@@ -29,9 +29,9 @@ void* mask_pointer(const std::optional<Tensor>& mask, const kernels::GemmSm90& s
 }
 
 void linear_sm90_out(Tensor x, Tensor weight, Tensor bias, double p, int64_t seed, Tensor step, int64_t layer,
-                     int64_t first_row, bool relay, Tensor y, std::optional<Tensor> mask) {
+                     int64_t first_row, Tensor y, std::optional<Tensor> mask) {
   const char* op = "linear_sm90";
-  const auto shape = shape_of(x, weight, relay, op);
+  const auto shape = shape_of(x, weight, op);
   check(bias, op, "bias", x.scalar_type(), {shape.N}, x);
   check(y, op, "y", x.scalar_type(), {shape.M, shape.N}, x);
   check_scalar(step, op, "step", ScalarType::Long, x);
@@ -46,10 +46,10 @@ void linear_sm90_out(Tensor x, Tensor weight, Tensor bias, double p, int64_t see
                                               current_stream(x)));
 }
 
-void linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, std::optional<Tensor> mask, double p, bool relay, Tensor dx,
+void linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, std::optional<Tensor> mask, double p, Tensor dx,
                            std::optional<Tensor> dbias, std::optional<Tensor> found_inf) {
   const char* op = "linear_sm90_dgrad";
-  const auto shape = shape_of(dz, weight_t, relay, op);
+  const auto shape = shape_of(dz, weight_t, op);
   check(dx, op, "dx", dz.scalar_type(), {shape.M, shape.N}, dz);
   if (dbias.has_value()) check(*dbias, op, "dbias", ScalarType::Float, {shape.N}, dz);
   check_scalar(found_inf, op, "found_inf", ScalarType::Float, dz);
@@ -57,7 +57,7 @@ void linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, std::optional<Tensor> mas
   STD_TORCH_CHECK(!found_inf.has_value() || shape.dtype != core::DType::f32, op, ": found_inf goes with half types");
   check_dropout(p, op);
   const DeviceGuard guard(dz.get_device_index());
-  const int64_t rows = dbias.has_value() ? kernels::sm90_strips(shape.M, relay) : 0;
+  const int64_t rows = dbias.has_value() ? kernels::sm90_strips(shape.M) : 0;
   const Tensor sums = torch::stable::new_empty(dz, {rows, shape.N}, ScalarType::Float);
   auto* partial = rows > 0 ? static_cast<float*>(sums.mutable_data_ptr()) : nullptr;
   const cudaStream_t stream = current_stream(dz);

@@ -67,9 +67,10 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
   // of y.
   m.def(
       "linear_sm90_out(Tensor x, Tensor weight, Tensor bias, float p, int seed, Tensor step, int layer, int first_row, "
-      "bool relay, *, Tensor(a!) y, Tensor(b!)? mask) -> ()");
+      "*, "
+      "Tensor(a!) y, Tensor(b!)? mask) -> ()");
   m.def(
-      "linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, Tensor? mask, float p, bool relay, *, Tensor(a!) dx,"
+      "linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, Tensor? mask, float p, *, Tensor(a!) dx,"
       " Tensor(b!)? dbias, Tensor(c!)? found_inf) -> ()");
   m.def("allow_tf32_(Tensor like, bool allow) -> ()");
 

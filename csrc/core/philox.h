@@ -42,10 +42,11 @@ WD_HOST_DEVICE inline Philox4 philox4x32(Philox4 counter, uint32_t key_lo, uint3
   return {{c0, c1, c2, c3}};
 }
 
-// The mask of one layer in one step. Element (row, column n) is dropped when its 16 random bits are < threshold. One
-// call serves eight elements of a row: column n belongs to call (n >> 5) * 4 + ((n >> 1) & 3), slot ((n >> 3) & 3) * 2
-// + (n & 1); even slots are the low half of word slot >> 1. A thread of a wgmma tile owns columns {2j, 2j+1} + 8s:
-// whole calls.
+// The mask of one layer in one step. One call serves sixteen columns of a row: column n is byte n % 16 of call n / 16,
+// low bytes of low words first. Fifteen bits decide, so that a call need not give two bytes a column: the low seven of
+// the column's byte, and below them the parity of the call, all sixteen bytes xor-ed. Whatever the byte, the parity is
+// uniform and independent of any fourteen others. An element is dropped when 2 * (byte % 128 * 256 + parity) <
+// threshold. For a call that is one comparison of its parity, then one of each byte with what follows from it.
 struct Dropout {
   uint32_t key_lo, key_hi, step_lo, step_hi;
   uint32_t layer_bits;  // layer << 24
@@ -72,31 +73,38 @@ WD_HOST_DEVICE inline Dropout make_dropout(double p, uint64_t seed, uint64_t ste
           dropout_scale(p)};
 }
 
-// The 4 x 2 x 16 bits of one call. row is the row's position within the global batch, taken modulo 2^32.
+// The bytes of one call. row is the row's position within the global batch, taken modulo 2^32.
 WD_HOST_DEVICE inline Philox4 dropout_bits(const Dropout& d, uint32_t row, uint32_t call) {
   return philox4x32<7>({{row, d.layer_bits | call, d.step_lo, d.step_hi}}, d.key_lo, d.key_hi);
 }
 
+// 128 - the number below which a byte's low seven bits drop its column: added to them it sets bit 7 of those kept.
+WD_HOST_DEVICE inline uint32_t dropout_addend(uint32_t threshold, const Philox4& bits) {
+  uint32_t parity = bits.word[0] ^ bits.word[1] ^ bits.word[2] ^ bits.word[3];
+  parity ^= parity >> 16;
+  parity = (parity ^ parity >> 8) & 0xFF;
+  return 128 - (threshold >> 9) - static_cast<uint32_t>(parity < (threshold >> 1 & 0xFF));
+}
+
+// Bit 7 of each byte of `word`, one of the call's: whether its column is kept. The other bits mean nothing.
+WD_HOST_DEVICE inline uint32_t dropout_signs(uint32_t word, uint32_t addend) {
+  return (word & 0x7F7F7F7Fu) + addend * 0x01010101u;
+}
+
 WD_HOST_DEVICE inline bool dropout_keep(const Dropout& d, uint32_t row, uint32_t column) {
-  const Philox4 bits = dropout_bits(d, row, (column >> 5) * 4 + ((column >> 1) & 3));
-  return ((bits.word[(column >> 3) & 3] >> ((column & 1) * 16)) & 0xFFFFu) >= d.threshold;
+  const Philox4 bits = dropout_bits(d, row, column >> 4);
+  return dropout_signs(bits.word[column >> 2 & 3], dropout_addend(d.threshold, bits)) >> (column % 4 * 8 + 7) & 1;
 }
 
-// What call j of 32 columns keeps of them: bit i stands for column 32 * group + i; zeros for those of other calls.
-WD_HOST_DEVICE inline uint32_t dropout_keep8(const Dropout& d, uint32_t row, uint32_t group, uint32_t j) {
-  const Philox4 bits = dropout_bits(d, row, group * 4 + j);
+// Bit i says whether column 16 * call + i of the row is kept.
+WD_HOST_DEVICE inline uint32_t dropout_keep16(const Dropout& d, uint32_t row, uint32_t call) {
+  const Philox4 bits = dropout_bits(d, row, call);
+  const uint32_t addend = dropout_addend(d.threshold, bits);
   uint32_t keep = 0;
-  for (uint32_t s = 0; s < 4; ++s) {
-    keep |= static_cast<uint32_t>((bits.word[s] & 0xFFFFu) >= d.threshold) << (8 * s);
-    keep |= static_cast<uint32_t>((bits.word[s] >> 16) >= d.threshold) << (8 * s + 1);
+  for (uint32_t word = 0; word < 4; ++word) {
+    const uint32_t signs = dropout_signs(bits.word[word], addend) >> 7 & 0x01010101u;
+    keep |= (signs * 0x10204080u >> 28) << (4 * word);  // the product gathers the four bits, the first lowest
   }
-  return keep << (2 * j);
-}
-
-// Bit i says whether column 32 * group + i of the row is kept: four calls for 32 columns.
-WD_HOST_DEVICE inline uint32_t dropout_keep32(const Dropout& d, uint32_t row, uint32_t group) {
-  uint32_t keep = 0;
-  for (uint32_t j = 0; j < 4; ++j) keep |= dropout_keep8(d, row, group, j);
   return keep;
 }
 

@@ -2,9 +2,9 @@
 // warpgroups multiply, each its 64 rows of a tile of 128 x 256. The blocks of a cluster hold neighbouring row tiles of
 // the same columns, so each loads half of B's tile and multicasts it to both.
 //
-// The warpgroups share the stages but not the clock: the second starts a little later, and so the tensor cores have its
-// products while the first is in its epilogue, and the other way round.
-#include "kernels/gemm_sm90_epilogue.cuh"
+// The warpgroups only multiply: three warps beside the one that feeds the ring finish what they hand over while they
+// multiply the next tile. So the tensor cores wait for the hand-over alone.
+#include "kernels/gemm_sm90_rows.cuh"
 
 namespace widedeep::kernels {
 namespace {
@@ -13,37 +13,80 @@ using namespace sm90;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-constexpr int kApart = 2;  // stages by which the second warpgroup starts later
+// The bias of a warpgroup's tile. While its first products run; the barriers keep the tile before and this one apart.
+template <typename T>
+__device__ __forceinline__ void load_offset(Shared& s, const Params& p, float scale, int group, int column) {
+  const auto* const bias = static_cast<const T*>(p.bias);
+  named_barrier(1 + group, 128);
+  for (int n = threadIdx.x % 128; n < kColumns; n += 128)
+    s.offset[group][n] = column + n < p.N ? to_float(bias[column + n]) * scale : 0.f;
+  named_barrier(1 + group, 128);
+}
 
 template <typename T, Epilogue kEpilogue, bool kFlag>
 __device__ __forceinline__ void consume(Shared& s, const Params& p) {
-  const int group = threadIdx.x / 128 - 1;
-  const int clusters = gridDim.x / kCluster;
+  const int group = threadIdx.x / 128 - 1, clusters = gridDim.x / kCluster;
+  const float scale = kEpilogue == Epilogue::kGradient ? p.scale : kFlag ? p.dropout.scale : 1.f;
   float acc[128];
   Turn<kStages> turn;
-  bool first = true;
-  const auto let_go = [&](int k) {  // the other warpgroup, once or never
-    if (!first || group != 0 || (k != kApart - 1 && k != p.depth_blocks - 1)) return;
-    if (threadIdx.x % 32 == 0) barrier_arrive(smem_address(&s.apart));
-    first = false;
-  };
-  if (group == 1 && static_cast<int>(blockIdx.x) / kCluster < p.tiles) barrier_wait(smem_address(&s.apart), 0);
+  uint32_t parity = 1;  // nothing waits to be taken at first
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
-    const auto mask_of = [&] {
-      const int64_t tile_m = tile / p.tiles_n * kCluster + cluster_rank();
-      return static_cast<uint4*>(p.mask) + (tile_m * p.tiles_n + tile % p.tiles_n) * kConsumers + threadIdx.x - 128;
+    multiply<T>(s.ring, acc, turn, p.depth_blocks, group, [&](int k) {
+      if (kEpilogue == Epilogue::kForward && k == 0) load_offset<T>(s, p, scale, group, tile % p.tiles_n * kColumns);
+    });
+    const auto hand = [&]<int kTurn>() {
+      barrier_wait(smem_address(&s.taken[group]), parity);
+      parity ^= 1;
+      hand_over<T, kEpilogue, kTurn>(s, acc, scale, group);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) barrier_arrive(smem_address(&s.ready[group]));
     };
-    if (kEpilogue == Epilogue::kGradient && kFlag)  // on its way during the product; held, it would cost four registers
-      asm volatile("prefetch.global.L1 [%0];" ::"l"(mask_of()));
-    multiply<T>(s.ring, acc, turn, p.depth_blocks, group, let_go);
-    asm volatile("" : "+r"(tile));  // its places are found anew, for the same reason
-    const int tile_m = tile / p.tiles_n * kCluster + cluster_rank();
-    const int tile_n = tile % p.tiles_n;
-    if constexpr (kEpilogue == Epilogue::kForward)
-      finish_forward<T, kFlag>(s, acc, p, tile_m, tile_n);
-    else
-      finish_gradient<T, kFlag>(s, acc, p, kFlag ? *mask_of() : uint4{}, tile_m, tile_n);
+    hand.template operator()<0>();
+    if constexpr (kTurns<T> > 1) hand.template operator()<1>();
   }
+}
+
+// The blocks of kTogether rows that a warp finishes of 64: every third, the second warpgroup's beginning with another,
+// so that over a tile each warp has five or six of the sixteen.
+template <typename T, Epilogue kEpilogue, bool kFlag>
+__device__ __forceinline__ void finish(Shared& s, const Params& p) {
+  constexpr bool kForward = kEpilogue == Epilogue::kForward;
+  constexpr int kBlocks = kGroupRows / kTogether;
+  const int clusters = gridDim.x / kCluster, warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
+  const auto step = static_cast<uint64_t>(kForward && kFlag ? *p.dropout.step : 0);
+  const core::Dropout drop = dropout_of(p.dropout, step);
+  uint32_t parity = 0, bad = 0;
+  for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
+    const int tile_m = tile / p.tiles_n * kCluster + static_cast<int>(cluster_rank()), tile_n = tile % p.tiles_n;
+    Bits<T>* mask = static_cast<Bits<T>*>(p.mask) + lane;
+    if (p.mask) mask += (int64_t{tile_m} * p.tiles_n + tile_n) * (2 * kTurns<T> * kBlocks * 32);
+    float sums[kTurns<T>][8] = {};
+#pragma unroll
+    for (int turn = 0; turn < kTurns<T>; ++turn, parity ^= 1)
+#pragma unroll 1
+      for (int group = 0; group < 2; ++group) {
+        Bits<T>* const blocks = mask + (group * kTurns<T> + turn) * (kBlocks * 32);
+        Bits<T> bits[3] = {};  // loaded while the rows are still to come
+        const int first = (warp + group) % kFinishers;
+        if (!kForward && kFlag)
+#pragma unroll
+          for (int i = 0; i < 3; ++i)
+            if (first + i * kFinishers < kBlocks) bits[i] = blocks[(first + i * kFinishers) * 32];
+        barrier_wait(smem_address(&s.ready[group]), parity);
+#pragma unroll 1
+        for (int block = first; block < kBlocks; block += kFinishers) {
+          finish_rows<T, kEpilogue, kFlag>(s.out[group] + block * kTogether, p, drop,
+                                           tile_m * kRows + group * kGroupRows + block * kTogether,
+                                           tile_n * kColumns + turn * kHanded<T>, bits[0], sums[turn], bad);
+          if (kForward && p.mask) blocks[block * 32] = bits[0];
+          bits[0] = bits[1], bits[1] = bits[2];
+        }
+        __syncwarp();
+        if (lane == 0) barrier_arrive(smem_address(&s.taken[group]));
+      }
+    if (!kForward && p.column_sums) add_warps<T>(s, p, sums, warp, tile_m, tile_n * kColumns);
+  }
+  if (kHalf<T> && !kForward && !kFlag && p.found_inf && (bad & 0x80008000u)) *p.found_inf = 1.f;  // all write the same
 }
 #endif
 
@@ -55,17 +98,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ uint8_t raw[];
   Shared& s = swizzle_aligned<Shared>(raw);
   const auto init = [&] {
-    barrier_init(smem_address(&s.apart), 4);  // a warpgroup's warps
-    if (kEpilogue == Epilogue::kForward && kFlag) s.step = static_cast<uint64_t>(*p.dropout.step);
+    for (int group = 0; group < 2; ++group) {
+      barrier_init(smem_address(&s.ready[group]), 4);  // a warpgroup's warps
+      barrier_init(smem_address(&s.taken[group]), kFinishers);
+    }
   };
-  feed_and_multiply<T, 40, 232>(s, &a, &b, p, init, [] {}, [&] { consume<T, kEpilogue, kFlag>(s, p); });
+  const auto beside = [&] { finish<T, kEpilogue, kFlag>(s, p); };
+  feed_and_multiply<T, 120, 192>(s, &a, &b, p, init, beside, [&] { consume<T, kEpilogue, kFlag>(s, p); });
 #endif
 }
 
 template <Epilogue kEpilogue>
 cudaError_t launch(bool flag, const void* a, const void* b, const Params& p, const GemmSm90& shape,
                    cudaStream_t stream) {
-  if (shape.relay) return launch_relay(kEpilogue, flag, a, b, p, shape, stream);
   static_assert(sizeof(Shared) + 1023 <= 232448, "more shared memory than a Hopper block can have");
   return dispatch(shape.dtype, [&]<typename T>() {
     auto* const kernel = flag ? linear_sm90_kernel<T, kEpilogue, true> : linear_sm90_kernel<T, kEpilogue, false>;
@@ -75,7 +120,7 @@ cudaError_t launch(bool flag, const void* a, const void* b, const Params& p, con
 
 }  // namespace
 
-int64_t sm90_strips(int64_t M, bool relay) { return ceil_div(M, kCluster * kRows) * kCluster * (relay ? 1 : 2); }
+int64_t sm90_strips(int64_t M) { return ceil_div(M, kCluster * kRows) * kCluster; }
 int64_t sm90_mask_bytes(int64_t M, int64_t N) {
   return ceil_div(M, kCluster * kRows) * kCluster * ceil_div(N, kColumns) * (kRows * kColumns / 8);
 }

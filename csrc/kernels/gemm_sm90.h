@@ -5,8 +5,8 @@
 // Deterministic: a tile has one owner, sums have one order. Needs compute capability 9.0; other devices get
 // cudaErrorNoKernelImageForDevice.
 //
-// mask: for each element of C whether y > 0 (kept by dropout and positive), one bit, in the order in which the owning
-// thread holds it: forward writes what the gradient into the same layer reads, both by the same tiling.
+// mask: for each element of C whether y > 0 (kept by dropout and positive), one bit, in the order in which the thread
+// that finishes it holds it: forward writes what the gradient into the same layer reads, both by the same tiling.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -27,16 +27,13 @@ struct DropoutArgs {
   uint32_t first_row;
 };
 
-// relay: three warps finish what the multiplying ones hand over, instead of each warpgroup its own tile. The same
-// values; a mask belongs to its kind, and column sums are added in another order.
 struct GemmSm90 {
   int64_t M, N, K;
   core::DType dtype;
-  bool relay;
 };
 
 int64_t sm90_mask_bytes(int64_t M, int64_t N);
-int64_t sm90_strips(int64_t M, bool relay);
+int64_t sm90_strips(int64_t M);
 
 // y [M, N] = dropout(relu(x [M, K] weight [N, K]^T + bias [N])); bias in the dtype of x; mask may be null. The
 // threshold must be even.
@@ -44,8 +41,7 @@ cudaError_t linear_forward_sm90(const void* x, const void* weight, const void* b
                                 GemmSm90 shape, DropoutArgs dropout, cudaStream_t stream);
 
 // dx [M, N] = (dz [M, K] weight_t [N, K]^T) * (mask ? scale : 0); mask null: the plain product times scale.
-// column_sums [sm90_strips(M, relay), N] f32: the sums of dx's columns per strip of 64 rows before rounding; relay: of
-// 128 rows, after it; may be null.
+// column_sums [sm90_strips(M), N] f32: the sums of dx's columns, as rounded, per strip of 128 rows; may be null.
 // found_inf (half types): set to 1 where an element of dx is not finite, never to 0; may be null, and must be where
 // mask is not.
 cudaError_t linear_dgrad_sm90(const void* dz, const void* weight_t, const void* mask, float scale, void* dx,

@@ -1,5 +1,5 @@
-// What both kinds of Hopper products share: tiles, the ring of shared-memory stages that one thread feeds and two
-// warpgroups read, and the launch. Included by gemm_sm90.cu and gemm_sm90_relay.cu alone.
+// Of the Hopper products: tiles, the ring of shared-memory stages that one thread feeds and two warpgroups read, and
+// the launch. Included by gemm_sm90_rows.cuh alone.
 #pragma once
 #include <type_traits>
 
@@ -31,10 +31,6 @@ struct Params {
 };
 
 enum class Epilogue { kForward, kGradient };
-
-// gemm_sm90_relay.cu. `flag`: dropout, or a mask.
-cudaError_t launch_relay(Epilogue epilogue, bool flag, const void* a, const void* b, const Params& p,
-                         const GemmSm90& shape, cudaStream_t stream);
 
 // Whole cluster tiles share the multiprocessors of the device. kernel: (map of a, map of b, params).
 template <typename Kernel>
@@ -103,9 +99,10 @@ __device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
   return (pair & kExponent) + (0x80008000u - kExponent);
 }
 
-// All bits of each half of `random` that is at least `threshold` (an even number), see core/philox.h.
-__device__ __forceinline__ uint32_t kept(uint32_t random, uint32_t threshold) {
-  return spread_signs((random >> 1 & 0x7FFF7FFFu) + (0x8000u - threshold / 2) * 0x00010001u);
+// All bits of halves 2 i and 2 i + 1 (T half), or of word i, whose bytes of those numbers have bit 7 set.
+template <typename T>
+__device__ __forceinline__ uint32_t spread_bytes(uint32_t bytes, int i) {
+  return spread_byte_signs(bytes, kHalf<T> ? 0x9988u + 0x2222u * i : 0x8888u + 0x1111u * i);
 }
 
 __device__ __forceinline__ core::Dropout dropout_of(const DropoutArgs& args, uint64_t step) {
@@ -203,7 +200,7 @@ __device__ __forceinline__ void multiply(Ring<kStages>& ring, float (&acc)[128],
   release(ring, turn.before());
 }
 
-// The frame of both kernels: the first warpgroup, whose first thread feeds the ring, gives registers to the two that
+// The frame of a kernel: the first warpgroup, whose first thread feeds the ring, gives registers to the two that
 // multiply. init(): one thread sets up the barriers beside the ring's; beside(): what the first warpgroup's other warps
 // do; consume(): what those do that multiply.
 template <typename T, int kFew, int kMany, typename Shared, typename Init, typename Beside, typename Consume>

@@ -138,16 +138,6 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[128]) {
   for (int i = 0; i < 128; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Four read-only bytes, or zeros. Volatile, so that the loads of a whole tile are not pulled ahead into registers that
-// the accumulators need.
-__device__ __forceinline__ uint32_t load_or_zero(const void* from, bool valid) {
-  uint32_t value;
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\nmov.b32 %0, 0;\n@p ld.global.nc.b32 %0, [%1];\n}\n"
-               : "=r"(value)
-               : "l"(from), "r"(static_cast<int>(valid)));
-  return value;
-}
-
 // Four 8 x 8 matrices of halves from a warp's fragments, two halves a register; lane l names the row l % 8 of matrix
 // l / 8 in shared memory.
 __device__ __forceinline__ void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
@@ -202,6 +192,21 @@ __device__ __forceinline__ uint32_t spread_signs(uint32_t pair) {
   uint32_t mask;
   asm("prmt.b32 %0, %1, 0, 0xBB99;" : "=r"(mask) : "r"(pair));
   return mask;
+}
+
+// Byte i of the result: bit 7 of byte s % 8 of `bytes`, eight times, where s >= 8 is hexadecimal digit i of
+// `selectors`.
+__device__ __forceinline__ uint32_t spread_byte_signs(uint32_t bytes, uint32_t selectors) {
+  uint32_t mask;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(mask) : "r"(bytes), "r"(selectors));
+  return mask;
+}
+
+// 1 in each half that is not 0.
+__device__ __forceinline__ uint32_t ones(uint32_t pair) {
+  uint32_t result;
+  asm("min.u16x2 %0, %1, %2;" : "=r"(result) : "r"(pair), "r"(0x00010001u));
+  return result;
 }
 
 // d [64 x 256] (+)= a [64 x 32 bytes of K] b [256 x 32 bytes of K]^T. Register 4 j + 2 i + e of a thread: row

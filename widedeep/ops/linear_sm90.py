@@ -41,7 +41,6 @@ def linear_sm90_out(
     *,
     y: Tensor,
     mask: Tensor | None,
-    relay: bool = False,
 ) -> None:
     """Write y = dropout(relu(x weight^T + bias)) and the mask of what was kept.
 
@@ -50,12 +49,10 @@ def linear_sm90_out(
         p, seed, step, layer, first_row: as in widedeep.ops.linear.linear_relu_dropout.
         y:    [B, O], overwritten.
         mask: [mask_bytes(B, O)] uint8, overwritten; None: not kept.
-        relay: by the kernels whose warps either multiply or finish, instead of both in turns. The same y; a mask is
-            read by the gradient of the same kind alone.
     Raises:
         RuntimeError: wrong shape, dtype, device or stride; a GPU other than compute capability 9.0.
     """
-    _ops.linear_sm90_out.default(x, weight, bias, p, seed, step, layer, first_row, relay, y=y, mask=mask)
+    _ops.linear_sm90_out.default(x, weight, bias, p, seed, step, layer, first_row, y=y, mask=mask)
 
 
 def linear_sm90_dgrad_out(
@@ -67,7 +64,6 @@ def linear_sm90_dgrad_out(
     dx: Tensor,
     dbias: Tensor | None,
     found_inf: Tensor | None = None,
-    relay: bool = False,
 ) -> None:
     """Write dx = dz weight, masked and scaled by what dropout and ReLU of the layer below kept, and its column sums.
 
@@ -77,13 +73,12 @@ def linear_sm90_dgrad_out(
         mask:     the mask that linear_sm90_out wrote with y [B, I]; None: the plain product.
         p:        dropout of the layer below, in [0, 1).
         dx:       [B, I], overwritten.
-        dbias:    [I] float32, overwritten with the column sums of dx (before its rounding; relay: after it), or None.
+        dbias:    [I] float32, overwritten with the column sums of dx as rounded, or None.
         found_inf: one float32, set to 1 when an element of dx (a half dtype) is not finite; without a mask.
-        relay:    as in linear_sm90_out, and as there where the mask was written.
     Raises:
         RuntimeError: as linear_sm90_out; a mask and found_inf.
     """
-    _ops.linear_sm90_dgrad_out.default(dz, weight_t, mask, p, relay, dx=dx, dbias=dbias, found_inf=found_inf)
+    _ops.linear_sm90_dgrad_out.default(dz, weight_t, mask, p, dx=dx, dbias=dbias, found_inf=found_inf)
 
 
 for _name in ("linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):

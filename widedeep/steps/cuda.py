@@ -171,7 +171,8 @@ class CudaStep(Step):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         super().load_state(state)
         if self.chooses and "route" in state:
-            self.route = ROUTES[int(state["route"])]
+            route = int(state["route"])  # of an earlier version: perhaps one that is no more
+            self.route = ROUTES[route] if route < len(ROUTES) else None
             if self.route != self.gemm:
                 self._forget_layers()
         if self.scale is not None and "loss_scale" in state:

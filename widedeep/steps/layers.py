@@ -62,15 +62,12 @@ class Layers:
 class Sm90Layers(Layers):
     """Our Hopper products: a mask of one bit an element goes from the forward pass to the gradient, which reads a
     transposed copy of the weight.
-
-    Args:
-        relay: which of the two kinds, see `widedeep.ops.linear_sm90`.
     """
 
-    def __init__(self, weights: PaddedWeights, relay: bool = False):
+    name = "sm90"
+
+    def __init__(self, weights: PaddedWeights):
         super().__init__(weights)
-        self.name = "sm90-relay" if relay else "sm90"
-        self.relay = relay
         count = len(weights.widths) - 1
         self.transposed = [torch.empty_like(self._layer(i)[0].t().contiguous()) for i in range(count)]
         self.refresh()
@@ -86,7 +83,7 @@ class Sm90Layers(Layers):
     def forward(self, i: int, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, y: Tensor) -> None:
         weight, bias = self._layer(i)
         mask = self._mask(i, len(y)) if i < len(self.masks) else None
-        linear_sm90.linear_sm90_out(x, weight, bias, p, seed, step, i, first_row, y=y, mask=mask, relay=self.relay)
+        linear_sm90.linear_sm90_out(x, weight, bias, p, seed, step, i, first_row, y=y, mask=mask)
 
     def dgrad(
         self, i: int, dz: Tensor, x: Tensor, p: float, *, dx: Tensor, dbias: Tensor | None, found_inf: Tensor | None
@@ -95,7 +92,7 @@ class Sm90Layers(Layers):
             mask, outputs = self._mask(i - 1, len(dz)), {"dx": dx, "dbias": dbias, "found_inf": None}
         else:
             mask, p, outputs = None, 0.0, {"dx": dx, "dbias": dbias, "found_inf": found_inf}
-        linear_sm90.linear_sm90_dgrad_out(dz, self.transposed[i], mask, p, **outputs, relay=self.relay)
+        linear_sm90.linear_sm90_dgrad_out(dz, self.transposed[i], mask, p, **outputs)
 
     def _mask(self, i: int, rows: int) -> Tensor:
         return self.masks[i][: linear_sm90.mask_bytes(rows, self.weights.widths[i + 1])]

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-3}  # float32: with TF32 operands
 MASK_AGREEMENT = 2e-3
 REPEATS = 8  # runs whose bits must be those of the first
-ROUTES = ("cublaslt", "sm90", "sm90-relay")
+ROUTES = ("cublaslt", "sm90")
 TURN, ROUNDS = 0.025, 5  # seconds of a route's turn, and turns of which the median counts: half a second in all
 AS_GOOD = 1.02  # noise of the clock: within it the order of the candidates decides, so that runs repeat
 
@@ -56,19 +56,17 @@ def _choose(gemm: str, weights: PaddedWeights, precision: str, p: float, rows: i
     if gemm == "cublaslt" or not fits:
         return Layers(weights)
     if gemm != "auto":
-        return Sm90Layers(weights, relay=gemm == "sm90-relay")
+        return Sm90Layers(weights)
     with _rounding(device, precision == "tf32"):
         return _trial(weights, dtype, p, rows, resumed)
 
 
 def _trial(weights: PaddedWeights, dtype: torch.dtype, p: float, rows: int, resumed: str | None) -> Layers:
     routes: list[Layers] = []
-    for relay in (False, True):
-        if problem := _problem(weights, rows, dtype, p, relay):
-            name = "sm90-relay" if relay else "sm90"
-            log.warning("hidden layers: without the products %s, which disagree with cuBLASLt: %s", name, problem)
-        else:
-            routes.append(Sm90Layers(weights, relay))
+    if problem := _problem(weights, rows, dtype, p):
+        log.warning("hidden layers: without the products for Hopper, which disagree with cuBLASLt: %s", problem)
+    else:
+        routes.append(Sm90Layers(weights))
     routes.append(Layers(weights))
     key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows)
     found = next((route for name in (resumed, _kept.get(key)) for route in routes if route.name == name), None)
@@ -124,9 +122,9 @@ def _seconds_of(routes: list[Layers], p: float, rows: int) -> list[float]:
     return in_turn([partial(both, route) for route in routes], device, TURN, ROUNDS)
 
 
-def _problem(weights: PaddedWeights, rows: int, dtype: torch.dtype, p: float, relay: bool) -> str | None:
+def _problem(weights: PaddedWeights, rows: int, dtype: torch.dtype, p: float) -> str | None:
     shapes = sorted(set(zip(weights.widths, weights.widths[1:])))
-    problems = (_tested(rows, I, O, dtype, p, weights.flat.device, relay) for I, O in shapes)
+    problems = (_tested(rows, I, O, dtype, p, weights.flat.device) for I, O in shapes)
     return next((problem for problem in problems if problem), None)
 
 
@@ -142,9 +140,7 @@ def _tested(*layer) -> str | None:
         ) from error
 
 
-def disagreement(
-    B: int, I: int, O: int, dtype: torch.dtype, p: float, device: torch.device, relay: bool = False
-) -> str | None:
+def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: torch.device) -> str | None:
     """What differs between ours and the library's on a random layer [B, I] -> [B, O] and the gradients back through
     it, or between two runs of ours.
     """
@@ -160,7 +156,7 @@ def disagreement(
     want, got = random(B, O), random(B, O)
     mask = torch.empty(linear_sm90.mask_bytes(B, O), dtype=torch.uint8, device=device)
     ops.linear_relu_dropout_out(x, weight, bias, *dropout, y=want)
-    linear_sm90.linear_sm90_out(x, weight, bias, *dropout, y=got, mask=mask, relay=relay)
+    linear_sm90.linear_sm90_out(x, weight, bias, *dropout, y=got, mask=mask)
     if ((want > 0) != (got > 0)).sum() > MASK_AGREEMENT * want.numel() + 8:
         return f"the mask {where}"
     if _relative(got, want) > tolerance:
@@ -169,40 +165,38 @@ def disagreement(
     dx = [torch.empty_like(want) for _ in range(2)]
     # Both look through the same y, so that its rounding plays no part.
     ops.linear_dgrad_out(dz, upper, got, p, dx=dx[0], dbias=sums[0])
-    linear_sm90.linear_sm90_dgrad_out(dz, upper.t().contiguous(), mask, p, dx=dx[1], dbias=sums[1], relay=relay)
+    linear_sm90.linear_sm90_dgrad_out(dz, upper.t().contiguous(), mask, p, dx=dx[1], dbias=sums[1])
     if _relative(dx[1], dx[0]) > tolerance:
         return f"the gradient {where}"
     noise = tolerance / 2 * B**0.5  # roundings of B terms of the order of 1; a tile left out makes ten times as much
     if not (sums[1] - sums[0]).abs().max() <= noise + tolerance * 4:
         return f"the bias gradient {where}"
     del dx
-    return _input_gradient(dz, weight, tolerance, where, relay) or _repeats(x, weight, bias, dropout, got, where, relay)
+    return _input_gradient(dz, weight, tolerance, where) or _repeats(x, weight, bias, dropout, got, where)
 
 
-def _input_gradient(dz: Tensor, weight: Tensor, tolerance: float, where: str, relay: bool) -> str | None:
+def _input_gradient(dz: Tensor, weight: Tensor, tolerance: float, where: str) -> str | None:
     """As `disagreement`: the first layer's, which looks through no mask and says whether it is finite."""
     dx = [dz.new_empty(len(dz), weight.shape[1]) for _ in range(2)]
     found, weight_t = torch.zeros(1, device=dz.device), weight.t().contiguous()
     ops.linear_dgrad_out(dz, weight, None, 0.0, dx=dx[0], dbias=None)
     asked = None if dz.dtype == torch.float32 else found
-    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=asked, relay=relay)
+    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=asked)
     if _relative(dx[1], dx[0]) > tolerance:
         return f"the input's gradient {where}"
     if dz.dtype == torch.float32:  # of which nobody asks whether it is finite
         return None
     dz[-1, -1] = float("inf")
     after = torch.zeros(1, device=dz.device)
-    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=after, relay=relay)
+    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=after)
     return None if found == 0 and after == 1 else f"whether the input's gradient is finite {where}"
 
 
-def _repeats(
-    x: Tensor, weight: Tensor, bias: Tensor, dropout: tuple, got: Tensor, where: str, relay: bool
-) -> str | None:
+def _repeats(x: Tensor, weight: Tensor, bias: Tensor, dropout: tuple, got: Tensor, where: str) -> str | None:
     """As `disagreement`: a race shows in bits that change from run to run."""
     again = torch.empty_like(got)
     for _ in range(REPEATS):
-        linear_sm90.linear_sm90_out(x, weight, bias, *dropout, y=again, mask=None, relay=relay)
+        linear_sm90.linear_sm90_out(x, weight, bias, *dropout, y=again, mask=None)
         if not torch.equal(again, got):
             return f"the output of two runs {where}"
     return None

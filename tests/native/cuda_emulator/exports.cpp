@@ -229,18 +229,18 @@ int64_t run_mask_bytes(int64_t M, int64_t N) { return sm90_mask_bytes(M, N); }
 
 int run_linear_forward_sm90(const void* x, const void* weight, const void* bias, void* y, void* mask, int64_t M,
                             int64_t N, int64_t K, int64_t type, double p, int64_t seed, const int64_t* step,
-                            int64_t layer, int64_t first_row, int64_t relay) {
-  return linear_forward_sm90(x, weight, bias, y, mask, {M, N, K, core::DType(type), relay != 0},
+                            int64_t layer, int64_t first_row) {
+  return linear_forward_sm90(x, weight, bias, y, mask, {M, N, K, core::DType(type)},
                              dropout_args(p, seed, step, layer, first_row), nullptr);
 }
 
 int run_linear_dgrad_sm90(const void* dz, const void* weight_t, const void* mask, double scale, void* dx, float* dbias,
-                          float* found_inf, int64_t M, int64_t N, int64_t K, int64_t type, int64_t relay) {
-  const int64_t strips = sm90_strips(M, relay != 0);
+                          float* found_inf, int64_t M, int64_t N, int64_t K, int64_t type) {
+  const int64_t strips = sm90_strips(M);
   const Workspace sums(strips * N * sizeof(float));
   auto* const partial = static_cast<float*>(sums.get());
   if (const auto error = linear_dgrad_sm90(dz, weight_t, mask, static_cast<float>(scale), dx, dbias ? partial : nullptr,
-                                           found_inf, {M, N, K, core::DType(type), relay != 0}, nullptr))
+                                           found_inf, {M, N, K, core::DType(type)}, nullptr))
     return error;
   return dbias ? add_strips(partial, dbias, strips, N, nullptr) : cudaSuccess;
 }

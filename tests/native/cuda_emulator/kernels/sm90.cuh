@@ -257,12 +257,6 @@ inline void named_barrier(int id, int threads) {
 constexpr uint64_t kStep = 32 >> 4;
 #include "operand.inc"  // descriptors are made by the function of csrc/kernels/sm90.cuh itself
 
-inline uint32_t load_or_zero(const void* from, bool valid) {
-  uint32_t value = 0;
-  if (valid) __builtin_memcpy(&value, __builtin_assume_aligned(from, 4), 4);
-  return value;
-}
-
 inline void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   const int lane = emulator::lane();
   const uint32_t pairs[4] = {a, b, c, d};
@@ -293,6 +287,18 @@ uint32_t pack_relu(float lower, float upper) {
 inline uint32_t spread_signs(uint32_t pair) {
   return (pair & 0x8000u ? 0x0000FFFFu : 0u) | (pair & 0x80000000u ? 0xFFFF0000u : 0u);
 }
+
+inline uint32_t spread_byte_signs(uint32_t bytes, uint32_t selectors) {
+  uint32_t mask = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t selector = selectors >> (4 * i) & 15;
+    if (selector < 8 || selector > 11) emulator::fail("spread_byte_signs: expected selectors of signs of four bytes");
+    if (bytes >> (selector % 8 * 8 + 7) & 1) mask |= 0xFFu << (8 * i);
+  }
+  return mask;
+}
+
+inline uint32_t ones(uint32_t pair) { return (pair & 0xFFFFu ? 1u : 0u) | (pair >> 16 ? 0x10000u : 0u); }
 
 inline void wgmma_fence() { emulator::meet_warp("wgmma.fence"); }
 

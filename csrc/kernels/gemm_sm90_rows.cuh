@@ -1,0 +1,220 @@
+// From accumulators to rows: the warps that multiply hand a tile over through shared memory, rounded to the type of C,
+// and multiply on; three other warps meanwhile finish its rows. A lane has 16 bytes of a row, so that masks, column
+// sums and stores need no exchange between rows. Included by gemm_sm90.cu alone.
+#pragma once
+#include "kernels/gemm_sm90_ring.cuh"
+
+namespace widedeep::kernels::sm90 {
+
+constexpr int kStages = 3;      // 3 x 48 KB beside 64 KB of rows handed over, of 227 KB
+constexpr int kFinishers = 3;   // warps; the first of their warpgroup feeds the ring
+constexpr int kTogether = 8;    // rows that a warp finishes together: their loads and random numbers overlap
+constexpr int kRowBytes = 512;  // of a row handed over at a time
+
+struct Shared {
+  Ring<kStages> ring;
+  alignas(1024) uint8_t out[2][kGroupRows][kRowBytes];
+  float offset[2][kColumns];  // of each warpgroup: the bias of its tile, times the scale of dropout
+  float sums[kFinishers][kColumns];
+  uint64_t ready[2], taken[2];  // of `out`
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+template <typename T>
+constexpr int kHanded = kRowBytes / static_cast<int>(sizeof(T));  // columns handed over at a time
+template <typename T>
+constexpr int kTurns = kColumns / kHanded<T>;
+
+// Where a 16-byte chunk of a row lies in `out`: no bank conflicts, neither for fragments nor for whole rows.
+template <typename T>
+__device__ __forceinline__ uint32_t chunk_at(uint32_t row, uint32_t chunk) {
+  return (chunk ^ (kHalf<T> ? row & 7 : row << 1 & 6)) * 16;
+}
+
+// ---- the multiplying side ----
+
+// Hands over columns turn * kHanded .. of a warp's 16 rows: acc times scale, in the forward pass with its offset and
+// relu (NaN stays).
+template <typename T, Epilogue kEpilogue, int kTurn>
+__device__ __forceinline__ void hand_over(Shared& s, const float (&acc)[128], float scale, uint32_t group) {
+  const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, quad = lane % 4;
+  const float* const offset = s.offset[group] + quad * 2;
+  const auto value = [&](int j, int i, int e, const Pack<float, 2>& shift) {
+    const float v = acc[j * 4 + i * 2 + e];
+    return kEpilogue == Epilogue::kForward ? fmaf(v, scale, shift.v[e]) : v * scale;
+  };
+  const auto shift_of = [&](int j) {
+    return kEpilogue == Epilogue::kForward ? *reinterpret_cast<const Pack<float, 2>*>(offset + j * 8)
+                                           : Pack<float, 2>{};
+  };
+  if constexpr (kHalf<T>) {
+    const uint32_t row = warp * 16 + (lane / 8 & 1) * 8 + lane % 8;
+    const uint32_t target = smem_address(s.out[group][row]), chunk = (lane / 16 ^ lane % 8) * 16;
+#pragma unroll
+    for (int t = 0; t < kColumns / 16; ++t) {
+      uint32_t pairs[4];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const int j = t * 2 + n / 2, i = n % 2;
+        const Pack<float, 2> shift = shift_of(j);
+        const float lower = value(j, i, 0, shift), upper = value(j, i, 1, shift);
+        pairs[n] = kEpilogue == Epilogue::kForward ? pack_relu<T>(lower, upper) : pack<T>(lower, upper);
+      }
+      store_matrices(target + (t * 32 ^ chunk), pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
+  } else {
+#pragma unroll
+    for (int n = 0; n < kHanded<T> / 8; ++n) {
+      const int j = kTurn * (kHanded<T> / 8) + n;
+      const Pack<float, 2> shift = shift_of(j);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t row = warp * 16 + lane / 4 + 8 * i;
+        Pack<float, 2> pair;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float v = value(j, i, e, shift);
+          pair.v[e] = kEpilogue == Epilogue::kForward && v <= 0.f ? 0.f : v;
+        }
+        uint8_t* const at = s.out[group][row] + chunk_at<T>(row, n * 2 + quad / 2) + quad % 2 * 8;
+        *reinterpret_cast<Pack<float, 2>*>(at) = pair;
+      }
+    }
+  }
+}
+
+// ---- the finishing side ----
+
+// What a lane keeps of its columns in the rows from `row` on: of each four columns a word, whose bytes have bit 7 set
+// where dropout keeps the column. Neighbouring lanes share a call of sixteen columns: each makes that of another row,
+// and they exchange the words.
+template <typename T>
+struct Keep {
+  uint32_t word[kTogether][kHalf<T> ? 2 : 1];
+};
+
+template <typename T>
+__device__ __forceinline__ Keep<T> draw(const core::Dropout& drop, uint32_t row, uint32_t column, uint32_t lane) {
+  constexpr uint32_t kSharing = kHalf<T> ? 2 : 4, kCalls = kTogether / kSharing;
+  core::Philox4 own[kCalls];
+#pragma unroll
+  for (uint32_t i = 0; i < kCalls; ++i)
+    own[i] = core::dropout_bits(drop, row + i * kSharing + lane % kSharing, column / 16 + lane / kSharing);
+  Keep<T> keep;
+#pragma unroll
+  for (uint32_t i = 0; i < kCalls; ++i) {
+    const uint32_t addend = core::dropout_addend(drop.threshold, own[i]);
+    uint32_t w[4];
+#pragma unroll
+    for (int n = 0; n < 4; ++n) w[n] = core::dropout_signs(own[i].word[n], addend);
+    const bool odd = lane & 1;
+    if constexpr (kHalf<T>) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const uint32_t mine = odd ? w[2 + n] : w[n];
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? w[n] : w[2 + n], 1);
+        keep.word[i * 2][n] = odd ? other : mine;
+        keep.word[i * 2 + 1][n] = odd ? mine : other;
+      }
+    } else {
+      const bool high = lane & 2;
+      const uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
+      const uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
+      const uint32_t x[4] = {odd ? a : w[0], odd ? w[1] : a, odd ? b : w[2], odd ? w[3] : b};
+      const uint32_t c = __shfl_xor_sync(0xffffffffu, high ? x[0] : x[2], 2);
+      const uint32_t d = __shfl_xor_sync(0xffffffffu, high ? x[1] : x[3], 2);
+      keep.word[i * 4][0] = high ? c : x[0], keep.word[i * 4 + 1][0] = high ? d : x[1];
+      keep.word[i * 4 + 2][0] = high ? x[2] : c, keep.word[i * 4 + 3][0] = high ? x[3] : d;
+    }
+  }
+  return keep;
+}
+
+// A lane's bits of the rows that are finished together. Halves: word n / 4 is that of row n, bit 4 (n % 4) + j and 16
+// more those of pair j; floats: bit 4 n + j of value j.
+template <typename T>
+using Bits = Pack<uint32_t, kHalf<T> ? 2 : 1>;
+
+// Zeroes what is dropped of row n, and notes which values are then positive; none is negative.
+template <typename T, bool kDrop>
+__device__ __forceinline__ void drop_row(uint32_t (&v)[4], const Keep<T>& keep, int n, Bits<T>& bits) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (kHalf<T>) {
+      const uint32_t kept = kDrop ? spread_bytes<T>(keep.word[n][j / 2], j % 2) : 0xFFFFFFFFu;
+      const int bit = n % 4 * 4 + j;
+      v[j] &= kept & 0x7FFF7FFFu;  // -0 becomes 0
+      bits.v[n / 4] += ones(v[j]) << bit;
+    } else {
+      if (kDrop) v[j] &= spread_bytes<T>(keep.word[n][0], j);
+      bits.v[0] |= static_cast<uint32_t>(v[j] != 0) << (n * 4 + j);
+    }
+  }
+}
+
+// Zeroes the values of row n whose bit is 0, adds the others up, and says in `bad` whether halves are not finite.
+template <typename T, bool kMasked>
+__device__ __forceinline__ void mask_row(uint32_t (&v)[4], const Bits<T>& bits, int n, float (&sums)[8],
+                                         uint32_t& bad) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (kHalf<T>) {
+      if (kMasked) v[j] &= spread_signs(bits.v[n / 4] << (15 - n % 4 * 4 - j));
+      if (!kMasked) bad |= not_finite<T>(v[j]);
+      const auto pair = reinterpret_cast<const Pack<T, 2>&>(v[j]);
+      sums[j * 2] += to_float(pair.v[0]), sums[j * 2 + 1] += to_float(pair.v[1]);
+    } else {
+      if (kMasked && !(bits.v[0] >> (n * 4 + j) & 1)) v[j] = 0;
+      sums[j] += __uint_as_float(v[j]);
+    }
+  }
+}
+
+// kTogether rows, from `row` and `column` of C on, of which `out` has what was handed over. What lies past the end of C
+// is not stored.
+template <typename T, Epilogue kEpilogue, bool kFlag>
+__device__ __forceinline__ void finish_rows(const uint8_t (*out)[kRowBytes], const Params& p, const core::Dropout& drop,
+                                            int row, int column, Bits<T>& bits, float (&sums)[8], uint32_t& bad) {
+  const uint32_t lane = threadIdx.x % 32;
+  constexpr int kLane = 16 / static_cast<int>(sizeof(T));  // columns of a lane
+  const int at = column + static_cast<int>(lane) * kLane, rows = at < p.N ? p.M - row : 0;
+  uint32_t v[kTogether][4];
+#pragma unroll
+  for (int n = 0; n < kTogether; ++n) {  // `out` begins at a multiple of eight rows
+    const uint4 loaded = *reinterpret_cast<const uint4*>(out[n] + chunk_at<T>(n, lane));
+    v[n][0] = loaded.x, v[n][1] = loaded.y, v[n][2] = loaded.z, v[n][3] = loaded.w;
+  }
+  Keep<T> keep;
+  if constexpr (kEpilogue == Epilogue::kForward && kFlag)
+    keep = draw<T>(drop, p.dropout.first_row + static_cast<uint32_t>(row), static_cast<uint32_t>(column), lane);
+  T* to = static_cast<T*>(p.c) + int64_t{row} * p.N + at;
+#pragma unroll
+  for (int n = 0; n < kTogether; ++n, to += p.N) {
+    if constexpr (kEpilogue == Epilogue::kForward)
+      drop_row<T, kFlag>(v[n], keep, n, bits);
+    else
+      mask_row<T, kFlag>(v[n], bits, n, sums, bad);
+    store_if(to, make_uint4(v[n][0], v[n][1], v[n][2], v[n][3]), n < rows);
+  }
+}
+
+// Column sums of a tile: those of the warps in order, into a strip of the launch's sums.
+template <typename T>
+__device__ __forceinline__ void add_warps(Shared& s, const Params& p, const float (&sums)[kTurns<T>][8], int first,
+                                          int tile_m, int column) {
+  const uint32_t lane = threadIdx.x % 32;
+  constexpr int kLane = 16 / static_cast<int>(sizeof(T)), kAll = kFinishers * 32;
+#pragma unroll
+  for (int turn = 0; turn < kTurns<T>; ++turn)
+#pragma unroll
+    for (int n = 0; n < kLane; ++n) s.sums[first][turn * kHanded<T> + lane * kLane + n] = sums[turn][n];
+  named_barrier(3, kAll);
+  for (int n = first * 32 + static_cast<int>(lane); n < kColumns && column + n < p.N; n += kAll)
+    p.column_sums[int64_t{tile_m} * p.N + column + n] = (s.sums[0][n] + s.sums[1][n]) + s.sums[2][n];
+  named_barrier(3, kAll);  // the sums are read before the next tile writes its own
+}
+
+#endif
+
+}  // namespace widedeep::kernels::sm90
