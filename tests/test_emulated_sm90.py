@@ -181,7 +181,7 @@ def test_the_fastest_route_is_kept(timed, seconds, chosen):
 
 def test_equal_steps_and_resumed_runs_take_the_route_of_the_first(timed, monkeypatch):
     first = gpu_step(config=StepConfig(precision="fp16"))
-    first.predict(batch_of(EVEN, 40))
+    first.train(batch_of(EVEN, 40), 0, LR)
     timed["sm90"] = 9.0
     same = gpu_step(config=StepConfig(precision="fp16"))
     same.predict(batch_of(EVEN, 40))
@@ -197,7 +197,7 @@ def test_equal_steps_and_resumed_runs_take_the_route_of_the_first(timed, monkeyp
 def test_a_run_keeps_its_route_where_batches_grow(timed, monkeypatch):
     """With what would be faster for an evaluation's batch, training would go on; resumed before, it would not."""
     whole, resumed = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(2))
-    whole.predict(batch_of(EVEN, 40))
+    whole.train(batch_of(EVEN, 40), 0, LR)
     resumed.load_state(whole.state())
     assert resumed.state()["route"] == trial.ROUTES.index("sm90")
     timed["sm90"] = 9.0
@@ -209,9 +209,22 @@ def test_a_run_keeps_its_route_where_batches_grow(timed, monkeypatch):
     assert other.gemm == "cublaslt"
 
 
+def test_a_prediction_binds_no_training(timed):
+    """What suits a small batch, of a first look at the model say, would slow the training down."""
+    timed["sm90"] = 9.0
+    step = gpu_step(config=StepConfig(precision="fp16"))
+    step.predict(batch_of(EVEN, 40))
+    assert (step.gemm, "route" in step.state()) == ("cublaslt", False)
+    timed["sm90"] = 1.0
+    step.train(batch_of(EVEN, 60), 0, LR)
+    assert step.gemm == "sm90"
+    step.predict(batch_of(EVEN, 80))
+    assert step.state()["route"] == trial.ROUTES.index("sm90")
+
+
 def test_a_loaded_state_changes_the_route_of_a_step_that_has_run(timed, monkeypatch):
     first, step = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(2))
-    first.predict(batch_of(EVEN, 40))
+    first.train(batch_of(EVEN, 40), 0, LR)
     timed["sm90"] = 9.0
     step.predict(batch_of(EVEN, 60))
     cleared = []
@@ -225,13 +238,13 @@ def test_a_loaded_state_changes_the_route_of_a_step_that_has_run(timed, monkeypa
 
 def test_a_route_that_cannot_be_kept_is_named(timed, on_emulator, monkeypatch, caplog):
     first, resumed, elsewhere = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(3))
-    first.predict(batch_of(EVEN, 40))
+    first.train(batch_of(EVEN, 40), 0, LR)
     for step in (resumed, elsewhere):
         step.load_state(first.state())
     on_emulator["forward"] = lambda y: y[3].mul_(1.1)
-    resumed.predict(batch_of(EVEN, 40))
+    resumed.train(batch_of(EVEN, 40), 1, LR)
     monkeypatch.setattr(linear_sm90, "available", lambda device: False)
-    elsewhere.predict(batch_of(EVEN, 40))
+    elsewhere.train(batch_of(EVEN, 40), 1, LR)
     words = "hidden layers: through cublaslt from here on, the run so far through sm90"
     assert [record.message for record in caplog.records].count(words) == 2
     assert resumed.state()["route"] == elsewhere.state()["route"] == trial.ROUTES.index("cublaslt")

@@ -71,7 +71,9 @@ class CudaStep(Step):
         self.activations = Activations(self.weights.widths[0], self.weights.widths[1:], self.dtype, device)
         self.layers: Layers | None = None
         self.chooses = config.gemm == "auto" and config.precision != "fp32"  # among the routes of the hidden layers
-        self.route: str | None = None  # what it chose, or the run that goes on here did: kept where batches grow
+        # What the first training batch took, or that of the run that goes on here: kept where batches grow. A batch that
+        # is only predicted binds nothing: what suits a small one would slow a training down.
+        self.route: str | None = None
         self.capacity = -1
         self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by number of rows: making views takes time
         self.parameters = list(model.parameters())
@@ -108,6 +110,7 @@ class CudaStep(Step):
     def train(self, batch: Batch, step: int, lr: float) -> Tensor:
         with self._on_device():
             self._prepare(len(batch.ids))
+            self.route = self.gemm if self.chooses else None
             self.lr.fill_(lr)
             self.now.fill_(step)
             fixed = self._take(batch)
@@ -218,7 +221,6 @@ class CudaStep(Step):
         wanted, p = (self.config.gemm, self.weights, self.config.precision), self.model.dropout
         self.layers = choose_layers(*wanted, p, self.capacity, self.route)
         self.layers.grow(self.capacity)
-        self.route = self.gemm if self.chooses else None
         log.info("fused GPU step, %s, hidden layers through %s", self.config.precision, self.gemm)
 
     def _allow_tf32(self, allow: bool) -> None:
