@@ -115,21 +115,21 @@ def test_hopper_gradient_says_whether_it_is_finite(dtype, at):
     assert bool(found) == (not dx.isfinite().all()) == bool(at)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize(("p", "first_row"), [(0.1, 1000), (0.5, 1000), (0.1, 1001)])
 @pytest.mark.parametrize("route", ROUTES)
-def test_masks_are_those_of_the_counter(route, p):
+def test_masks_are_those_of_the_counter(route, p, first_row):
     """Every value is positive before dropout, so y > 0 is the keep bit, and its share is 1 - p."""
     needs(route)
     B, O = 1000, 264
     x, weight = torch.zeros(B, 64, device=DEVICE).half(), torch.zeros(O, 64, device=DEVICE).half()
     y = torch.empty(B, O, device=DEVICE).half()
-    args = (p, 77, step(12), 3, 1000)
+    args = (p, 77, step(12), 3, first_row)
     bias = torch.ones(O, device=DEVICE).half()
     if route != "cublaslt":
         linear_sm90.linear_sm90_out(x, weight, bias, *args, y=y, mask=None)
     else:
         ops.linear_relu_dropout_out(x, weight, bias, *args, y=y)
-    keep = reference.dropout_mask(B, O, *args[:1], 77, 12, 3, 1000)
+    keep = reference.dropout_mask(B, O, *args[:1], 77, 12, 3, first_row)
     assert torch.equal((y > 0).cpu(), keep)
     assert abs((y > 0).float().mean().item() - (1 - p)) < 5 * (p * (1 - p) / (B * O)) ** 0.5
 

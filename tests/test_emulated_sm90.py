@@ -105,12 +105,14 @@ def test_gradient_that_is_not_finite(dtype, large, at):
     assert found.item() == (1.0 if at else 0.0)
 
 
-def test_dropout_drops_what_the_cpu_drops():
+@pytest.mark.parametrize("first_row", [1000, 1001])
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_dropout_drops_what_the_cpu_drops(dtype, first_row):
     """All products positive: zeros are the dropped elements, bit for bit those of the definition."""
     M, N, K = 300, 200, 8
-    ones = torch.ones(M, K, dtype=BF16), torch.ones(N, K, dtype=BF16), torch.ones(N, dtype=BF16)
-    dropout = (0.4, 12345, torch.tensor(77), 4, 1000)
-    y, want = poisoned(M, N, dtype=BF16), poisoned(M, N, dtype=BF16)
+    ones = torch.ones(M, K, dtype=dtype), torch.ones(N, K, dtype=dtype), torch.ones(N, dtype=dtype)
+    dropout = (0.4, 12345, torch.tensor(77), 4, first_row)
+    y, want = poisoned(M, N, dtype=dtype), poisoned(M, N, dtype=dtype)
     emulated.linear_sm90_out(*ones, *dropout, y=y, mask=None)
     ops.linear_relu_dropout_out(*ones, *dropout, y=want)
     assert torch.equal(y > 0, want > 0)

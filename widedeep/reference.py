@@ -44,16 +44,17 @@ def dropout_mask(
     rows: int, columns: int, p: float, seed: int, step: Tensor | int, layer: int, first_row: int = 0, device="cpu"
 ) -> Tensor:
     """Which elements of a layer's output are kept: [rows, columns] bool. Layout: docs/architecture.md, "Dropout"."""
-    calls = -(-columns // 16)
+    calls = -(-columns // 8)
     word = torch.tensor(0, dtype=torch.int64, device=device)
     row = ((torch.arange(rows, device=device) + first_row) & _U32)[:, None]
     call = torch.arange(calls, device=device)[None, :]
-    counter = [row.expand(rows, calls), (layer << 24) | call, (word + step) & _U32, ((word + step) >> 32) & _U32]
+    counter = [(row >> 1).expand(rows, calls), (layer << 24) | call, (word + step) & _U32, ((word + step) >> 32) & _U32]
     words = philox4x32(counter, [word + (seed & _U32), word + (seed >> 32 & _U32)], rounds=7)
     in_order = torch.stack([w >> shift & 0xFF for w in words for shift in (0, 8, 16, 24)], -1)  # [rows, calls, 16]
     parity = functools.reduce(torch.bitwise_xor, in_order.unbind(-1))[..., None]
-    fifteen_bits = (in_order & 0x7F) * 256 + parity
-    return (2 * fifteen_bits >= dropout_threshold(p)).view(rows, calls * 16)[:, :columns]
+    own = torch.where(row[..., None] % 2 == 0, in_order[..., :8], in_order[..., 8:])
+    fifteen_bits = (own & 0x7F) * 256 + parity
+    return (2 * fifteen_bits >= dropout_threshold(p)).view(rows, calls * 8)[:, :columns]
 
 
 # --- hidden layers ----------------------------------------------------------------------------------------------------

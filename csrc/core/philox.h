@@ -42,11 +42,12 @@ WD_HOST_DEVICE inline Philox4 philox4x32(Philox4 counter, uint32_t key_lo, uint3
   return {{c0, c1, c2, c3}};
 }
 
-// The mask of one layer in one step. One call serves sixteen columns of a row: column n is byte n % 16 of call n / 16,
-// low bytes of low words first. Fifteen bits decide, so that a call need not give two bytes a column: the low seven of
-// the column's byte, and below them the parity of the call, all sixteen bytes xor-ed. Whatever the byte, the parity is
-// uniform and independent of any fourteen others. An element is dropped when 2 * (byte % 128 * 256 + parity) <
-// threshold. For a call that is one comparison of its parity, then one of each byte with what follows from it.
+// The mask of one layer in one step. One call serves eight columns of two rows: (row, column n) has byte
+// row % 2 * 8 + n % 8 of call (row / 2, n / 8), low bytes of low words first. Fifteen bits decide, so that a call need
+// not give two bytes an element: the low seven of its byte, and below them the parity of the call, all sixteen bytes
+// xor-ed. Whatever the byte, the parity is uniform and independent of any fourteen others. An element is dropped when
+// 2 * (byte % 128 * 256 + parity) < threshold. For a call that is one comparison of its parity, then one of each byte
+// with what follows from it.
 struct Dropout {
   uint32_t key_lo, key_hi, step_lo, step_hi;
   uint32_t layer_bits;  // layer << 24
@@ -73,9 +74,10 @@ WD_HOST_DEVICE inline Dropout make_dropout(double p, uint64_t seed, uint64_t ste
           dropout_scale(p)};
 }
 
-// The bytes of one call. row is the row's position within the global batch, taken modulo 2^32.
+// The bytes of one call: columns 8 * call ... of rows `row` and row ^ 1. row is the row's position within the global
+// batch, taken modulo 2^32.
 WD_HOST_DEVICE inline Philox4 dropout_bits(const Dropout& d, uint32_t row, uint32_t call) {
-  return philox4x32<7>({{row, d.layer_bits | call, d.step_lo, d.step_hi}}, d.key_lo, d.key_hi);
+  return philox4x32<7>({{row >> 1, d.layer_bits | call, d.step_lo, d.step_hi}}, d.key_lo, d.key_hi);
 }
 
 // 128 - the number below which a byte's low seven bits drop its column: added to them it sets bit 7 of those kept.
@@ -92,18 +94,19 @@ WD_HOST_DEVICE inline uint32_t dropout_signs(uint32_t word, uint32_t addend) {
 }
 
 WD_HOST_DEVICE inline bool dropout_keep(const Dropout& d, uint32_t row, uint32_t column) {
-  const Philox4 bits = dropout_bits(d, row, column >> 4);
-  return dropout_signs(bits.word[column >> 2 & 3], dropout_addend(d.threshold, bits)) >> (column % 4 * 8 + 7) & 1;
+  const Philox4 bits = dropout_bits(d, row, column >> 3);
+  const uint32_t word = bits.word[row % 2 * 2 + (column >> 2 & 1)];
+  return dropout_signs(word, dropout_addend(d.threshold, bits)) >> (column % 4 * 8 + 7) & 1;
 }
 
-// Bit i says whether column 16 * call + i of the row is kept.
-WD_HOST_DEVICE inline uint32_t dropout_keep16(const Dropout& d, uint32_t row, uint32_t call) {
+// Bit i says whether column 8 * call + i of the row is kept.
+WD_HOST_DEVICE inline uint32_t dropout_keep8(const Dropout& d, uint32_t row, uint32_t call) {
   const Philox4 bits = dropout_bits(d, row, call);
   const uint32_t addend = dropout_addend(d.threshold, bits);
   uint32_t keep = 0;
-  for (uint32_t word = 0; word < 4; ++word) {
-    const uint32_t signs = dropout_signs(bits.word[word], addend) >> 7 & 0x01010101u;
-    keep |= (signs * 0x10204080u >> 28) << (4 * word);  // the product gathers the four bits, the first lowest
+  for (uint32_t half = 0; half < 2; ++half) {
+    const uint32_t signs = dropout_signs(bits.word[row % 2 * 2 + half], addend) >> 7 & 0x01010101u;
+    keep |= (signs * 0x10204080u >> 28) << (4 * half);  // the product gathers the four bits, the first lowest
   }
   return keep;
 }

@@ -14,7 +14,7 @@
 namespace widedeep::cpu {
 
 constexpr int kStrip = kTileColumns;  // columns that draw their dropout bits at once
-constexpr int kCalls = kStrip / 16;   // the Philox calls this takes: independent lanes for the vectoriser
+constexpr int kCalls = kStrip / 8;    // the Philox calls this takes: independent lanes for the vectoriser
 
 // Rows of a tile lie pages apart, where no hardware prefetcher follows.
 template <typename T>
@@ -25,19 +25,20 @@ void prefetch(const T* row, int64_t n) {
 // What each of the kStrip columns from `column` (a multiple of 32) on is multiplied by: the scale, or 0 when dropped.
 inline void dropout_factors(const core::Dropout& dropout, uint32_t row, int64_t column, float* __restrict__ factor) {
   static_assert(std::endian::native == std::endian::little, "low bytes come first in memory");
-  alignas(64) uint32_t signs[4][kCalls];
+  alignas(64) uint32_t signs[2][kCalls];
   const core::Dropout d = dropout;  // a copy cannot alias the words
-  const auto first = static_cast<uint32_t>(column / 16);
+  const auto first = static_cast<uint32_t>(column / 8);
+  const bool odd = row % 2 != 0;
   for (uint32_t i = 0; i < kCalls; ++i) {
     const core::Philox4 bits = core::dropout_bits(d, row, first + i);
     const uint32_t addend = core::dropout_addend(d.threshold, bits);
-    for (int j = 0; j < 4; ++j) signs[j][i] = core::dropout_signs(bits.word[j], addend);
+    for (int j = 0; j < 2; ++j) signs[j][i] = core::dropout_signs(odd ? bits.word[2 + j] : bits.word[j], addend);
   }
-  // Word j of a call holds its columns 4 j ... 4 j + 3, in order.
+  // Word j of a call's row holds its columns 4 j ... 4 j + 3, in order.
   for (int call = 0; call < kCalls; ++call) {
-    int8_t kept[16];
-    for (int j = 0; j < 4; ++j) std::memcpy(kept + 4 * j, &signs[j][call], 4);
-    for (int i = 0; i < 16; ++i) factor[call * 16 + i] = kept[i] < 0 ? d.scale : 0.f;
+    int8_t kept[8];
+    for (int j = 0; j < 2; ++j) std::memcpy(kept + 4 * j, &signs[j][call], 4);
+    for (int i = 0; i < 8; ++i) factor[call * 8 + i] = kept[i] < 0 ? d.scale : 0.f;
   }
 }
 

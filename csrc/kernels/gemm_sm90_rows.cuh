@@ -86,49 +86,35 @@ __device__ __forceinline__ void hand_over(Shared& s, const float (&acc)[128], fl
 
 // ---- the finishing side ----
 
-// What a lane keeps of its columns in the rows from `row` on: of each four columns a word, whose bytes have bit 7 set
-// where dropout keeps the column. Neighbouring lanes share a call of sixteen columns: each makes that of another row,
-// and they exchange the words.
+// What a lane keeps of its columns in the rows that are finished together: of each four columns a word, whose bytes
+// have bit 7 set where dropout keeps the column.
 template <typename T>
 struct Keep {
   uint32_t word[kTogether][kHalf<T> ? 2 : 1];
 };
 
-template <typename T>
-__device__ __forceinline__ Keep<T> draw(const core::Dropout& drop, uint32_t row, uint32_t column, uint32_t lane) {
-  constexpr uint32_t kSharing = kHalf<T> ? 2 : 4, kCalls = kTogether / kSharing;
-  core::Philox4 own[kCalls];
+// A call serves two rows. kOdd: `row` is the second of two, so that the rows need a call more.
+template <typename T, bool kOdd>
+__device__ __forceinline__ void draw(const core::Dropout& drop, uint32_t row, uint32_t column, Keep<T>& keep) {
+  constexpr int kCalls = kTogether / 2 + kOdd;
+  core::Philox4 calls[kCalls];
 #pragma unroll
-  for (uint32_t i = 0; i < kCalls; ++i)
-    own[i] = core::dropout_bits(drop, row + i * kSharing + lane % kSharing, column / 16 + lane / kSharing);
-  Keep<T> keep;
+  for (int i = 0; i < kCalls; ++i) calls[i] = core::dropout_bits(drop, row + 2 * i, column / 8);
 #pragma unroll
-  for (uint32_t i = 0; i < kCalls; ++i) {
-    const uint32_t addend = core::dropout_addend(drop.threshold, own[i]);
-    uint32_t w[4];
+  for (int i = 0; i < kCalls; ++i) {
+    const uint32_t addend = core::dropout_addend(drop.threshold, calls[i]);
 #pragma unroll
-    for (int n = 0; n < 4; ++n) w[n] = core::dropout_signs(own[i].word[n], addend);
-    const bool odd = lane & 1;
-    if constexpr (kHalf<T>) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const uint32_t mine = odd ? w[2 + n] : w[n];
-        const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? w[n] : w[2 + n], 1);
-        keep.word[i * 2][n] = odd ? other : mine;
-        keep.word[i * 2 + 1][n] = odd ? mine : other;
-      }
-    } else {
-      const bool high = lane & 2;
-      const uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
-      const uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
-      const uint32_t x[4] = {odd ? a : w[0], odd ? w[1] : a, odd ? b : w[2], odd ? w[3] : b};
-      const uint32_t c = __shfl_xor_sync(0xffffffffu, high ? x[0] : x[2], 2);
-      const uint32_t d = __shfl_xor_sync(0xffffffffu, high ? x[1] : x[3], 2);
-      keep.word[i * 4][0] = high ? c : x[0], keep.word[i * 4 + 1][0] = high ? d : x[1];
-      keep.word[i * 4 + 2][0] = high ? x[2] : c, keep.word[i * 4 + 3][0] = high ? x[3] : d;
+    for (int second = 0; second < 2; ++second) {
+      const int n = 2 * i + second - kOdd;
+      if (n < 0 || n >= kTogether) continue;
+      const uint32_t lower = core::dropout_signs(calls[i].word[second * 2], addend);
+      const uint32_t upper = core::dropout_signs(calls[i].word[second * 2 + 1], addend);
+      if constexpr (kHalf<T>)
+        keep.word[n][0] = lower, keep.word[n][1] = upper;
+      else
+        keep.word[n][0] = column & 4 ? upper : lower;
     }
   }
-  return keep;
 }
 
 // A lane's bits of the rows that are finished together. Halves: word n / 4 is that of row n, bit 4 (n % 4) + j and 16
@@ -186,8 +172,13 @@ __device__ __forceinline__ void finish_rows(const uint8_t (*out)[kRowBytes], con
     v[n][0] = loaded.x, v[n][1] = loaded.y, v[n][2] = loaded.z, v[n][3] = loaded.w;
   }
   Keep<T> keep;
-  if constexpr (kEpilogue == Epilogue::kForward && kFlag)
-    keep = draw<T>(drop, p.dropout.first_row + static_cast<uint32_t>(row), static_cast<uint32_t>(column), lane);
+  if constexpr (kEpilogue == Epilogue::kForward && kFlag) {
+    const uint32_t number = p.dropout.first_row + static_cast<uint32_t>(row);  // `row` is a multiple of eight
+    if (number % 2 == 0)
+      draw<T, false>(drop, number, static_cast<uint32_t>(at), keep);
+    else
+      draw<T, true>(drop, number, static_cast<uint32_t>(at), keep);
+  }
   T* to = static_cast<T*>(p.c) + int64_t{row} * p.N + at;
 #pragma unroll
   for (int n = 0; n < kTogether; ++n, to += p.N) {

@@ -1,5 +1,5 @@
-// bias_relu_dropout: four neighbouring threads share 32 columns of one row, what two Philox calls serve; each makes one
-// of them, and neighbours exchange the bits. mask_and_sum: a block owns a strip of 128 rows, a thread columns of every
+// bias_relu_dropout: four neighbouring threads share 32 columns of one row, what four Philox calls serve; each makes
+// one call, and they exchange the bits. mask_and_sum: a block owns a strip of 128 rows, a thread columns of every
 // fourth row of it; the four partial sums meet in shared memory. Every access of a warp is to whole sectors: a thread
 // owns 16 bytes at a time, beside those of its neighbours.
 #include "core/bits.h"
@@ -31,8 +31,9 @@ __device__ __forceinline__ uint32_t finish_quad(T* y, const T* bias, int64_t lef
   }
   uint32_t keep = 0xFFFFFFFFu;
   if (drop.threshold) {  // the same for all threads
-    keep = core::dropout_keep16(drop, row, group * 2 + part % 2) << part % 2 * 16;
+    keep = core::dropout_keep8(drop, row, group * 4 + part) << part * 8;
     keep |= __shfl_xor_sync(0xffffffffu, keep, 1);
+    keep |= __shfl_xor_sync(0xffffffffu, keep, 2);
   }
   uint32_t positive = 0;
 #pragma unroll

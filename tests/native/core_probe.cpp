@@ -18,13 +18,13 @@ void probe_philox10(const uint32_t* counter, const uint32_t* key, uint32_t* out)
   for (int i = 0; i < 4; ++i) out[i] = r.word[i];
 }
 void probe_dropout(double p, uint64_t seed, uint64_t step, uint32_t layer, int64_t first_row, int64_t rows,
-                   int64_t columns, uint8_t* keep, uint8_t* keep16) {
+                   int64_t columns, uint8_t* keep, uint8_t* keep8) {
   const Dropout d = make_dropout(p, seed, step, layer);
   for (int64_t b = 0; b < rows; ++b) {
     const uint32_t row = static_cast<uint32_t>(first_row + b);
     for (int64_t n = 0; n < columns; ++n) {
       keep[b * columns + n] = dropout_keep(d, row, static_cast<uint32_t>(n));
-      keep16[b * columns + n] = dropout_keep16(d, row, static_cast<uint32_t>(n / 16)) >> (n % 16) & 1;
+      keep8[b * columns + n] = dropout_keep8(d, row, static_cast<uint32_t>(n / 8)) >> (n % 8) & 1;
     }
   }
 }
