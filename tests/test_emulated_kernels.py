@@ -71,6 +71,12 @@ def test_a_missing_barrier_shows():
     assert not torch.equal(emulated.fault(1), reverse)
 
 
+def test_a_copy_that_is_not_waited_for_shows():
+    numbers = torch.arange(64, dtype=torch.int32)
+    assert torch.equal(emulated.fault(9), numbers)
+    assert not torch.equal(emulated.fault(10), numbers)
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [
@@ -81,6 +87,7 @@ def test_a_missing_barrier_shows():
         (6, "index_kernel: undefined behaviour"),
         (7, "large_kernel: 50176 bytes of shared memory"),
         (8, "reverse_kernel: launch with a grid"),
+        (11, "ends without a wait for the kernel before"),
     ],
 )
 def test_faults_are_reported(number, words):

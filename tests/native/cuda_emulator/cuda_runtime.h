@@ -47,15 +47,24 @@ enum cudaError_t {
   cudaErrorNotSupported = 801,
 };
 using cudaStream_t = void*;
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+template <typename Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  attributes->ptxVersion = 90;
+  return cudaSuccess;
+}
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
-enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension, cudaLaunchAttributeProgrammaticStreamSerialization };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
     struct {
       unsigned x, y, z;
     } clusterDim;
+    int programmaticStreamSerializationAllowed;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -89,12 +98,29 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
   emulator::Launch launch{"cudaLaunchKernelEx", config->gridDim, config->blockDim, config->dynamicSmemBytes};
-  for (unsigned i = 0; i < config->numAttrs; ++i) launch.cluster = config->attrs[i].val.clusterDim.x;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& a = config->attrs[i];
+    if (a.id == cudaLaunchAttributeClusterDimension) launch.cluster = a.val.clusterDim.x;
+    if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization)
+      launch.early = a.val.programmaticStreamSerializationAllowed != 0;
+  }
   emulator::run(launch, [=] { kernel(arguments...); });
   return cudaGetLastError();
 }
 
 inline void __syncthreads() { emulator::meet(emulator::current->block->all, "__syncthreads"); }
+inline int __syncthreads_or(int value) {
+  emulator::Block& block = *emulator::current->block;
+  emulator::meet(block.all, "__syncthreads_or");  // all have read what the one before gave
+  block.any = false;
+  emulator::meet(block.all, "__syncthreads_or");
+  if (value) block.any = true;
+  emulator::meet(block.all, "__syncthreads_or");
+  return block.any;
+}
+// The kernel before has always ended here; what may be missed is that a thread must have waited for that.
+inline void cudaGridDependencySynchronize() { emulator::current->waited = true; }
+inline void cudaTriggerProgrammaticLaunchCompletion() {}
 inline void __syncwarp() { emulator::meet_warp("__syncwarp"); }
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source) {

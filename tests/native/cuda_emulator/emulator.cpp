@@ -81,6 +81,7 @@ void finish() {
 void body() {
   for (;;) {
     (*task)();
+    if (launch.early && !current->waited) fail("ends without a wait for the kernel before");
     finish();
     current->fiber->started = false;
     _longjmp(scheduler, 1);

@@ -3,10 +3,12 @@
 // never gets to run again is a deadlock, reported with the kernel and the threads. Device memory comes from
 // emulator_allocate, with inaccessible pages behind it; shared memory starts as NaNs.
 //
-// Not shown here: memory ordering, time, registers, and code that runs in lockstep only by luck.
+// Not shown here: memory ordering, what a launch that may begin early reads before it waits, time, registers, and code
+// that runs in lockstep only by luck.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <string>
 #include <vector>
@@ -24,6 +26,17 @@ namespace emulator {
 struct Block;
 struct Fiber;
 
+// Asynchronous copies into shared memory (cuda_pipeline_primitives.h): those since the last commit, and groups of them.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes, zeros;
+};
+struct Copies {
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
+};
+
 // What the running thread knows of itself.
 struct Thread {
   uint3 index;
@@ -31,6 +44,8 @@ struct Thread {
   Block* block;
   Fiber* fiber;
   const char* doing;  // for reports
+  Copies copies;
+  bool waited;  // for the kernel before
 };
 
 // Threads that meet: each waits until `expected` have come, then all go on.
@@ -52,6 +67,7 @@ struct Block {
   size_t dynamic_bytes;
   std::vector<Warp> warps;
   Meeting all, named[16];
+  bool any;  // __syncthreads_or
 };
 
 struct Launch {
@@ -60,6 +76,7 @@ struct Launch {
   size_t shared;
   unsigned cluster = 1;
   size_t allowed_shared = 0;
+  bool early = false;  // it may begin before the kernel before has ended
 };
 
 extern Thread* current;

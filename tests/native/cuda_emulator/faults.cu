@@ -1,4 +1,6 @@
 // Kernels with one fault each, to see that the emulator sees it. Called by tests/test_emulated_kernels.py.
+#include <cuda_pipeline_primitives.h>
+
 #include "kernels/common.cuh"
 
 namespace {
@@ -43,6 +45,30 @@ __global__ void large_kernel(int32_t* out) {
   out[threadIdx.x] = fixed[threadIdx.x];
 }
 
+// out[i] += i + 7, by way of an asynchronous copy.
+__global__ void copy_kernel(int32_t* out, bool with_wait) {
+  __shared__ int32_t numbers[kThreads];
+  __pipeline_memcpy_async(&numbers[threadIdx.x], out + threadIdx.x, sizeof(int32_t));
+  __pipeline_commit();
+  if (with_wait) __pipeline_wait_prior(0);
+  out[threadIdx.x] = numbers[threadIdx.x] + static_cast<int32_t>(threadIdx.x) + 7;
+}
+
+// As the second of two kernels that overlap.
+__global__ void early_kernel(int32_t* out) {
+  if (threadIdx.x % 2) return;
+  cudaGridDependencySynchronize();
+  out[threadIdx.x] = 1;
+}
+
+cudaError_t launch_early(int32_t* out) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config{dim3(1), dim3(kThreads), 0, nullptr, &early, 1};
+  return cudaLaunchKernelEx(&config, early_kernel, out);
+}
+
 }  // namespace
 
 // out [64]
@@ -71,6 +97,12 @@ extern "C" int run_fault(int64_t fault, int32_t* out) {
     case 7:
       large_kernel<<<1, kThreads, 48 * 1024, stream>>>(out);
       break;
+    case 9:
+    case 10:
+      copy_kernel<<<1, kThreads, 0, stream>>>(out, fault == 9);
+      break;
+    case 11:
+      return launch_early(out);
     default:
       reverse_kernel<<<0, kThreads, 0, stream>>>(out, true);
   }
