@@ -220,28 +220,30 @@ def embedding_forward_out(
 
 def embedding_segments(ids, hotness, rows):
     n = ids.numel()
-    out = [torch.full((size,), -7, dtype=torch.int32) for size in (n, n + 1, n, len(rows) + 1)]
+    out = [torch.full((size,), -7, dtype=torch.int32) for size in (n, n + 1, n, n, len(rows) + 1)]
     call("embedding_segments", ids, len(ids), _lists(hotness, rows), sum(rows), *out)
     return tuple(out)
 
 
-def embedding_row_gradients(ids, dx, dlogit, unique, offsets, entries, table_start, hotness, mean, columns, rows, dims):
+def embedding_row_gradients(
+    ids, dx, dlogit, unique, offsets, entries, keys, table_start, hotness, mean, columns, rows, dims
+):
     tables = [dlogit.new_zeros(min(r, len(ids) * k), d) for r, k, d in zip(rows, hotness, dims)]
     wide = dlogit.new_zeros(ids.numel())
     lists = _lists(hotness, rows, dims, columns, mean, tables)
-    segments = (unique, offsets, entries, table_start)
+    segments = (unique, offsets, entries, keys, table_start)
     call("embedding_row_gradients", ids, len(ids), lists, dx, dx.dtype, dx.shape[1], dlogit, *segments, wide)
     return tables, wide
 
 
 def embedding_update_(
-    ids, dx, dlogit, unique, offsets, entries, table_start, tables, rms, last_step, wide, accum, linear,
+    ids, dx, dlogit, unique, offsets, entries, keys, table_start, tables, rms, last_step, wide, accum, linear,
     hotness, mean, columns, lr, step, rho, eps, wide_lr, l1, l2, grad_scale, found_inf,
 ):  # fmt: skip
     lists = _lists(hotness, [len(t) for t in tables], [t.shape[1] for t in tables], columns, mean, tables, rms)
     call(
         "embedding_update", ids, len(ids), lists, dx, dx.dtype, dx.shape[1], dlogit, unique, offsets, entries,
-        table_start, last_step, wide, accum, linear, lr, step, rho, eps, wide_lr, l1, l2, grad_scale, found_inf,
+        keys, table_start, last_step, wide, accum, linear, lr, step, rho, eps, wide_lr, l1, l2, grad_scale, found_inf,
     )  # fmt: skip
 
 

@@ -194,7 +194,7 @@ def test_embedding_update_equals_row_gradients_then_row_updates(device):
     segments = segments_of(case)
     lists = (case.hotness, case.mean, case.columns, case.rows, case.dims)
     grads, wide_grad = ops.embedding_row_gradients(case.ids, dx, dlogit, *segments, *lists)
-    starts, base = segments[3].tolist(), 0
+    starts, base = segments[-1].tolist(), 0
     lr, step = torch.tensor(0.05, device=device), torch.tensor(9, device=device)
     for f, rows in enumerate(case.rows):
         touched = (segments[0][starts[f] : starts[f + 1]] - base).long()
@@ -362,7 +362,7 @@ def test_embedding_ops_reject_bad_arguments(device):
     with pytest.raises(RuntimeError, match="dlogit must be"):
         ops.embedding_row_gradients(case.ids, dx, dlogit[:3], *segments, *lists)
     with pytest.raises(RuntimeError, match="entries must be"):
-        ops.embedding_row_gradients(case.ids, dx, dlogit, *segments[:2], segments[2][:5], segments[3], *lists)
+        ops.embedding_row_gradients(case.ids, dx, dlogit, *segments[:2], segments[2][:5], *segments[3:], *lists)
     if device == "cuda":
         rejects("another device", wide=case.wide.cpu())
 
@@ -382,7 +382,7 @@ def test_embedding_update_rejects_segments_of_another_batch():
     case, other = make(8, None, "zipf", "cpu"), make(8, None, "zipf", "cpu")
     dx, dlogit = gradients(case, "cpu")
     lists = (case.hotness, case.mean, case.columns, case.rows, case.dims)
-    for place, value in ((0, 10**6), (0, -5), (1, 10**6), (2, 10**6), (2, -7), (3, 10**6), (3, -1)):
+    for place, value in ((0, 10**6), (0, -5), (1, 10**6), (2, 10**6), (2, -7), (3, 10**6), (4, 10**6), (4, -1)):
         segments = [t.clone() for t in segments_of(other)]
         segments[place][1] = value
         with pytest.raises(RuntimeError, match="not those of this batch"):

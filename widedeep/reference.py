@@ -167,8 +167,10 @@ def embedding_segments(ids, hotness, rows):
     offsets[:used] = (counts.cumsum(0) - counts).int()
     padded = torch.full((n,), -1, dtype=torch.int32, device=ids.device)
     padded[: len(entries)] = entries.int()
+    keys = torch.full((n,), sum(rows), dtype=torch.int32, device=ids.device)
+    keys[: len(entries)] = flat[entries].int()
     ends = torch.tensor([sum(rows[:f]) for f in range(len(rows) + 1)], device=ids.device)
-    return unique, offsets, padded, torch.searchsorted(distinct, ends).int()
+    return unique, offsets, padded, keys, torch.searchsorted(distinct, ends).int()
 
 
 def _table_gradients(ids, dx, dlogit, hotness, mean, columns, rows, dims):
@@ -186,7 +188,9 @@ def _table_gradients(ids, dx, dlogit, hotness, mean, columns, rows, dims):
     return tables, torch.cat([dlogit.new_zeros(0), *wide])
 
 
-def embedding_row_gradients(ids, dx, dlogit, unique, offsets, entries, table_start, hotness, mean, columns, rows, dims):
+def embedding_row_gradients(
+    ids, dx, dlogit, unique, offsets, entries, keys, table_start, hotness, mean, columns, rows, dims
+):
     dense, wide = _table_gradients(ids, dx, dlogit, hotness, mean, columns, rows, dims)
     compact, base = [], 0
     for f in range(len(rows)):
@@ -200,7 +204,7 @@ def embedding_row_gradients(ids, dx, dlogit, unique, offsets, entries, table_sta
 
 
 def embedding_update_(
-    ids, dx, dlogit, unique, offsets, entries, table_start, tables, rms, last_step, wide, accum, linear,
+    ids, dx, dlogit, unique, offsets, entries, keys, table_start, tables, rms, last_step, wide, accum, linear,
     hotness, mean, columns, lr, step, rho, eps, wide_lr, l1, l2, grad_scale, found_inf,
 ):  # fmt: skip
     if found_inf is not None and found_inf.item():

@@ -42,11 +42,12 @@ inline void check_columns(const std::vector<int64_t>& columns, const std::vector
                     dims[f], " at column ", columns[f], ") does not fit into ", width, " columns");
 }
 
-inline void check_segments(const Tensor& unique, const Tensor& offsets, const Tensor& entries,
+inline void check_segments(const Tensor& unique, const Tensor& offsets, const Tensor& entries, const Tensor& keys,
                            const Tensor& table_start, const Tensor& ids, int64_t F, const char* op) {
   check(unique, op, "unique", ScalarType::Int, {ids.numel()}, ids);
   check(offsets, op, "offsets", ScalarType::Int, {ids.numel() + 1}, ids);
   check(entries, op, "entries", ScalarType::Int, {ids.numel()}, ids);
+  check(keys, op, "keys", ScalarType::Int, {ids.numel()}, ids);
   check(table_start, op, "table_start", ScalarType::Int, {F + 1}, ids);
 }
 

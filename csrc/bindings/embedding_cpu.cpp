@@ -42,16 +42,17 @@ std::tuple<Tensor, Tensor> embedding_forward(Tensor ids, Tensor numeric, Tensors
   return {x, wide_logit};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> embedding_segments(Tensor ids, Ints hotness, Ints rows) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embedding_segments(Tensor ids, Ints hotness, Ints rows) {
   const char* op = "embedding_segments";
   check_ids(ids, {hotness, rows}, op);
   const int64_t n = ids.numel(), F = static_cast<int64_t>(rows.size());
   const auto features = features_of(hotness, rows);
   const cpu::Batch batch = batch_of(ids, features, op);
   Tensor unique = torch::stable::new_empty(ids, {n}), offsets = torch::stable::new_empty(ids, {n + 1});
-  Tensor entries = torch::stable::new_empty(ids, {n}), table_start = torch::stable::new_empty(ids, {F + 1});
-  cpu::embedding_segments(batch, {ints(unique), ints(offsets), ints(entries), ints(table_start)});
-  return {unique, offsets, entries, table_start};
+  Tensor entries = torch::stable::new_empty(ids, {n}), keys = torch::stable::new_empty(ids, {n});
+  Tensor table_start = torch::stable::new_empty(ids, {F + 1});
+  cpu::embedding_segments(batch, {ints(unique), ints(offsets), ints(entries), ints(keys), ints(table_start)});
+  return {unique, offsets, entries, keys, table_start};
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor> embedding_forward(Tensor ids, Tensor numeric, Tensors
   return {x, wide_logit};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> embedding_segments(Tensor ids, Ints hotness, Ints rows) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embedding_segments(Tensor ids, Ints hotness, Ints rows) {
   const char* op = "embedding_segments";
   const FeatureLists lists{hotness, rows};
   check_ids(ids, lists, op);
@@ -58,12 +58,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> embedding_segments(Tensor ids, Ints h
   const auto features = features_of(hotness, rows, op);
   const DeviceGuard guard(ids.get_device_index());
   Tensor unique = torch::stable::new_empty(ids, {n}), offsets = torch::stable::new_empty(ids, {n + 1});
-  Tensor entries = torch::stable::new_empty(ids, {n}), table_start = torch::stable::new_empty(ids, {F + 1});
+  Tensor entries = torch::stable::new_empty(ids, {n}), keys = torch::stable::new_empty(ids, {n});
+  Tensor table_start = torch::stable::new_empty(ids, {F + 1});
   const Tensor memory = workspace(ids, n > 0 ? kernels::segments_workspace(n, lists.total_rows()) : 0);
-  STD_CUDA_CHECK(kernels::embedding_segments(batch_of(ids), features, lists.total_rows(),
-                                             {ints(unique), ints(offsets), ints(entries), ints(table_start)},
-                                             memory.mutable_data_ptr(), current_stream(ids)));
-  return {unique, offsets, entries, table_start};
+  STD_CUDA_CHECK(
+      kernels::embedding_segments(batch_of(ids), features, lists.total_rows(),
+                                  {ints(unique), ints(offsets), ints(entries), ints(keys), ints(table_start)},
+                                  memory.mutable_data_ptr(), current_stream(ids)));
+  return {unique, offsets, entries, keys, table_start};
 }
 
 }  // namespace

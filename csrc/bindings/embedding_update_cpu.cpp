@@ -10,31 +10,31 @@
 namespace widedeep {
 namespace {
 
-cpu::Segments segments_of(const Tensor& unique, const Tensor& offsets, const Tensor& entries, const Tensor& table_start,
-                          const cpu::Batch& batch, const char* op) {
+cpu::Segments segments_of(const Tensor& unique, const Tensor& offsets, const Tensor& entries, const Tensor& keys,
+                          const Tensor& table_start, const cpu::Batch& batch, const char* op) {
   const auto read = [](const Tensor& t) {
     return const_cast<int32_t*>(static_cast<const int32_t*>(t.const_data_ptr()));
   };
-  const cpu::Segments s{read(unique), read(offsets), read(entries), read(table_start)};
+  const cpu::Segments s{read(unique), read(offsets), read(entries), read(keys), read(table_start)};
   STD_TORCH_CHECK(cpu::segments_fit(batch, s), op,
-                  ": unique, offsets, entries and table_start are not those of this batch");
+                  ": unique, offsets, entries, keys and table_start are not those of this batch");
   return s;
 }
 
 std::tuple<Tensors, Tensor> embedding_row_gradients(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tensor offsets,
-                                                    Tensor entries, Tensor table_start, Ints hotness, Ints mean,
-                                                    Ints columns, Ints rows, Ints dims) {
+                                                    Tensor entries, Tensor keys, Tensor table_start, Ints hotness,
+                                                    Ints mean, Ints columns, Ints rows, Ints dims) {
   const char* op = "embedding_row_gradients";
   const int64_t F = static_cast<int64_t>(rows.size());
   check_ids(ids, {hotness, rows}, op);
   check_gradients(dx, dlogit, ids, op);
   STD_TORCH_CHECK(dims.size() == rows.size(), op, ": dims and rows must have one length");
   check_columns(columns, dims, mean, dx.size(1), op);
-  check_segments(unique, offsets, entries, table_start, ids, F, op);
+  check_segments(unique, offsets, entries, keys, table_start, ids, F, op);
   auto features = features_of(hotness, rows);
   place(features, columns, mean, dims);
   const cpu::Batch batch = batch_of(ids, features, op);
-  const auto s = segments_of(unique, offsets, entries, table_start, batch, op);
+  const auto s = segments_of(unique, offsets, entries, keys, table_start, batch, op);
   Tensors tables;
   std::vector<float*> pointers;
   for (int64_t f = 0; f < F; ++f) {
@@ -49,7 +49,7 @@ std::tuple<Tensors, Tensor> embedding_row_gradients(Tensor ids, Tensor dx, Tenso
   return {tables, wide};
 }
 
-void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tensor offsets, Tensor entries,
+void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tensor offsets, Tensor entries, Tensor keys,
                        Tensor table_start, Tensors tables, Tensors rms, Tensor last_step, Tensor wide, Tensor accum,
                        Tensor linear, Ints hotness, Ints mean, Ints columns, Tensor lr, Tensor step, double rho,
                        double eps, double wide_lr, double l1, double l2, std::optional<Tensor> grad_scale,
@@ -60,7 +60,7 @@ void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tens
   check_ids(ids, lists, op);
   check_gradients(dx, dlogit, ids, op);
   check_columns(columns, dims, mean, dx.size(1), op);
-  check_segments(unique, offsets, entries, table_start, ids, static_cast<int64_t>(rows.size()), op);
+  check_segments(unique, offsets, entries, keys, table_start, ids, static_cast<int64_t>(rows.size()), op);
   check_update_state(ids, tables, rms, last_step, {wide, accum, linear}, {lr, step}, grad_scale, found_inf, op);
   auto features = features_of(hotness, rows);
   place(features, columns, mean, dims);
@@ -69,7 +69,7 @@ void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tens
     features[f].rms = floats(rms[f]);
   }
   const cpu::Batch batch = batch_of(ids, features, op);
-  const auto s = segments_of(unique, offsets, entries, table_start, batch, op);
+  const auto s = segments_of(unique, offsets, entries, keys, table_start, batch, op);
   if (found_inf.has_value() && *values(*found_inf) != 0.0f) return;
   const cpu::RowUpdate update{ints(last_step),
                               floats(wide),

@@ -9,12 +9,12 @@
 namespace widedeep {
 namespace {
 
-kernels::Segments segments_of(const Tensor& unique, const Tensor& offsets, const Tensor& entries,
+kernels::Segments segments_of(const Tensor& unique, const Tensor& offsets, const Tensor& entries, const Tensor& keys,
                               const Tensor& table_start) {
   const auto read = [](const Tensor& t) {
     return const_cast<int32_t*>(static_cast<const int32_t*>(t.const_data_ptr()));
   };
-  return {read(unique), read(offsets), read(entries), read(table_start)};
+  return {read(unique), read(offsets), read(entries), read(keys), read(table_start)};
 }
 
 kernels::Gradients gradients_of(const Tensor& dx, const Tensor& dlogit, const float* grad_scale, const char* op) {
@@ -22,14 +22,14 @@ kernels::Gradients gradients_of(const Tensor& dx, const Tensor& dlogit, const fl
 }
 
 std::tuple<Tensors, Tensor> embedding_row_gradients(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tensor offsets,
-                                                    Tensor entries, Tensor table_start, Ints hotness, Ints mean,
-                                                    Ints columns, Ints rows, Ints dims) {
+                                                    Tensor entries, Tensor keys, Tensor table_start, Ints hotness,
+                                                    Ints mean, Ints columns, Ints rows, Ints dims) {
   const char* op = "embedding_row_gradients";
   check_ids(ids, {hotness, rows}, op);
   check_gradients(dx, dlogit, ids, op);
   STD_TORCH_CHECK(dims.size() == rows.size(), op, ": dims and rows must have one length");
   check_columns(columns, dims, mean, dx.size(1), op);
-  check_segments(unique, offsets, entries, table_start, ids, static_cast<int64_t>(rows.size()), op);
+  check_segments(unique, offsets, entries, keys, table_start, ids, static_cast<int64_t>(rows.size()), op);
   auto features = features_of(hotness, rows, op);
   place(features, columns, mean, dims, op);
   const DeviceGuard guard(ids.get_device_index());
@@ -42,12 +42,12 @@ std::tuple<Tensors, Tensor> embedding_row_gradients(Tensor ids, Tensor dx, Tenso
   Tensor wide = torch::stable::new_zeros(dlogit, {ids.numel()});
   const Tensor memory = workspace(ids, kernels::backward_workspace(ids.numel(), features));
   STD_CUDA_CHECK(kernels::embedding_row_gradients(
-      batch_of(ids), features, segments_of(unique, offsets, entries, table_start),
+      batch_of(ids), features, segments_of(unique, offsets, entries, keys, table_start),
       gradients_of(dx, dlogit, nullptr, op), floats(wide), memory.mutable_data_ptr(), current_stream(ids)));
   return {tables, wide};
 }
 
-void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tensor offsets, Tensor entries,
+void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tensor offsets, Tensor entries, Tensor keys,
                        Tensor table_start, Tensors tables, Tensors rms, Tensor last_step, Tensor wide, Tensor accum,
                        Tensor linear, Ints hotness, Ints mean, Ints columns, Tensor lr, Tensor step, double rho,
                        double eps, double wide_lr, double l1, double l2, std::optional<Tensor> grad_scale,
@@ -57,7 +57,7 @@ void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tens
   check_ids(ids, {hotness, rows}, op);
   check_gradients(dx, dlogit, ids, op);
   check_columns(columns, dims, mean, dx.size(1), op);
-  check_segments(unique, offsets, entries, table_start, ids, static_cast<int64_t>(rows.size()), op);
+  check_segments(unique, offsets, entries, keys, table_start, ids, static_cast<int64_t>(rows.size()), op);
   check_update_state(ids, tables, rms, last_step, {wide, accum, linear}, {lr, step}, grad_scale, found_inf, op);
   auto features = features_of(hotness, rows, op);
   place(features, columns, mean, dims, op);
@@ -77,9 +77,9 @@ void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tens
                                   static_cast<float>(eps),
                                   {static_cast<float>(wide_lr), static_cast<float>(l1), static_cast<float>(l2)}};
   const Tensor memory = workspace(ids, kernels::backward_workspace(ids.numel(), features));
-  STD_CUDA_CHECK(kernels::embedding_update(batch_of(ids), features, segments_of(unique, offsets, entries, table_start),
-                                           gradients_of(dx, dlogit, value(grad_scale), op), update,
-                                           memory.mutable_data_ptr(), current_stream(ids)));
+  STD_CUDA_CHECK(kernels::embedding_update(
+      batch_of(ids), features, segments_of(unique, offsets, entries, keys, table_start),
+      gradients_of(dx, dlogit, value(grad_scale), op), update, memory.mutable_data_ptr(), current_stream(ids)));
 }
 
 }  // namespace

@@ -17,16 +17,16 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
   // Segments: the batch's (table, id) pairs sorted to distinct rows; fixed output sizes, no host synchronisation.
   m.def(
       "embedding_segments(Tensor ids, int[] hotness, int[] rows) -> (Tensor unique, Tensor offsets, Tensor entries,"
-      " Tensor table_start)");
+      " Tensor keys, Tensor table_start)");
   m.def(
       "embedding_row_gradients(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tensor offsets, Tensor entries,"
-      " Tensor table_start, int[] hotness, int[] mean, int[] columns, int[] rows, int[] dims) -> (Tensor[], Tensor)");
+      " Tensor keys, Tensor table_start, int[] hotness, int[] mean, int[] columns, int[] rows, int[] dims)"
+      " -> (Tensor[], Tensor)");
   m.def(
       "embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tensor offsets, Tensor entries,"
-      " Tensor table_start, Tensor(a!)[] tables, Tensor(b!)[] rms, Tensor(c!) last_step, Tensor(d!) wide,"
-      " Tensor(e!) accum, Tensor(f!) linear, int[] hotness, int[] mean, int[] columns, Tensor lr, Tensor step, float "
-      "rho,"
-      " float eps, float wide_lr, float l1, float l2, Tensor? grad_scale, Tensor? found_inf) -> ()");
+      " Tensor keys, Tensor table_start, Tensor(a!)[] tables, Tensor(b!)[] rms, Tensor(c!) last_step, Tensor(d!) wide,"
+      " Tensor(e!) accum, Tensor(f!) linear, int[] hotness, int[] mean, int[] columns, Tensor lr, Tensor step,"
+      " float rho, float eps, float wide_lr, float l1, float l2, Tensor? grad_scale, Tensor? found_inf) -> ()");
 
   // Optimizers: dense (one launch for all tensors) and on listed rows (duplicates summed first).
   m.def(

@@ -43,10 +43,10 @@ void embedding_forward(const Batch& batch, const ForwardInputs& in, void* x, cor
 
 // The batch's valid ids sorted by flat row (row_base + id), then by position. n = B * K is the capacity:
 //   unique [n] distinct flat rows ascending, then -1        offsets [n + 1] first entry of each, then the number of
-//   entries entries [n] position b * K + k of each id, then -1      table_start [F + 1] where each table's rows start
-//   in unique
+//   entries entries [n] position b * K + k of each id, then -1      keys [n] its flat row, then R
+//   table_start [F + 1] where each table's rows start in unique
 struct Segments {
-  int32_t *unique, *offsets, *entries, *table_start;
+  int32_t *unique, *offsets, *entries, *keys, *table_start;
 };
 void embedding_segments(const Batch& batch, const Segments& out);
 

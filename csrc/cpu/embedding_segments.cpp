@@ -66,17 +66,21 @@ void embedding_segments(const Batch& batch, const Segments& out) {
     int64_t at = first_entry[f], slot = out.table_start[f];
     int32_t previous = -1;
     for (const Key& key : sorted[f].keys) {
+      const auto row = static_cast<int32_t>(batch.features[f].row_base + key.id);
       if (key.id != previous) {
-        out.unique[slot] = static_cast<int32_t>(batch.features[f].row_base + key.id);
+        out.unique[slot] = row;
         out.offsets[slot++] = static_cast<int32_t>(at);
         previous = key.id;
       }
+      out.keys[at] = row;
       out.entries[at++] = key.position;
     }
   }
   std::fill(out.unique + out.table_start[F], out.unique + n, -1);
   std::fill(out.offsets + out.table_start[F], out.offsets + n + 1, static_cast<int32_t>(first_entry[F]));
   std::fill(out.entries + first_entry[F], out.entries + n, -1);
+  const int64_t R = F > 0 ? batch.features[F - 1].row_base + batch.features[F - 1].rows : 0;
+  std::fill(out.keys + first_entry[F], out.keys + n, static_cast<int32_t>(R));
 }
 
 bool segments_fit(const Batch& batch, const Segments& s) {
@@ -93,7 +97,10 @@ bool segments_fit(const Batch& batch, const Segments& s) {
   }
   const int64_t used = fits ? s.offsets[s.table_start[F]] : 0;
   fits = fits && used <= n;
-  for (int64_t i = 0; fits && i < used; ++i) fits = s.entries[i] >= 0 && s.entries[i] < n;
+  for (int64_t i = 0, u = 0; fits && i < used; ++i) {
+    u += i == s.offsets[u + 1];
+    fits = s.entries[i] >= 0 && s.entries[i] < n && s.keys[i] == s.unique[u];
+  }
   return fits;
 }
 

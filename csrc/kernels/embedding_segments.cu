@@ -28,7 +28,7 @@ struct StartsRow {
 using Starts = thrust::transform_iterator<StartsRow, thrust::counting_iterator<int32_t>>;
 
 struct Workspace {
-  uint32_t *keys, *sorted;
+  uint32_t* keys;
   int32_t *positions, *rank;
   void* cub;
   size_t cub_bytes;
@@ -113,10 +113,9 @@ Workspace carve(void* memory, int64_t n, int64_t rows) {
   auto* at = static_cast<uint8_t*>(memory);
   const size_t array = aligned(n * 4);
   w.keys = reinterpret_cast<uint32_t*>(at);
-  w.sorted = reinterpret_cast<uint32_t*>(at + array);
-  w.positions = reinterpret_cast<int32_t*>(at + 2 * array);
-  w.rank = reinterpret_cast<int32_t*>(at + 3 * array);
-  w.cub = at + 4 * array;
+  w.positions = reinterpret_cast<int32_t*>(at + array);
+  w.rank = reinterpret_cast<int32_t*>(at + 2 * array);
+  w.cub = at + 3 * array;
   w.cub_bytes = cub_bytes(n, rows);
   return w;
 }
@@ -133,7 +132,7 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-size_t segments_workspace(int64_t n, int64_t rows) { return 4 * aligned(n * 4) + cub_bytes(n, rows); }
+size_t segments_workspace(int64_t n, int64_t rows) { return 3 * aligned(n * 4) + cub_bytes(n, rows); }
 
 cudaError_t embedding_segments(const Batch& batch, const Features& features, int64_t rows, const Segments& out,
                                void* workspace, cudaStream_t stream) {
@@ -143,20 +142,21 @@ cudaError_t embedding_segments(const Batch& batch, const Features& features, int
     return cudaMemsetAsync(out.table_start, 0, (features.count + 1) * sizeof(int32_t), stream);
   }
   Workspace w = carve(workspace, n, rows);
+  auto* const sorted = reinterpret_cast<uint32_t*>(out.keys);
   const int count = static_cast<int>(n);
   const int grid = grid_for(n + 1, kThreads);
   make_keys_kernel<<<grid, kThreads, features.K * sizeof(int32_t), stream>>>(
       batch, features, static_cast<uint32_t>(rows), w.keys, w.positions);
   if (const cudaError_t error = cudaGetLastError()) return error;
-  if (const cudaError_t error = cub::DeviceRadixSort::SortPairs(w.cub, w.cub_bytes, w.keys, w.sorted, w.positions,
+  if (const cudaError_t error = cub::DeviceRadixSort::SortPairs(w.cub, w.cub_bytes, w.keys, sorted, w.positions,
                                                                 out.entries, count, 0, key_bits(rows), stream))
     return error;
-  const Starts starts(thrust::counting_iterator<int32_t>(0), StartsRow{w.sorted, static_cast<uint32_t>(rows)});
+  const Starts starts(thrust::counting_iterator<int32_t>(0), StartsRow{sorted, static_cast<uint32_t>(rows)});
   if (const cudaError_t error = cub::DeviceScan::InclusiveSum(w.cub, w.cub_bytes, starts, w.rank, count, stream))
     return error;
   // One wave of blocks, since each begins with a search.
   scatter_kernel<<<grid_for(n + 1, kThreads, 132 * 8), kThreads, 0, stream>>>(
-      w.sorted, w.rank, n, static_cast<uint32_t>(rows), features, out);
+      sorted, w.rank, n, static_cast<uint32_t>(rows), features, out);
   return cudaGetLastError();
 }
 

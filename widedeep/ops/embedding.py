@@ -88,7 +88,7 @@ def embedding_forward_out(
 
 def embedding_segments(
     ids: Tensor, hotness: Sequence[int], rows: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sort the batch's valid ids into distinct flat rows; sizes depend on B and K alone, so no host waits for a count.
 
     Args:
@@ -98,6 +98,7 @@ def embedding_segments(
         unique:      [n] int32, the U distinct flat rows in ascending order, then -1.
         offsets:     [n + 1] int32, where each distinct row's entries start; from place U on, the number of valid ids.
         entries:     [n] int32, position b K + k of every valid id, by flat row and then by position; then -1.
+        keys:        [n] int32, the flat row of every entry, that is unique repeated; then R.
         table_start: [F + 1] int32, where each table's rows start in unique; the last is U.
     Raises:
         RuntimeError: wrong shape, dtype or stride; on a CPU an id outside its table.
@@ -112,6 +113,7 @@ def embedding_row_gradients(
     unique: Tensor,
     offsets: Tensor,
     entries: Tensor,
+    keys: Tensor,
     table_start: Tensor,
     hotness: Sequence[int],
     mean: Sequence[int],
@@ -124,7 +126,7 @@ def embedding_row_gradients(
     Args:
         dx:     [B, W] float32, float16 or bfloat16: gradient of embedding_forward's x.
         dlogit: [B] float32: gradient of its wide_logit.
-        unique, offsets, entries, table_start: embedding_segments(ids, hotness, rows).
+        unique, offsets, entries, keys, table_start: embedding_segments(ids, hotness, rows).
         rows, dims: F ints each, the tables' shapes.
     Returns:
         F tensors [min(rows[f], B hotness[f]), dims[f]] float32, whose row i belongs to unique[table_start[f] + i], and
@@ -133,7 +135,7 @@ def embedding_row_gradients(
         RuntimeError: wrong shape, dtype or stride; on a CPU an id outside its table, or segments of another batch.
     Notes: the order of every sum is fixed, so the bits repeat, for any number of threads.
     """
-    segments = (unique, offsets, entries, table_start)
+    segments = (unique, offsets, entries, keys, table_start)
     return _ops.embedding_row_gradients.default(ids, dx, dlogit, *segments, hotness, mean, columns, rows, dims)
 
 
@@ -144,6 +146,7 @@ def embedding_update_(
     unique: Tensor,
     offsets: Tensor,
     entries: Tensor,
+    keys: Tensor,
     table_start: Tensor,
     tables: Sequence[Tensor],
     rms: Sequence[Tensor],
@@ -183,7 +186,7 @@ def embedding_update_(
         RuntimeError: wrong shape, dtype or stride; on a CPU an id outside its table, or segments of another batch.
     Notes: the order of every sum is fixed, so the bits repeat, for any number of threads.
     """
-    segments = (unique, offsets, entries, table_start)
+    segments = (unique, offsets, entries, keys, table_start)
     state = (tables, rms, last_step, wide, accum, linear)
     rules = (lr, step, rho, eps, wide_lr, l1, l2, grad_scale, found_inf)
     _ops.embedding_update_.default(ids, dx, dlogit, *segments, *state, hotness, mean, columns, *rules)
@@ -200,11 +203,11 @@ def _(
 @torch.library.register_fake("widedeep::embedding_segments")
 def _(ids, hotness, rows):
     n = ids.shape[0] * ids.shape[1]
-    return ids.new_empty(n), ids.new_empty(n + 1), ids.new_empty(n), ids.new_empty(len(rows) + 1)
+    return ids.new_empty(n), ids.new_empty(n + 1), ids.new_empty(n), ids.new_empty(n), ids.new_empty(len(rows) + 1)
 
 
 @torch.library.register_fake("widedeep::embedding_row_gradients")
-def _(ids, dx, dlogit, unique, offsets, entries, table_start, hotness, mean, columns, rows, dims):
+def _(ids, dx, dlogit, unique, offsets, entries, keys, table_start, hotness, mean, columns, rows, dims):
     capacity = [torch.sym_min(r, ids.shape[0] * k) for r, k in zip(rows, hotness)]
     return [dlogit.new_empty((c, d)) for c, d in zip(capacity, dims)], dlogit.new_empty(unique.shape[0])
 
@@ -265,7 +268,7 @@ def _dense_gradients(ctx, ids, dx, dlogit):
     segments = _ops.embedding_segments.default(ids, ctx.hotness, rows)
     batch = (ids, dx.contiguous(), dlogit.contiguous(), *segments)
     touched, values = _ops.embedding_row_gradients.default(*batch, ctx.hotness, ctx.mean, ctx.columns, rows, dims)
-    unique, start = segments[0], segments[3]
+    unique, start = segments[0], segments[-1]
     tables, row_base = [], 0
     # Places without a row hold zeros: added to any row they change nothing, so that no host waits for a count.
     for f, gradient in enumerate(touched):

@@ -78,28 +78,28 @@ int run_embedding_forward(const int32_t* ids, int64_t B, const Lists* lists, con
 }
 
 int run_embedding_segments(const int32_t* ids, int64_t B, const Lists* lists, int64_t rows, int32_t* unique,
-                           int32_t* offsets, int32_t* entries, int32_t* table_start) {
+                           int32_t* offsets, int32_t* entries, int32_t* keys, int32_t* table_start) {
   const Features features = features_of(*lists);
   const int64_t n = B * features.K;
   const Workspace workspace(n > 0 ? segments_workspace(n, rows) : 0);
-  return embedding_segments({ids, B}, features, rows, {unique, offsets, entries, table_start}, workspace.get(),
+  return embedding_segments({ids, B}, features, rows, {unique, offsets, entries, keys, table_start}, workspace.get(),
                             nullptr);
 }
 
 int run_embedding_row_gradients(const int32_t* ids, int64_t B, const Lists* lists, const void* dx, int64_t type,
                                 int64_t W, const float* dlogit, int32_t* unique, int32_t* offsets, int32_t* entries,
-                                int32_t* table_start, float* wide) {
+                                int32_t* keys, int32_t* table_start, float* wide) {
   const Features features = features_of(*lists);
   const Workspace workspace(backward_workspace(B * features.K, features));
-  return embedding_row_gradients({ids, B}, features, {unique, offsets, entries, table_start},
+  return embedding_row_gradients({ids, B}, features, {unique, offsets, entries, keys, table_start},
                                  {dx, core::DType(type), W, dlogit, nullptr}, wide, workspace.get(), nullptr);
 }
 
 int run_embedding_update(const int32_t* ids, int64_t B, const Lists* lists, const void* dx, int64_t type, int64_t W,
-                         const float* dlogit, int32_t* unique, int32_t* offsets, int32_t* entries, int32_t* table_start,
-                         int32_t* last_step, float* wide, float* accum, float* linear, const float* lr,
-                         const int64_t* step, double rho, double eps, double wide_lr, double l1, double l2,
-                         const float* grad_scale, const float* found_inf) {
+                         const float* dlogit, int32_t* unique, int32_t* offsets, int32_t* entries, int32_t* keys,
+                         int32_t* table_start, int32_t* last_step, float* wide, float* accum, float* linear,
+                         const float* lr, const int64_t* step, double rho, double eps, double wide_lr, double l1,
+                         double l2, const float* grad_scale, const float* found_inf) {
   const Features features = features_of(*lists);
   const Workspace workspace(backward_workspace(B * features.K, features));
   const RowUpdate update{last_step,
@@ -112,7 +112,7 @@ int run_embedding_update(const int32_t* ids, int64_t B, const Lists* lists, cons
                          static_cast<float>(rho),
                          static_cast<float>(eps),
                          ftrl_rule(wide_lr, l1, l2)};
-  return embedding_update({ids, B}, features, {unique, offsets, entries, table_start},
+  return embedding_update({ids, B}, features, {unique, offsets, entries, keys, table_start},
                           {dx, core::DType(type), W, dlogit, grad_scale}, update, workspace.get(), nullptr);
 }
 
