@@ -40,6 +40,17 @@ def test_embedding_update_of_rows_that_cross_blocks(runs, dim):
     assert_state(got, want)
 
 
+@pytest.mark.parametrize("numeric", [0, 1])
+def test_embedding_update_where_few_ids_are_valid(numeric):
+    """Warps and blocks without an id, beside gradients that 8-byte copies take or do not."""
+    case = embedding_case(700, tables=((40, 16, 2, 1), (9, 8, 1, 0)), numeric=numeric)
+    case.ids[torch.arange(700) % 3 > 0] = -1
+    dx, dlogit = normal(700, case.width, dtype=torch.float16, key="dx"), normal(700, key="dlogit")
+    got = update(emulated, case, torch.float32, dx, dlogit)
+    want = update(reference, case, torch.float64, dx.double(), dlogit.double())
+    assert_state(got, want)
+
+
 PACKED = ((40, 4, 1, 0), (30, 64, 2, 1), (900, 128, 1, 0), (50, 12, 3, 0), (70, 16, 1, 0))
 
 

@@ -1,5 +1,5 @@
 // What the kernels of the embeddings' backward pass share: which row a sorted entry names, what a block keeps of its
-// entries, and the parts of rows that reach beyond a walker or a block. Included by embedding_walk.cuh alone.
+// entries, and the parts of rows that reach beyond a walker or a block.
 #pragma once
 #include "kernels/embedding_sinks.cuh"
 
@@ -13,7 +13,7 @@ struct Parts {
   int wide_at, stride;  // the row, padded to a multiple of four, then at wide_at its wide sum
 };
 
-// Which feature each id column belongs to.
+// Which feature each id column belongs to. To be read after a barrier.
 using Column = uint8_t;
 static_assert(kMaxFeatures <= 256);
 
@@ -21,19 +21,22 @@ __device__ inline void fill_columns(const Features& features, Column* columns) {
   for (int f = threadIdx.x; f < features.count; f += kBlock)
     for (int h = 0; h < features.feature[f].hotness; ++h)
       columns[features.feature[f].first_id + h] = static_cast<Column>(f);
-  __syncthreads();
 }
 
-struct Sorted {
-  const int32_t *ids, *entries;
-  const Column* columns;
-  int64_t total;  // valid ids
+// An id in sorted order: its position in ids and its flat row; both -1 where there is none.
+struct SortedId {
+  int32_t entry, row;
+};
 
-  // The flat row of sorted entry i; -1 outside [0, total).
-  __device__ __forceinline__ int32_t row_at(int64_t i, const Features& features) const {
-    if (i < 0 || i >= total) return -1;
-    const int32_t entry = entries[i];
-    return features.feature[columns[entry % features.K]].row_base + ids[entry];
+struct Sorted {
+  const int32_t *entries, *keys;
+  int64_t n;
+
+  // Two loads that do not wait for each other, anywhere before or after the ids too.
+  __device__ __forceinline__ SortedId at(int64_t i) const {
+    const bool there = i >= 0 && i < n;
+    const int32_t entry = there ? entries[i] : -1, key = there ? keys[i] : -1;
+    return {entry, entry < 0 ? -1 : key};
   }
 };
 

@@ -25,6 +25,11 @@ struct Target {
   float decay;
 };
 
+// What FTRL keeps of a row.
+struct WideState {
+  float weight, accum, linear;
+};
+
 // Four neighbours at p, of which `left` are inside the row: zeros for the others.
 template <typename T>
 __device__ __forceinline__ Pack<T, 4> load4(const T* p, int left, bool packed) {
@@ -62,10 +67,11 @@ struct Update {
 
   __device__ bool idle() const { return p.found_inf && *p.found_inf != 0.f; }
 
-  // Reads what finish_wide overwrites: all who ask must have asked before.
-  __device__ Target target(const Feature& t, int32_t, int32_t row) const {
-    return {row - t.row_base, row, core::rmsprop_catch_up(*p.step, p.last_step[row], p.rho)};
-  }
+  __device__ Target place(const Feature& t, int32_t, int32_t row) const { return {row - t.row_base, row, 1.f}; }
+
+  // These read what finish_wide overwrites: all who ask must have asked before.
+  __device__ float decay(int32_t row) const { return core::rmsprop_catch_up(*p.step, p.last_step[row], p.rho); }
+  __device__ WideState wide_state(int32_t row) const { return {p.wide[row], p.accum[row], p.linear[row]}; }
 
   template <int kLanes, int kUsed = kGroups>
   __device__ __forceinline__ void finish(const Feature& t, const Target& target, const RowSum& sum, bool packed) const {
@@ -90,9 +96,12 @@ struct Update {
     }
   }
 
-  __device__ void finish_wide(int32_t flat, float sum) const {
+  __device__ void finish_wide(int32_t flat, float sum, WideState state) const {
     p.last_step[flat] = static_cast<int32_t>(*p.step);
-    core::ftrl(p.wide[flat], p.accum[flat], p.linear[flat], sum, p.ftrl);
+    core::ftrl(state.weight, state.accum, state.linear, sum, p.ftrl);
+    p.wide[flat] = state.weight;
+    p.accum[flat] = state.accum;
+    p.linear[flat] = state.linear;
   }
 };
 
@@ -104,14 +113,17 @@ struct Store {
 
   __device__ bool idle() const { return false; }
 
-  __device__ Target target(const Feature&, int32_t feature, int32_t row) const {
+  __device__ float decay(int32_t) const { return 1.f; }
+  __device__ WideState wide_state(int32_t) const { return {}; }
+
+  __device__ Target place(const Feature&, int32_t feature, int32_t row) const {
     int32_t low = table_start[feature], high = table_start[distinct_at];
     const int32_t first = low;
     while (low + 1 < high) {  // unique[low] <= row < unique[high]
       const int32_t middle = low + (high - low) / 2;
       (unique[middle] <= row ? low : high) = middle;
     }
-    return {low - first, low, 0.f};
+    return {low - first, low, 1.f};
   }
 
   template <int kLanes, int kUsed = kGroups>
@@ -125,7 +137,7 @@ struct Store {
     }
   }
 
-  __device__ void finish_wide(int32_t flat, float sum) const { wide[flat] = sum; }
+  __device__ void finish_wide(int32_t flat, float sum, WideState) const { wide[flat] = sum; }
 };
 
 }  // namespace widedeep::kernels
