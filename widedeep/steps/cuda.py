@@ -71,8 +71,8 @@ class CudaStep(Step):
         self.activations = Activations(self.weights.widths[0], self.weights.widths[1:], self.dtype, device)
         self.layers: Layers | None = None
         self.chooses = config.gemm == "auto" and config.precision != "fp32"  # among the routes of the hidden layers
-        # What the first training batch took, or the run that goes on here: kept where batches grow. A batch that is only
-        # predicted binds nothing: what suits a small one would slow a training down.
+        # What the first training batch took, or the run that goes on here: kept where batches grow. A batch that is
+        # only predicted binds nothing: what suits a small one would slow a training down.
         self.route: str | None = None
         self.capacity = -1
         self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by number of rows: making views takes time
