@@ -238,6 +238,14 @@ def test_a_loaded_state_changes_the_route_of_a_step_that_has_run(timed, monkeypa
     assert (step.gemm, len(cleared)) == ("sm90", 1)
 
 
+def test_a_route_that_is_no_more_is_chosen_anew(timed):
+    """An earlier version knew a third; its checkpoints name it by number."""
+    step = gpu_step(config=StepConfig(precision="fp16"))
+    step.load_state(step.state() | {"route": torch.tensor(len(trial.ROUTES))})
+    step.train(batch_of(EVEN, 40), 0, LR)
+    assert step.state()["route"] == trial.ROUTES.index("sm90")
+
+
 def test_a_route_that_cannot_be_kept_is_named(timed, on_emulator, monkeypatch, caplog):
     first, resumed, elsewhere = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(3))
     first.train(batch_of(EVEN, 40), 0, LR)
