@@ -55,7 +55,7 @@ struct Dropout {
   float scale;          // of kept values: 65536 / (65536 - threshold)
 };
 
-// 2 round(p * 32768), halves up: an even number, so that 15 bits decide and two comparisons fit a 32-bit addition.
+// 2 round(p * 32768), halves up: an even number, so that 15 bits decide and four comparisons fit a 32-bit addition.
 // Caller guarantees 0 <= p and a result < 65536 (else nothing would be kept).
 WD_HOST_DEVICE inline uint32_t dropout_threshold(double p) { return 2 * static_cast<uint32_t>(p * 32768.0 + 0.5); }
 
