@@ -224,7 +224,7 @@ def test_bf16_copies_follow_the_weights(products, monkeypatch):
         exact.model.load_state_dict(step.model.state_dict())
         got, want = step.predict(batch), exact.predict(batch)
         # A logit near zero is a sum of large terms: what rounding leaves in it goes by the size of those.
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-2 * float(want.abs().max()))
+        torch.testing.assert_close(got, want, rtol=0, atol=3e-2 * float(want.abs().max()))
         assert not torch.equal(got, want)
 
     for i in range(3):
