@@ -1,9 +1,6 @@
 // Of the Hopper products: tiles, the ring of shared-memory stages that one thread feeds and two warpgroups read, and
 // the launch. Included by gemm_sm90_rows.cuh alone.
 #pragma once
-#include <type_traits>
-
-#include "core/philox.h"
 #include "kernels/common.cuh"
 #include "kernels/gemm_sm90.h"
 #include "kernels/sm90.cuh"
@@ -91,29 +88,6 @@ struct Ring {
 
 template <typename T>
 constexpr bool kHalf = sizeof(T) == 2;
-
-// Bits 15 and 31: whether the halves of a pair are infinite or NaN.
-template <typename T>
-__device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
-  constexpr uint32_t kExponent = std::is_same_v<T, __half> ? 0x7C007C00u : 0x7F807F80u;
-  return (pair & kExponent) + (0x80008000u - kExponent);
-}
-
-// All bits of halves 2 i and 2 i + 1 (T half), or of word i, whose bytes of those numbers have bit 7 set.
-template <typename T>
-__device__ __forceinline__ uint32_t spread_bytes(uint32_t bytes, int i) {
-  return spread_byte_signs(bytes, kHalf<T> ? 0x9988u + 0x2222u * i : 0x8888u + 0x1111u * i);
-}
-
-__device__ __forceinline__ core::Dropout dropout_of(const DropoutArgs& args, uint64_t step) {
-  return {static_cast<uint32_t>(args.seed),
-          static_cast<uint32_t>(args.seed >> 32),
-          static_cast<uint32_t>(step),
-          static_cast<uint32_t>(step >> 32),
-          args.layer << 24,
-          args.threshold,
-          args.scale};
-}
 
 // Where a reader or writer of the ring stands. The first pass over the ring has parity 0.
 template <int kStages>

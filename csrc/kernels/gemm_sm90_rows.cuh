@@ -2,6 +2,9 @@
 // and multiply on; three other warps meanwhile finish its rows. A lane has 16 bytes of a row, so that masks, column
 // sums and stores need no exchange between rows. Included by gemm_sm90.cu alone.
 #pragma once
+#include <type_traits>
+
+#include "core/philox.h"
 #include "kernels/gemm_sm90_ring.cuh"
 
 namespace widedeep::kernels::sm90 {
@@ -85,6 +88,29 @@ __device__ __forceinline__ void hand_over(Shared& s, const float (&acc)[128], fl
 }
 
 // ---- the finishing side ----
+
+// Bits 15 and 31: whether the halves of a pair are infinite or NaN.
+template <typename T>
+__device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
+  constexpr uint32_t kExponent = std::is_same_v<T, __half> ? 0x7C007C00u : 0x7F807F80u;
+  return (pair & kExponent) + (0x80008000u - kExponent);
+}
+
+// All bits of halves 2 i and 2 i + 1 (T half), or of word i, whose bytes of those numbers have bit 7 set.
+template <typename T>
+__device__ __forceinline__ uint32_t spread_bytes(uint32_t bytes, int i) {
+  return spread_byte_signs(bytes, kHalf<T> ? 0x9988u + 0x2222u * i : 0x8888u + 0x1111u * i);
+}
+
+__device__ __forceinline__ core::Dropout dropout_of(const DropoutArgs& args, uint64_t step) {
+  return {static_cast<uint32_t>(args.seed),
+          static_cast<uint32_t>(args.seed >> 32),
+          static_cast<uint32_t>(step),
+          static_cast<uint32_t>(step >> 32),
+          args.layer << 24,
+          args.threshold,
+          args.scale};
+}
 
 // What a lane keeps of its columns in the rows that are finished together: of each four columns a word, whose bytes
 // have bit 7 set where dropout keeps the column.
