@@ -55,7 +55,9 @@ def test_forward(layer, measure, who):
     args = (t["x"], t["weight"], t["bias"], P, 1, t["step"], 0, 0)
     calls = {
         "ours": lambda: ops.linear_relu_dropout_out(*args, y=t["y"]),
-        "ours, Hopper": lambda: linear_sm90.linear_sm90_out(*args, y=t["y"], mask=mask),
+        "ours, Hopper": lambda: linear_sm90.linear_sm90_out(
+            t["x"], [t["weight"]], [t["bias"]], *args[3:], y=[t["y"]], masks=[mask]
+        ),
         "torch": lambda: F.dropout(F.relu(F.linear(t["x"], t["weight"], t["bias"]), inplace=True), P, inplace=True),
         "product": lambda: torch.mm(t["x"], t["weight"].t(), out=t["y"]),
     }
@@ -76,7 +78,9 @@ def test_dgrad(layer, measure, who):
     calls = {
         "ours": lambda: ops.linear_dgrad_out(t["dz"], t["weight"], mask, P, **out),
         "ours, bits": lambda: ops.linear_dgrad_out(t["dz"], t["weight"], None, P, **out, bits=rows),
-        "ours, Hopper": lambda: linear_sm90.linear_sm90_dgrad_out(t["dz"], weight_t, bits, P, **out),
+        "ours, Hopper": lambda: linear_sm90.linear_sm90_dgrad_out(
+            t["dz"], [weight_t], [bits], P, dx=[t["dx"]], dbias=[t["dbias"]]
+        ),
         "torch": plain,
         "product": lambda: torch.mm(t["dz"], t["weight"], out=t["dx"]),
     }

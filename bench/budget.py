@@ -118,11 +118,18 @@ def layers(budget: Budget) -> None:
     add("layer wgrad", lambda: ops.linear_wgrad_out(dz, x, dweight=dweight), 0.37)
     if not (budget.sm90 and linear_sm90.available(torch.device("cuda"))):
         return
-    mask = torch.empty(linear_sm90.mask_bytes(B, WIDTH), dtype=torch.uint8, device="cuda")
-    forward_args = (x, weight, bias, P, 1, step, 0, 0)
-    dgrad_args = (dz, weight_t, mask, P)
-    add("layer forward, sm90", partial(linear_sm90.linear_sm90_out, *forward_args, y=y, mask=mask), 0.42)
-    add("layer dgrad, sm90", partial(linear_sm90.linear_sm90_dgrad_out, *dgrad_args, dx=dx, dbias=dbias), 0.46)
+    for n in (1, LAYERS):
+        masks = [torch.empty(linear_sm90.mask_bytes(B, WIDTH), dtype=torch.uint8, device="cuda") for _ in range(n)]
+        many = [y, *(torch.empty_like(y) for _ in range(n - 1))]
+        sums = [dbias, *(torch.empty_like(dbias) for _ in range(n - 1))]
+        forward_args = (x, [weight] * n, [bias] * n, P, 1, step, 0, 0)
+        dgrad_args = (dz, [weight_t] * n, masks, P)
+        name = "layer" if n == 1 else f"{n} layers in one launch"
+        for what, call, target in (
+            ("forward", partial(linear_sm90.linear_sm90_out, *forward_args, y=many, masks=masks), 0.42),
+            ("dgrad", partial(linear_sm90.linear_sm90_dgrad_out, *dgrad_args, dx=many, dbias=sums), 0.46),
+        ):
+            budget.add(f"{name} {what}, sm90", call, n * target, flops=n * flops)
 
 
 def head_and_updates(budget: Budget) -> None:

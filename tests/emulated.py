@@ -16,12 +16,23 @@ from pathlib import Path
 
 import torch
 
+from widedeep import reference
+
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "csrc" / "kernels"
 EMULATOR = ROOT / "tests" / "native" / "cuda_emulator"
 CACHE = ROOT / ".pytest_cache" / "cuda_emulator"
 FLAGS = [
-    *("-std=c++20", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas"),
+    *(
+        "-std=c++20",
+        "-O1",
+        "-g1",
+        "-fPIC",
+        "-fno-strict-aliasing",
+        "-ffp-contract=off",
+        "-Wno-unknown-pragmas",
+        "-Wno-psabi",
+    ),
     *("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-fno-sanitize=vptr"),
     "-D__CUDA_ARCH_FEAT_SM90_ALL=1",
 ]
@@ -326,15 +337,19 @@ def transpose_out(matrices, *, out):
     call("transpose", len(matrices), list(matrices), list(out), sizes, matrices[0].dtype)
 
 
-def linear_sm90_out(x, weight, bias, p, seed, step, layer, first_row, *, y, mask):
-    sizes = (len(x), len(weight), x.shape[1])
+def linear_sm90_out(x, weights, biases, p, seed, step, layer, first_row, *, y, masks):
+    n, widths = len(weights), [x.shape[1], *map(len, weights)]
+    masks = [*masks] + [None] * (n - len(masks))
     dropout = (float(p), seed, step, layer, first_row)
-    call("linear_forward_sm90", x, weight, bias, y, mask, *sizes, x.dtype, *dropout)
+    call("linear_forward_sm90", x, n, [*weights], [*biases], [*y], masks, len(x), widths, x.dtype, *dropout)
 
 
-def linear_sm90_dgrad_out(dz, weight_t, mask, scale, *, dx, dbias, found_inf=None):
-    sizes = (len(dz), len(weight_t), dz.shape[1])
-    call("linear_dgrad_sm90", dz, weight_t, mask, float(scale), dx, dbias, found_inf, *sizes, dz.dtype)
+def linear_sm90_dgrad_out(dz, weights_t, masks, p, *, dx, dbias, found_inf=None):
+    n, widths = len(weights_t), [dz.shape[1], *map(len, weights_t)]
+    masks, dbias = ([*given] + [None] * (n - len(given)) for given in (masks, dbias))
+    scale = reference.dropout_scale(p)
+    outputs = ([*dx], dbias, found_inf)
+    call("linear_dgrad_sm90", dz, n, [*weights_t], masks, scale, *outputs, len(dz), widths, dz.dtype)
 
 
 def mask_bytes(M: int, N: int) -> int:

@@ -1,5 +1,7 @@
 """Hidden layers on a GPU against the float64 reference: through cuBLASLt, and fused on Hopper."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -59,7 +61,7 @@ def test_forward_and_gradients_match_reference(route, B, I, O, dtype, p):
     y, mask = poisoned(B, O, device=DEVICE, dtype=dtype), None
     if route != "cublaslt":
         mask = torch.full((linear_sm90.mask_bytes(B, O),), 0xA5, dtype=torch.uint8, device=DEVICE)
-        linear_sm90.linear_sm90_out(x, weight, bias, *args, y=y, mask=mask)
+        linear_sm90.linear_sm90_out(x, [weight], [bias], *args, y=[y], masks=[mask])
     else:
         bits = torch.full((B, bit_row_bytes(O)), 0xA5, dtype=torch.uint8, device=DEVICE)
         ops.linear_relu_dropout_out(x, weight, bias, *args, y=y, bits=bits)
@@ -73,7 +75,7 @@ def test_forward_and_gradients_match_reference(route, B, I, O, dtype, p):
     upper, dz = normal(24, O, device=DEVICE, dtype=dtype, key="upper"), normal(B, 24, device=DEVICE, dtype=dtype)
     dx, dbias = poisoned(B, O, device=DEVICE, dtype=dtype), poisoned(O, device=DEVICE)
     if route != "cublaslt":
-        linear_sm90.linear_sm90_dgrad_out(dz, upper.t().contiguous(), mask, p, dx=dx, dbias=dbias)
+        linear_sm90.linear_sm90_dgrad_out(dz, [upper.t().contiguous()], [mask], p, dx=[dx], dbias=[dbias])
     else:
         ops.linear_dgrad_out(dz, upper, y, p, dx=dx, dbias=dbias)
         through_bits = torch.empty_like(dx), torch.empty_like(dbias)
@@ -96,7 +98,7 @@ def test_plain_gradient_without_mask_or_sums(route):
     dz, weight = normal(515, 136, device=DEVICE, dtype=torch.float16), normal(136, 72, device=DEVICE, dtype=torch.half)
     dx = poisoned(515, 72, device=DEVICE, dtype=torch.float16)
     if route != "cublaslt":
-        linear_sm90.linear_sm90_dgrad_out(dz, weight.t().contiguous(), None, 0.0, dx=dx, dbias=None)
+        linear_sm90.linear_sm90_dgrad_out(dz, [weight.t().contiguous()], [], 0.0, dx=[dx], dbias=[])
     else:
         ops.linear_dgrad_out(dz, weight, None, 0.0, dx=dx, dbias=None)
     close(dx, dz.double() @ weight.double(), TOLERANCE[torch.float16])
@@ -111,7 +113,7 @@ def test_hopper_gradient_says_whether_it_is_finite(dtype, at):
         dz[at[0]], weight_t[at[1]] = 3e4, 1.0
         dz[at[0]] *= 1 if dtype == torch.float16 else 1e34
     dx, found = torch.empty(4099, 1024, device=DEVICE, dtype=dtype), torch.zeros(1, device=DEVICE)
-    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx, dbias=None, found_inf=found)
+    linear_sm90.linear_sm90_dgrad_out(dz, [weight_t], [], 0.0, dx=[dx], dbias=[], found_inf=found)
     assert bool(found) == (not dx.isfinite().all()) == bool(at)
 
 
@@ -126,7 +128,7 @@ def test_masks_are_those_of_the_counter(route, p, first_row):
     args = (p, 77, step(12), 3, first_row)
     bias = torch.ones(O, device=DEVICE).half()
     if route != "cublaslt":
-        linear_sm90.linear_sm90_out(x, weight, bias, *args, y=y, mask=None)
+        linear_sm90.linear_sm90_out(x, [weight], [bias], *args, y=[y], masks=[])
     else:
         ops.linear_relu_dropout_out(x, weight, bias, *args, y=y)
     keep = reference.dropout_mask(B, O, *args[:1], 77, 12, 3, first_row)
@@ -149,12 +151,59 @@ def test_hopper_products_repeat_their_bits():
     for _ in range(3):
         y, dx = torch.empty(70000, 1024, device=DEVICE).half(), torch.empty(70000, 1024, device=DEVICE).half()
         dbias = torch.empty(1024, device=DEVICE)
-        linear_sm90.linear_sm90_out(x, weight, bias, 0.1, 1, step(), 0, 0, y=y, mask=mask)
-        linear_sm90.linear_sm90_dgrad_out(x, weight, mask, 0.1, dx=dx, dbias=dbias)
+        linear_sm90.linear_sm90_out(x, [weight], [bias], 0.1, 1, step(), 0, 0, y=[y], masks=[mask])
+        linear_sm90.linear_sm90_dgrad_out(x, [weight], [mask], 0.1, dx=[dx], dbias=[dbias])
         results.append((y, dx, dbias, mask.clone()))
     for other in results[1:]:
         for a, b in zip(results[0], other):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(
+    ("B", "widths"),
+    [(1, [64, 128, 64]), (777, [320, 200, 264, 8]), (40001, [704, 1024, 1024, 1024]), (131072, [256, 512, 256])],
+)
+def test_one_launch_for_all_layers_has_the_bits_of_one_for_each(B, widths, dtype, captured):
+    """Several times over poisoned buffers: a layer that did not wait for what it reads would show."""
+    needs("sm90")
+    pairs = list(pairwise(widths))
+    weights, biases = zip(*(layer(1, I, O, dtype)[1:] for I, O in pairs))
+    x, dz = layer(B, widths[0], 8, dtype)[0], normal(B, widths[-1], device=DEVICE, dtype=dtype)
+    y, dx = ([torch.empty(B, n, device=DEVICE, dtype=dtype) for n in some] for some in (widths[1:], widths[-2::-1]))
+    sizes = [linear_sm90.mask_bytes(B, n) for n in widths[1:-1]]
+    masks, alone = ([torch.empty(n, dtype=torch.uint8, device=DEVICE) for n in sizes] for _ in range(2))
+    dbias = [torch.empty(n, device=DEVICE) for n in widths[-2:0:-1]]
+    transposed, dropout = [w.t().contiguous() for w in reversed(weights)], (0.1, 3, step())
+
+    def there_and_back():
+        linear_sm90.linear_sm90_out(x, weights, biases, *dropout, 0, 0, y=y, masks=masks)
+        linear_sm90.linear_sm90_dgrad_out(dz, transposed, masks[::-1], 0.1, dx=dx, dbias=dbias)
+
+    run = there_and_back
+    if captured:
+        there_and_back()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            there_and_back()
+        run = graph.replay
+    for _ in range(5):
+        for a in (*y, *dx, *dbias):
+            a.fill_(float("nan"))
+        run()
+        for i, (_, O) in enumerate(pairs):
+            want, found = torch.empty(B, O, device=DEVICE, dtype=dtype), alone[i : i + 1]
+            args = ([x, *y][i], weights[i : i + 1], biases[i : i + 1], *dropout, i, 0)
+            linear_sm90.linear_sm90_out(*args, y=[want], masks=found)
+            assert torch.equal(want, y[i])
+            assert all(torch.equal(a, b) for a, b in zip(found, masks[i : i + 1]))
+            down = len(pairs) - 1 - i  # the layer whose input's gradient is dx[i]
+            want, sums = torch.empty_like(dx[i]), [torch.empty_like(b) for b in dbias[i : i + 1]]
+            args = ([dz, *dx][i], transposed[i : i + 1], masks[down - 1 : down] if down else [], 0.1)
+            linear_sm90.linear_sm90_dgrad_out(*args, dx=[want], dbias=sums)
+            assert torch.equal(want, dx[i])
+            assert all(torch.equal(a, b) for a, b in zip(sums, dbias[i : i + 1]))
 
 
 def test_autograd_through_the_op():

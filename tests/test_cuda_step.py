@@ -13,6 +13,7 @@ from widedeep import ops, parity
 from widedeep.dist import LocalComm
 from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
 from widedeep.model import WideDeep
+from widedeep.ops import linear_sm90
 from widedeep.step import StepConfig
 from widedeep.steps import cuda
 from widedeep.steps.cuda import CudaStep
@@ -138,7 +139,14 @@ def test_reads_no_stale_buffer(device):
     for i, B in enumerate([64, 20, 64, 64]):
         poisoned._prepare(64)
         buffers = poisoned.activations
-        for t in (*buffers.inputs, *buffers.pair, buffers.wide_logit, buffers.logit, buffers.dlogit, poisoned.loss):
+        for t in (
+            *buffers.inputs,
+            *buffers.gradients,
+            buffers.wide_logit,
+            buffers.logit,
+            buffers.dlogit,
+            poisoned.loss,
+        ):
             t.fill_(float("nan"))
         poisoned.weights.flat.fill_(float("nan"))
         batch = batch_of(EVEN, B, seed=i, device=device)
@@ -229,8 +237,8 @@ def test_what_is_captured_asks_nothing_and_keeps_no_workspace_of_a_library(parts
 def test_routes_are_compared_again_where_batches_grow(monkeypatch):
     compared = []
 
-    def choose(gemm, weights, precision, p, rows, resumed):
-        compared.append(rows)
+    def choose(gemm, weights, precision, p, buffers, resumed):
+        compared.append(buffers.capacity)
         return Layers(weights)
 
     monkeypatch.setattr(cuda, "choose_layers", choose)
@@ -253,6 +261,20 @@ def test_only_the_products_of_a_tf32_step_are_rounded(precision, during):
     with pytest.raises(TypeError):
         step.train(batch, 1, LR)
     assert allowed == [during, False]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_one_launch_for_all_layers_trains_the_same_bits(precision):
+    if not linear_sm90.available(torch.device("cuda")):
+        pytest.skip("the Hopper products need compute capability 9.0")
+    steps, losses = [], []
+    for gemm in ("sm90", "sm90-chain"):
+        steps.append(gpu_step(config=StepConfig(precision, gemm=gemm), device="cuda", hidden=[512, 256, 264]))
+        losses.append(run(steps[-1], B=5000, device="cuda"))
+        assert steps[-1].gemm == gemm
+    assert torch.equal(*losses)
+    assert_same(*steps, rtol=0, atol=0)
 
 
 @pytest.mark.cuda

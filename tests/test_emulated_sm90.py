@@ -2,18 +2,14 @@
 
 import platform
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
-from test_cuda_step import EVEN, gpu_step, run
-from test_step import LR, batch_of
 
 from tests import emulated
 from widedeep import ops, reference
-from widedeep.errors import RunError
 from widedeep.ops import linear_sm90
-from widedeep.step import StepConfig
-from widedeep.steps import cuda, layers, trial
 from widedeep.testing import assert_close, normal, poisoned
 
 pytestmark = pytest.mark.skipif(
@@ -70,15 +66,14 @@ def forward_and_gradient(M, N, K, dtype, p):
     y = poisoned(M, N, dtype=dtype)
     mask = torch.full((emulated.mask_bytes(M, N),), 0xFF, dtype=torch.uint8)
     dropout = (p, -3, torch.tensor(2**32 + 7), 2, 2**32 - 50)
-    emulated.linear_sm90_out(x, weight, bias, *dropout, y=y, mask=mask)
+    emulated.linear_sm90_out(x, [weight], [bias], *dropout, y=[y], masks=[mask])
     close(y, reference.linear_relu_dropout(x.double(), weight.double(), bias.double(), *dropout))
 
     # The gradient into this layer's output reads the mask that the forward pass wrote.
     dz, weight_t = layer(M, N, K, dtype)
     dx, dbias = poisoned(M, N, dtype=dtype), poisoned(N)
-    scale = reference.dropout_scale(p)
-    emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, dx=dx, dbias=dbias)
-    want = torch.where(y > 0, dz.double() @ weight_t.double().T * scale, 0)
+    emulated.linear_sm90_dgrad_out(dz, [weight_t], [mask], p, dx=[dx], dbias=[dbias])
+    want = torch.where(y > 0, dz.double() @ weight_t.double().T * reference.dropout_scale(p), 0)
     close(dx, want)
     close(dbias, want.sum(0), scale=5)
 
@@ -87,7 +82,7 @@ def forward_and_gradient(M, N, K, dtype, p):
 def test_gradient_without_mask(M, N, K, dtype):
     dz, weight_t = layer(M, N, K, dtype)
     dx = poisoned(M, N, dtype=dtype)
-    emulated.linear_sm90_dgrad_out(dz, weight_t, None, 1.0, dx=dx, dbias=None)
+    emulated.linear_sm90_dgrad_out(dz, [weight_t], [], 0.0, dx=[dx], dbias=[])
     close(dx, dz.double() @ weight_t.double().T)
 
 
@@ -99,9 +94,9 @@ def test_gradient_that_is_not_finite(dtype, large, at):
     if at:
         dz[at[0]], weight_t[at[1]] = large, 0.5
     dx, found = poisoned(300, 136, dtype=dtype), torch.zeros(1)
-    emulated.linear_sm90_dgrad_out(dz, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found)
+    emulated.linear_sm90_dgrad_out(dz, [weight_t], [], 0.0, dx=[dx], dbias=[], found_inf=found)
     assert found.item() == (1.0 if at else 0.0) == (not dx.isfinite().all())
-    emulated.linear_sm90_dgrad_out(dz * 0, weight_t, None, 1.0, dx=dx, dbias=None, found_inf=found)
+    emulated.linear_sm90_dgrad_out(dz * 0, [weight_t], [], 0.0, dx=[dx], dbias=[], found_inf=found)
     assert found.item() == (1.0 if at else 0.0)
 
 
@@ -113,222 +108,89 @@ def test_dropout_drops_what_the_cpu_drops(dtype, first_row):
     ones = torch.ones(M, K, dtype=dtype), torch.ones(N, K, dtype=dtype), torch.ones(N, dtype=dtype)
     dropout = (0.4, 12345, torch.tensor(77), 4, first_row)
     y, want = poisoned(M, N, dtype=dtype), poisoned(M, N, dtype=dtype)
-    emulated.linear_sm90_out(*ones, *dropout, y=y, mask=None)
+    emulated.linear_sm90_out(ones[0], ones[1:2], ones[2:], *dropout, y=[y], masks=[])
     ops.linear_relu_dropout_out(*ones, *dropout, y=want)
     assert torch.equal(y > 0, want > 0)
     assert torch.equal(y > 0, reference.dropout_mask(M, N, *dropout[:2], int(dropout[2]), *dropout[3:]))
+
+
+# Rows, the widths from input to output, clusters of the device: a band and several, layers of one and of two columns of
+# tiles, ragged in every direction.
+CHAINS = [
+    (1, [8, 8, 16], 1),
+    (300, [72, 136], 1),
+    (700, [72, 136, 264, 40], 2),
+    (1300, [72, 136, 264, 40], 1),
+    (600, [264, 8, 520, 72, 8], 1),
+]
+
+
+def chain_of(M, widths, dtype, p):
+    """What a chain of layers makes there and back, and what its layers make one by one."""
+    pairs = list(pairwise(widths))
+    weights = [normal(N, K, dtype=dtype, scale=K**-0.5, key=f"w{i}") for i, (K, N) in enumerate(pairs)]
+    biases = [normal(N, dtype=dtype, key=f"b{i}") for i, N in enumerate(widths[1:])]
+    transposed = [w.t().contiguous() for w in reversed(weights)]
+    dropout = (p, 5, torch.tensor(3))
+
+    def buffers():
+        masks = [torch.full((emulated.mask_bytes(M, N),), 0xA5, dtype=torch.uint8) for N in widths[1:-1]]
+        y, dx = ([poisoned(M, N, dtype=dtype) for N in some] for some in (widths[1:], widths[-2::-1]))
+        return y, masks, dx, [poisoned(N) for N in widths[-2:0:-1]]
+
+    x, dz = normal(M, widths[0], dtype=dtype, key="x"), normal(M, widths[-1], dtype=dtype, key="dz")
+    together, alone = buffers(), buffers()
+    y, masks, dx, dbias = together
+    emulated.linear_sm90_out(x, weights, biases, *dropout, 2, 7, y=y, masks=masks)
+    emulated.linear_sm90_dgrad_out(dz, transposed, masks[::-1], p, dx=dx, dbias=dbias)
+    y, masks, dx, dbias = alone
+    for i in range(len(pairs)):
+        inputs = (([x, *y][i], [weights[i]], [biases[i]]), ([dz, *dx][i], [transposed[i]], masks[::-1][i : i + 1], p))
+        emulated.linear_sm90_out(*inputs[0], *dropout, 2 + i, 7, y=[y[i]], masks=masks[i : i + 1])
+    for i in range(len(pairs)):
+        g = [dz, *dx][i]
+        outputs = {"dx": [dx[i]], "dbias": dbias[i : i + 1]}
+        emulated.linear_sm90_dgrad_out(g, [transposed[i]], masks[::-1][i : i + 1], p, **outputs)
+    return together, alone
+
+
+@pytest.mark.parametrize("dtype", [F16, F32])
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("M", "widths", "clusters"), CHAINS)
+def test_a_chain_has_the_bits_of_its_layers(M, widths, clusters, seed, dtype):
+    """Whatever the order in which threads run: who reads waits for who writes."""
+    emulated.reseed(seed, 2 * clusters)
+    for got, want in zip(*chain_of(M, widths, dtype, 0.1)):
+        for a, b in zip(got, want):
+            assert torch.equal(a, b)
+
+
+def test_a_chain_says_whether_its_last_gradient_is_finite():
+    """Those below a mask it does not look at; what overflows there comes down to the last."""
+    emulated.reseed(3, 4)
+    M = 300
+    transposed = [torch.eye(16, 24).half(), torch.eye(8, 16).half()]
+    mask = torch.full((emulated.mask_bytes(M, 16),), 0xFF, dtype=torch.uint8)
+    for value, want in ((1.0, 0.0), (6e4, 0.0), (float("inf"), 1.0)):
+        dz, found = torch.zeros(M, 24).half(), torch.zeros(1)
+        dz[257, 3] = value
+        dx, dbias = [poisoned(M, N, dtype=F16) for N in (16, 8)], [poisoned(16)]
+        emulated.linear_sm90_dgrad_out(dz, transposed, [mask], 0.0, dx=dx, dbias=dbias, found_inf=found)
+        assert found.item() == want == (not dx[1].isfinite().all())
+
+
+@pytest.mark.parametrize("count", [0, linear_sm90.LINKS + 1])
+def test_a_chain_of_no_layers_or_too_many_is_refused(count):
+    ones, outputs = [torch.ones(8, 8).half()] * count, {"y": [poisoned(4, 8, dtype=F16)] * count, "masks": []}
+    with pytest.raises(RuntimeError, match="CUDA error 1"):
+        emulated.linear_sm90_out(torch.ones(4, 8).half(), ones, ones, 0.0, 1, torch.tensor(0), 0, 0, **outputs)
 
 
 def test_empty_products():
     y = poisoned(0, 8, dtype=BF16)
     step = torch.tensor(1)
     x, weight = layer(0, 8, 8, BF16)
-    emulated.linear_sm90_out(x, weight, normal(8, dtype=BF16), 0.1, 1, step, 0, 0, y=y, mask=None)
+    emulated.linear_sm90_out(x, [weight], [normal(8, dtype=BF16)], 0.1, 1, step, 0, 0, y=[y], masks=[])
     dbias = poisoned(8)
-    emulated.linear_sm90_dgrad_out(x, weight, None, 1.0, dx=y, dbias=dbias)
+    emulated.linear_sm90_dgrad_out(x, [weight], [], 0.0, dx=[y], dbias=[dbias])
     assert torch.equal(dbias, torch.zeros(8))
-
-
-@pytest.fixture
-def on_emulator(monkeypatch):
-    """The Hopper ops run on the emulator; a list of the calls in the test's hands may spoil what they give back."""
-    spoil = {}
-
-    def forward(*args, y, mask):
-        emulated.linear_sm90_out(*args, y=y, mask=mask)
-        spoil.get("forward", lambda y: None)(y)
-
-    def dgrad(dz, weight_t, mask, p, *, dx, dbias, found_inf=None):
-        scale = 1.0 if mask is None else reference.dropout_scale(p)
-        outputs = {"dx": dx, "dbias": dbias, "found_inf": found_inf}
-        emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, **outputs)
-        spoil.get("dgrad", lambda *out: None)(mask, dx, dbias, found_inf)
-
-    monkeypatch.setattr(linear_sm90, "linear_sm90_out", forward)
-    monkeypatch.setattr(linear_sm90, "linear_sm90_dgrad_out", dgrad)
-    monkeypatch.setattr(trial, "REPEATS", 1)
-    emulated.reseed(6)
-    return spoil
-
-
-LAYER = (200, 72, 136)  # B, I, O
-
-
-@pytest.mark.parametrize("dtype", [F16, BF16, F32])
-def test_the_routes_agree_before_the_first_step(on_emulator, dtype):
-    assert trial.disagreement(*LAYER, dtype, 0.1, torch.device("cpu")) is None
-
-
-@pytest.fixture
-def timed(on_emulator, monkeypatch):
-    """The Hopper products are there; what each route takes is in the test's hands."""
-    seconds = {"sm90": 1.0, "cublaslt": 2.0}
-    monkeypatch.setattr(trial, "_seconds_of", lambda routes, p, rows: [seconds[route.name] for route in routes])
-    monkeypatch.setattr(linear_sm90, "available", lambda device: True)
-    monkeypatch.setattr(trial, "_kept", {})
-    return seconds
-
-
-@pytest.mark.parametrize(
-    ("seconds", "chosen"),
-    [((2, 3), "sm90"), ((2.01, 2), "sm90"), ((2.05, 2), "cublaslt")],
-)
-def test_the_fastest_route_is_kept(timed, seconds, chosen):
-    """Of those within two hundredths the first."""
-    timed.update(zip(timed, seconds))
-    step = gpu_step(config=StepConfig(precision="fp16"))
-    step.predict(batch_of(EVEN, 40))
-    assert step.gemm == chosen
-
-
-def test_equal_steps_and_resumed_runs_take_the_route_of_the_first(timed, monkeypatch):
-    first = gpu_step(config=StepConfig(precision="fp16"))
-    first.train(batch_of(EVEN, 40), 0, LR)
-    timed["sm90"] = 9.0
-    same = gpu_step(config=StepConfig(precision="fp16"))
-    same.predict(batch_of(EVEN, 40))
-    assert same.gemm == "sm90"
-    monkeypatch.setattr(trial, "_kept", {})  # another process
-    resumed, other = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(2))
-    resumed.load_state(first.state())
-    for step in (other, resumed):
-        step.predict(batch_of(EVEN, 40))
-    assert (resumed.gemm, other.gemm) == ("sm90", "cublaslt")
-
-
-def test_a_run_keeps_its_route_where_batches_grow(timed, monkeypatch):
-    """With what would be faster for an evaluation's batch, training would go on; resumed before, it would not."""
-    whole, resumed = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(2))
-    whole.train(batch_of(EVEN, 40), 0, LR)
-    resumed.load_state(whole.state())
-    assert resumed.state()["route"] == trial.ROUTES.index("sm90")
-    timed["sm90"] = 9.0
-    for step in (whole, resumed):
-        step.predict(batch_of(EVEN, 60))
-        assert step.gemm == "sm90"
-    other = gpu_step(config=StepConfig(precision="fp16"))
-    other.predict(batch_of(EVEN, 60))
-    assert other.gemm == "cublaslt"
-
-
-def test_a_prediction_binds_no_training(timed):
-    """What suits a small batch, of a first look at the model say, would slow the training down."""
-    timed["sm90"] = 9.0
-    step = gpu_step(config=StepConfig(precision="fp16"))
-    step.predict(batch_of(EVEN, 40))
-    assert (step.gemm, "route" in step.state()) == ("cublaslt", False)
-    timed["sm90"] = 1.0
-    step.train(batch_of(EVEN, 60), 0, LR)
-    assert step.gemm == "sm90"
-    step.predict(batch_of(EVEN, 80))
-    assert step.state()["route"] == trial.ROUTES.index("sm90")
-
-
-def test_a_loaded_state_changes_the_route_of_a_step_that_has_run(timed, monkeypatch):
-    first, step = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(2))
-    first.train(batch_of(EVEN, 40), 0, LR)
-    timed["sm90"] = 9.0
-    step.predict(batch_of(EVEN, 60))
-    cleared = []
-    monkeypatch.setattr(step.graphs, "clear", lambda: cleared.append(step.gemm))
-    step.load_state(first.state())
-    step.predict(batch_of(EVEN, 60))
-    assert (step.gemm, cleared) == ("sm90", ["cublaslt"])  # graphs of the other route are gone
-    step.load_state(first.state())
-    assert (step.gemm, len(cleared)) == ("sm90", 1)
-
-
-def test_a_route_that_is_no_more_is_chosen_anew(timed):
-    """An earlier version knew a third; its checkpoints name it by number."""
-    step = gpu_step(config=StepConfig(precision="fp16"))
-    step.load_state(step.state() | {"route": torch.tensor(len(trial.ROUTES))})
-    step.train(batch_of(EVEN, 40), 0, LR)
-    assert step.state()["route"] == trial.ROUTES.index("sm90")
-
-
-def test_a_route_that_cannot_be_kept_is_named(timed, on_emulator, monkeypatch, caplog):
-    first, resumed, elsewhere = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(3))
-    first.train(batch_of(EVEN, 40), 0, LR)
-    for step in (resumed, elsewhere):
-        step.load_state(first.state())
-    on_emulator["forward"] = lambda y: y[3].mul_(1.1)
-    resumed.train(batch_of(EVEN, 40), 1, LR)
-    monkeypatch.setattr(linear_sm90, "available", lambda device: False)
-    elsewhere.train(batch_of(EVEN, 40), 1, LR)
-    words = "hidden layers: through cublaslt from here on, the run so far through sm90"
-    assert [record.message for record in caplog.records].count(words) == 2
-    assert resumed.state()["route"] == elsewhere.state()["route"] == trial.ROUTES.index("cublaslt")
-
-
-def test_a_route_that_disagrees_is_left_out_and_named(timed, on_emulator, caplog):
-    on_emulator["forward"] = lambda y: y[3].mul_(1.1)
-    step = gpu_step(config=StepConfig(precision="fp16"))
-    step.predict(batch_of(EVEN, 40))
-    assert step.gemm == "cublaslt"
-    assert "Hopper, which disagree with cuBLASLt: the output" in caplog.text
-
-
-def test_a_route_is_timed_forward_and_back(on_emulator, monkeypatch):
-    """On random numbers that nobody else misses."""
-    monkeypatch.setattr(trial, "TURN", 0.0)
-    monkeypatch.setattr(trial, "ROUNDS", 1)
-    weights = gpu_step(config=StepConfig(precision="fp16")).weights
-    before = torch.get_rng_state()
-    routes = [layers.Sm90Layers(weights), layers.Layers(weights)]
-    times = trial._seconds_of(routes, 0.1, 30)
-    assert len(times) == 2
-    assert min(times) > 0
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    ("where", "fault", "found"),
-    [
-        ("forward", lambda y: y[64:128, 8:16].zero_(), "the mask"),
-        ("forward", lambda y: y[3].mul_(1.1), "the output"),
-        ("dgrad", lambda mask, dx, dbias, found: dx[64:].zero_(), "the gradient"),
-        ("dgrad", lambda mask, dx, dbias, found: dbias is None or dbias[5:7].zero_(), "the bias gradient"),
-        ("dgrad", lambda mask, dx, dbias, found: mask is None and dx[:, 8].zero_(), "the input's gradient"),
-        ("dgrad", lambda mask, dx, dbias, found: found is None or found.zero_(), "whether the input's gradient"),
-    ],
-)
-def test_what_a_wrong_product_is_called(on_emulator, where, fault, found):
-    on_emulator[where] = fault
-    assert trial.disagreement(*LAYER, BF16, 0.1, torch.device("cpu")).startswith(found)
-
-
-def test_bits_that_change_are_seen(on_emulator):
-    calls = []
-    on_emulator["forward"] = lambda y: calls.append(y[0, 0].add_(2.0**-7 * len(calls)))
-    assert trial.disagreement(*LAYER, BF16, 0.0, torch.device("cpu")).startswith("the output of two runs")
-
-
-def test_a_product_that_never_ends_is_named(on_emulator):
-    def trap(y):
-        raise RuntimeError("CUDA error: unspecified launch failure\nmore words")
-
-    on_emulator["forward"] = trap
-    with pytest.raises(RunError, match=r"Hopper .* \(CUDA error: unspecified launch failure\).*WIDEDEEP_SM90"):
-        trial._tested(*LAYER, BF16, 0.1, torch.device("cpu"))
-
-
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("bf16", 2e-2)])
-def test_whole_steps(on_emulator, monkeypatch, precision, tolerance):
-    """With either route the same losses and weights to rounding, and an overflow changes nothing but the scale."""
-    # On a CPU that multiplies bfloat16 the reference route would take oneDNN's products, which round before the bias.
-    monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", "own")
-    want = gpu_step(config=StepConfig(precision=precision))
-    losses = run(want, steps=4, B=40)
-    monkeypatch.setattr(cuda, "choose_layers", lambda gemm, weights, *rest: layers.Sm90Layers(weights))
-    got = gpu_step(config=StepConfig(precision=precision))
-    torch.testing.assert_close(run(got, steps=4, B=40), losses, rtol=tolerance, atol=tolerance)
-    assert got.gemm == "sm90"
-    for name, a in want.model.named_arrays().items():
-        torch.testing.assert_close(got.model.named_arrays()[name], a, rtol=0, atol=0.05 * LR, msg=name)
-    if precision == "fp16":
-        before = {name: a.clone() for name, a in got.model.named_arrays().items()}
-        bad = batch_of(EVEN, 40, seed=9)
-        bad.numeric[3, 1] = float("inf")
-        got.train(bad, 4, LR)
-        assert all(torch.equal(a, before[name]) for name, a in got.model.named_arrays().items())
-        assert got.state()["loss_scale"] == 2**14

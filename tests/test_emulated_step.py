@@ -46,12 +46,7 @@ def linear_wgrad_out(dz, x, *, dweight):
     dweight.copy_(dz.float().T @ x.float())
 
 
-def linear_sm90_dgrad_out(dz, weight_t, mask, p, **others):
-    scale = 1.0 if mask is None else reference.dropout_scale(p)
-    emulated.linear_sm90_dgrad_out(dz, weight_t, mask, scale, **others)
-
-
-ROUTES = ["sm90", "cublaslt"]
+ROUTES = ["sm90", "sm90-chain", "cublaslt"]
 
 
 @pytest.fixture
@@ -64,7 +59,7 @@ def kernels(monkeypatch):
         monkeypatch.setattr(ops, function.__name__, function)
     monkeypatch.setattr(linear_sm90, "available", lambda device: True)
     monkeypatch.setattr(linear_sm90, "linear_sm90_out", emulated.linear_sm90_out)
-    monkeypatch.setattr(linear_sm90, "linear_sm90_dgrad_out", linear_sm90_dgrad_out)
+    monkeypatch.setattr(linear_sm90, "linear_sm90_dgrad_out", emulated.linear_sm90_dgrad_out)
 
 
 @pytest.mark.parametrize("parts", ["both", "wide", "deep"])
@@ -123,3 +118,14 @@ def test_bits_hang_on_no_order_of_threads_and_an_overflow_changes_nothing(gemm, 
     assert after["loss_scale"] == states[-1]["loss_scale"] / 2
     for name, a in after.items():
         assert name in ("loss_scale", "good_steps", "step") or torch.equal(a, states[-1][name]), name
+
+
+def test_one_launch_for_all_layers_trains_the_same_bits(kernels):
+    spec, states = SPECS["one-hot and multi-hot"], []
+    for gemm in ("sm90", "sm90-chain"):
+        step = gpu_step(spec, StepConfig("bf16", gemm=gemm), hidden=HIDDEN)
+        losses = [step.train(batch_of(spec, B, seed=i), i, LR) for i, B in enumerate([300, 40, 0])]
+        assert (step.gemm, step.activations.apart) == (gemm, gemm == "sm90-chain")
+        states.append({"losses": torch.stack(losses)} | step.model.named_arrays() | step.state())
+    for name, a in states[0].items():
+        assert torch.equal(states[1][name], a), name

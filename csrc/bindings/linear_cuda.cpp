@@ -84,8 +84,9 @@ void masked(const Tensor& in, const Tensor* mask, const Tensor* bits, float scal
                            bits ? static_cast<const uint8_t*>(bits->const_data_ptr()) : nullptr};
   STD_CUDA_CHECK(
       kernels::mask_and_sum(in.const_data_ptr(), keep, scale, out.mutable_data_ptr(), sums, M, N, dtype, stream));
-  if (dbias)
-    STD_CUDA_CHECK(kernels::add_strips(sums, static_cast<float*>(dbias->mutable_data_ptr()), strips, N, stream));
+  if (!dbias) return;
+  const kernels::StripSums total{sums, static_cast<float*>(dbias->mutable_data_ptr()), N};
+  STD_CUDA_CHECK(kernels::add_strips(&total, 1, strips, stream));
 }
 
 void linear_dgrad_out(Tensor dz, Tensor weight, std::optional<Tensor> mask, double p, Tensor dx,

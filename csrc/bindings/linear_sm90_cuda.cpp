@@ -2,6 +2,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <vector>
+
 #include "bindings/checks.h"
 #include "bindings/stream.h"
 #include "core/philox.h"
@@ -11,62 +13,97 @@
 namespace widedeep {
 namespace {
 
-// C [M, N] = A [M, K] B [N, K]^T.
-kernels::GemmSm90 shape_of(const Tensor& a, const Tensor& b, const char* op) {
-  const core::DType dtype = element_type(a.scalar_type(), op, "the first argument");
-  check(a, op, "the first argument", a.scalar_type(), {kAny, kAny}, a);
-  check(b, op, "the weight", a.scalar_type(), {kAny, a.size(1)}, a);
-  STD_TORCH_CHECK(b.size(0) % 8 == 0 && b.size(1) % 8 == 0, op,
-                  ": the layer's sizes must be multiples of 8, got weight ", describe(b));
-  return {a.size(0), b.size(0), a.size(1), dtype};
+using Tensors = std::vector<Tensor>;
+
+// Layers of a chain: the input [M, K] of the first goes through weights [N, K], each N the K of the next.
+core::DType check_chain(const Tensor& input, const Tensors& weights, const Tensors& outputs, const Tensors& masks,
+                        const char* op, const char* name) {
+  const core::DType dtype = element_type(input.scalar_type(), op, "the first argument");
+  check(input, op, "the first argument", input.scalar_type(), {kAny, kAny}, input);
+  STD_TORCH_CHECK(!weights.empty() && weights.size() <= kernels::kSm90Links, op, ": expected 1 to ",
+                  kernels::kSm90Links, " weights, got ", weights.size());
+  STD_TORCH_CHECK(outputs.size() == weights.size() && masks.size() <= weights.size(), op, ": expected ", weights.size(),
+                  " of ", name, " and no more masks, got ", outputs.size(), " and ", masks.size());
+  const int64_t M = input.size(0);
+  int64_t K = input.size(1);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    check(weights[i], op, "a weight", input.scalar_type(), {kAny, K}, input);
+    const int64_t N = weights[i].size(0);
+    STD_TORCH_CHECK(N % 8 == 0 && K % 8 == 0, op, ": the layers' sizes must be multiples of 8, got weight ",
+                    describe(weights[i]));
+    check(outputs[i], op, name, input.scalar_type(), {M, N}, input);
+    if (i < masks.size()) check(masks[i], op, "a mask", ScalarType::Byte, {kernels::sm90_mask_bytes(M, N)}, input);
+    K = N;
+  }
+  return dtype;
 }
 
-void* mask_pointer(const std::optional<Tensor>& mask, const kernels::GemmSm90& shape, const char* op,
-                   const Tensor& like) {
-  if (!mask.has_value()) return nullptr;
-  check(*mask, op, "mask", ScalarType::Byte, {kernels::sm90_mask_bytes(shape.M, shape.N)}, like);
-  return mask->mutable_data_ptr();
+void* pointer_of(const Tensors& list, size_t i) { return i < list.size() ? list[i].mutable_data_ptr() : nullptr; }
+
+Tensor workspace_of(const Tensor& input, size_t links) {
+  const int64_t bytes = kernels::sm90_workspace(input.size(0), static_cast<int>(links));
+  return torch::stable::new_empty(input, {bytes}, ScalarType::Byte);
 }
 
-void linear_sm90_out(Tensor x, Tensor weight, Tensor bias, double p, int64_t seed, Tensor step, int64_t layer,
-                     int64_t first_row, Tensor y, std::optional<Tensor> mask) {
+void linear_sm90_out(Tensor x, Tensors weights, Tensors biases, double p, int64_t seed, Tensor step, int64_t layer,
+                     int64_t first_row, Tensors y, Tensors masks) {
   const char* op = "linear_sm90";
-  const auto shape = shape_of(x, weight, op);
-  check(bias, op, "bias", x.scalar_type(), {shape.N}, x);
-  check(y, op, "y", x.scalar_type(), {shape.M, shape.N}, x);
+  const core::DType dtype = check_chain(x, weights, y, masks, op, "y");
+  STD_TORCH_CHECK(biases.size() == weights.size(), op, ": expected ", weights.size(), " biases, got ", biases.size());
   check_scalar(step, op, "step", ScalarType::Long, x);
   check_dropout(p, op);
-  STD_TORCH_CHECK(layer >= 0 && layer < 256, op, ": layer must be in [0, 256), got ", layer);
+  const auto count = static_cast<int64_t>(weights.size());
+  STD_TORCH_CHECK(layer >= 0 && layer + count <= 256, op, ": layers must be in [0, 256), got ", layer, " to ",
+                  layer + count - 1);
+  std::vector<kernels::ForwardSm90> links;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const int64_t N = weights[i].size(0);
+    check(biases[i], op, "a bias", x.scalar_type(), {N}, x);
+    links.push_back(
+        {N, weights[i].const_data_ptr(), biases[i].const_data_ptr(), pointer_of(y, i), pointer_of(masks, i)});
+  }
   const DeviceGuard guard(x.get_device_index());
   const kernels::DropoutArgs dropout{core::dropout_threshold(p),   core::dropout_scale(p),
                                      static_cast<uint64_t>(seed),  static_cast<const int64_t*>(step.const_data_ptr()),
                                      static_cast<uint32_t>(layer), static_cast<uint32_t>(first_row)};
-  STD_CUDA_CHECK(kernels::linear_forward_sm90(x.const_data_ptr(), weight.const_data_ptr(), bias.const_data_ptr(),
-                                              y.mutable_data_ptr(), mask_pointer(mask, shape, op, x), shape, dropout,
+  const Tensor workspace = workspace_of(x, links.size());
+  STD_CUDA_CHECK(kernels::linear_forward_sm90(x.const_data_ptr(), x.size(0), x.size(1), dtype, links.data(),
+                                              static_cast<int>(count), dropout, workspace.mutable_data_ptr(),
                                               current_stream(x)));
 }
 
-void linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, std::optional<Tensor> mask, double p, Tensor dx,
-                           std::optional<Tensor> dbias, std::optional<Tensor> found_inf) {
+void linear_sm90_dgrad_out(Tensor dz, Tensors weights_t, Tensors masks, double p, Tensors dx, Tensors dbias,
+                           std::optional<Tensor> found_inf) {
   const char* op = "linear_sm90_dgrad";
-  const auto shape = shape_of(dz, weight_t, op);
-  check(dx, op, "dx", dz.scalar_type(), {shape.M, shape.N}, dz);
-  if (dbias.has_value()) check(*dbias, op, "dbias", ScalarType::Float, {shape.N}, dz);
+  const core::DType dtype = check_chain(dz, weights_t, dx, masks, op, "dx");
+  STD_TORCH_CHECK(dbias.size() <= weights_t.size(), op, ": expected no more than ", weights_t.size(), " of dbias, got ",
+                  dbias.size());
   check_scalar(found_inf, op, "found_inf", ScalarType::Float, dz);
-  STD_TORCH_CHECK(!(mask.has_value() && found_inf.has_value()), op, ": found_inf goes without a mask");
-  STD_TORCH_CHECK(!found_inf.has_value() || shape.dtype != core::DType::f32, op, ": found_inf goes with half types");
+  STD_TORCH_CHECK(!(masks.size() == dx.size() && found_inf.has_value()), op, ": found_inf goes with a dx without mask");
+  STD_TORCH_CHECK(!found_inf.has_value() || dtype != core::DType::f32, op, ": found_inf goes with half types");
   check_dropout(p, op);
   const DeviceGuard guard(dz.get_device_index());
-  const int64_t rows = dbias.has_value() ? kernels::sm90_strips(shape.M) : 0;
-  const Tensor sums = torch::stable::new_empty(dz, {rows, shape.N}, ScalarType::Float);
-  auto* partial = rows > 0 ? static_cast<float*>(sums.mutable_data_ptr()) : nullptr;
-  const cudaStream_t stream = current_stream(dz);
+  const int64_t M = dz.size(0), strips = kernels::sm90_strips(M);
+  Tensors sums;
+  std::vector<kernels::GradientSm90> links;
+  std::vector<kernels::StripSums> totals;
+  for (size_t i = 0; i < weights_t.size(); ++i) {
+    const int64_t N = weights_t[i].size(0);
+    if (i < dbias.size()) {
+      check(dbias[i], op, "dbias", ScalarType::Float, {N}, dz);
+      sums.push_back(torch::stable::new_empty(dz, {strips, N}, ScalarType::Float));
+      totals.push_back({static_cast<float*>(pointer_of(sums, i)), static_cast<float*>(pointer_of(dbias, i)), N});
+    }
+    links.push_back({N, weights_t[i].const_data_ptr(), pointer_of(masks, i), pointer_of(dx, i),
+                     static_cast<float*>(pointer_of(sums, i))});
+  }
+  const Tensor workspace = workspace_of(dz, links.size());
   auto* found = found_inf.has_value() ? static_cast<float*>(found_inf->mutable_data_ptr()) : nullptr;
-  STD_CUDA_CHECK(kernels::linear_dgrad_sm90(
-      dz.const_data_ptr(), weight_t.const_data_ptr(), mask_pointer(mask, shape, op, dz),
-      mask.has_value() ? core::dropout_scale(p) : 1.f, dx.mutable_data_ptr(), partial, found, shape, stream));
-  if (dbias.has_value())
-    STD_CUDA_CHECK(kernels::add_strips(partial, static_cast<float*>(dbias->mutable_data_ptr()), rows, shape.N, stream));
+  const cudaStream_t stream = current_stream(dz);
+  STD_CUDA_CHECK(kernels::linear_dgrad_sm90(dz.const_data_ptr(), M, dz.size(1), dtype, links.data(),
+                                            static_cast<int>(links.size()), core::dropout_scale(p), found,
+                                            workspace.mutable_data_ptr(), stream));
+  STD_CUDA_CHECK(kernels::add_strips(totals.data(), static_cast<int>(totals.size()), strips, stream));
 }
 
 }  // namespace

@@ -63,15 +63,14 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
   m.def("linear_wgrad_out(Tensor dz, Tensor x, *, Tensor(a!) dweight) -> ()");
   m.def("transpose_out(Tensor[] matrices, *, Tensor(a!)[] out) -> ()");
 
-  // The same layer on Hopper GPUs, half types, everything fused into the product; mask keeps one bit for each element
-  // of y.
+  // The same layers on Hopper GPUs, everything fused into the product, a chain of them in one launch; a mask keeps one
+  // bit for each element of y.
   m.def(
-      "linear_sm90_out(Tensor x, Tensor weight, Tensor bias, float p, int seed, Tensor step, int layer, int first_row, "
-      "*, "
-      "Tensor(a!) y, Tensor(b!)? mask) -> ()");
+      "linear_sm90_out(Tensor x, Tensor[] weights, Tensor[] biases, float p, int seed, Tensor step, int layer, int "
+      "first_row, *, Tensor(a!)[] y, Tensor(b!)[] masks) -> ()");
   m.def(
-      "linear_sm90_dgrad_out(Tensor dz, Tensor weight_t, Tensor? mask, float p, *, Tensor(a!) dx,"
-      " Tensor(b!)? dbias, Tensor(c!)? found_inf) -> ()");
+      "linear_sm90_dgrad_out(Tensor dz, Tensor[] weights_t, Tensor[] masks, float p, *, Tensor(a!)[] dx,"
+      " Tensor(b!)[] dbias, Tensor(c!)? found_inf) -> ()");
   m.def("allow_tf32_(Tensor like, bool allow) -> ()");
 
   // Head: output layer, loss and its gradient in one pass over the last activation.

@@ -15,29 +15,30 @@ using namespace sm90;
 
 // The bias of a warpgroup's tile. While its first products run; the barriers keep the tile before and this one apart.
 template <typename T>
-__device__ __forceinline__ void load_offset(Shared& s, const Params& p, float scale, int group, int column) {
-  const auto* const bias = static_cast<const T*>(p.bias);
+__device__ __forceinline__ void load_offset(Shared& s, const Link& link, int group, int column) {
+  const auto* const bias = static_cast<const T*>(link.bias);
   named_barrier(1 + group, 128);
   for (int n = threadIdx.x % 128; n < kColumns; n += 128)
-    s.offset[group][n] = column + n < p.N ? to_float(bias[column + n]) * scale : 0.f;
+    s.offset[group][n] = column + n < link.N ? to_float(bias[column + n]) * link.scale : 0.f;
   named_barrier(1 + group, 128);
 }
 
-template <typename T, Epilogue kEpilogue, bool kFlag>
+template <typename T, Epilogue kEpilogue>
 __device__ __forceinline__ void consume(Shared& s, const Params& p) {
   const int group = threadIdx.x / 128 - 1, clusters = gridDim.x / kCluster;
-  const float scale = kEpilogue == Epilogue::kGradient ? p.scale : kFlag ? p.dropout.scale : 1.f;
   float acc[128];
   Turn<kStages> turn;
   uint32_t parity = 1;  // nothing waits to be taken at first
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
-    multiply<T>(s.ring, acc, turn, p.depth_blocks, group, [&](int k) {
-      if (kEpilogue == Epilogue::kForward && k == 0) load_offset<T>(s, p, scale, group, tile % p.tiles_n * kColumns);
+    const Place at = place_of(p, tile);
+    const Link& link = p.link[at.link];
+    multiply<T>(s.ring, acc, turn, link.depth_blocks, group, [&](int k) {
+      if (kEpilogue == Epilogue::kForward && k == 0) load_offset<T>(s, link, group, at.n * kColumns);
     });
     const auto hand = [&]<int kTurn>() {
       barrier_wait(smem_address(&s.taken[group]), parity);
       parity ^= 1;
-      hand_over<T, kEpilogue, kTurn>(s, acc, scale, group);
+      hand_over<T, kEpilogue, kTurn>(s, acc, link.scale, group);
       __syncwarp();
       if (threadIdx.x % 32 == 0) barrier_arrive(smem_address(&s.ready[group]));
     };
@@ -47,19 +48,22 @@ __device__ __forceinline__ void consume(Shared& s, const Params& p) {
 }
 
 // The blocks of kTogether rows that a warp finishes of 64: every third, the second warpgroup's beginning with another,
-// so that over a tile each warp has five or six of the sixteen.
-template <typename T, Epilogue kEpilogue, bool kFlag>
+// so that over a tile each warp has five or six of the sixteen. kDrop: there is dropout.
+template <typename T, Epilogue kEpilogue, bool kDrop>
 __device__ __forceinline__ void finish(Shared& s, const Params& p) {
   constexpr bool kForward = kEpilogue == Epilogue::kForward;
   constexpr int kBlocks = kGroupRows / kTogether;
   const int clusters = gridDim.x / kCluster, warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
-  const auto step = static_cast<uint64_t>(kForward && kFlag ? *p.dropout.step : 0);
-  const core::Dropout drop = dropout_of(p.dropout, step);
+  const auto step = static_cast<uint64_t>(kDrop ? *p.dropout.step : 0);
   uint32_t parity = 0, bad = 0;
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
-    const int tile_m = tile / p.tiles_n * kCluster + static_cast<int>(cluster_rank()), tile_n = tile % p.tiles_n;
-    Bits<T>* mask = static_cast<Bits<T>*>(p.mask) + lane;
-    if (p.mask) mask += (int64_t{tile_m} * p.tiles_n + tile_n) * (2 * kTurns<T> * kBlocks * 32);
+    const Place at = place_of(p, tile);
+    const Link& link = p.link[at.link];
+    const core::Dropout drop = dropout_of(p.dropout, step, at.link);
+    const int strip = at.m * kCluster + static_cast<int>(cluster_rank());
+    const bool masked = link.mask != nullptr;
+    Bits<T>* mask = static_cast<Bits<T>*>(link.mask) + lane;
+    if (masked) mask += (int64_t{strip} * link.tiles_n + at.n) * (2 * kTurns<T> * kBlocks * 32);
     float sums[kTurns<T>][8] = {};
 #pragma unroll
     for (int turn = 0; turn < kTurns<T>; ++turn, parity ^= 1)
@@ -68,32 +72,39 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
         Bits<T>* const blocks = mask + (group * kTurns<T> + turn) * (kBlocks * 32);
         Bits<T> bits[3] = {};  // loaded while the rows are still to come
         const int first = (warp + group) % kFinishers;
-        if (!kForward && kFlag)
+        if (!kForward && masked)
 #pragma unroll
           for (int i = 0; i < 3; ++i)
             if (first + i * kFinishers < kBlocks) bits[i] = blocks[(first + i * kFinishers) * 32];
         barrier_wait(smem_address(&s.ready[group]), parity);
 #pragma unroll 1
         for (int block = first; block < kBlocks; block += kFinishers) {
-          finish_rows<T, kEpilogue, kFlag>(s.out[group] + block * kTogether, p, drop,
-                                           tile_m * kRows + group * kGroupRows + block * kTogether,
-                                           tile_n * kColumns + turn * kHanded<T>, bits[0], sums[turn], bad);
-          if (kForward && p.mask) blocks[block * 32] = bits[0];
+          const auto rows = [&]<bool kFlag>() {
+            finish_rows<T, kEpilogue, kFlag>(s.out[group] + block * kTogether, p, link, drop,
+                                             strip * kRows + group * kGroupRows + block * kTogether,
+                                             at.n * kColumns + turn * kHanded<T>, bits[0], sums[turn], bad);
+          };
+          if constexpr (kForward)
+            rows.template operator()<kDrop>();
+          else if (masked)
+            rows.template operator()<true>();
+          else
+            rows.template operator()<false>();
+          if (kForward && masked) blocks[block * 32] = bits[0];
           bits[0] = bits[1], bits[1] = bits[2];
         }
         __syncwarp();
         if (lane == 0) barrier_arrive(smem_address(&s.taken[group]));
       }
-    if (!kForward && p.column_sums) add_warps<T>(s, p, sums, warp, tile_m, tile_n * kColumns);
+    if (lane == 0 && at.link + 1 < p.links) counter_arrive(counter_of(p, at.link, strip));
+    if (!kForward && link.column_sums) add_warps<T>(s, link, sums, warp, strip, at.n * kColumns);
   }
-  if (kHalf<T> && !kForward && !kFlag && p.found_inf && (bad & 0x80008000u)) *p.found_inf = 1.f;  // all write the same
+  if (kHalf<T> && !kForward && p.found_inf && (bad & 0x80008000u)) *p.found_inf = 1.f;  // all write the same
 }
 #endif
 
-template <typename T, Epilogue kEpilogue, bool kFlag>
-__global__ void __launch_bounds__(kThreads, 1)
-    linear_sm90_kernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
-                       const __grid_constant__ Params p) {
+template <typename T, Epilogue kEpilogue, bool kDrop>
+__global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   Shared& s = swizzle_aligned<Shared>(raw);
@@ -103,18 +114,38 @@ __global__ void __launch_bounds__(kThreads, 1)
       barrier_init(smem_address(&s.taken[group]), kFinishers);
     }
   };
-  const auto beside = [&] { finish<T, kEpilogue, kFlag>(s, p); };
-  feed_and_multiply<T, 120, 192>(s, &a, &b, p, init, beside, [&] { consume<T, kEpilogue, kFlag>(s, p); });
+  const auto beside = [&] { finish<T, kEpilogue, kDrop>(s, p); };
+  feed_and_multiply<T, 120, 192, kFinishers>(s, p, init, beside, [&] { consume<T, kEpilogue>(s, p); });
 #endif
 }
 
+// What the links of a chain share.
+cudaError_t begin(Params& p, int64_t M, int count, void* workspace) {
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (major != 9) return cudaErrorNoKernelImageForDevice;
+  if (count < 1 || count > kMaxLinks || M > INT32_MAX - 256) return cudaErrorInvalidValue;
+  p = {};
+  p.M = static_cast<int>(M);
+  p.tiles_m = static_cast<int>(ceil_div(M, kCluster * kRows));
+  p.links = count;
+  p.finished = static_cast<int32_t*>(workspace);
+  return cudaSuccess;
+}
+
 template <Epilogue kEpilogue>
-cudaError_t launch(bool flag, const void* a, const void* b, const Params& p, const GemmSm90& shape,
-                   cudaStream_t stream) {
+cudaError_t launch(Params& p, core::DType dtype, cudaStream_t stream) {
   static_assert(sizeof(Shared) + 1023 <= 232448, "more shared memory than a Hopper block can have");
-  return dispatch(shape.dtype, [&]<typename T>() {
-    auto* const kernel = flag ? linear_sm90_kernel<T, kEpilogue, true> : linear_sm90_kernel<T, kEpilogue, false>;
-    return launch_clusters(kernel, sizeof(Shared), a, b, p, shape, stream);
+  static_assert(sizeof(Params) <= 4096, "more than a kernel's parameters may be");
+  return dispatch(dtype, [&]<typename T>() {
+    if constexpr (kEpilogue == Epilogue::kForward) {
+      auto* const kernel =
+          p.dropout.threshold > 0 ? linear_sm90_kernel<T, kEpilogue, true> : linear_sm90_kernel<T, kEpilogue, false>;
+      return launch_clusters(kernel, sizeof(Shared), p, stream);
+    } else {
+      return launch_clusters(linear_sm90_kernel<T, kEpilogue, false>, sizeof(Shared), p, stream);
+    }
   });
 }
 
@@ -122,29 +153,50 @@ cudaError_t launch(bool flag, const void* a, const void* b, const Params& p, con
 
 int64_t sm90_strips(int64_t M) { return ceil_div(M, kCluster * kRows) * kCluster; }
 int64_t sm90_mask_bytes(int64_t M, int64_t N) {
-  return ceil_div(M, kCluster * kRows) * kCluster * ceil_div(N, kColumns) * (kRows * kColumns / 8);
+  return sm90_strips(M) * ceil_div(N, kColumns) * (kRows * kColumns / 8);
+}
+int64_t sm90_workspace(int64_t M, int links) {
+  return links > 1 ? (links - 1) * sm90_strips(M) * int64_t{sizeof(int32_t)} : 0;
 }
 
-cudaError_t linear_forward_sm90(const void* x, const void* weight, const void* bias, void* y, void* mask,
-                                GemmSm90 shape, DropoutArgs dropout, cudaStream_t stream) {
-  Params p{};
-  p.c = y;
-  p.bias = bias;
-  p.mask = mask;
+cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType dtype, const ForwardSm90* links,
+                                int count, DropoutArgs dropout, void* workspace, cudaStream_t stream) {
+  Params p;
+  if (const cudaError_t error = begin(p, M, count, workspace)) return error;
+  if (M == 0) return cudaSuccess;
   p.dropout = dropout;
-  return launch<Epilogue::kForward>(dropout.threshold > 0, x, weight, p, shape, stream);
+  for (int i = 0; i < count; ++i) {
+    const ForwardSm90& layer = links[i];
+    Link& link = p.link[i];
+    if (const cudaError_t error = set_link(p, i, x, K, layer.weight, layer.N, dtype)) return error;
+    link.scale = dropout.threshold > 0 ? dropout.scale : 1.f;
+    link.c = layer.y;
+    link.bias = layer.bias;
+    link.mask = layer.mask;
+    x = layer.y;
+    K = layer.N;
+  }
+  return launch<Epilogue::kForward>(p, dtype, stream);
 }
 
-cudaError_t linear_dgrad_sm90(const void* dz, const void* weight_t, const void* mask, float scale, void* dx,
-                              float* column_sums, float* found_inf, GemmSm90 shape, cudaStream_t stream) {
-  if (mask && found_inf) return cudaErrorInvalidValue;
-  Params p{};
-  p.c = dx;
-  p.mask = const_cast<void*>(mask);
-  p.scale = scale;
-  p.column_sums = column_sums;
+cudaError_t linear_dgrad_sm90(const void* dz, int64_t M, int64_t K, core::DType dtype, const GradientSm90* links,
+                              int count, float scale, float* found_inf, void* workspace, cudaStream_t stream) {
+  Params p;
+  if (const cudaError_t error = begin(p, M, count, workspace)) return error;
+  if (M == 0) return cudaSuccess;
   p.found_inf = found_inf;
-  return launch<Epilogue::kGradient>(mask != nullptr, dz, weight_t, p, shape, stream);
+  for (int i = 0; i < count; ++i) {
+    const GradientSm90& layer = links[i];
+    Link& link = p.link[i];
+    if (const cudaError_t error = set_link(p, i, dz, K, layer.weight_t, layer.N, dtype)) return error;
+    link.scale = layer.mask ? scale : 1.f;
+    link.c = layer.dx;
+    link.mask = const_cast<void*>(layer.mask);
+    link.column_sums = layer.column_sums;
+    dz = layer.dx;
+    K = layer.N;
+  }
+  return launch<Epilogue::kGradient>(p, dtype, stream);
 }
 
 }  // namespace widedeep::kernels

@@ -27,24 +27,39 @@ struct DropoutArgs {
   uint32_t first_row;
 };
 
-struct GemmSm90 {
-  int64_t M, N, K;
-  core::DType dtype;
+constexpr int kSm90Links = 8;  // of a chain at most
+
+// A layer forward: y [M, N] = dropout(relu(x weight [N, K]^T + bias [N])); bias in the dtype of x; mask may be null.
+struct ForwardSm90 {
+  int64_t N;
+  const void *weight, *bias;
+  void *y, *mask;
+};
+
+// A layer's gradient: dx [M, N] = (dz weight_t [N, K]^T) * (mask ? scale : 0); mask null: the plain product.
+// column_sums [sm90_strips(M), N] f32: the sums of dx's columns, as rounded, per strip of 128 rows; may be null.
+struct GradientSm90 {
+  int64_t N;
+  const void *weight_t, *mask;
+  void* dx;
+  float* column_sums;
 };
 
 int64_t sm90_mask_bytes(int64_t M, int64_t N);
 int64_t sm90_strips(int64_t M);
 
-// y [M, N] = dropout(relu(x [M, K] weight [N, K]^T + bias [N])); bias in the dtype of x; mask may be null. The
-// threshold must be even.
-cudaError_t linear_forward_sm90(const void* x, const void* weight, const void* bias, void* y, void* mask,
-                                GemmSm90 shape, DropoutArgs dropout, cudaStream_t stream);
+// Bytes that a chain of `links` needs for its own use; none for one.
+int64_t sm90_workspace(int64_t M, int links);
 
-// dx [M, N] = (dz [M, K] weight_t [N, K]^T) * (mask ? scale : 0); mask null: the plain product times scale.
-// column_sums [sm90_strips(M), N] f32: the sums of dx's columns, as rounded, per strip of 128 rows; may be null.
-// found_inf (half types): set to 1 where an element of dx is not finite, never to 0; may be null, and must be where
-// mask is not.
-cudaError_t linear_dgrad_sm90(const void* dz, const void* weight_t, const void* mask, float scale, void* dx,
-                              float* column_sums, float* found_inf, GemmSm90 shape, cudaStream_t stream);
+// One launch for the layers in `links`, 1 to kSm90Links: each takes the y of the one before, the first x [M, K]. A tile
+// begins when the rows that it reads are finished; the results are, bit for bit, those of a launch for each.
+// dropout.layer: of the first; the next ones follow. The threshold must be even.
+cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType dtype, const ForwardSm90* links,
+                                int count, DropoutArgs dropout, void* workspace, cudaStream_t stream);
+
+// The same for gradients: each takes the dx of the one before, the first dz [M, K]. scale: of what a mask keeps.
+// found_inf (half types): set to 1 where an element of a dx without a mask is not finite, never to 0; may be null.
+cudaError_t linear_dgrad_sm90(const void* dz, int64_t M, int64_t K, core::DType dtype, const GradientSm90* links,
+                              int count, float scale, float* found_inf, void* workspace, cudaStream_t stream);
 
 }  // namespace widedeep::kernels

@@ -102,12 +102,13 @@ __device__ __forceinline__ uint32_t spread_bytes(uint32_t bytes, int i) {
   return spread_byte_signs(bytes, kHalf<T> ? 0x9988u + 0x2222u * i : 0x8888u + 0x1111u * i);
 }
 
-__device__ __forceinline__ core::Dropout dropout_of(const DropoutArgs& args, uint64_t step) {
+// layer: counted from the chain's first.
+__device__ __forceinline__ core::Dropout dropout_of(const DropoutArgs& args, uint64_t step, int layer) {
   return {static_cast<uint32_t>(args.seed),
           static_cast<uint32_t>(args.seed >> 32),
           static_cast<uint32_t>(step),
           static_cast<uint32_t>(step >> 32),
-          args.layer << 24,
+          (args.layer + static_cast<uint32_t>(layer)) << 24,
           args.threshold,
           args.scale};
 }
@@ -184,13 +185,14 @@ __device__ __forceinline__ void mask_row(uint32_t (&v)[4], const Bits<T>& bits, 
 }
 
 // kTogether rows, from `row` and `column` of C on, of which `out` has what was handed over. What lies past the end of C
-// is not stored.
+// is not stored. kFlag: there is dropout (forward), or a mask (gradient).
 template <typename T, Epilogue kEpilogue, bool kFlag>
-__device__ __forceinline__ void finish_rows(const uint8_t (*out)[kRowBytes], const Params& p, const core::Dropout& drop,
-                                            int row, int column, Bits<T>& bits, float (&sums)[8], uint32_t& bad) {
+__device__ __forceinline__ void finish_rows(const uint8_t (*out)[kRowBytes], const Params& p, const Link& link,
+                                            const core::Dropout& drop, int row, int column, Bits<T>& bits,
+                                            float (&sums)[8], uint32_t& bad) {
   const uint32_t lane = threadIdx.x % 32;
   constexpr int kLane = 16 / static_cast<int>(sizeof(T));  // columns of a lane
-  const int at = column + static_cast<int>(lane) * kLane, rows = at < p.N ? p.M - row : 0;
+  const int at = column + static_cast<int>(lane) * kLane, rows = at < link.N ? p.M - row : 0;
   uint32_t v[kTogether][4];
 #pragma unroll
   for (int n = 0; n < kTogether; ++n) {  // `out` begins at a multiple of eight rows
@@ -205,9 +207,9 @@ __device__ __forceinline__ void finish_rows(const uint8_t (*out)[kRowBytes], con
     else
       draw<T, true>(drop, number, static_cast<uint32_t>(at), keep);
   }
-  T* to = static_cast<T*>(p.c) + int64_t{row} * p.N + at;
+  T* to = static_cast<T*>(link.c) + int64_t{row} * link.N + at;
 #pragma unroll
-  for (int n = 0; n < kTogether; ++n, to += p.N) {
+  for (int n = 0; n < kTogether; ++n, to += link.N) {
     if constexpr (kEpilogue == Epilogue::kForward)
       drop_row<T, kFlag>(v[n], keep, n, bits);
     else
@@ -218,8 +220,8 @@ __device__ __forceinline__ void finish_rows(const uint8_t (*out)[kRowBytes], con
 
 // Column sums of a tile: those of the warps in order, into a strip of the launch's sums.
 template <typename T>
-__device__ __forceinline__ void add_warps(Shared& s, const Params& p, const float (&sums)[kTurns<T>][8], int first,
-                                          int tile_m, int column) {
+__device__ __forceinline__ void add_warps(Shared& s, const Link& link, const float (&sums)[kTurns<T>][8], int first,
+                                          int strip, int column) {
   const uint32_t lane = threadIdx.x % 32;
   constexpr int kLane = 16 / static_cast<int>(sizeof(T)), kAll = kFinishers * 32;
 #pragma unroll
@@ -227,8 +229,8 @@ __device__ __forceinline__ void add_warps(Shared& s, const Params& p, const floa
 #pragma unroll
     for (int n = 0; n < kLane; ++n) s.sums[first][turn * kHanded<T> + lane * kLane + n] = sums[turn][n];
   named_barrier(3, kAll);
-  for (int n = first * 32 + static_cast<int>(lane); n < kColumns && column + n < p.N; n += kAll)
-    p.column_sums[int64_t{tile_m} * p.N + column + n] = (s.sums[0][n] + s.sums[1][n]) + s.sums[2][n];
+  for (int n = first * 32 + static_cast<int>(lane); n < kColumns && column + n < link.N; n += kAll)
+    link.column_sums[int64_t{strip} * link.N + column + n] = (s.sums[0][n] + s.sums[1][n]) + s.sums[2][n];
   named_barrier(3, kAll);  // the sums are read before the next tile writes its own
 }
 

@@ -142,10 +142,15 @@ __global__ void __launch_bounds__(kColumnThreads* kRowThreads, 4)
   }
 }
 
+struct StripSumsList {
+  StripSums item[kStripSums];
+};
+
 // 32 columns a block; each of 32 thread rows adds every 32nd strip, then the rows are added in order.
-__global__ void __launch_bounds__(1024)
-    add_strips_kernel(const float* __restrict__ sums, float* __restrict__ out, int64_t strips, int64_t N) {
+__global__ void __launch_bounds__(1024) add_strips_kernel(StripSumsList list, int64_t strips) {
   __shared__ float parts[32][33];
+  const float* __restrict__ const sums = list.item[blockIdx.y].sums;
+  const int64_t N = list.item[blockIdx.y].N;
   const int64_t column = int64_t{blockIdx.x} * 32 + threadIdx.x;
   float total = 0.f;
   if (column < N) {
@@ -158,7 +163,7 @@ __global__ void __launch_bounds__(1024)
     float all = 0.f;
 #pragma unroll
     for (int row = 0; row < 32; ++row) all += parts[row][threadIdx.x];
-    out[column] = all;
+    list.item[blockIdx.y].out[column] = all;
   }
 }
 
@@ -208,9 +213,17 @@ cudaError_t mask_and_sum(const void* in, const Mask& mask, float scale, void* ou
   }
 }
 
-cudaError_t add_strips(const float* sums, float* out, int64_t strips, int64_t N, cudaStream_t stream) {
-  if (N == 0) return cudaSuccess;
-  add_strips_kernel<<<static_cast<unsigned>(ceil_div(N, 32)), dim3(32, 32), 0, stream>>>(sums, out, strips, N);
+cudaError_t add_strips(const StripSums* list, int count, int64_t strips, cudaStream_t stream) {
+  if (count > kStripSums) return cudaErrorInvalidValue;
+  StripSumsList items{};
+  int64_t widest = 0;
+  for (int i = 0; i < count; ++i) {
+    items.item[i] = list[i];
+    widest = list[i].N > widest ? list[i].N : widest;
+  }
+  if (widest == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(ceil_div(widest, 32)), static_cast<unsigned>(count));
+  add_strips_kernel<<<grid, dim3(32, 32), 0, stream>>>(items, strips);
   return cudaGetLastError();
 }
 

@@ -30,6 +30,13 @@ cudaError_t mask_and_sum(const void* in, const Mask& mask, float scale, void* ou
 int64_t mask_strips(int64_t M);
 
 // out [N] = the sum of sums [strips, N] over the strips, in fixed order. strips == 0 writes zeros.
-cudaError_t add_strips(const float* sums, float* out, int64_t strips, int64_t N, cudaStream_t stream);
+struct StripSums {
+  const float* sums;
+  float* out;
+  int64_t N;
+};
+constexpr int kStripSums = 8;  // in one launch at most
+
+cudaError_t add_strips(const StripSums* list, int count, int64_t strips, cudaStream_t stream);
 
 }  // namespace widedeep::kernels

@@ -57,6 +57,25 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     if (clock_seconds() - since > 4) __trap();
 }
 
+// Counters in global memory order what blocks store and other blocks then load by the bulk copy engine. Counts the
+// stores that the thread has made, or knows of by a barrier, as done.
+__device__ __forceinline__ void counter_arrive(int32_t* counter) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+__device__ __forceinline__ int32_t counter_value(const int32_t* counter) {
+  int32_t value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void counter_wait(const int32_t* counter, int32_t wanted) {
+  const uint32_t since = clock_seconds();
+  while (counter_value(counter) < wanted)
+    if (clock_seconds() - since > 4) __trap();
+  asm volatile("fence.proxy.async.global;" ::: "memory");  // the copies come after the stores
+}
+
 __device__ __forceinline__ void pause(uint32_t cycles) {
   uint32_t start, now;
   asm volatile("mov.u32 %0, %%clock;" : "=r"(start));

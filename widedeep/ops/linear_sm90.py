@@ -7,6 +7,7 @@ reads.
 """
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch import Tensor
 import widedeep._load
 
 _ops = torch.ops.widedeep
+
+LINKS = 8  # layers in one call at most
 
 
 def available(device: torch.device) -> bool:
@@ -31,54 +34,60 @@ def mask_bytes(rows: int, columns: int) -> int:
 
 def linear_sm90_out(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
     p: float,
     seed: int,
     step: Tensor,
     layer: int,
     first_row: int,
     *,
-    y: Tensor,
-    mask: Tensor | None,
+    y: Sequence[Tensor],
+    masks: Sequence[Tensor],
 ) -> None:
-    """Write y = dropout(relu(x weight^T + bias)) and the mask of what was kept.
+    """Write y[i] = dropout(relu(x weights[i]^T + biases[i])), where x is y[i - 1] from the second layer on, and the
+    masks of what was kept. One launch, in which a layer's tiles begin as soon as the rows that they read are there; the
+    bits are those of a call for each layer.
 
     Args:
-        x, weight, bias: [B, I], [O, I], [O], one of float32, float16, bfloat16, contiguous, I and O multiples of 8.
-        p, seed, step, layer, first_row: as in widedeep.ops.linear.linear_relu_dropout.
-        y:    [B, O], overwritten.
-        mask: [mask_bytes(B, O)] uint8, overwritten; None: not kept.
+        x:       [B, K], float32, float16 or bfloat16, contiguous, as all that follow.
+        weights: 1 to LINKS of [N, K], each N the K of the next, all multiples of 8.
+        biases:  [N] for each.
+        p, seed, step, first_row: as in widedeep.ops.linear.linear_relu_dropout.
+        layer:   the number of the first layer, as there; the others follow.
+        y:       [B, N] for each, overwritten.
+        masks:   [mask_bytes(B, N)] uint8 for each of the first layers, overwritten; of the others none is kept.
     Raises:
         RuntimeError: wrong shape, dtype, device or stride; a GPU other than compute capability 9.0.
     """
-    _ops.linear_sm90_out.default(x, weight, bias, p, seed, step, layer, first_row, y=y, mask=mask)
+    _ops.linear_sm90_out.default(x, weights, biases, p, seed, step, layer, first_row, y=y, masks=masks)
 
 
 def linear_sm90_dgrad_out(
     dz: Tensor,
-    weight_t: Tensor,
-    mask: Tensor | None,
+    weights_t: Sequence[Tensor],
+    masks: Sequence[Tensor],
     p: float,
     *,
-    dx: Tensor,
-    dbias: Tensor | None,
+    dx: Sequence[Tensor],
+    dbias: Sequence[Tensor],
     found_inf: Tensor | None = None,
 ) -> None:
-    """Write dx = dz weight, masked and scaled by what dropout and ReLU of the layer below kept, and its column sums.
+    """Write dx[i] = dz weight, where dz is dx[i - 1] from the second layer on, masked and scaled by what dropout and
+    ReLU of the layer below kept, and its column sums. One launch, as linear_sm90_out.
 
     Args:
-        dz:       [B, O] float32, float16 or bfloat16.
-        weight_t: [I, O], the transposed weight.
-        mask:     the mask that linear_sm90_out wrote with y [B, I]; None: the plain product.
-        p:        dropout of the layer below, in [0, 1).
-        dx:       [B, I], overwritten.
-        dbias:    [I] float32, overwritten with the column sums of dx as rounded, or None.
-        found_inf: one float32, set to 1 when an element of dx (a half dtype) is not finite; without a mask.
+        dz:        [B, K] float32, float16 or bfloat16.
+        weights_t: 1 to LINKS of [N, K], the transposed weights, the last layer's first.
+        masks:     for each of the first ones the mask that linear_sm90_out wrote with y [B, N]; others: plain products.
+        p:         dropout of the masks' layers, in [0, 1).
+        dx:        [B, N] for each, overwritten.
+        dbias:     [N] float32 for each of the first ones, overwritten with the column sums of dx as rounded.
+        found_inf: one float32, set to 1 when an element of a dx without a mask (a half dtype) is not finite.
     Raises:
-        RuntimeError: as linear_sm90_out; a mask and found_inf.
+        RuntimeError: as linear_sm90_out; found_inf where every dx has a mask.
     """
-    _ops.linear_sm90_dgrad_out.default(dz, weight_t, mask, p, dx=dx, dbias=dbias, found_inf=found_inf)
+    _ops.linear_sm90_dgrad_out.default(dz, weights_t, masks, p, dx=dx, dbias=dbias, found_inf=found_inf)
 
 
 for _name in ("linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):

@@ -12,7 +12,7 @@ from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
 
-GEMMS = ("auto", "cublaslt", "sm90")
+GEMMS = ("auto", "cublaslt", "sm90", "sm90-chain")
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -23,7 +23,8 @@ class StepConfig:
     precision: of matrix products and activations, one of `PRECISIONS`. Weights, slots, logits and loss are float32
         always.
     gemm: the hidden layers' products in the fused step on a GPU: "cublaslt" (the library's), "sm90" (ours,
-        Hopper; half types and TF32), or "auto": of those that run and agree on random data, the fastest.
+        Hopper; half types and TF32), "sm90-chain" (the same in one launch each way; the same bits), or "auto": of those
+        that run and agree on random data, the fastest.
     """
 
     precision: str = "fp32"

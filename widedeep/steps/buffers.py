@@ -12,6 +12,7 @@ class Activations:
     """Inputs of every layer and gradients of layer inputs, of up to `capacity` rows; views of B rows are contiguous.
 
     Attributes:
+        apart: whether the gradients of all layers are kept at a time; else those of two neighbours, in less memory.
         wide_logit, logit, dlogit: [capacity] float32.  loss: [1].  unused_bias: [W], for an output that nobody reads.
     """
 
@@ -21,6 +22,7 @@ class Activations:
         self.device = device
         self.loss = torch.zeros(1, device=device)
         self.unused_bias = torch.zeros(width, device=device)
+        self.apart = False
         self.capacity = -1
         self.grow(0)
 
@@ -30,10 +32,21 @@ class Activations:
             return
         self.capacity = rows
         self.inputs = [torch.empty(rows, width, dtype=self.dtype, device=self.device) for width in self.widths]
-        # Going back, layer i reads one gradient and writes the other.
-        size = rows * max(self.widths)
-        self.pair = [torch.empty(size, dtype=self.dtype, device=self.device) for _ in range(2)]
+        self._make_gradients()
         self.wide_logit, self.logit, self.dlogit = (torch.empty(rows, device=self.device) for _ in range(3))
+
+    def keep_apart(self, apart: bool) -> None:
+        """Sets `apart`; what the gradients held is lost where it changes."""
+        if apart != self.apart:
+            self.apart = apart
+            self._make_gradients()
+
+    def _make_gradients(self) -> None:
+        self.gradients: list[Tensor] = []  # first, so that their memory is free again
+        # Going back, layer i reads one gradient and writes the other.
+        sizes = self.widths if self.apart else [max(self.widths)] * 2
+        device = self.device
+        self.gradients = [torch.empty(self.capacity * n, dtype=self.dtype, device=device) for n in sizes]
 
     def rows(self, B: int) -> tuple[Tensor, list[Tensor]]:
         """The deep input [B, W] and every hidden layer's output [B, H]."""
@@ -42,8 +55,9 @@ class Activations:
         return x, hidden
 
     def gradient(self, i: int, B: int) -> Tensor:
-        """The gradient of layer i's input (i = L: of the last output), [B, width], until that of i - 2 is asked."""
-        return self.pair[i % 2][: B * self.widths[i]].view(B, self.widths[i])
+        """The gradient of layer i's input (i = L: of the last output), [B, width], until that of i - 2 is asked, or, if
+        `apart`, for good."""
+        return self.gradients[i % len(self.gradients)][: B * self.widths[i]].view(B, self.widths[i])
 
 
 class DenseGradients:

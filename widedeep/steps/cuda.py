@@ -9,7 +9,7 @@ gradients are not finite changes nothing else.
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -110,7 +110,7 @@ class CudaStep(Step):
     def train(self, batch: Batch, step: int, lr: float) -> Tensor:
         with self._on_device():
             self._prepare(len(batch.ids))
-            self.route = self.gemm if self.chooses else None
+            self.route = self.layers.bits if self.chooses else None
             self.lr.fill_(lr)
             self.now.fill_(step)
             fixed = self._take(batch)
@@ -176,7 +176,7 @@ class CudaStep(Step):
         if self.chooses and "route" in state:
             route = int(state["route"])  # of an earlier version: perhaps one that is no more
             self.route = ROUTES[route] if route < len(ROUTES) else None
-            if self.route != self.gemm:
+            if self.layers and self.route != self.layers.bits:
                 self._forget_layers()
         if self.scale is not None and "loss_scale" in state:
             self.scale.copy_(state["loss_scale"].reshape(()))
@@ -219,8 +219,9 @@ class CudaStep(Step):
     def _choose_layers(self) -> None:
         self.weights.refresh()
         wanted, p = (self.config.gemm, self.weights, self.config.precision), self.model.dropout
-        self.layers = choose_layers(*wanted, p, self.capacity, self.route)
+        self.layers = choose_layers(*wanted, p, self.activations, self.route)
         self.layers.grow(self.capacity)
+        self.activations.keep_apart(self.layers.together)
         log.info("fused GPU step, %s, hidden layers through %s", self.config.precision, self.gemm)
 
     def _allow_tf32(self, allow: bool) -> None:
@@ -309,13 +310,11 @@ class CudaStep(Step):
         wide_logit = buffers.wide_logit[: len(x)]
         places = (spec.hotness, spec.mean, self.weights.table_columns, self.weights.numeric_columns)
         ops.embedding_forward_out(batch.ids, batch.numeric, *self.lookup, *places, x=x, wide_logit=wide_logit)
-        for i, y in enumerate(hidden):
-            if training:
-                self.layers.forward(i, x, model.dropout, model.seed, self.now, batch.first_row, y=y)
-            else:
-                self.layers.predict(i, x, self.now, y=y)
-            x = y
-        return x, wide_logit
+        if hidden and training:
+            self.layers.forward(x, model.dropout, model.seed, self.now, batch.first_row, hidden=hidden)
+        elif hidden:
+            self.layers.predict(x, self.now, hidden=hidden)
+        return (hidden or [x])[-1], wide_logit
 
     @_rounding
     def _forward_only(self, batch: Batch) -> None:
@@ -347,15 +346,27 @@ class CudaStep(Step):
         buffers, grads, p = self.activations, self.weights.padded, self.model.dropout
         x, hidden = buffers.rows(B)
         inputs, L = [x, *hidden], len(hidden)
-        dz = buffers.gradient(L, B)
+
+        def weight_gradients(layers: Sequence[int]) -> None:
+            for i in layers:
+                dz = buffers.gradient(i + 1, B)
+                ops.linear_wgrad_out(dz, inputs[i], dweight=grads[f"deep.layer.{i}.weight"])
+                self._sum_over_ranks(f"deep.layer.{i}.weight", f"deep.layer.{i}.bias")
+
+        def input_gradients(layers: Sequence[int]) -> None:
+            dz, dx = buffers.gradient(layers[0] + 1, B), [buffers.gradient(i, B) for i in layers]
+            dbias = [grads[f"deep.layer.{i - 1}.bias"] for i in layers if i]
+            self.layers.dgrad(layers, dz, inputs, p, dx=dx, dbias=dbias, found_inf=self.found_inf)
+
         self._sum_over_ranks("deep.out.weight", "deep.out.bias")
-        for i in reversed(range(L)):
-            ops.linear_wgrad_out(dz, inputs[i], dweight=grads[f"deep.layer.{i}.weight"])
-            self._sum_over_ranks(f"deep.layer.{i}.weight", f"deep.layer.{i}.bias")
-            below = buffers.gradient(i, B)
-            dbias = grads[f"deep.layer.{i - 1}.bias"] if i else None
-            self.layers.dgrad(i, dz, inputs[i], p, dx=below, dbias=dbias, found_inf=self.found_inf)
-            dz = below
+        down = range(L - 1, -1, -1)
+        if L and self.layers.together:
+            input_gradients(down)
+            weight_gradients(down)
+            return
+        for i in down:
+            weight_gradients([i])
+            input_gradients([i])
 
     def _sum_over_ranks(self, *names: str) -> None:
         """Called as soon as these gradients are queued; there is nobody else here."""

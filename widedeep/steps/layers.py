@@ -1,6 +1,8 @@
-"""The hidden layers of the GPU step, by either of two routes: cuBLASLt products with our passes around them (any GPU),
-or products with everything fused into them (Hopper; half types and TF32).
+"""The hidden layers of the GPU step, by one of three routes: cuBLASLt products with our passes around them (any GPU),
+or products with everything fused into them (Hopper; half types and TF32), a launch for each or one for all of them.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,12 +16,18 @@ from widedeep.steps.padded import PaddedWeights
 class Layers:
     """cuBLASLt. `p`, `seed`, `step`, `first_row`: as in widedeep.ops.linear. With dropout, our pass over the product
     leaves a mask of one bit an element for the gradient; without, the library's own epilogue leaves none.
+
+    Attributes:
+        name: as in `base.GEMMS`.  bits: of `trial.ROUTES`; what has the same gives the same bits.
+        together: whether `dgrad` is called once for all layers, else once for each.
     """
 
-    name = "cublaslt"
+    name = bits = "cublaslt"
+    together = False
 
     def __init__(self, weights: PaddedWeights):
         self.weights = weights
+        self.count = len(weights.widths) - 1
         self.masks: list[Tensor] = []  # of the outputs of all layers but the last, which the head looks through
 
     def grow(self, rows: int) -> None:
@@ -30,27 +38,49 @@ class Layers:
     def refresh(self) -> None:
         """Called after every change of the weights' copies."""
 
-    def forward(self, i: int, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, y: Tensor) -> None:
-        weight, bias = self._layer(i)
-        bits = self._bits(i, len(y), p)
-        ops.linear_relu_dropout_out(x, weight, bias, p, seed, step, i, first_row, y=y, bits=bits)
+    def forward(
+        self, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, hidden: Sequence[Tensor]
+    ) -> None:
+        """All layers: `hidden` are their outputs, and from the second on their inputs."""
+        for i, y in enumerate(hidden):
+            weight, bias = self._layer(i)
+            bits = self._bits(i, len(y), p)
+            ops.linear_relu_dropout_out(x, weight, bias, p, seed, step, i, first_row, y=y, bits=bits)
+            x = y
 
-    def predict(self, i: int, x: Tensor, step: Tensor, *, y: Tensor) -> None:
+    def predict(self, x: Tensor, step: Tensor, *, hidden: Sequence[Tensor]) -> None:
         """Without dropout; the library's own bias and relu cost nearly nothing there."""
-        weight, bias = self._layer(i)
-        ops.linear_relu_dropout_out(x, weight, bias, 0.0, 0, step, i, 0, y=y)
+        for i, y in enumerate(hidden):
+            weight, bias = self._layer(i)
+            ops.linear_relu_dropout_out(x, weight, bias, 0.0, 0, step, i, 0, y=y)
+            x = y
 
     def dgrad(
-        self, i: int, dz: Tensor, x: Tensor, p: float, *, dx: Tensor, dbias: Tensor | None, found_inf: Tensor | None
+        self,
+        layers: Sequence[int],
+        dz: Tensor,
+        inputs: Sequence[Tensor],
+        p: float,
+        *,
+        dx: Sequence[Tensor],
+        dbias: Sequence[Tensor],
+        found_inf: Tensor | None,
     ) -> None:
-        """Of the input x of layer i, seen through the layer below unless i is 0. Layer 0 says in `found_inf` whether
-        its dx is not finite.
+        """The gradients of the inputs of `layers`, each the one below the one before, from dz, that of the first's
+        output. Layer i > 0 is seen through the layer below, whose bias gradient it sums up. Layer 0 says in `found_inf`
+        whether its dx is not finite.
+
+        Args:
+            inputs: of all layers.  dx, dbias: of `layers`; layer 0 has no dbias.
         """
-        bits = self._bits(i - 1, len(dz), p) if i else None
-        mask = x if i and bits is None else None
-        ops.linear_dgrad_out(dz, self._layer(i)[0], mask, p if i else 0.0, dx=dx, dbias=dbias, bits=bits)
-        if not i and found_inf is not None:
-            ops.check_finite_([dx], found_inf)
+        for n, i in enumerate(layers):
+            bits = self._bits(i - 1, len(dz), p) if i else None
+            mask = inputs[i] if i and bits is None else None
+            sums = dbias[n] if i else None
+            ops.linear_dgrad_out(dz, self._layer(i)[0], mask, p if i else 0.0, dx=dx[n], dbias=sums, bits=bits)
+            if not i and found_inf is not None:
+                ops.check_finite_([dx[n]], found_inf)
+            dz = dx[n]
 
     def _bits(self, i: int, rows: int, p: float) -> Tensor | None:
         return self.masks[i][:rows] if p and i < len(self.masks) else None
@@ -64,12 +94,11 @@ class Sm90Layers(Layers):
     transposed copy of the weight.
     """
 
-    name = "sm90"
+    name = bits = "sm90"
 
     def __init__(self, weights: PaddedWeights):
         super().__init__(weights)
-        count = len(weights.widths) - 1
-        self.transposed = [torch.empty_like(self._layer(i)[0].t().contiguous()) for i in range(count)]
+        self.transposed = [torch.empty_like(self._layer(i)[0].t().contiguous()) for i in range(self.count)]
         self.refresh()
 
     def grow(self, rows: int) -> None:
@@ -78,21 +107,51 @@ class Sm90Layers(Layers):
         self.masks = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
 
     def refresh(self) -> None:
-        ops.transpose_out([self._layer(i)[0] for i in range(len(self.transposed))], out=self.transposed)
+        ops.transpose_out([self._layer(i)[0] for i in range(self.count)], out=self.transposed)
 
-    def forward(self, i: int, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, y: Tensor) -> None:
-        weight, bias = self._layer(i)
-        mask = self._mask(i, len(y)) if i < len(self.masks) else None
-        linear_sm90.linear_sm90_out(x, weight, bias, p, seed, step, i, first_row, y=y, mask=mask)
+    def forward(
+        self, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, hidden: Sequence[Tensor]
+    ) -> None:
+        for i, y in enumerate(hidden):
+            self.launch(i, x, p, seed, step, first_row, hidden=[y])
+            x = y
+
+    def launch(
+        self, first: int, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, hidden: Sequence[Tensor]
+    ) -> None:
+        """Layers `first` and following, as many as there are outputs in `hidden`, in one launch."""
+        layers = range(first, first + len(hidden))
+        weights, biases = zip(*map(self._layer, layers))
+        masks = [self._mask(i, len(x)) for i in layers if i < len(self.masks)]
+        linear_sm90.linear_sm90_out(x, weights, biases, p, seed, step, first, first_row, y=hidden, masks=masks)
 
     def dgrad(
-        self, i: int, dz: Tensor, x: Tensor, p: float, *, dx: Tensor, dbias: Tensor | None, found_inf: Tensor | None
+        self,
+        layers: Sequence[int],
+        dz: Tensor,
+        inputs: Sequence[Tensor],
+        p: float,
+        *,
+        dx: Sequence[Tensor],
+        dbias: Sequence[Tensor],
+        found_inf: Tensor | None,
     ) -> None:
-        if i:
-            mask, outputs = self._mask(i - 1, len(dz)), {"dx": dx, "dbias": dbias, "found_inf": None}
-        else:
-            mask, p, outputs = None, 0.0, {"dx": dx, "dbias": dbias, "found_inf": found_inf}
-        linear_sm90.linear_sm90_dgrad_out(dz, self.transposed[i], mask, p, **outputs)
+        weights = [self.transposed[i] for i in layers]
+        masks = [self._mask(i - 1, len(dz)) for i in layers if i]
+        found_inf = None if layers[-1] else found_inf
+        linear_sm90.linear_sm90_dgrad_out(dz, weights, masks, p, dx=dx, dbias=dbias, found_inf=found_inf)
 
     def _mask(self, i: int, rows: int) -> Tensor:
         return self.masks[i][: linear_sm90.mask_bytes(rows, self.weights.widths[i + 1])]
+
+
+class Sm90Chain(Sm90Layers):
+    """The same products, all layers in one launch each way; up to `linear_sm90.LINKS` layers."""
+
+    name = "sm90-chain"
+    together = True
+
+    def forward(
+        self, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, hidden: Sequence[Tensor]
+    ) -> None:
+        self.launch(0, x, p, seed, step, first_row, hidden=hidden)

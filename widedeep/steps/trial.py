@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -12,7 +12,8 @@ from widedeep import ops
 from widedeep.errors import RunError
 from widedeep.ops import linear_sm90
 from widedeep.steps.base import PRECISIONS
-from widedeep.steps.layers import Layers, Sm90Layers
+from widedeep.steps.buffers import Activations
+from widedeep.steps.layers import Layers, Sm90Chain, Sm90Layers
 from widedeep.steps.padded import PaddedWeights
 from widedeep.steps.timing import in_turn
 
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-3}  # float32: with TF32 operands
 MASK_AGREEMENT = 2e-3
 REPEATS = 8  # runs whose bits must be those of the first
-ROUTES = ("cublaslt", "sm90")
+CHAIN_REPEATS = 4  # runs of a chain whose bits must be those of its layers
+ROUTES = ("cublaslt", "sm90")  # of other bits each; checkpoints name them by number
 TURN, ROUNDS = 0.025, 5  # seconds of a route's turn, and turns of which the median counts: half a second in all
 AS_GOOD = 1.02  # noise of the clock: within it the order of the candidates decides, so that runs repeat
 
@@ -32,48 +34,69 @@ _kept: dict[tuple, str] = {}  # what was the fastest, for the life of the proces
 
 
 def choose_layers(
-    gemm: str, weights: PaddedWeights, precision: str, p: float, rows: int, resumed: str | None = None
+    gemm: str, weights: PaddedWeights, precision: str, p: float, buffers: Activations, resumed: str | None = None
 ) -> Layers:
     """The route that `gemm` names; of "auto" the fastest of those that run and agree with the library's products.
 
     Args:
         precision: of the step; "fp32" has the library's products alone.
-        rows: of the batches to come: the routes are compared on random data of that size.
-        resumed: the route that the run has taken so far: "auto" keeps to it where it runs and agrees, so that the bits
-            repeat, and warns where it does not.
+        buffers: for the batches to come: the routes are compared on random data of their size, and what is timed is
+            written there.
+        resumed: of `ROUTES` the one whose bits the run has had so far: "auto" keeps to it where it runs and agrees, and
+            warns where it does not.
     Raises:
         RunError: the Hopper products do not come to an end; this process can then no longer use the GPU.
     """
-    found = _choose(gemm, weights, precision, p, max(rows, 1), resumed)
-    if gemm == "auto" and resumed not in (None, found.name):
+    found = _choose(gemm, weights, precision, p, buffers, resumed)
+    if gemm == "auto" and resumed not in (None, found.bits):
         log.warning("hidden layers: through %s from here on, the run so far through %s", found.name, resumed)
     return found
 
 
-def _choose(gemm: str, weights: PaddedWeights, precision: str, p: float, rows: int, resumed: str | None) -> Layers:
+def _choose(
+    gemm: str, weights: PaddedWeights, precision: str, p: float, buffers: Activations, resumed: str | None
+) -> Layers:
     device, dtype = weights.flat.device, PRECISIONS[precision]
     fits = precision != "fp32" and len(weights.widths) > 1 and linear_sm90.available(device)
     if gemm == "cublaslt" or not fits:
         return Layers(weights)
     if gemm != "auto":
-        return Sm90Layers(weights)
+        chain = gemm == "sm90-chain" and _chains(weights)
+        return Sm90Chain(weights) if chain else Sm90Layers(weights)
     with _rounding(device, precision == "tf32"):
-        return _trial(weights, dtype, p, rows, resumed)
+        return _trial(weights, dtype, p, buffers, resumed)
 
 
-def _trial(weights: PaddedWeights, dtype: torch.dtype, p: float, rows: int, resumed: str | None) -> Layers:
+def _chains(weights: PaddedWeights) -> bool:
+    return 2 <= len(weights.widths) - 1 <= linear_sm90.LINKS
+
+
+def _trial(weights: PaddedWeights, dtype: torch.dtype, p: float, buffers: Activations, resumed: str | None) -> Layers:
     routes: list[Layers] = []
+    rows = max(buffers.capacity, 1)
     if problem := _problem(weights, rows, dtype, p):
         log.warning("hidden layers: without the products for Hopper, which disagree with cuBLASLt: %s", problem)
     else:
-        routes.append(Sm90Layers(weights))
+        routes += _hopper_routes(weights, p, buffers, rows)
     routes.append(Layers(weights))
-    key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows)
-    found = next((route for name in (resumed, _kept.get(key)) for route in routes if route.name == name), None)
+    routes = [route for route in routes if route.bits == resumed] or routes
+    key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows, *(route.name for route in routes))
+    found = next((route for route in routes if route.name == _kept.get(key)), None)
     if found is None:
-        found = fastest(routes, p, rows)
+        found = fastest(routes, p, buffers, rows)
         _kept[key] = found.name
     return found
+
+
+def _hopper_routes(weights: PaddedWeights, p: float, buffers: Activations, rows: int) -> list[Layers]:
+    single = Sm90Layers(weights)
+    if not _chains(weights):
+        return [single]
+    chain = Sm90Chain(weights)
+    if problem := _tested(chain_difference, chain, single, p, buffers, rows):
+        log.warning("hidden layers: without one launch for all of them, which differs from one for each: %s", problem)
+        return [single]
+    return [chain, single]
 
 
 @contextlib.contextmanager
@@ -89,48 +112,100 @@ def _rounding(device: torch.device, tf32: bool) -> Iterator[None]:
         torch.ops.widedeep.allow_tf32_.default(torch.empty(0, device=device), False)
 
 
-def fastest(routes: list[Layers], p: float, rows: int) -> Layers:
-    """Of the routes the one that takes least for a layer forward and its gradient; the first of those as good."""
+def fastest(routes: list[Layers], p: float, buffers: Activations, rows: int) -> Layers:
+    """Of the routes the one that takes least for the layers forward and back. Of those as good, the first route's bits
+    decide: runs should repeat; of routes with the same bits the fastest is taken."""
     if len(routes) == 1:
         return routes[0]
-    times = _seconds_of(routes, p, rows)
+    times = _seconds_of(routes, p, buffers, rows)
     log.info("hidden layers: %s", ", ".join(f"{r.name} {t * 1e3:.3f} ms" for r, t in zip(routes, times)))
-    return next(route for route, t in zip(routes, times) if t <= AS_GOOD * min(times))
+    bits = next(route.bits for route, t in zip(routes, times) if t <= AS_GOOD * min(times))
+    return min(zip(times, routes), key=lambda timed: (timed[1].bits != bits, timed[0]))[1]
 
 
-def _seconds_of(routes: list[Layers], p: float, rows: int) -> list[float]:
-    """Of each route: a layer forward, and the gradient back through it from the layer above, if there is one."""
-    widths, weights = routes[0].weights.widths, routes[0].weights
-    device, dtype = weights.flat.device, weights.get("deep.layer.0.weight").dtype
-    above = 1 if len(widths) > 2 else 0
-    g = torch.Generator(device).manual_seed(rows)
-    # Half zeros, as in training: on what is multiplied depends what a card draws, and so its clock.
-    x, dz = (
-        torch.randn(rows, width, generator=g, device=device, dtype=dtype).relu_()
-        for width in (widths[0], widths[above + 1])
-    )
-    y, dx = x.new_empty(rows, widths[1]), x.new_empty(rows, widths[above])
-    dbias = torch.empty(widths[1], device=device) if above else None
-    step = torch.zeros(1, dtype=torch.int64, device=device)
-
-    def both(route: Layers) -> None:
-        route.forward(0, x, p, 0, step, 0, y=y)
-        route.dgrad(above, dz, y if above else x, p, dx=dx, dbias=dbias, found_inf=None)
-
+def _seconds_of(routes: list[Layers], p: float, buffers: Activations, rows: int) -> list[float]:
+    """Of each route: all layers forward, and the gradients of their inputs."""
+    bench = _Stack(routes[0].weights, buffers, rows)
     for route in routes:
         route.grow(rows)
-    return in_turn([partial(both, route) for route in routes], device, TURN, ROUNDS)
+
+    def both(route: Layers) -> None:
+        bench.forward(route, p)
+        bench.dgrad(route, p)
+
+    return in_turn([partial(both, route) for route in routes], bench.x.device, TURN, ROUNDS)
+
+
+class _Stack:
+    """The hidden layers on random data, in a step's buffers."""
+
+    def __init__(self, weights: PaddedWeights, buffers: Activations, rows: int):
+        buffers.keep_apart(True)
+        self.x, self.hidden = buffers.rows(rows)
+        self.gradients = [buffers.gradient(i, rows) for i in range(len(self.hidden) + 1)]
+        g, device = torch.Generator(self.x.device).manual_seed(rows), self.x.device
+        for given in (self.x, self.gradients[-1]):
+            # Half zeros, as in training: on what is multiplied depends what a card draws, and so its clock.
+            given.normal_(generator=g).relu_()
+        self.dbias = [torch.empty(width, device=device) for width in weights.widths[1:-1]]
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.found_inf = None if self.x.dtype == torch.float32 else torch.zeros(1, device=device)
+        self.down = range(len(self.hidden) - 1, -1, -1)
+
+    def forward(self, route: Layers, p: float) -> None:
+        route.forward(self.x, p, 0, self.step, 0, hidden=self.hidden)
+
+    def dgrad(self, route: Layers, p: float) -> None:
+        inputs = [self.x, *self.hidden]
+        for layers in [self.down] if route.together else [[i] for i in self.down]:
+            outputs = {"dx": [self.gradients[i] for i in layers], "dbias": [self.dbias[i - 1] for i in layers if i]}
+            dz = self.gradients[layers[0] + 1]
+            route.dgrad(layers, dz, inputs, p, **outputs, found_inf=self.found_inf)
+
+
+def chain_difference(chain: Sm90Layers, single: Sm90Layers, p: float, buffers: Activations, rows: int) -> str | None:
+    """What a chain makes, of the same inputs, with other bits than its layers one by one: there a layer has not waited
+    for what it reads.
+    """
+    stack = _Stack(chain.weights, buffers, rows)
+    inputs, spare = [stack.x, *stack.hidden], stack.x.new_empty(rows * max(chain.weights.widths))
+    for route in (chain, single):
+        route.grow(rows)
+    for _ in range(CHAIN_REPEATS):
+        for a in (*stack.hidden, *stack.gradients[:-1]):
+            a.fill_(float("nan"))  # what was right in the run before must not be read again
+        stack.forward(chain, p)
+        for i, y in enumerate(stack.hidden):
+            again = spare[: y.numel()].view_as(y)
+            single.launch(i, inputs[i], p, 0, stack.step, 0, hidden=[again])
+            if not _same_bits(again, y) or (i < len(chain.masks) and not torch.equal(chain.masks[i], single.masks[i])):
+                return f"the output of layer {i}"
+        stack.dgrad(chain, p)
+        for i in stack.down:
+            again, sums = spare[: inputs[i].numel()].view_as(inputs[i]), [torch.empty_like(b) for b in stack.dbias]
+            below = slice(i - 1, i) if i else slice(0)
+            outputs = {"dx": [again], "dbias": sums[below], "found_inf": stack.found_inf}
+            single.dgrad([i], stack.gradients[i + 1], inputs, p, **outputs)
+            pairs = [(again, stack.gradients[i]), *zip(sums[below], stack.dbias[below])]
+            if not all(_same_bits(a, b) for a, b in pairs):
+                return f"the gradient of layer {i}"
+    return None
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    integers = torch.int16 if a.element_size() == 2 else torch.int32
+    return torch.equal(a.view(integers), b.view(integers))
 
 
 def _problem(weights: PaddedWeights, rows: int, dtype: torch.dtype, p: float) -> str | None:
     shapes = sorted(set(zip(weights.widths, weights.widths[1:])))
-    problems = (_tested(rows, I, O, dtype, p, weights.flat.device) for I, O in shapes)
+    problems = (_tested(disagreement, rows, I, O, dtype, p, weights.flat.device) for I, O in shapes)
     return next((problem for problem in problems if problem), None)
 
 
-def _tested(*layer) -> str | None:
+def _tested(test: Callable[..., str | None], *arguments) -> str | None:
     try:
-        return disagreement(*layer)
+        return test(*arguments)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -156,7 +231,7 @@ def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: t
     want, got = random(B, O), random(B, O)
     mask = torch.empty(linear_sm90.mask_bytes(B, O), dtype=torch.uint8, device=device)
     ops.linear_relu_dropout_out(x, weight, bias, *dropout, y=want)
-    linear_sm90.linear_sm90_out(x, weight, bias, *dropout, y=got, mask=mask)
+    linear_sm90.linear_sm90_out(x, [weight], [bias], *dropout, y=[got], masks=[mask])
     if ((want > 0) != (got > 0)).sum() > MASK_AGREEMENT * want.numel() + 8:
         return f"the mask {where}"
     if _relative(got, want) > tolerance:
@@ -165,7 +240,7 @@ def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: t
     dx = [torch.empty_like(want) for _ in range(2)]
     # Both look through the same y, so that its rounding plays no part.
     ops.linear_dgrad_out(dz, upper, got, p, dx=dx[0], dbias=sums[0])
-    linear_sm90.linear_sm90_dgrad_out(dz, upper.t().contiguous(), mask, p, dx=dx[1], dbias=sums[1])
+    linear_sm90.linear_sm90_dgrad_out(dz, [upper.t().contiguous()], [mask], p, dx=dx[1:], dbias=sums[1:])
     if _relative(dx[1], dx[0]) > tolerance:
         return f"the gradient {where}"
     noise = tolerance / 2 * B**0.5  # roundings of B terms of the order of 1; a tile left out makes ten times as much
@@ -181,14 +256,14 @@ def _input_gradient(dz: Tensor, weight: Tensor, tolerance: float, where: str) ->
     found, weight_t = torch.zeros(1, device=dz.device), weight.t().contiguous()
     ops.linear_dgrad_out(dz, weight, None, 0.0, dx=dx[0], dbias=None)
     asked = None if dz.dtype == torch.float32 else found
-    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=asked)
+    linear_sm90.linear_sm90_dgrad_out(dz, [weight_t], [], 0.0, dx=dx[1:], dbias=[], found_inf=asked)
     if _relative(dx[1], dx[0]) > tolerance:
         return f"the input's gradient {where}"
     if dz.dtype == torch.float32:  # of which nobody asks whether it is finite
         return None
     dz[-1, -1] = float("inf")
     after = torch.zeros(1, device=dz.device)
-    linear_sm90.linear_sm90_dgrad_out(dz, weight_t, None, 0.0, dx=dx[1], dbias=None, found_inf=after)
+    linear_sm90.linear_sm90_dgrad_out(dz, [weight_t], [], 0.0, dx=dx[1:], dbias=[], found_inf=after)
     return None if found == 0 and after == 1 else f"whether the input's gradient is finite {where}"
 
 
@@ -196,7 +271,7 @@ def _repeats(x: Tensor, weight: Tensor, bias: Tensor, dropout: tuple, got: Tenso
     """As `disagreement`: a race shows in bits that change from run to run."""
     again = torch.empty_like(got)
     for _ in range(REPEATS):
-        linear_sm90.linear_sm90_out(x, weight, bias, *dropout, y=again, mask=None)
+        linear_sm90.linear_sm90_out(x, [weight], [bias], *dropout, y=[again], masks=[])
         if not torch.equal(again, got):
             return f"the output of two runs {where}"
     return None

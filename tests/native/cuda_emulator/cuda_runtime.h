@@ -42,6 +42,7 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
   cudaErrorNoKernelImageForDevice = 209,
   cudaErrorLaunchFailure = 719,
   cudaErrorNotSupported = 801,
@@ -78,6 +79,7 @@ struct cudaLaunchConfig_t {
 extern int emulator_multiprocessors;  // of the device: a persistent grid has as many blocks at most
 cudaError_t cudaGetLastError();
 cudaError_t emulator_function_attribute(int bytes);
+cudaError_t emulator_ask_together();
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
   return emulator_function_attribute(bytes);
@@ -93,6 +95,12 @@ inline cudaError_t cudaGetDevice(int* device) {
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : emulator_multiprocessors;
   return cudaSuccess;
+}
+// Who asks relies on it: the next launch runs all of its clusters at a time.
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel*, const cudaLaunchConfig_t* config) {
+  *clusters = emulator_multiprocessors / static_cast<int>(config->attrs[0].val.clusterDim.x);
+  return emulator_ask_together();
 }
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),

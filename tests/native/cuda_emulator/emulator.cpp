@@ -12,6 +12,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 
 #include "cuda_runtime.h"
@@ -30,15 +31,14 @@ struct Fiber {
 
 Thread* current = nullptr;
 Launch launch;
-std::vector<Block*> cluster;
-Meeting whole_cluster;
 
 namespace {
 
 std::mt19937_64 generator;
 std::string message;
 cudaError_t last_error = cudaSuccess;
-size_t attribute = 0;  // dynamic shared memory asked for since the last launch
+size_t attribute = 0;         // dynamic shared memory asked for since the last launch
+bool asked_together = false;  // whether somebody has asked since then how many clusters run at a time
 jmp_buf scheduler, failure;
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Fiber*> ready, asking;
@@ -73,9 +73,9 @@ void finish() {
   Block& b = *current->block;
   --b.live;
   b.all.expected = b.live;
-  --whole_cluster.expected;
+  --b.cluster->all.expected;
   complete(b.all);
-  complete(whole_cluster);
+  complete(b.cluster->all);
 }
 
 void body() {
@@ -182,8 +182,9 @@ struct BlockMemory {
   ~BlockMemory() { munmap(base, kWindow + 2 * kPage); }
 };
 
-void prepare(Block& b, uint3 index, int rank, int threads) {
+void prepare(Block& b, uint3 index, Cluster& cluster, int rank, int threads) {
   b.index = index;
+  b.cluster = &cluster;
   b.rank = rank;
   b.size = b.live = threads;
   b.all = {};
@@ -194,25 +195,44 @@ void prepare(Block& b, uint3 index, int rank, int threads) {
   if (b.dynamic_bytes > 0) memset(b.dynamic, 0xFF, b.dynamic_bytes);
 }
 
-void run_cluster(std::vector<std::unique_ptr<BlockMemory>>& memory, uint64_t first) {
+// Clusters that run at a time, and what they have of their own.
+struct Group {
+  std::vector<std::unique_ptr<BlockMemory>> memory;
+  std::vector<Cluster> clusters;
+
+  explicit Group(size_t count) : clusters(count) {
+    for (Cluster& cluster : clusters)
+      for (unsigned r = 0; r < launch.cluster; ++r) {
+        memory.push_back(std::make_unique<BlockMemory>(launch.shared));
+        cluster.blocks.push_back(&memory.back()->block);
+      }
+  }
+};
+
+// first: the number of each cluster's first block.
+void run_group(Group& group, const uint64_t* first) {
   const dim3 &grid = launch.grid, &block = launch.block;
   const int threads = static_cast<int>(block.x * block.y * block.z);
   for (auto& v : shared_variables) memset(v.address, 0xFF, v.bytes);
-  whole_cluster = {};
-  whole_cluster.expected = threads * static_cast<int>(cluster.size());
   ready.clear();
-  for (size_t r = 0; r < cluster.size(); ++r) {
-    const uint64_t b = first + r;
-    prepare(memory[r]->block,
-            {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
-             static_cast<unsigned>(b / grid.x / grid.y)},
-            static_cast<int>(r), threads);
-    for (int t = 0; t < threads; ++t) {
-      Fiber* const f = fiber(r * threads + t);
-      const auto u = static_cast<unsigned>(t);
-      f->thread = {{u % block.x, u / block.x % block.y, u / block.x / block.y}, t, cluster[r], f, "start"};
-      ready.push_back(f);
+  size_t next = 0;
+  for (Cluster& cluster : group.clusters) {
+    cluster.all = {};
+    cluster.all.expected = threads * static_cast<int>(cluster.blocks.size());
+    for (size_t r = 0; r < cluster.blocks.size(); ++r) {
+      const uint64_t b = *first + r;
+      prepare(*cluster.blocks[r],
+              {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+               static_cast<unsigned>(b / grid.x / grid.y)},
+              cluster, static_cast<int>(r), threads);
+      for (int t = 0; t < threads; ++t) {
+        Fiber* const f = fiber(next++);
+        const auto u = static_cast<unsigned>(t);
+        f->thread = {{u % block.x, u / block.x % block.y, u / block.x / block.y}, t, cluster.blocks[r], f, "start"};
+        ready.push_back(f);
+      }
     }
+    ++first;
   }
   drain();
 }
@@ -281,23 +301,22 @@ void fail(const std::string& what) {
 void run(const Launch& what, const std::function<void()>& kernel) {
   launch = what;
   launch.allowed_shared = attribute >= launch.shared && attribute > 0 ? kMostShared : 48 * 1024;
+  launch.together = asked_together;
   attribute = 0;
+  asked_together = false;
   shared_variables.clear();
   task = &kernel;
-  static std::vector<std::unique_ptr<BlockMemory>> memory;
-  memory.clear();
-  cluster.clear();
+  static std::optional<Group> group;  // static: a failure leaves by a jump
+  group.reset();
   const Signals signals;
   if (_setjmp(failure) == 0) {
     check_limits();
-    for (unsigned r = 0; r < launch.cluster; ++r) {
-      memory.push_back(std::make_unique<BlockMemory>(launch.shared));
-      cluster.push_back(&memory.back()->block);
-    }
     std::vector<uint64_t> order(uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z / launch.cluster);
     for (size_t i = 0; i < order.size(); ++i) order[i] = i * launch.cluster;
     std::shuffle(order.begin(), order.end(), generator);
-    for (const uint64_t first : order) run_cluster(memory, first);
+    const size_t at_a_time = launch.together ? order.size() : 1;
+    group.emplace(at_a_time);
+    for (size_t i = 0; i < order.size(); i += at_a_time) run_group(*group, &order[i]);
   } else {
     for (const auto& f : fibers) f->started = false;
     ready.clear();
@@ -341,7 +360,8 @@ void shared_variable(void* address, size_t bytes) {
     if (v.address == address) return;
     total += v.bytes;
   }
-  if (launch.cluster > 1) fail("static shared variables of a cluster are not emulated");
+  if (launch.cluster > 1 || launch.together)
+    fail("static shared variables of blocks that run together are not emulated");
   if (total > launch.allowed_shared) too_much_shared(total);
   memset(address, 0xFF, bytes);
   shared_variables.push_back({address, bytes});
@@ -364,6 +384,11 @@ cudaError_t cudaGetLastError() {
 cudaError_t emulator_function_attribute(int bytes) {
   if (bytes > static_cast<int>(kMostShared)) return cudaErrorInvalidValue;
   attribute = static_cast<size_t>(bytes);
+  return cudaSuccess;
+}
+
+cudaError_t emulator_ask_together() {
+  asked_together = true;
   return cudaSuccess;
 }
 

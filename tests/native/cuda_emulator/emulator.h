@@ -60,8 +60,17 @@ struct Warp {
   uint64_t given[32], taken[32];
 };
 
+struct Block;
+
+// Blocks that can reach each other's shared memory.
+struct Cluster {
+  std::vector<Block*> blocks;
+  Meeting all;
+};
+
 struct Block {
   uint3 index;
+  Cluster* cluster;
   int rank, size, live;       // rank: within the cluster; live: threads that have not returned
   uint8_t *window, *dynamic;  // the block's shared address space starts at window
   size_t dynamic_bytes;
@@ -76,13 +85,12 @@ struct Launch {
   size_t shared;
   unsigned cluster = 1;
   size_t allowed_shared = 0;
-  bool early = false;  // it may begin before the kernel before has ended
+  bool together = false;  // all clusters run at a time, and may wait for each other; else one after the other
+  bool early = false;     // it may begin before the kernel before has ended
 };
 
 extern Thread* current;
-extern Launch launch;                // the one that runs
-extern std::vector<Block*> cluster;  // blocks that run together
-extern Meeting whole_cluster;
+extern Launch launch;  // the one that runs
 
 // Runs all blocks of a grid. Errors stay for cudaGetLastError and emulator_message.
 void run(const Launch& launch, const std::function<void()>& kernel);

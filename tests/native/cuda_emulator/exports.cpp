@@ -151,7 +151,8 @@ int run_mask_and_sum(const void* in, const void* mask, const uint8_t* bits, doub
   if (const auto error = mask_and_sum(in, {mask, bits}, static_cast<float>(scale), out, dbias ? partial : nullptr, M, N,
                                       core::DType(type), nullptr))
     return error;
-  return dbias ? add_strips(partial, dbias, strips, N, nullptr) : cudaSuccess;
+  const StripSums total{partial, dbias, N};
+  return dbias ? add_strips(&total, 1, strips, nullptr) : cudaSuccess;
 }
 
 // numbers: for each tensor rows, columns, grad_pitch, copy_pitch, grad_type, copy_type.
@@ -227,21 +228,33 @@ int run_transpose(int64_t count, void** matrices, void** out, const int64_t* siz
 
 int64_t run_mask_bytes(int64_t M, int64_t N) { return sm90_mask_bytes(M, N); }
 
-int run_linear_forward_sm90(const void* x, const void* weight, const void* bias, void* y, void* mask, int64_t M,
-                            int64_t N, int64_t K, int64_t type, double p, int64_t seed, const int64_t* step,
+// Lists of the chain's layers; widths: K, then each layer's N; masks and dbias may hold nulls.
+int run_linear_forward_sm90(const void* x, int64_t count, void** weights, void** biases, void** y, void** masks,
+                            int64_t M, const int64_t* widths, int64_t type, double p, int64_t seed, const int64_t* step,
                             int64_t layer, int64_t first_row) {
-  return linear_forward_sm90(x, weight, bias, y, mask, {M, N, K, core::DType(type)},
-                             dropout_args(p, seed, step, layer, first_row), nullptr);
+  std::vector<ForwardSm90> links;
+  for (int64_t i = 0; i < count; ++i) links.push_back({widths[i + 1], weights[i], biases[i], y[i], masks[i]});
+  const Workspace workspace(sm90_workspace(M, static_cast<int>(count)));
+  return linear_forward_sm90(x, M, widths[0], core::DType(type), links.data(), static_cast<int>(count),
+                             dropout_args(p, seed, step, layer, first_row), workspace.get(), nullptr);
 }
 
-int run_linear_dgrad_sm90(const void* dz, const void* weight_t, const void* mask, double scale, void* dx, float* dbias,
-                          float* found_inf, int64_t M, int64_t N, int64_t K, int64_t type) {
+int run_linear_dgrad_sm90(const void* dz, int64_t count, void** weights_t, void** masks, double scale, void** dx,
+                          float** dbias, float* found_inf, int64_t M, const int64_t* widths, int64_t type) {
   const int64_t strips = sm90_strips(M);
-  const Workspace sums(strips * N * sizeof(float));
-  auto* const partial = static_cast<float*>(sums.get());
-  if (const auto error = linear_dgrad_sm90(dz, weight_t, mask, static_cast<float>(scale), dx, dbias ? partial : nullptr,
-                                           found_inf, {M, N, K, core::DType(type)}, nullptr))
+  std::deque<Workspace> sums;
+  std::vector<GradientSm90> links;
+  std::vector<StripSums> totals;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t N = widths[i + 1];
+    auto* const partial = dbias[i] ? static_cast<float*>(sums.emplace_back(strips * N * sizeof(float)).get()) : nullptr;
+    links.push_back({N, weights_t[i], masks[i], dx[i], partial});
+    if (dbias[i]) totals.push_back({partial, dbias[i], N});
+  }
+  const Workspace workspace(sm90_workspace(M, static_cast<int>(count)));
+  if (const auto error = linear_dgrad_sm90(dz, M, widths[0], core::DType(type), links.data(), static_cast<int>(count),
+                                           static_cast<float>(scale), found_inf, workspace.get(), nullptr))
     return error;
-  return dbias ? add_strips(partial, dbias, strips, N, nullptr) : cudaSuccess;
+  return add_strips(totals.data(), static_cast<int>(totals.size()), strips, nullptr);
 }
 }

@@ -72,14 +72,11 @@ struct Product {
 struct Pending {
   std::vector<std::vector<Product>> groups;  // committed, oldest first
   std::vector<Product> open;
+  const bool at_once = emulator::random_number() & 1;  // products are taken when they are issued, not when waited for
 };
 inline std::map<const emulator::Thread*, Pending>& pending() {
   static std::map<const emulator::Thread*, Pending> all;
   return all;
-}
-inline bool& products_at_once() {
-  static bool at_once = false;
-  return at_once;
 }
 
 inline float value_of(uint16_t bits, Type type) {
@@ -155,8 +152,7 @@ inline void barrier_init(uint32_t barrier, uint32_t arrivals) {
   using namespace emulated;
   __builtin_memcpy(at(*current->block, barrier, 8), &kMark, 8);
   barriers()[{current->block, barrier}] = {arrivals, arrivals, 0, 0};
-  products_at_once() = emulator::random_number() & 1;
-  pending().clear();
+  std::erase_if(pending(), [](const auto& of) { return of.first->block == current->block; });
 }
 
 inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
@@ -173,9 +169,10 @@ inline void barrier_arrive(uint32_t barrier) {
 }
 
 inline void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
-  if (rank >= emulator::cluster.size()) emulator::fail("arrival at a block outside of the cluster");
-  if (emulator::cluster[rank]->live == 0) emulator::fail("arrival at a block that has ended");
-  emulated::Barrier& b = emulated::barrier_at(*emulator::cluster[rank], barrier);
+  const auto& blocks = emulator::current->block->cluster->blocks;
+  if (rank >= blocks.size()) emulator::fail("arrival at a block outside of the cluster");
+  if (blocks[rank]->live == 0) emulator::fail("arrival at a block that has ended");
+  emulated::Barrier& b = emulated::barrier_at(*blocks[rank], barrier);
   --b.pending;
   emulated::complete(b);
 }
@@ -191,7 +188,7 @@ inline void prefetch_map(const CUtensorMap*) {}
 inline uint32_t cluster_rank() { return static_cast<uint32_t>(emulator::current->block->rank); }
 inline void cluster_sync() {
   emulator::meet_warp("cluster_sync");  // aligned: a warp comes as a whole
-  emulator::meet(emulator::whole_cluster, "cluster_sync");
+  emulator::meet(emulator::current->block->cluster->all, "cluster_sync");
 }
 
 inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier,
@@ -199,9 +196,10 @@ inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t 
   using namespace emulated;
   const size_t bytes = size_t{map->box_rows} * 128;
   if (target % 128 != 0) fail("the target of a copy must be aligned to 128 bytes");
-  for (size_t rank = 0; rank < emulator::cluster.size(); ++rank) {
+  const auto& all = current->block->cluster->blocks;
+  for (size_t rank = 0; rank < all.size(); ++rank) {
     if (!(blocks >> rank & 1)) continue;
-    emulator::Block* const block = emulator::cluster[rank];
+    emulator::Block* const block = all[rank];
     std::memset(at(*block, target, bytes), 0xFF, bytes);
     emulator::later([=, map = *map] {
       if (block->live == 0) fail("a copy lands in a block that has ended");
@@ -232,6 +230,14 @@ inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t 
 }
 
 inline void pause(uint32_t) {}
+
+inline void counter_arrive(int32_t* counter) {
+  ++*counter;
+  emulator::change();
+}
+inline void counter_wait(const int32_t* counter, int32_t wanted) {
+  emulator::wait_until([=] { return *counter >= wanted; }, "wait for a counter");
+}
 
 inline void tma_load(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier) {
   tma_load_multicast(target, map, k, row, barrier, static_cast<uint16_t>(1 << cluster_rank()));
@@ -313,7 +319,7 @@ template <int kPending>
 void wgmma_wait() {
   emulated::Pending& p = emulated::pending()[emulator::current];
   while (p.groups.size() > kPending) {
-    if (!emulated::products_at_once())
+    if (!p.at_once)
       for (const emulated::Product& product : p.groups.front()) emulated::multiply(product);
     p.groups.erase(p.groups.begin());
   }
@@ -334,8 +340,9 @@ void wgmma(float (&d)[128], uint64_t a, uint64_t b, int accumulate) {
                          : std::is_same_v<T, __half> ? emulated::Type::f16
                                                      : emulated::Type::bf16;
   const emulated::Product product{d, a, b, accumulate != 0, kType};
-  if (emulated::products_at_once()) emulated::multiply(product);
-  emulated::pending()[emulator::current].open.push_back(product);
+  emulated::Pending& p = emulated::pending()[emulator::current];
+  if (p.at_once) emulated::multiply(product);
+  p.open.push_back(product);
 }
 
 }  // namespace widedeep::kernels::sm90
