@@ -41,22 +41,23 @@ def flops(t) -> float:
     return 2.0 * t["x"].numel() * t["weight"].shape[0]
 
 
-def hopper_mask(who, rows, columns, device):
-    """Room for the mask of the Hopper products; skips where they are asked for and do not run."""
-    if who == "ours, Hopper" and not linear_sm90.available(device):
+def hopper_bits(who, rows, columns, device):
+    """Room for bits of the Hopper products; skips where they are asked for and do not run."""
+    if who.startswith("ours, Hopper") and not linear_sm90.available(device):
         pytest.skip("the Hopper products need compute capability 9.0")
     return torch.empty(linear_sm90.mask_bytes(rows, columns), dtype=torch.uint8, device=device)
 
 
 @pytest.mark.parametrize("who", ["ours", "ours, Hopper", "torch", "product"])
 def test_forward(layer, measure, who):
+    """The Hopper product with what dropout keeps drawn before: see test_dropout."""
     t = layer
-    mask = hopper_mask(who, *t["y"].shape, t["y"].device)
+    mask, keep = (hopper_bits(who, *t["y"].shape, t["y"].device).fill_(0xFD) for _ in range(2))
     args = (t["x"], t["weight"], t["bias"], P, 1, t["step"], 0, 0)
     calls = {
         "ours": lambda: ops.linear_relu_dropout_out(*args, y=t["y"]),
         "ours, Hopper": lambda: linear_sm90.linear_sm90_out(
-            t["x"], [t["weight"]], [t["bias"]], *args[3:], y=[t["y"]], masks=[mask]
+            t["x"], [t["weight"]], [t["bias"]], P, [keep], y=[t["y"]], masks=[mask]
         ),
         "torch": lambda: F.dropout(F.relu(F.linear(t["x"], t["weight"], t["bias"]), inplace=True), P, inplace=True),
         "product": lambda: torch.mm(t["x"], t["weight"].t(), out=t["y"]),
@@ -64,10 +65,18 @@ def test_forward(layer, measure, who):
     measure(calls[who], flops(t))
 
 
+def test_dropout(layer, measure):
+    """A bit for each element of y."""
+    y = layer["y"]
+    keep = hopper_bits("ours, Hopper", *y.shape, y.device)
+    args = (P, 1, layer["step"], 0, 0, len(y), [y.shape[1]], y.element_size() == 2)
+    measure(lambda: linear_sm90.dropout_keep_sm90_out(*args, keep=[keep]), bytes=keep.numel())
+
+
 @pytest.mark.parametrize("who", ["ours", "ours, bits", "ours, Hopper", "torch", "product"])
 def test_dgrad(layer, measure, who):
     t = layer
-    mask, bits = torch.relu(t["x"]), hopper_mask(who, *t["x"].shape, t["x"].device).fill_(0x55)
+    mask, bits = torch.relu(t["x"]), hopper_bits(who, *t["x"].shape, t["x"].device).fill_(0x55)
     rows = torch.full((len(mask), bit_row_bytes(mask.shape[1])), 0x55, dtype=torch.uint8, device=mask.device)
     out, weight_t = {"dx": t["dx"], "dbias": t["dbias"]}, t["weight"].t().contiguous()
 

@@ -119,12 +119,15 @@ def layers(budget: Budget) -> None:
     if not (budget.sm90 and linear_sm90.available(torch.device("cuda"))):
         return
     for n in (1, LAYERS):
-        masks = [torch.empty(linear_sm90.mask_bytes(B, WIDTH), dtype=torch.uint8, device="cuda") for _ in range(n)]
+        size = linear_sm90.mask_bytes(B, WIDTH)
+        keep, masks = ([torch.empty(size, dtype=torch.uint8, device="cuda") for _ in range(n)] for _ in range(2))
         many = [y, *(torch.empty_like(y) for _ in range(n - 1))]
         sums = [dbias, *(torch.empty_like(dbias) for _ in range(n - 1))]
-        forward_args = (x, [weight] * n, [bias] * n, P, 1, step, 0, 0)
+        drawn = partial(linear_sm90.dropout_keep_sm90_out, P, 1, step, 0, 0, B, [WIDTH] * n, True, keep=keep)
+        forward_args = (x, [weight] * n, [bias] * n, P, keep)
         dgrad_args = (dz, [weight_t] * n, masks, P)
         name = "layer" if n == 1 else f"{n} layers in one launch"
+        budget.add(f"dropout of {n} layer{'s' * (n > 1)}, sm90", drawn, None, bytes=n * size)
         for what, call, target in (
             ("forward", partial(linear_sm90.linear_sm90_out, *forward_args, y=many, masks=masks), 0.42),
             ("dgrad", partial(linear_sm90.linear_sm90_dgrad_out, *dgrad_args, dx=many, dbias=sums), 0.46),

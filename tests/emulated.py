@@ -23,16 +23,8 @@ KERNELS = ROOT / "csrc" / "kernels"
 EMULATOR = ROOT / "tests" / "native" / "cuda_emulator"
 CACHE = ROOT / ".pytest_cache" / "cuda_emulator"
 FLAGS = [
-    *(
-        "-std=c++20",
-        "-O1",
-        "-g1",
-        "-fPIC",
-        "-fno-strict-aliasing",
-        "-ffp-contract=off",
-        "-Wno-unknown-pragmas",
-        "-Wno-psabi",
-    ),
+    *("-std=c++20", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"),
+    *("-Wno-unknown-pragmas", "-Wno-psabi"),
     *("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-fno-sanitize=vptr"),
     "-D__CUDA_ARCH_FEAT_SM90_ALL=1",
 ]
@@ -337,11 +329,16 @@ def transpose_out(matrices, *, out):
     call("transpose", len(matrices), list(matrices), list(out), sizes, matrices[0].dtype)
 
 
-def linear_sm90_out(x, weights, biases, p, seed, step, layer, first_row, *, y, masks):
+def dropout_keep_sm90_out(p, seed, step, layer, first_row, rows, widths, half, *, keep):
+    dtype = torch.float16 if half else torch.float32
+    sizes = (rows, len(widths), [*widths], dtype)
+    call("dropout_keep_sm90", float(p), seed, step, layer, first_row, *sizes, [*keep])
+
+
+def linear_sm90_out(x, weights, biases, p, keep, *, y, masks):
     n, widths = len(weights), [x.shape[1], *map(len, weights)]
-    masks = [*masks] + [None] * (n - len(masks))
-    dropout = (float(p), seed, step, layer, first_row)
-    call("linear_forward_sm90", x, n, [*weights], [*biases], [*y], masks, len(x), widths, x.dtype, *dropout)
+    keep, masks = ([*given] + [None] * (n - len(given)) for given in (keep, masks))
+    call("linear_forward_sm90", x, n, [*weights], [*biases], float(p), keep, [*y], masks, len(x), widths, x.dtype)
 
 
 def linear_sm90_dgrad_out(dz, weights_t, masks, p, *, dx, dbias, found_inf=None):

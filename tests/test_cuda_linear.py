@@ -37,6 +37,16 @@ def step(n=2**33 + 1):
     return torch.tensor(n, device=DEVICE)
 
 
+def keep_of(B, widths, dtype, p, seed, step, layer, first_row):
+    """What dropout keeps of some layers, for the Hopper products; nothing without dropout."""
+    sizes = [linear_sm90.mask_bytes(B, N) for N in widths] if p else []
+    keep = [torch.full((n,), 0xA5, dtype=torch.uint8, device=DEVICE) for n in sizes]
+    if p:
+        half = dtype != torch.float32
+        linear_sm90.dropout_keep_sm90_out(p, seed, step, layer, first_row, B, widths, half, keep=keep)
+    return keep
+
+
 def needs(route):
     if route != "cublaslt" and not linear_sm90.available(torch.device(DEVICE)):
         pytest.skip("the Hopper products need compute capability 9.0")
@@ -61,7 +71,8 @@ def test_forward_and_gradients_match_reference(route, B, I, O, dtype, p):
     y, mask = poisoned(B, O, device=DEVICE, dtype=dtype), None
     if route != "cublaslt":
         mask = torch.full((linear_sm90.mask_bytes(B, O),), 0xA5, dtype=torch.uint8, device=DEVICE)
-        linear_sm90.linear_sm90_out(x, [weight], [bias], *args, y=[y], masks=[mask])
+        keep = keep_of(B, [O], dtype, *args)
+        linear_sm90.linear_sm90_out(x, [weight], [bias], p, keep, y=[y], masks=[mask])
     else:
         bits = torch.full((B, bit_row_bytes(O)), 0xA5, dtype=torch.uint8, device=DEVICE)
         ops.linear_relu_dropout_out(x, weight, bias, *args, y=y, bits=bits)
@@ -128,7 +139,8 @@ def test_masks_are_those_of_the_counter(route, p, first_row):
     args = (p, 77, step(12), 3, first_row)
     bias = torch.ones(O, device=DEVICE).half()
     if route != "cublaslt":
-        linear_sm90.linear_sm90_out(x, [weight], [bias], *args, y=[y], masks=[])
+        keep = keep_of(B, [O], torch.float16, *args)
+        linear_sm90.linear_sm90_out(x, [weight], [bias], p, keep, y=[y], masks=[])
     else:
         ops.linear_relu_dropout_out(x, weight, bias, *args, y=y)
     keep = reference.dropout_mask(B, O, *args[:1], 77, 12, 3, first_row)
@@ -147,11 +159,11 @@ def test_hopper_products_repeat_their_bits():
     needs("sm90")
     x, weight, bias = layer(70000, 512, 1024, torch.float16)
     mask = torch.empty(linear_sm90.mask_bytes(70000, 1024), dtype=torch.uint8, device=DEVICE)
-    results = []
+    keep, results = keep_of(70000, [1024], torch.float16, 0.1, 1, step(), 0, 0), []
     for _ in range(3):
         y, dx = torch.empty(70000, 1024, device=DEVICE).half(), torch.empty(70000, 1024, device=DEVICE).half()
         dbias = torch.empty(1024, device=DEVICE)
-        linear_sm90.linear_sm90_out(x, [weight], [bias], 0.1, 1, step(), 0, 0, y=[y], masks=[mask])
+        linear_sm90.linear_sm90_out(x, [weight], [bias], 0.1, keep, y=[y], masks=[mask])
         linear_sm90.linear_sm90_dgrad_out(x, [weight], [mask], 0.1, dx=[dx], dbias=[dbias])
         results.append((y, dx, dbias, mask.clone()))
     for other in results[1:]:
@@ -175,10 +187,11 @@ def test_one_launch_for_all_layers_has_the_bits_of_one_for_each(B, widths, dtype
     sizes = [linear_sm90.mask_bytes(B, n) for n in widths[1:-1]]
     masks, alone = ([torch.empty(n, dtype=torch.uint8, device=DEVICE) for n in sizes] for _ in range(2))
     dbias = [torch.empty(n, device=DEVICE) for n in widths[-2:0:-1]]
-    transposed, dropout = [w.t().contiguous() for w in reversed(weights)], (0.1, 3, step())
+    transposed = [w.t().contiguous() for w in reversed(weights)]
+    keep = keep_of(B, widths[1:], dtype, 0.1, 3, step(), 0, 0)
 
     def there_and_back():
-        linear_sm90.linear_sm90_out(x, weights, biases, *dropout, 0, 0, y=y, masks=masks)
+        linear_sm90.linear_sm90_out(x, weights, biases, 0.1, keep, y=y, masks=masks)
         linear_sm90.linear_sm90_dgrad_out(dz, transposed, masks[::-1], 0.1, dx=dx, dbias=dbias)
 
     run = there_and_back
@@ -194,7 +207,7 @@ def test_one_launch_for_all_layers_has_the_bits_of_one_for_each(B, widths, dtype
         run()
         for i, (_, O) in enumerate(pairs):
             want, found = torch.empty(B, O, device=DEVICE, dtype=dtype), alone[i : i + 1]
-            args = ([x, *y][i], weights[i : i + 1], biases[i : i + 1], *dropout, i, 0)
+            args = ([x, *y][i], weights[i : i + 1], biases[i : i + 1], 0.1, keep[i : i + 1])
             linear_sm90.linear_sm90_out(*args, y=[want], masks=found)
             assert torch.equal(want, y[i])
             assert all(torch.equal(a, b) for a, b in zip(found, masks[i : i + 1]))

@@ -27,6 +27,13 @@ class Stream:
         for stream, count in other.after.items():
             self.after[stream] = max(count, self.after.get(stream, 0))
 
+    def record_event(self):
+        event = Stream()
+        event.after = dict(self.after)
+        return event
+
+    wait_event = wait_stream
+
     def next(self):
         self.after[self] = self.after.get(self, 0) + 1
         return self.after[self]

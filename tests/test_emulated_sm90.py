@@ -41,6 +41,14 @@ def layer(M, N, K, dtype):
     return normal(M, K, dtype=dtype, key="a"), normal(N, K, dtype=dtype, scale=K**-0.5, key="b")
 
 
+def keep_of(M, widths, dtype, p, seed, step, layer, first_row):
+    """What dropout keeps of some layers; nothing without dropout."""
+    keep = [torch.full((emulated.mask_bytes(M, N),), 0xA5, dtype=torch.uint8) for N in widths] if p else []
+    if p:
+        emulated.dropout_keep_sm90_out(p, seed, step, layer, first_row, M, widths, dtype != F32, keep=keep)
+    return keep
+
+
 @pytest.mark.parametrize(("M", "N", "K", "dtype"), SHAPES)
 @pytest.mark.parametrize(("p", "seed"), [(0.0, 1), (0.1, 2)])
 def test_forward_and_gradient(M, N, K, dtype, p, seed):
@@ -66,7 +74,7 @@ def forward_and_gradient(M, N, K, dtype, p):
     y = poisoned(M, N, dtype=dtype)
     mask = torch.full((emulated.mask_bytes(M, N),), 0xFF, dtype=torch.uint8)
     dropout = (p, -3, torch.tensor(2**32 + 7), 2, 2**32 - 50)
-    emulated.linear_sm90_out(x, [weight], [bias], *dropout, y=[y], masks=[mask])
+    emulated.linear_sm90_out(x, [weight], [bias], p, keep_of(M, [N], dtype, *dropout), y=[y], masks=[mask])
     close(y, reference.linear_relu_dropout(x.double(), weight.double(), bias.double(), *dropout))
 
     # The gradient into this layer's output reads the mask that the forward pass wrote.
@@ -108,7 +116,8 @@ def test_dropout_drops_what_the_cpu_drops(dtype, first_row):
     ones = torch.ones(M, K, dtype=dtype), torch.ones(N, K, dtype=dtype), torch.ones(N, dtype=dtype)
     dropout = (0.4, 12345, torch.tensor(77), 4, first_row)
     y, want = poisoned(M, N, dtype=dtype), poisoned(M, N, dtype=dtype)
-    emulated.linear_sm90_out(ones[0], ones[1:2], ones[2:], *dropout, y=[y], masks=[])
+    keep = keep_of(M, [N], dtype, *dropout)
+    emulated.linear_sm90_out(ones[0], ones[1:2], ones[2:], dropout[0], keep, y=[y], masks=[])
     ops.linear_relu_dropout_out(*ones, *dropout, y=want)
     assert torch.equal(y > 0, want > 0)
     assert torch.equal(y > 0, reference.dropout_mask(M, N, *dropout[:2], int(dropout[2]), *dropout[3:]))
@@ -131,7 +140,7 @@ def chain_of(M, widths, dtype, p):
     weights = [normal(N, K, dtype=dtype, scale=K**-0.5, key=f"w{i}") for i, (K, N) in enumerate(pairs)]
     biases = [normal(N, dtype=dtype, key=f"b{i}") for i, N in enumerate(widths[1:])]
     transposed = [w.t().contiguous() for w in reversed(weights)]
-    dropout = (p, 5, torch.tensor(3))
+    keep = keep_of(M, widths[1:], dtype, p, 5, torch.tensor(3), 2, 7)
 
     def buffers():
         masks = [torch.full((emulated.mask_bytes(M, N),), 0xA5, dtype=torch.uint8) for N in widths[1:-1]]
@@ -139,19 +148,20 @@ def chain_of(M, widths, dtype, p):
         return y, masks, dx, [poisoned(N) for N in widths[-2:0:-1]]
 
     x, dz = normal(M, widths[0], dtype=dtype, key="x"), normal(M, widths[-1], dtype=dtype, key="dz")
-    together, alone = buffers(), buffers()
+    together, one_by_one = buffers(), buffers()
     y, masks, dx, dbias = together
-    emulated.linear_sm90_out(x, weights, biases, *dropout, 2, 7, y=y, masks=masks)
+    emulated.linear_sm90_out(x, weights, biases, p, keep, y=y, masks=masks)
     emulated.linear_sm90_dgrad_out(dz, transposed, masks[::-1], p, dx=dx, dbias=dbias)
-    y, masks, dx, dbias = alone
+    y, masks, dx, dbias = one_by_one
     for i in range(len(pairs)):
         inputs = (([x, *y][i], [weights[i]], [biases[i]]), ([dz, *dx][i], [transposed[i]], masks[::-1][i : i + 1], p))
-        emulated.linear_sm90_out(*inputs[0], *dropout, 2 + i, 7, y=[y[i]], masks=masks[i : i + 1])
+        alone = keep_of(M, [widths[i + 1]], dtype, p, 5, torch.tensor(3), 2 + i, 7)
+        emulated.linear_sm90_out(*inputs[0], p, alone, y=[y[i]], masks=masks[i : i + 1])
     for i in range(len(pairs)):
         g = [dz, *dx][i]
         outputs = {"dx": [dx[i]], "dbias": dbias[i : i + 1]}
         emulated.linear_sm90_dgrad_out(g, [transposed[i]], masks[::-1][i : i + 1], p, **outputs)
-    return together, alone
+    return together, one_by_one
 
 
 @pytest.mark.parametrize("dtype", [F16, F32])
@@ -183,14 +193,14 @@ def test_a_chain_says_whether_its_last_gradient_is_finite():
 def test_a_chain_of_no_layers_or_too_many_is_refused(count):
     ones, outputs = [torch.ones(8, 8).half()] * count, {"y": [poisoned(4, 8, dtype=F16)] * count, "masks": []}
     with pytest.raises(RuntimeError, match="CUDA error 1"):
-        emulated.linear_sm90_out(torch.ones(4, 8).half(), ones, ones, 0.0, 1, torch.tensor(0), 0, 0, **outputs)
+        emulated.linear_sm90_out(torch.ones(4, 8).half(), ones, ones, 0.0, [], **outputs)
 
 
 def test_empty_products():
     y = poisoned(0, 8, dtype=BF16)
-    step = torch.tensor(1)
     x, weight = layer(0, 8, 8, BF16)
-    emulated.linear_sm90_out(x, [weight], [normal(8, dtype=BF16)], 0.1, 1, step, 0, 0, y=[y], masks=[])
+    keep = keep_of(0, [8], BF16, 0.1, 1, torch.tensor(1), 0, 0)
+    emulated.linear_sm90_out(x, [weight], [normal(8, dtype=BF16)], 0.1, keep, y=[y], masks=[])
     dbias = poisoned(8)
     emulated.linear_sm90_dgrad_out(x, [weight], [], 0.0, dx=[y], dbias=[dbias])
     assert torch.equal(dbias, torch.zeros(8))

@@ -16,6 +16,7 @@ from tests import emulated
 from widedeep import ops, reference
 from widedeep.ops import linear_sm90
 from widedeep.step import StepConfig
+from widedeep.steps import trial
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or platform.machine() != "x86_64", reason="the CUDA emulator needs g++ on x86-64"
@@ -58,8 +59,8 @@ def kernels(monkeypatch):
     for function in (linear_relu_dropout_out, linear_dgrad_out, linear_wgrad_out):
         monkeypatch.setattr(ops, function.__name__, function)
     monkeypatch.setattr(linear_sm90, "available", lambda device: True)
-    monkeypatch.setattr(linear_sm90, "linear_sm90_out", emulated.linear_sm90_out)
-    monkeypatch.setattr(linear_sm90, "linear_sm90_dgrad_out", emulated.linear_sm90_dgrad_out)
+    for name in ("dropout_keep_sm90_out", "linear_sm90_out", "linear_sm90_dgrad_out"):
+        monkeypatch.setattr(linear_sm90, name, getattr(emulated, name))
 
 
 @pytest.mark.parametrize("parts", ["both", "wide", "deep"])
@@ -129,3 +130,15 @@ def test_one_launch_for_all_layers_trains_the_same_bits(kernels):
         states.append({"losses": torch.stack(losses)} | step.model.named_arrays() | step.state())
     for name, a in states[0].items():
         assert torch.equal(states[1][name], a), name
+
+
+@pytest.mark.parametrize("gemm", ["auto", "sm90-chain"])
+def test_more_layers_than_a_chain_can_have(gemm, kernels, monkeypatch):
+    monkeypatch.setattr(trial, "_seconds_of", lambda routes, *rest: [1.0] * len(routes))
+    spec, hidden = SPECS["one-hot and multi-hot"], [16] * (linear_sm90.LINKS + 2)
+    want = new_step("reference", spec, hidden=hidden)
+    got = gpu_step(spec, StepConfig("fp16", gemm=gemm), hidden=hidden)
+    grads = [step.gradients(batch_of(spec, 150), step=3) for step in (want, got)]
+    assert got.gemm == "sm90"
+    for name, g in grads[0].items():
+        assert (grads[1][name] - g).norm() <= 0.05 * g.norm(), name

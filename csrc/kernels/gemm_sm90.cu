@@ -48,49 +48,40 @@ __device__ __forceinline__ void consume(Shared& s, const Params& p) {
 }
 
 // The blocks of kTogether rows that a warp finishes of 64: every third, the second warpgroup's beginning with another,
-// so that over a tile each warp has five or six of the sixteen. kDrop: there is dropout.
-template <typename T, Epilogue kEpilogue, bool kDrop>
+// so that over a tile each warp has five or six of the sixteen.
+template <typename T, Epilogue kEpilogue>
 __device__ __forceinline__ void finish(Shared& s, const Params& p) {
   constexpr bool kForward = kEpilogue == Epilogue::kForward;
-  constexpr int kBlocks = kGroupRows / kTogether;
   const int clusters = gridDim.x / kCluster, warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
-  const auto step = static_cast<uint64_t>(kDrop ? *p.dropout.step : 0);
   uint32_t parity = 0, bad = 0;
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
     const Place at = place_of(p, tile);
     const Link& link = p.link[at.link];
-    const core::Dropout drop = dropout_of(p.dropout, step, at.link);
     const int strip = at.m * kCluster + static_cast<int>(cluster_rank());
-    const bool masked = link.mask != nullptr;
-    Bits<T>* mask = static_cast<Bits<T>*>(link.mask) + lane;
-    if (masked) mask += (int64_t{strip} * link.tiles_n + at.n) * (2 * kTurns<T> * kBlocks * 32);
+    const auto* const given = static_cast<const Bits<T>*>(kForward ? link.keep : link.mask);
+    auto* const noted = static_cast<Bits<T>*>(kForward ? link.mask : nullptr);
     float sums[kTurns<T>][8] = {};
 #pragma unroll
     for (int turn = 0; turn < kTurns<T>; ++turn, parity ^= 1)
 #pragma unroll 1
       for (int group = 0; group < 2; ++group) {
-        Bits<T>* const blocks = mask + (group * kTurns<T> + turn) * (kBlocks * 32);
+        const int64_t blocks = bits_at<T>(strip, link.tiles_n, at.n, group, turn, 0) + lane;
         Bits<T> bits[3] = {};  // loaded while the rows are still to come
         const int first = (warp + group) % kFinishers;
-        if (!kForward && masked)
+        if (given)
 #pragma unroll
           for (int i = 0; i < 3; ++i)
-            if (first + i * kFinishers < kBlocks) bits[i] = blocks[(first + i * kFinishers) * 32];
+            if (first + i * kFinishers < kBlocks) bits[i] = given[blocks + (first + i * kFinishers) * 32];
         barrier_wait(smem_address(&s.ready[group]), parity);
 #pragma unroll 1
         for (int block = first; block < kBlocks; block += kFinishers) {
           const auto rows = [&]<bool kFlag>() {
-            finish_rows<T, kEpilogue, kFlag>(s.out[group] + block * kTogether, p, link, drop,
-                                             strip * kRows + group * kGroupRows + block * kTogether,
-                                             at.n * kColumns + turn * kHanded<T>, bits[0], sums[turn], bad);
+            return finish_rows<T, kEpilogue, kFlag>(s.out[group] + block * kTogether, p, link,
+                                                    strip * kRows + group * kGroupRows + block * kTogether,
+                                                    at.n * kColumns + turn * kHanded<T>, bits[0], sums[turn], bad);
           };
-          if constexpr (kForward)
-            rows.template operator()<kDrop>();
-          else if (masked)
-            rows.template operator()<true>();
-          else
-            rows.template operator()<false>();
-          if (kForward && masked) blocks[block * 32] = bits[0];
+          const Bits<T> positive = given ? rows.template operator()<true>() : rows.template operator()<false>();
+          if (noted) noted[blocks + block * 32] = positive;
           bits[0] = bits[1], bits[1] = bits[2];
         }
         __syncwarp();
@@ -103,7 +94,7 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
 }
 #endif
 
-template <typename T, Epilogue kEpilogue, bool kDrop>
+template <typename T, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
@@ -114,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_c
       barrier_init(smem_address(&s.taken[group]), kFinishers);
     }
   };
-  const auto beside = [&] { finish<T, kEpilogue, kDrop>(s, p); };
+  const auto beside = [&] { finish<T, kEpilogue>(s, p); };
   feed_and_multiply<T, 120, 192, kFinishers>(s, p, init, beside, [&] { consume<T, kEpilogue>(s, p); });
 #endif
 }
@@ -139,13 +130,7 @@ cudaError_t launch(Params& p, core::DType dtype, cudaStream_t stream) {
   static_assert(sizeof(Shared) + 1023 <= 232448, "more shared memory than a Hopper block can have");
   static_assert(sizeof(Params) <= 4096, "more than a kernel's parameters may be");
   return dispatch(dtype, [&]<typename T>() {
-    if constexpr (kEpilogue == Epilogue::kForward) {
-      auto* const kernel =
-          p.dropout.threshold > 0 ? linear_sm90_kernel<T, kEpilogue, true> : linear_sm90_kernel<T, kEpilogue, false>;
-      return launch_clusters(kernel, sizeof(Shared), p, stream);
-    } else {
-      return launch_clusters(linear_sm90_kernel<T, kEpilogue, false>, sizeof(Shared), p, stream);
-    }
+    return launch_clusters(linear_sm90_kernel<T, kEpilogue>, sizeof(Shared), p, stream);
   });
 }
 
@@ -160,18 +145,18 @@ int64_t sm90_workspace(int64_t M, int links) {
 }
 
 cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType dtype, const ForwardSm90* links,
-                                int count, DropoutArgs dropout, void* workspace, cudaStream_t stream) {
+                                int count, float scale, void* workspace, cudaStream_t stream) {
   Params p;
   if (const cudaError_t error = begin(p, M, count, workspace)) return error;
   if (M == 0) return cudaSuccess;
-  p.dropout = dropout;
   for (int i = 0; i < count; ++i) {
     const ForwardSm90& layer = links[i];
     Link& link = p.link[i];
     if (const cudaError_t error = set_link(p, i, x, K, layer.weight, layer.N, dtype)) return error;
-    link.scale = dropout.threshold > 0 ? dropout.scale : 1.f;
+    link.scale = layer.keep ? scale : 1.f;
     link.c = layer.y;
     link.bias = layer.bias;
+    link.keep = layer.keep;
     link.mask = layer.mask;
     x = layer.y;
     K = layer.N;

@@ -5,8 +5,9 @@
 // Deterministic: a tile has one owner, sums have one order. Needs compute capability 9.0; other devices get
 // cudaErrorNoKernelImageForDevice.
 //
-// mask: for each element of C whether y > 0 (kept by dropout and positive), one bit, in the order in which the thread
-// that finishes it holds it: forward writes what the gradient into the same layer reads, both by the same tiling.
+// keep, mask: for each element of C whether dropout keeps it, and whether y > 0 (kept and positive), one bit each, in the
+// order in which the thread that finishes it holds it (gemm_sm90_bits.cuh): forward reads the one and writes the other,
+// which the gradient into the same layer reads. sm90_mask_bytes each.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -29,10 +30,11 @@ struct DropoutArgs {
 
 constexpr int kSm90Links = 8;  // of a chain at most
 
-// A layer forward: y [M, N] = dropout(relu(x weight [N, K]^T + bias [N])); bias in the dtype of x; mask may be null.
+// A layer forward: y [M, N] = dropout(relu(x weight [N, K]^T + bias [N])); bias in the dtype of x. keep null: no dropout;
+// mask null: not wanted.
 struct ForwardSm90 {
   int64_t N;
-  const void *weight, *bias;
+  const void *weight, *bias, *keep;
   void *y, *mask;
 };
 
@@ -45,17 +47,27 @@ struct GradientSm90 {
   float* column_sums;
 };
 
+struct KeepSm90 {
+  int64_t N;
+  void* keep;
+};
+
 int64_t sm90_mask_bytes(int64_t M, int64_t N);
 int64_t sm90_strips(int64_t M);
+
+// What dropout keeps of activations [M, N] of 1 to kSm90Links layers, dropout.layer and the following. Any device.
+// The threshold must be even.
+cudaError_t dropout_keep_sm90(const KeepSm90* layers, int count, int64_t M, core::DType dtype, DropoutArgs dropout,
+                              cudaStream_t stream);
 
 // Bytes that a chain of `links` needs for its own use; none for one.
 int64_t sm90_workspace(int64_t M, int links);
 
 // One launch for the layers in `links`, 1 to kSm90Links: each takes the y of the one before, the first x [M, K]. A tile
 // begins when the rows that it reads are finished; the results are, bit for bit, those of a launch for each.
-// dropout.layer: of the first; the next ones follow. The threshold must be even.
+// scale: of what is kept, where there is dropout.
 cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType dtype, const ForwardSm90* links,
-                                int count, DropoutArgs dropout, void* workspace, cudaStream_t stream);
+                                int count, float scale, void* workspace, cudaStream_t stream);
 
 // The same for gradients: each takes the dx of the one before, the first dz [M, K]. scale: of what a mask keeps.
 // found_inf (half types): set to 1 where an element of a dx without a mask is not finite, never to 0; may be null.

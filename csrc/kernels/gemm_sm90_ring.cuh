@@ -1,17 +1,14 @@
 // Of the Hopper products: tiles, the ring of shared-memory stages that one thread feeds and two warpgroups read, and
 // the launch. Included by gemm_sm90_rows.cuh alone.
 #pragma once
-#include "kernels/common.cuh"
 #include "kernels/gemm_sm90.h"
+#include "kernels/gemm_sm90_bits.cuh"
 #include "kernels/sm90.cuh"
 #include "kernels/tensor_map.h"
 
 namespace widedeep::kernels::sm90 {
 
 constexpr int kMaxLinks = kSm90Links;
-constexpr int kRows = 128, kColumns = 256;  // of a tile of C
-constexpr int kGroupRows = 64;              // of which each of two warpgroups has half
-constexpr int kCluster = 2;
 constexpr int kThreads = 3 * 128;  // more would leave a thread fewer registers than a wgmma of this size needs
 constexpr int kDepthBytes = 128;   // of K in a stage: one swizzle row
 constexpr int kRoundsAhead = 3;  // tiles of every cluster between what a link writes and what the next one reads of it
@@ -26,6 +23,7 @@ struct Link {
   float scale;
   void* c;
   const void* bias;
+  const void* keep;
   void* mask;
   float* column_sums;
 };
@@ -39,7 +37,6 @@ struct Params {
   int tiles_band, tiles;  // of a whole band, and of the launch
   int32_t* finished;      // [links - 1, 2 tiles_m]: the parts of a strip's rows that are stored
   float* found_inf;
-  DropoutArgs dropout;
 };
 
 enum class Epilogue { kForward, kGradient };
@@ -123,9 +120,6 @@ struct Ring {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-template <typename T>
-constexpr bool kHalf = sizeof(T) == 2;
 
 // Where a reader or writer of the ring stands. The first pass over the ring has parity 0.
 template <int kStages>

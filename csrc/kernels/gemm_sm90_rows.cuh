@@ -4,15 +4,12 @@
 #pragma once
 #include <type_traits>
 
-#include "core/philox.h"
 #include "kernels/gemm_sm90_ring.cuh"
 
 namespace widedeep::kernels::sm90 {
 
-constexpr int kStages = 3;      // 3 x 48 KB beside 64 KB of rows handed over, of 227 KB
-constexpr int kFinishers = 3;   // warps; the first of their warpgroup feeds the ring
-constexpr int kTogether = 8;    // rows that a warp finishes together: their loads and random numbers overlap
-constexpr int kRowBytes = 512;  // of a row handed over at a time
+constexpr int kStages = 3;     // 3 x 48 KB beside 64 KB of rows handed over, of 227 KB
+constexpr int kFinishers = 3;  // warps; the first of their warpgroup feeds the ring
 
 struct Shared {
   Ring<kStages> ring;
@@ -23,11 +20,6 @@ struct Shared {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-template <typename T>
-constexpr int kHanded = kRowBytes / static_cast<int>(sizeof(T));  // columns handed over at a time
-template <typename T>
-constexpr int kTurns = kColumns / kHanded<T>;
 
 // Where a 16-byte chunk of a row lies in `out`: no bank conflicts, neither for fragments nor for whole rows.
 template <typename T>
@@ -96,74 +88,25 @@ __device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
   return (pair & kExponent) + (0x80008000u - kExponent);
 }
 
-// All bits of halves 2 i and 2 i + 1 (T half), or of word i, whose bytes of those numbers have bit 7 set.
+// All bits of what is kept of row n: of the lane's pair j (halves) or value j.
 template <typename T>
-__device__ __forceinline__ uint32_t spread_bytes(uint32_t bytes, int i) {
-  return spread_byte_signs(bytes, kHalf<T> ? 0x9988u + 0x2222u * i : 0x8888u + 0x1111u * i);
+__device__ __forceinline__ uint32_t kept(const Bits<T>& bits, int n, int j) {
+  const uint32_t bytes = bits.v[kHalf<T> ? j / 2 : 0] << (7 - n);  // the row's bit to the top of each byte
+  return spread_byte_signs(bytes, kHalf<T> ? 0x9988u + 0x2222u * (j % 2) : 0x8888u + 0x1111u * j);
 }
-
-// layer: counted from the chain's first.
-__device__ __forceinline__ core::Dropout dropout_of(const DropoutArgs& args, uint64_t step, int layer) {
-  return {static_cast<uint32_t>(args.seed),
-          static_cast<uint32_t>(args.seed >> 32),
-          static_cast<uint32_t>(step),
-          static_cast<uint32_t>(step >> 32),
-          (args.layer + static_cast<uint32_t>(layer)) << 24,
-          args.threshold,
-          args.scale};
-}
-
-// What a lane keeps of its columns in the rows that are finished together: of each four columns a word, whose bytes
-// have bit 7 set where dropout keeps the column.
-template <typename T>
-struct Keep {
-  uint32_t word[kTogether][kHalf<T> ? 2 : 1];
-};
-
-// A call serves two rows. kOdd: `row` is the second of two, so that the rows need a call more.
-template <typename T, bool kOdd>
-__device__ __forceinline__ void draw(const core::Dropout& drop, uint32_t row, uint32_t column, Keep<T>& keep) {
-  constexpr int kCalls = kTogether / 2 + kOdd;
-  core::Philox4 calls[kCalls];
-#pragma unroll
-  for (int i = 0; i < kCalls; ++i) calls[i] = core::dropout_bits(drop, row + 2 * i, column / 8);
-#pragma unroll
-  for (int i = 0; i < kCalls; ++i) {
-    const uint32_t addend = core::dropout_addend(drop.threshold, calls[i]);
-#pragma unroll
-    for (int second = 0; second < 2; ++second) {
-      const int n = 2 * i + second - kOdd;
-      if (n < 0 || n >= kTogether) continue;
-      const uint32_t lower = core::dropout_signs(calls[i].word[second * 2], addend);
-      const uint32_t upper = core::dropout_signs(calls[i].word[second * 2 + 1], addend);
-      if constexpr (kHalf<T>)
-        keep.word[n][0] = lower, keep.word[n][1] = upper;
-      else
-        keep.word[n][0] = column & 4 ? upper : lower;
-    }
-  }
-}
-
-// A lane's bits of the rows that are finished together. Halves: word n / 4 is that of row n, bit 4 (n % 4) + j and 16
-// more those of pair j; floats: bit 4 n + j of value j.
-template <typename T>
-using Bits = Pack<uint32_t, kHalf<T> ? 2 : 1>;
 
 // Zeroes what is dropped of row n, and notes which values are then positive; none is negative.
 template <typename T, bool kDrop>
-__device__ __forceinline__ void drop_row(uint32_t (&v)[4], const Keep<T>& keep, int n, Bits<T>& bits) {
+__device__ __forceinline__ void drop_row(uint32_t (&v)[4], const Bits<T>& keep, int n, Bits<T>& positive) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    if constexpr (kHalf<T>) {
-      const uint32_t kept = kDrop ? spread_bytes<T>(keep.word[n][j / 2], j % 2) : 0xFFFFFFFFu;
-      const int bit = n % 4 * 4 + j;
-      v[j] &= kept & 0x7FFF7FFFu;  // -0 becomes 0
-      bits.v[n / 4] += ones(v[j]) << bit;
-    } else {
-      if (kDrop) v[j] &= spread_bytes<T>(keep.word[n][0], j);
-      bits.v[0] |= static_cast<uint32_t>(v[j] != 0) << (n * 4 + j);
-    }
+    const uint32_t mask = kDrop ? kept<T>(keep, n, j) : 0xFFFFFFFFu;
+    v[j] &= kHalf<T> ? mask & 0x7FFF7FFFu : mask;  // halves: -0 becomes 0
+    if constexpr (!kHalf<T>) positive.v[0] |= static_cast<uint32_t>(v[j] != 0) << (j * 8 + n);
   }
+  if constexpr (kHalf<T>)
+#pragma unroll
+    for (int w = 0; w < 2; ++w) positive.v[w] += join_bytes(ones(v[2 * w]), ones(v[2 * w + 1])) << n;
 }
 
 // Zeroes the values of row n whose bit is 0, adds the others up, and says in `bad` whether halves are not finite.
@@ -172,50 +115,43 @@ __device__ __forceinline__ void mask_row(uint32_t (&v)[4], const Bits<T>& bits, 
                                          uint32_t& bad) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
+    if (kMasked) v[j] &= kept<T>(bits, n, j);
     if constexpr (kHalf<T>) {
-      if (kMasked) v[j] &= spread_signs(bits.v[n / 4] << (15 - n % 4 * 4 - j));
       if (!kMasked) bad |= not_finite<T>(v[j]);
       const auto pair = reinterpret_cast<const Pack<T, 2>&>(v[j]);
       sums[j * 2] += to_float(pair.v[0]), sums[j * 2 + 1] += to_float(pair.v[1]);
     } else {
-      if (kMasked && !(bits.v[0] >> (n * 4 + j) & 1)) v[j] = 0;
       sums[j] += __uint_as_float(v[j]);
     }
   }
 }
 
 // kTogether rows, from `row` and `column` of C on, of which `out` has what was handed over. What lies past the end of C
-// is not stored. kFlag: there is dropout (forward), or a mask (gradient).
+// is not stored. kFlag: there is dropout (forward; `given` is what it keeps), or a mask (gradient; `given`). Returns
+// what is positive of them (forward).
 template <typename T, Epilogue kEpilogue, bool kFlag>
-__device__ __forceinline__ void finish_rows(const uint8_t (*out)[kRowBytes], const Params& p, const Link& link,
-                                            const core::Dropout& drop, int row, int column, Bits<T>& bits,
-                                            float (&sums)[8], uint32_t& bad) {
+__device__ __forceinline__ Bits<T> finish_rows(const uint8_t (*out)[kRowBytes], const Params& p, const Link& link,
+                                               int row, int column, const Bits<T>& given, float (&sums)[8],
+                                               uint32_t& bad) {
   const uint32_t lane = threadIdx.x % 32;
-  constexpr int kLane = 16 / static_cast<int>(sizeof(T));  // columns of a lane
-  const int at = column + static_cast<int>(lane) * kLane, rows = at < link.N ? p.M - row : 0;
+  const int at = column + static_cast<int>(lane) * kLane<T>, rows = at < link.N ? p.M - row : 0;
   uint32_t v[kTogether][4];
 #pragma unroll
   for (int n = 0; n < kTogether; ++n) {  // `out` begins at a multiple of eight rows
     const uint4 loaded = *reinterpret_cast<const uint4*>(out[n] + chunk_at<T>(n, lane));
     v[n][0] = loaded.x, v[n][1] = loaded.y, v[n][2] = loaded.z, v[n][3] = loaded.w;
   }
-  Keep<T> keep;
-  if constexpr (kEpilogue == Epilogue::kForward && kFlag) {
-    const uint32_t number = p.dropout.first_row + static_cast<uint32_t>(row);  // `row` is a multiple of eight
-    if (number % 2 == 0)
-      draw<T, false>(drop, number, static_cast<uint32_t>(at), keep);
-    else
-      draw<T, true>(drop, number, static_cast<uint32_t>(at), keep);
-  }
+  Bits<T> positive{};
   T* to = static_cast<T*>(link.c) + int64_t{row} * link.N + at;
 #pragma unroll
   for (int n = 0; n < kTogether; ++n, to += link.N) {
     if constexpr (kEpilogue == Epilogue::kForward)
-      drop_row<T, kFlag>(v[n], keep, n, bits);
+      drop_row<T, kFlag>(v[n], given, n, positive);
     else
-      mask_row<T, kFlag>(v[n], bits, n, sums, bad);
+      mask_row<T, kFlag>(v[n], given, n, sums, bad);
     store_if(to, make_uint4(v[n][0], v[n][1], v[n][2], v[n][3]), n < rows);
   }
+  return positive;
 }
 
 // Column sums of a tile: those of the warps in order, into a strip of the launch's sums.
@@ -223,11 +159,11 @@ template <typename T>
 __device__ __forceinline__ void add_warps(Shared& s, const Link& link, const float (&sums)[kTurns<T>][8], int first,
                                           int strip, int column) {
   const uint32_t lane = threadIdx.x % 32;
-  constexpr int kLane = 16 / static_cast<int>(sizeof(T)), kAll = kFinishers * 32;
+  constexpr int kAll = kFinishers * 32;
 #pragma unroll
   for (int turn = 0; turn < kTurns<T>; ++turn)
 #pragma unroll
-    for (int n = 0; n < kLane; ++n) s.sums[first][turn * kHanded<T> + lane * kLane + n] = sums[turn][n];
+    for (int n = 0; n < kLane<T>; ++n) s.sums[first][turn * kHanded<T> + lane * kLane<T> + n] = sums[turn][n];
   named_barrier(3, kAll);
   for (int n = first * 32 + static_cast<int>(lane); n < kColumns && column + n < link.N; n += kAll)
     link.column_sums[int64_t{strip} * link.N + column + n] = (s.sums[0][n] + s.sums[1][n]) + s.sums[2][n];

@@ -147,7 +147,7 @@ struct StripSumsList {
 };
 
 // 32 columns a block; each of 32 thread rows adds every 32nd strip, then the rows are added in order.
-__global__ void __launch_bounds__(1024) add_strips_kernel(StripSumsList list, int64_t strips) {
+__global__ void __launch_bounds__(1024) add_strips_kernel(const __grid_constant__ StripSumsList list, int64_t strips) {
   __shared__ float parts[32][33];
   const float* __restrict__ const sums = list.item[blockIdx.y].sums;
   const int64_t N = list.item[blockIdx.y].N;

@@ -206,19 +206,19 @@ __device__ __forceinline__ uint32_t pack_relu<__nv_bfloat16>(float lower, float 
   return pair;
 }
 
-// All bits of each half of which bit 15 is set.
-__device__ __forceinline__ uint32_t spread_signs(uint32_t pair) {
-  uint32_t mask;
-  asm("prmt.b32 %0, %1, 0, 0xBB99;" : "=r"(mask) : "r"(pair));
-  return mask;
-}
-
 // Byte i of the result: bit 7 of byte s % 8 of `bytes`, eight times, where s >= 8 is hexadecimal digit i of
 // `selectors`.
 __device__ __forceinline__ uint32_t spread_byte_signs(uint32_t bytes, uint32_t selectors) {
   uint32_t mask;
   asm("prmt.b32 %0, %1, 0, %2;" : "=r"(mask) : "r"(bytes), "r"(selectors));
   return mask;
+}
+
+// The lower bytes of both halves of `a`, then of `b`.
+__device__ __forceinline__ uint32_t join_bytes(uint32_t a, uint32_t b) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, 0x6420;" : "=r"(bytes) : "r"(a), "r"(b));
+  return bytes;
 }
 
 // 1 in each half that is not 0.

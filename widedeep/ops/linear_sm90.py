@@ -32,15 +32,40 @@ def mask_bytes(rows: int, columns: int) -> int:
     return -(-rows // 256) * -(-columns // 256) * 256 * 32
 
 
-def linear_sm90_out(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
+def dropout_keep_sm90_out(
     p: float,
     seed: int,
     step: Tensor,
     layer: int,
     first_row: int,
+    rows: int,
+    widths: Sequence[int],
+    half: bool,
+    *,
+    keep: Sequence[Tensor],
+) -> None:
+    """Write what dropout keeps of the outputs of some layers, the same elements as
+    widedeep.ops.linear.linear_relu_dropout keeps.
+
+    Args:
+        p, seed, step, first_row: as there.
+        layer:  the number of the first layer, as there; the others follow.
+        rows:   B, of the batch.
+        widths: N of each layer, 1 to LINKS of them.
+        half:   whether the layers' type is a half type: the order of the bits depends on it.
+        keep:   [mask_bytes(B, N)] uint8 for each, overwritten.
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    _ops.dropout_keep_sm90_out.default(p, seed, step, layer, first_row, rows, widths, half, keep=keep)
+
+
+def linear_sm90_out(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    p: float,
+    keep: Sequence[Tensor],
     *,
     y: Sequence[Tensor],
     masks: Sequence[Tensor],
@@ -53,14 +78,14 @@ def linear_sm90_out(
         x:       [B, K], float32, float16 or bfloat16, contiguous, as all that follow.
         weights: 1 to LINKS of [N, K], each N the K of the next, all multiples of 8.
         biases:  [N] for each.
-        p, seed, step, first_row: as in widedeep.ops.linear.linear_relu_dropout.
-        layer:   the number of the first layer, as there; the others follow.
+        p:       dropout, in [0, 1).
+        keep:    for each layer what dropout_keep_sm90_out wrote for it; none if p is 0.
         y:       [B, N] for each, overwritten.
         masks:   [mask_bytes(B, N)] uint8 for each of the first layers, overwritten; of the others none is kept.
     Raises:
         RuntimeError: wrong shape, dtype, device or stride; a GPU other than compute capability 9.0.
     """
-    _ops.linear_sm90_out.default(x, weights, biases, p, seed, step, layer, first_row, y=y, masks=masks)
+    _ops.linear_sm90_out.default(x, weights, biases, p, keep, y=y, masks=masks)
 
 
 def linear_sm90_dgrad_out(
@@ -90,5 +115,5 @@ def linear_sm90_dgrad_out(
     _ops.linear_sm90_dgrad_out.default(dz, weights_t, masks, p, dx=dx, dbias=dbias, found_inf=found_inf)
 
 
-for _name in ("linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):
+for _name in ("dropout_keep_sm90_out", "linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):
     torch.library.register_fake(f"widedeep::{_name}", lambda *args, **kwargs: None)

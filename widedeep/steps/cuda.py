@@ -25,7 +25,7 @@ from widedeep.steps import limits
 from widedeep.steps.base import PRECISIONS, Step, StepConfig
 from widedeep.steps.buffers import Activations, share_memory
 from widedeep.steps.graphs import make_graphs, own_stream
-from widedeep.steps.layers import Layers
+from widedeep.steps.layers import Dropout, Layers
 from widedeep.steps.padded import PaddedWeights
 from widedeep.steps.rows import row_gradients, spread_rows
 from widedeep.steps.trial import ROUTES, choose_layers
@@ -256,6 +256,10 @@ class CudaStep(Step):
         with torch.cuda.stream(self.second):
             yield
 
+    def _mark(self) -> torch.cuda.Event | None:
+        """What the second stream has been given so far."""
+        return None if self.second is None else self.second.record_event()
+
     def _join(self) -> None:
         if self.second is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.second)
@@ -280,10 +284,13 @@ class CudaStep(Step):
         """
         spec, grads, B = self.spec, self.weights.padded, len(batch.ids)
         with self._beside():
+            if self.model.has_deep:
+                self.layers.draw(B, self._dropout(batch))
+            drawn = self._mark()
             segments = ops.embedding_segments(batch.ids, spec.hotness, spec.cardinalities) if spec.categorical else ()
         if self.found_inf is not None:
             self.found_inf.zero_()
-        h, wide_logit = self._forward(batch, training=True)
+        h, wide_logit = self._forward(batch, training=True, drawn=drawn)
         dlogit = self.activations.dlogit[:B]
         if self.model.has_deep:
             self._head(batch, h, wide_logit, dlogit)
@@ -303,15 +310,17 @@ class CudaStep(Step):
         self._join()
         return segments
 
-    def _forward(self, batch: Batch, training: bool) -> tuple[Tensor, Tensor]:
-        """The last hidden layer's output [B, H] and the wide logit [B]."""
-        model, spec, buffers = self.model, self.spec, self.activations
+    def _forward(self, batch: Batch, training: bool, drawn: torch.cuda.Event | None = None) -> tuple[Tensor, Tensor]:
+        """The last hidden layer's output [B, H] and the wide logit [B]; after `drawn` the layers' `draw` is done."""
+        spec, buffers = self.spec, self.activations
         x, hidden = buffers.rows(len(batch.ids))
         wide_logit = buffers.wide_logit[: len(x)]
         places = (spec.hotness, spec.mean, self.weights.table_columns, self.weights.numeric_columns)
         ops.embedding_forward_out(batch.ids, batch.numeric, *self.lookup, *places, x=x, wide_logit=wide_logit)
         if hidden and training:
-            self.layers.forward(x, model.dropout, model.seed, self.now, batch.first_row, hidden=hidden)
+            if drawn is not None:
+                torch.cuda.current_stream(self.device).wait_event(drawn)
+            self.layers.forward(x, self._dropout(batch), hidden=hidden)
         elif hidden:
             self.layers.predict(x, self.now, hidden=hidden)
         return (hidden or [x])[-1], wide_logit
@@ -326,6 +335,9 @@ class CudaStep(Step):
         out, bias = self.weights.get("deep.out.weight"), self.weights.get("deep.out.bias")
         no_wide = self.activations.dlogit[: len(h)].zero_()
         ops.head_forward_out(h, out, bias, no_wide, logit=deep)
+
+    def _dropout(self, batch: Batch) -> Dropout:
+        return Dropout(self.model.dropout, self.model.seed, self.now, batch.first_row)
 
     def _head(self, batch: Batch, h: Tensor, wide_logit: Tensor, dlogit: Tensor) -> None:
         buffers, grads, L, B = self.activations, self.weights.padded, len(self.model.layers), len(h)

@@ -3,6 +3,7 @@ or products with everything fused into them (Hopper; half types and TF32), a lau
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +14,18 @@ from widedeep.ops.linear import bit_row_bytes
 from widedeep.steps.padded import PaddedWeights
 
 
+class Dropout(NamedTuple):
+    """As in widedeep.ops.linear; layers are counted from 0."""
+
+    p: float
+    seed: int
+    step: Tensor
+    first_row: int
+
+
 class Layers:
-    """cuBLASLt. `p`, `seed`, `step`, `first_row`: as in widedeep.ops.linear. With dropout, our pass over the product
-    leaves a mask of one bit an element for the gradient; without, the library's own epilogue leaves none.
+    """cuBLASLt. With dropout, our pass over the product leaves a mask of one bit an element for the gradient; without,
+    the library's own epilogue leaves none.
 
     Attributes:
         name: as in `base.GEMMS`.  bits: of `trial.ROUTES`; what has the same gives the same bits.
@@ -38,10 +48,12 @@ class Layers:
     def refresh(self) -> None:
         """Called after every change of the weights' copies."""
 
-    def forward(
-        self, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, hidden: Sequence[Tensor]
-    ) -> None:
-        """All layers: `hidden` are their outputs, and from the second on their inputs."""
+    def draw(self, rows: int, dropout: Dropout) -> None:
+        """What can be done before `forward` for a batch of `rows`, beside something else."""
+
+    def forward(self, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
+        """All layers, after `draw`: `hidden` are their outputs, and from the second on their inputs."""
+        p, seed, step, first_row = dropout
         for i, y in enumerate(hidden):
             weight, bias = self._layer(i)
             bits = self._bits(i, len(y), p)
@@ -90,8 +102,8 @@ class Layers:
 
 
 class Sm90Layers(Layers):
-    """Our Hopper products: a mask of one bit an element goes from the forward pass to the gradient, which reads a
-    transposed copy of the weight.
+    """Our Hopper products: what dropout keeps is drawn ahead of them, and a mask of one bit an element goes from the
+    forward pass to the gradient, which reads a transposed copy of the weight.
     """
 
     name = bits = "sm90"
@@ -99,31 +111,40 @@ class Sm90Layers(Layers):
     def __init__(self, weights: PaddedWeights):
         super().__init__(weights)
         self.transposed = [torch.empty_like(self._layer(i)[0].t().contiguous()) for i in range(self.count)]
+        self.keep: list[Tensor] = []  # of the outputs of all layers
         self.refresh()
 
     def grow(self, rows: int) -> None:
         device = self.weights.flat.device
-        sizes = [linear_sm90.mask_bytes(rows, width) for width in self.weights.widths[1:-1]]
-        self.masks = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
+        sizes = [linear_sm90.mask_bytes(rows, width) for width in self.weights.widths[1:]]
+        self.keep = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
+        self.masks = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes[:-1]]
 
     def refresh(self) -> None:
         ops.transpose_out([self._layer(i)[0] for i in range(self.count)], out=self.transposed)
 
-    def forward(
-        self, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, hidden: Sequence[Tensor]
-    ) -> None:
+    def draw(self, rows: int, dropout: Dropout) -> None:
+        if not dropout.p:
+            return
+        widths, half = self.weights.widths[1:], self.transposed[0].element_size() == 2
+        p, seed, step, first_row = dropout
+        for first in range(0, self.count, linear_sm90.LINKS):
+            some = slice(first, first + linear_sm90.LINKS)
+            keep = self._parts(self.keep, rows)[some]
+            sizes = (rows, widths[some], half)
+            linear_sm90.dropout_keep_sm90_out(p, seed, step, first, first_row, *sizes, keep=keep)
+
+    def forward(self, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
         for i, y in enumerate(hidden):
-            self.launch(i, x, p, seed, step, first_row, hidden=[y])
+            self.launch(i, x, dropout.p, hidden=[y])
             x = y
 
-    def launch(
-        self, first: int, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, hidden: Sequence[Tensor]
-    ) -> None:
+    def launch(self, first: int, x: Tensor, p: float, *, hidden: Sequence[Tensor]) -> None:
         """Layers `first` and following, as many as there are outputs in `hidden`, in one launch."""
-        layers = range(first, first + len(hidden))
-        weights, biases = zip(*map(self._layer, layers))
-        masks = [self._mask(i, len(x)) for i in layers if i < len(self.masks)]
-        linear_sm90.linear_sm90_out(x, weights, biases, p, seed, step, first, first_row, y=hidden, masks=masks)
+        some = slice(first, first + len(hidden))
+        weights, biases = zip(*map(self._layer, range(self.count)[some]))
+        keep, masks = self._parts(self.keep, len(x))[some] if p else [], self._parts(self.masks, len(x))[some]
+        linear_sm90.linear_sm90_out(x, weights, biases, p, keep, y=hidden, masks=masks)
 
     def dgrad(
         self,
@@ -137,12 +158,14 @@ class Sm90Layers(Layers):
         found_inf: Tensor | None,
     ) -> None:
         weights = [self.transposed[i] for i in layers]
-        masks = [self._mask(i - 1, len(dz)) for i in layers if i]
+        masks = [self._parts(self.masks, len(dz))[i - 1] for i in layers if i]
         found_inf = None if layers[-1] else found_inf
         linear_sm90.linear_sm90_dgrad_out(dz, weights, masks, p, dx=dx, dbias=dbias, found_inf=found_inf)
 
-    def _mask(self, i: int, rows: int) -> Tensor:
-        return self.masks[i][: linear_sm90.mask_bytes(rows, self.weights.widths[i + 1])]
+    def _parts(self, bits: list[Tensor], rows: int) -> list[Tensor]:
+        """Of each layer's bits those of a batch of `rows`."""
+        sizes = (linear_sm90.mask_bytes(rows, width) for width in self.weights.widths[1:])
+        return [b[:size] for b, size in zip(bits, sizes)]
 
 
 class Sm90Chain(Sm90Layers):
@@ -151,7 +174,5 @@ class Sm90Chain(Sm90Layers):
     name = "sm90-chain"
     together = True
 
-    def forward(
-        self, x: Tensor, p: float, seed: int, step: Tensor, first_row: int, *, hidden: Sequence[Tensor]
-    ) -> None:
-        self.launch(0, x, p, seed, step, first_row, hidden=hidden)
+    def forward(self, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
+        self.launch(0, x, dropout.p, hidden=hidden)

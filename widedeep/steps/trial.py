@@ -13,7 +13,7 @@ from widedeep.errors import RunError
 from widedeep.ops import linear_sm90
 from widedeep.steps.base import PRECISIONS
 from widedeep.steps.buffers import Activations
-from widedeep.steps.layers import Layers, Sm90Chain, Sm90Layers
+from widedeep.steps.layers import Dropout, Layers, Sm90Chain, Sm90Layers
 from widedeep.steps.padded import PaddedWeights
 from widedeep.steps.timing import in_turn
 
@@ -124,7 +124,7 @@ def fastest(routes: list[Layers], p: float, buffers: Activations, rows: int) -> 
 
 
 def _seconds_of(routes: list[Layers], p: float, buffers: Activations, rows: int) -> list[float]:
-    """Of each route: all layers forward, and the gradients of their inputs."""
+    """Of each route: all layers forward, `draw` included, and the gradients of their inputs."""
     bench = _Stack(routes[0].weights, buffers, rows)
     for route in routes:
         route.grow(rows)
@@ -153,7 +153,9 @@ class _Stack:
         self.down = range(len(self.hidden) - 1, -1, -1)
 
     def forward(self, route: Layers, p: float) -> None:
-        route.forward(self.x, p, 0, self.step, 0, hidden=self.hidden)
+        dropout = Dropout(p, 0, self.step, 0)
+        route.draw(len(self.x), dropout)
+        route.forward(self.x, dropout, hidden=self.hidden)
 
     def dgrad(self, route: Layers, p: float) -> None:
         inputs = [self.x, *self.hidden]
@@ -171,13 +173,14 @@ def chain_difference(chain: Sm90Layers, single: Sm90Layers, p: float, buffers: A
     inputs, spare = [stack.x, *stack.hidden], stack.x.new_empty(rows * max(chain.weights.widths))
     for route in (chain, single):
         route.grow(rows)
+    single.draw(rows, Dropout(p, 0, stack.step, 0))
     for _ in range(CHAIN_REPEATS):
         for a in (*stack.hidden, *stack.gradients[:-1]):
             a.fill_(float("nan"))  # what was right in the run before must not be read again
         stack.forward(chain, p)
         for i, y in enumerate(stack.hidden):
             again = spare[: y.numel()].view_as(y)
-            single.launch(i, inputs[i], p, 0, stack.step, 0, hidden=[again])
+            single.launch(i, inputs[i], p, hidden=[again])
             if not _same_bits(again, y) or (i < len(chain.masks) and not torch.equal(chain.masks[i], single.masks[i])):
                 return f"the output of layer {i}"
         stack.dgrad(chain, p)
@@ -229,9 +232,11 @@ def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: t
     step, tolerance, where = torch.full((1,), 3, device=device), AGREEMENT[dtype], f"of [{B}, {I}] x [{O}, {I}]"
     dropout = (p, 11, step, 2, 5)
     want, got = random(B, O), random(B, O)
-    mask = torch.empty(linear_sm90.mask_bytes(B, O), dtype=torch.uint8, device=device)
+    keep, mask = (torch.empty(linear_sm90.mask_bytes(B, O), dtype=torch.uint8, device=device) for _ in range(2))
+    ours = (x, [weight], [bias], p, [keep] if p else [])
+    linear_sm90.dropout_keep_sm90_out(*dropout, B, [O], dtype != torch.float32, keep=[keep])
     ops.linear_relu_dropout_out(x, weight, bias, *dropout, y=want)
-    linear_sm90.linear_sm90_out(x, [weight], [bias], *dropout, y=[got], masks=[mask])
+    linear_sm90.linear_sm90_out(*ours, y=[got], masks=[mask])
     if ((want > 0) != (got > 0)).sum() > MASK_AGREEMENT * want.numel() + 8:
         return f"the mask {where}"
     if _relative(got, want) > tolerance:
@@ -247,7 +252,7 @@ def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: t
     if not (sums[1] - sums[0]).abs().max() <= noise + tolerance * 4:
         return f"the bias gradient {where}"
     del dx
-    return _input_gradient(dz, weight, tolerance, where) or _repeats(x, weight, bias, dropout, got, where)
+    return _input_gradient(dz, weight, tolerance, where) or _repeats(ours, got, where)
 
 
 def _input_gradient(dz: Tensor, weight: Tensor, tolerance: float, where: str) -> str | None:
@@ -267,11 +272,11 @@ def _input_gradient(dz: Tensor, weight: Tensor, tolerance: float, where: str) ->
     return None if found == 0 and after == 1 else f"whether the input's gradient is finite {where}"
 
 
-def _repeats(x: Tensor, weight: Tensor, bias: Tensor, dropout: tuple, got: Tensor, where: str) -> str | None:
+def _repeats(layer: tuple, got: Tensor, where: str) -> str | None:
     """As `disagreement`: a race shows in bits that change from run to run."""
     again = torch.empty_like(got)
     for _ in range(REPEATS):
-        linear_sm90.linear_sm90_out(x, [weight], [bias], *dropout, y=[again], masks=[])
+        linear_sm90.linear_sm90_out(*layer, y=[again], masks=[])
         if not torch.equal(again, got):
             return f"the output of two runs {where}"
     return None

@@ -290,10 +290,6 @@ uint32_t pack_relu(float lower, float upper) {
   return pack<T>(lower < 0.f ? 0.f : lower, upper < 0.f ? 0.f : upper);
 }
 
-inline uint32_t spread_signs(uint32_t pair) {
-  return (pair & 0x8000u ? 0x0000FFFFu : 0u) | (pair & 0x80000000u ? 0xFFFF0000u : 0u);
-}
-
 inline uint32_t spread_byte_signs(uint32_t bytes, uint32_t selectors) {
   uint32_t mask = 0;
   for (int i = 0; i < 4; ++i) {
@@ -302,6 +298,10 @@ inline uint32_t spread_byte_signs(uint32_t bytes, uint32_t selectors) {
     if (bytes >> (selector % 8 * 8 + 7) & 1) mask |= 0xFFu << (8 * i);
   }
   return mask;
+}
+
+inline uint32_t join_bytes(uint32_t a, uint32_t b) {
+  return (a & 0xFF) | (a >> 16 & 0xFF) << 8 | (b & 0xFF) << 16 | (b >> 16 & 0xFF) << 24;
 }
 
 inline uint32_t ones(uint32_t pair) { return (pair & 0xFFFFu ? 1u : 0u) | (pair >> 16 ? 0x10000u : 0u); }

@@ -1,0 +1,101 @@
+// What dropout keeps, drawn ahead of the products. There the random numbers would cost more: every instruction beside a
+// product delays it (docs/cuda.md).
+#include "core/philox.h"
+#include "kernels/gemm_sm90.h"
+#include "kernels/gemm_sm90_bits.cuh"
+
+namespace widedeep::kernels {
+namespace {
+
+using namespace sm90;
+
+constexpr int kThreads = 256;
+
+struct List {
+  KeepSm90 item[kSm90Links];
+};
+
+// A call serves two rows. kOdd: `row` is the second of two, so that the rows need a call more.
+template <typename T, bool kOdd>
+__device__ __forceinline__ Bits<T> draw(const core::Dropout& drop, uint32_t row, uint32_t column) {
+  constexpr int kCalls = kTogether / 2 + kOdd;
+  core::Philox4 calls[kCalls];
+#pragma unroll
+  for (int i = 0; i < kCalls; ++i) calls[i] = core::dropout_bits(drop, row + 2 * i, column / 8);
+  Bits<T> bits{};
+#pragma unroll
+  for (int i = 0; i < kCalls; ++i) {
+    const uint32_t addend = core::dropout_addend(drop.threshold, calls[i]);
+#pragma unroll
+    for (int second = 0; second < 2; ++second) {
+      const int n = 2 * i + second - kOdd;
+      if (n < 0 || n >= kTogether) continue;
+      // Each row comes in at the top of the bytes, and the ones before it move down.
+      const auto add = [&](uint32_t& word, uint32_t random) {
+        word = word >> 1 | (core::dropout_signs(random, addend) & 0x80808080u);
+      };
+      const uint32_t lower = calls[i].word[second * 2], upper = calls[i].word[second * 2 + 1];
+      if constexpr (kHalf<T>)
+        add(bits.v[0], lower), add(bits.v[1], upper);
+      else
+        add(bits.v[0], column & 4 ? upper : lower);
+    }
+  }
+  return bits;
+}
+
+// A warp draws the bits of the rows and columns that one finishes together; blockIdx.y is the layer.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    dropout_keep_kernel(const __grid_constant__ List list, int strips, DropoutArgs args) {
+  const KeepSm90 layer = list.item[blockIdx.y];
+  const auto step = static_cast<uint64_t>(*args.step);
+  const core::Dropout drop{static_cast<uint32_t>(args.seed),
+                           static_cast<uint32_t>(args.seed >> 32),
+                           static_cast<uint32_t>(step),
+                           static_cast<uint32_t>(step >> 32),
+                           (args.layer + blockIdx.y) << 24,
+                           args.threshold,
+                           args.scale};
+  const auto tiles_n = static_cast<int>((layer.N + kColumns - 1) / kColumns);
+  const int64_t blocks = int64_t{strips} * tiles_n * (2 * kTurns<T> * kBlocks);
+  const uint32_t lane = threadIdx.x % 32;
+  for (int64_t at = global_thread() / 32; at < blocks; at += grid_threads() / 32) {
+    const auto within = static_cast<int>(at % (2 * kTurns<T> * kBlocks));
+    const auto tile = static_cast<int>(at / (2 * kTurns<T> * kBlocks));
+    const int block = within % kBlocks, turn = within / kBlocks % kTurns<T>, group = within / (kBlocks * kTurns<T>);
+    const int strip = tile / tiles_n, tile_n = tile - strip * tiles_n;
+    const uint32_t row = args.first_row + static_cast<uint32_t>(strip * kRows + group * kGroupRows + block * kTogether);
+    const uint32_t column = tile_n * kColumns + turn * kHanded<T> + lane * kLane<T>;
+    static_cast<Bits<T>*>(layer.keep)[bits_at<T>(strip, tiles_n, tile_n, group, turn, block) + lane] =
+        row % 2 == 0 ? draw<T, false>(drop, row, column) : draw<T, true>(drop, row, column);
+  }
+}
+
+template <typename T>
+cudaError_t launch(const List& list, int count, int64_t strips, DropoutArgs dropout, cudaStream_t stream) {
+  int device = 0, sms = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  // A block a multiprocessor: what reads memory beside it keeps most of its room.
+  const dim3 grid(sms > count ? static_cast<unsigned>(sms / count) : 1, static_cast<unsigned>(count));
+  dropout_keep_kernel<T><<<grid, kThreads, 0, stream>>>(list, static_cast<int>(strips), dropout);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t dropout_keep_sm90(const KeepSm90* layers, int count, int64_t M, core::DType dtype, DropoutArgs dropout,
+                              cudaStream_t stream) {
+  if (count < 1 || count > kSm90Links || M > INT32_MAX - 256) return cudaErrorInvalidValue;
+  if (M == 0) return cudaSuccess;
+  List list{};
+  for (int i = 0; i < count; ++i) {
+    if (sm90_strips(M) * ceil_div(layers[i].N, kColumns) > INT32_MAX) return cudaErrorInvalidValue;
+    list.item[i] = layers[i];
+  }
+  return dtype == core::DType::f32 ? launch<float>(list, count, sm90_strips(M), dropout, stream)
+                                   : launch<__half>(list, count, sm90_strips(M), dropout, stream);
+}
+
+}  // namespace widedeep::kernels
