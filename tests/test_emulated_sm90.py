@@ -189,6 +189,12 @@ def test_a_chain_says_whether_its_last_gradient_is_finite():
         assert found.item() == want == (not dx[1].isfinite().all())
 
 
+def test_sums_without_a_mask_are_refused():
+    outputs = {"dx": [poisoned(4, 8, dtype=F16)], "dbias": [poisoned(8)]}
+    with pytest.raises(RuntimeError, match="CUDA error 1"):
+        emulated.linear_sm90_dgrad_out(torch.ones(4, 8).half(), [torch.eye(8).half()], [], 0.0, **outputs)
+
+
 @pytest.mark.parametrize("count", [0, linear_sm90.LINKS + 1])
 def test_a_chain_of_no_layers_or_too_many_is_refused(count):
     ones, outputs = [torch.ones(8, 8).half()] * count, {"y": [poisoned(4, 8, dtype=F16)] * count, "masks": []}
@@ -201,6 +207,6 @@ def test_empty_products():
     x, weight = layer(0, 8, 8, BF16)
     keep = keep_of(0, [8], BF16, 0.1, 1, torch.tensor(1), 0, 0)
     emulated.linear_sm90_out(x, [weight], [normal(8, dtype=BF16)], 0.1, keep, y=[y], masks=[])
-    dbias = poisoned(8)
-    emulated.linear_sm90_dgrad_out(x, [weight], [], 0.0, dx=[y], dbias=[dbias])
+    dbias, mask = poisoned(8), torch.empty(0, dtype=torch.uint8)
+    emulated.linear_sm90_dgrad_out(x, [weight], [mask], 0.0, dx=[y], dbias=[dbias])
     assert torch.equal(dbias, torch.zeros(8))

@@ -98,7 +98,7 @@ void linear_sm90_dgrad_out(Tensor dz, Tensors weights_t, Tensors masks, double p
                            std::optional<Tensor> found_inf) {
   const char* op = "linear_sm90_dgrad";
   const core::DType dtype = check_chain(dz, weights_t, dx, masks, op, "dx");
-  STD_TORCH_CHECK(dbias.size() <= weights_t.size(), op, ": expected no more than ", weights_t.size(), " of dbias, got ",
+  STD_TORCH_CHECK(dbias.size() <= masks.size(), op, ": expected a mask with each dbias, got ", masks.size(), " and ",
                   dbias.size());
   check_scalar(found_inf, op, "found_inf", ScalarType::Float, dz);
   STD_TORCH_CHECK(!(masks.size() == dx.size() && found_inf.has_value()), op, ": found_inf goes with a dx without mask");

@@ -173,6 +173,7 @@ cudaError_t linear_dgrad_sm90(const void* dz, int64_t M, int64_t K, core::DType 
   for (int i = 0; i < count; ++i) {
     const GradientSm90& layer = links[i];
     Link& link = p.link[i];
+    if (layer.column_sums && !layer.mask) return cudaErrorInvalidValue;
     if (const cudaError_t error = set_link(p, i, dz, K, layer.weight_t, layer.N, dtype)) return error;
     link.scale = layer.mask ? scale : 1.f;
     link.c = layer.dx;

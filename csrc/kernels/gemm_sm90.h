@@ -39,7 +39,8 @@ struct ForwardSm90 {
 };
 
 // A layer's gradient: dx [M, N] = (dz weight_t [N, K]^T) * (mask ? scale : 0); mask null: the plain product.
-// column_sums [sm90_strips(M), N] f32: the sums of dx's columns, as rounded, per strip of 128 rows; may be null.
+// column_sums [sm90_strips(M), N] f32: the sums of dx's columns, per strip of 128 rows; may be null, and must be where mask
+// is. Of half types four rows each are added in that type, then in float32: of at most a quarter of the type's range.
 struct GradientSm90 {
   int64_t N;
   const void *weight_t, *mask;

@@ -109,19 +109,32 @@ __device__ __forceinline__ void drop_row(uint32_t (&v)[4], const Bits<T>& keep, 
     for (int w = 0; w < 2; ++w) positive.v[w] += join_bytes(ones(v[2 * w]), ones(v[2 * w + 1])) << n;
 }
 
-// Zeroes the values of row n whose bit is 0, adds the others up, and says in `bad` whether halves are not finite.
+// Zeroes the values of row n whose bit is 0, and says in `bad` whether halves are not finite.
 template <typename T, bool kMasked>
-__device__ __forceinline__ void mask_row(uint32_t (&v)[4], const Bits<T>& bits, int n, float (&sums)[8],
-                                         uint32_t& bad) {
+__device__ __forceinline__ void mask_row(uint32_t (&v)[4], const Bits<T>& bits, int n, uint32_t& bad) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     if (kMasked) v[j] &= kept<T>(bits, n, j);
+    if (kHalf<T> && !kMasked) bad |= not_finite<T>(v[j]);
+  }
+}
+
+// Adds kTogether rows to the sums of the lane's columns. Halves are first added in fours, as halves: one instruction
+// for two columns instead of four, for a rounding like those that the values have been through.
+template <typename T>
+__device__ __forceinline__ void add_rows(const uint32_t (&v)[kTogether][4], float (&sums)[8]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
     if constexpr (kHalf<T>) {
-      if (!kMasked) bad |= not_finite<T>(v[j]);
-      const auto pair = reinterpret_cast<const Pack<T, 2>&>(v[j]);
-      sums[j * 2] += to_float(pair.v[0]), sums[j * 2 + 1] += to_float(pair.v[1]);
+#pragma unroll
+      for (int n = 0; n < kTogether; n += 4) {
+        const uint32_t four = add_pairs<T>(add_pairs<T>(v[n][j], v[n + 1][j]), add_pairs<T>(v[n + 2][j], v[n + 3][j]));
+        const auto pair = reinterpret_cast<const Pack<T, 2>&>(four);
+        sums[j * 2] += to_float(pair.v[0]), sums[j * 2 + 1] += to_float(pair.v[1]);
+      }
     } else {
-      sums[j] += __uint_as_float(v[j]);
+#pragma unroll
+      for (int n = 0; n < kTogether; ++n) sums[j] += __uint_as_float(v[n][j]);
     }
   }
 }
@@ -148,9 +161,11 @@ __device__ __forceinline__ Bits<T> finish_rows(const uint8_t (*out)[kRowBytes], 
     if constexpr (kEpilogue == Epilogue::kForward)
       drop_row<T, kFlag>(v[n], given, n, positive);
     else
-      mask_row<T, kFlag>(v[n], given, n, sums, bad);
+      mask_row<T, kFlag>(v[n], given, n, bad);
     store_if(to, make_uint4(v[n][0], v[n][1], v[n][2], v[n][3]), n < rows);
   }
+  // Without a mask there is nothing below whose bias would want the sums.
+  if constexpr (kEpilogue == Epilogue::kGradient && kFlag) add_rows<T>(v, sums);
   return positive;
 }
 

@@ -206,6 +206,24 @@ __device__ __forceinline__ uint32_t pack_relu<__nv_bfloat16>(float lower, float 
   return pair;
 }
 
+// The sums of both halves, rounded to nearest.
+template <typename T>
+__device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b);
+
+template <>
+__device__ __forceinline__ uint32_t add_pairs<__half>(uint32_t a, uint32_t b) {
+  uint32_t sums;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sums) : "r"(a), "r"(b));
+  return sums;
+}
+
+template <>
+__device__ __forceinline__ uint32_t add_pairs<__nv_bfloat16>(uint32_t a, uint32_t b) {
+  uint32_t sums;
+  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(sums) : "r"(a), "r"(b));
+  return sums;
+}
+
 // Byte i of the result: bit 7 of byte s % 8 of `bytes`, eight times, where s >= 8 is hexadecimal digit i of
 // `selectors`.
 __device__ __forceinline__ uint32_t spread_byte_signs(uint32_t bytes, uint32_t selectors) {

@@ -107,10 +107,12 @@ def linear_sm90_dgrad_out(
         masks:     for each of the first ones the mask that linear_sm90_out wrote with y [B, N]; others: plain products.
         p:         dropout of the masks' layers, in [0, 1).
         dx:        [B, N] for each, overwritten.
-        dbias:     [N] float32 for each of the first ones, overwritten with the column sums of dx as rounded.
+        dbias:     [N] float32 for each of the first ones, all with a mask, overwritten with the column sums of dx as
+            rounded; of half types four rows each are first added in that type, of which a dx above a quarter of its
+            range makes infinities.
         found_inf: one float32, set to 1 when an element of a dx without a mask (a half dtype) is not finite.
     Raises:
-        RuntimeError: as linear_sm90_out; found_inf where every dx has a mask.
+        RuntimeError: as linear_sm90_out; a dbias without mask; found_inf where every dx has a mask.
     """
     _ops.linear_sm90_dgrad_out.default(dz, weights_t, masks, p, dx=dx, dbias=dbias, found_inf=found_inf)
 

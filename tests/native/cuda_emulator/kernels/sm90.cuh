@@ -286,6 +286,18 @@ uint32_t pack(float lower, float upper) {
 }
 
 template <typename T>
+uint32_t add_pairs(uint32_t a, uint32_t b) {
+  const auto value = [](uint32_t bits) {
+    const auto half = static_cast<uint16_t>(bits);
+    if constexpr (std::is_same_v<T, __half>)
+      return __half2float({half});
+    else
+      return __bfloat162float({half});
+  };
+  return pack<T>(value(a) + value(b), value(a >> 16) + value(b >> 16));
+}
+
+template <typename T>
 uint32_t pack_relu(float lower, float upper) {
   return pack<T>(lower < 0.f ? 0.f : lower, upper < 0.f ? 0.f : upper);
 }
