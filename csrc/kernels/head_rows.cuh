@@ -62,24 +62,26 @@ struct Turn {
   }
 };
 
-// Calls f(turn) for every turn of this warp. Where a row is kept, the next turn is under way while f works on one: a
-// row's way (load, sum over the warp, sigmoid, store) is long, and there are few warps to fill the time.
+// Calls f(turn) for every turn of this warp, the last rows first: those the layer before has written last, and they lie
+// in the second-level cache still; and what f writes last is what the gradients' products read first. Where a row is
+// kept, the next turn is under way while f works on one: a row's way (load, sum over the warp, sigmoid, store) is long,
+// and there are few warps to fill the time.
 template <typename T, int kVectors, typename F>
 __device__ __forceinline__ void walk(const HeadInputs& in, const float* labels, int lane, const F& f) {
-  const int64_t stride = grid_threads() / 32 * kRows<kVectors>;
-  int64_t row = global_thread() / 32 * kRows<kVectors>;
+  const int64_t stride = grid_threads() / 32, turns = (in.B + kRows<kVectors> - 1) / kRows<kVectors>;
+  int64_t at = turns - 1 - global_thread() / 32;
   Turn<T, kVectors> turn, next;
   if constexpr (!kKept<kVectors>) {
-    for (; row < in.B; row += stride) {
-      turn.load(in, labels, row, lane);
+    for (; at >= 0; at -= stride) {
+      turn.load(in, labels, at * kRows<kVectors>, lane);
       f(turn);
     }
     return;
   }
-  if (row < in.B) turn.load(in, labels, row, lane);
-  while (row < in.B) {
-    row += stride;
-    if (row < in.B) next.load(in, labels, row, lane);
+  if (at >= 0) turn.load(in, labels, at * kRows<kVectors>, lane);
+  while (at >= 0) {
+    at -= stride;
+    if (at >= 0) next.load(in, labels, at * kRows<kVectors>, lane);
     f(turn);
     turn = next;
   }
