@@ -33,7 +33,7 @@ LOADS_STAGE, LOADS = (
     "'on', torch.cuda.get_device_name() if there else 'no CUDA device', "
     "'' if _load.has_cuda_kernels else 'kernels not loaded'); raise SystemExit(not (_load.has_cuda_kernels and there))",
 )
-HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes"
+HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes or one_launch"
 # Tests with stages of their own: they take long, wait for another process, or compile at first use.
 ELSEWHERE = "test_cuda_linear.py test_cuda_step.py test_cuda_nccl.py test_preprocess_cuda.py test_xp.py"
 
