@@ -116,7 +116,7 @@ cudaError_t begin(Params& p, int64_t M, int count, void* workspace) {
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (major != 9) return cudaErrorNoKernelImageForDevice;
-  if (count < 1 || count > kMaxLinks || M > INT32_MAX - 256) return cudaErrorInvalidValue;
+  if (count < 1 || count > kSm90Links || M > INT32_MAX - 256) return cudaErrorInvalidValue;
   p = {};
   p.M = static_cast<int>(M);
   p.tiles_m = static_cast<int>(ceil_div(M, kCluster * kRows));

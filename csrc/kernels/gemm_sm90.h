@@ -5,9 +5,9 @@
 // Deterministic: a tile has one owner, sums have one order. Needs compute capability 9.0; other devices get
 // cudaErrorNoKernelImageForDevice.
 //
-// keep, mask: for each element of C whether dropout keeps it, and whether y > 0 (kept and positive), one bit each, in the
-// order in which the thread that finishes it holds it (gemm_sm90_bits.cuh): forward reads the one and writes the other,
-// which the gradient into the same layer reads. sm90_mask_bytes each.
+// keep, mask: for each element of C whether dropout keeps it, and whether y > 0 (kept and positive), one bit each, in
+// the order in which the thread that finishes it holds it (gemm_sm90_bits.cuh): forward reads the one and writes the
+// other, which the gradient into the same layer reads. sm90_mask_bytes each.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -30,8 +30,8 @@ struct DropoutArgs {
 
 constexpr int kSm90Links = 8;  // of a chain at most
 
-// A layer forward: y [M, N] = dropout(relu(x weight [N, K]^T + bias [N])); bias in the dtype of x. keep null: no dropout;
-// mask null: not wanted.
+// A layer forward: y [M, N] = dropout(relu(x weight [N, K]^T + bias [N])); bias in the dtype of x. keep null: no
+// dropout; mask null: not wanted.
 struct ForwardSm90 {
   int64_t N;
   const void *weight, *bias, *keep;
@@ -39,8 +39,9 @@ struct ForwardSm90 {
 };
 
 // A layer's gradient: dx [M, N] = (dz weight_t [N, K]^T) * (mask ? scale : 0); mask null: the plain product.
-// column_sums [sm90_strips(M), N] f32: the sums of dx's columns, per strip of 128 rows; may be null, and must be where mask
-// is. Of half types four rows each are added in that type, then in float32: of at most a quarter of the type's range.
+// column_sums [sm90_strips(M), N] f32: the sums of dx's columns, per strip of 128 rows; may be null, and must be where
+// mask is. Of half types four rows each are added in that type, then in float32: of at most a quarter of the type's
+// range.
 struct GradientSm90 {
   int64_t N;
   const void *weight_t, *mask;
