@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from widedeep.dist import LocalComm
+from widedeep.ops import linear_sm90
 from widedeep.step import StepConfig
 from widedeep.steps.cuda_ranks import RanksCudaStep
 
@@ -94,13 +95,13 @@ def watched(step, monkeypatch, steps=2):
     """Runs steps on two streams; returns the races and the step's streams."""
     step.train(batch_of(step.model.spec, 40), 0, LR)  # allocates and copies
     races = Races(monkeypatch)
-    step.second = Stream()
+    step.second.stream = Stream()
     for i in range(1, 1 + steps):
         batch = batch_of(step.model.spec, 40, seed=i)
         with races:
             step.train(batch, i, LR)
             step.predict(batch)
-    assert step.second.after[step.second] >= 2 * steps
+    assert step.second.stream.after[step.second.stream] >= 2 * steps
     return races
 
 
@@ -111,7 +112,8 @@ def test_streams_race_for_nothing(parts, precision, spec, monkeypatch):
     step = gpu_step(spec, StepConfig(precision), parts=parts)
     races = watched(step, monkeypatch)
     assert races.found == set()
-    assert races.main.after[step.second] == step.second.after[step.second]  # joined, as the end of a capture demands
+    second = step.second.stream
+    assert races.main.after[second] == second.after[second]  # joined, as the end of a capture demands
 
 
 @pytest.mark.parametrize("spec", [EVEN, MOVED], ids=["even", "moved"])
@@ -122,14 +124,46 @@ def test_streams_race_for_nothing_among_ranks(precision, spec, monkeypatch):
     assert watched(step, monkeypatch).found == set()
 
 
-@pytest.mark.parametrize("forgotten", ["_join", "_beside"])
+@pytest.fixture
+def hopper(monkeypatch):
+    """In the place of the Hopper products what touches the same memory."""
+
+    def draw(*args, keep):
+        for bits in keep:
+            bits.zero_()
+
+    def products(x, weights, *rest, **outputs):
+        for read in tree_leaves((x, weights, rest)):
+            if isinstance(read, torch.Tensor):
+                read.clone()
+        for written in tree_leaves(outputs):
+            if isinstance(written, torch.Tensor):
+                written.zero_()
+
+    monkeypatch.setattr(linear_sm90, "available", lambda device: True)
+    monkeypatch.setattr(linear_sm90, "dropout_keep_sm90_out", draw)
+    monkeypatch.setattr(linear_sm90, "linear_sm90_out", products)
+    monkeypatch.setattr(linear_sm90, "linear_sm90_dgrad_out", products)
+
+
+@pytest.mark.parametrize("gemm", ["sm90", "sm90-chain"])
+def test_what_dropout_keeps_is_waited_for(gemm, hopper, monkeypatch):
+    step = gpu_step(EVEN, StepConfig("fp16", gemm=gemm))
+    assert watched(step, monkeypatch).found == set()
+    assert step.gemm == gemm
+    monkeypatch.setattr(step.second, "mark", Stream)  # of a stream that has been given nothing
+    races = watched(step, monkeypatch)
+    assert any("zero_" in found and "clone" in found for found in races.found)
+
+
+@pytest.mark.parametrize("forgotten", ["wait", "queue"])
 def test_a_forgotten_wait_is_seen(forgotten, monkeypatch):
     step = gpu_step()
 
     @contextlib.contextmanager
-    def beside():
-        with torch.cuda.stream(step.second) if step.second else contextlib.nullcontext():
+    def queue():
+        with torch.cuda.stream(step.second.stream) if step.second.stream else contextlib.nullcontext():
             yield
 
-    monkeypatch.setattr(step, forgotten, {"_join": lambda: None, "_beside": beside}[forgotten])
+    monkeypatch.setattr(step.second, forgotten, {"wait": lambda mark=None: None, "queue": queue}[forgotten])
     assert watched(step, monkeypatch).found

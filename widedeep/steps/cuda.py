@@ -24,10 +24,11 @@ from widedeep.model import WideDeep
 from widedeep.steps import limits
 from widedeep.steps.base import PRECISIONS, Step, StepConfig
 from widedeep.steps.buffers import Activations, share_memory
-from widedeep.steps.graphs import make_graphs, own_stream
+from widedeep.steps.graphs import make_graphs
 from widedeep.steps.layers import Dropout, Layers
 from widedeep.steps.padded import PaddedWeights
 from widedeep.steps.rows import row_gradients, spread_rows
+from widedeep.steps.streams import SecondStream
 from widedeep.steps.trial import ROUTES, choose_layers
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class CudaStep(Step):
         self.copied: list[int] = []  # versions of the parameters when they were copied
         # Without a GPU the same code runs as it stands: so are its sums and its order tested everywhere.
         self.graphs = make_graphs(device)
-        self.second = own_stream(device, priority=-2) if device.type == "cuda" else None
+        self.second = SecondStream(device)
 
     @property
     def gemm(self) -> str | None:
@@ -246,35 +247,17 @@ class CudaStep(Step):
         self.graphs.run(("predict", len(fixed.ids)), lambda: self._forward_only(fixed))
         return fixed
 
-    @contextlib.contextmanager
-    def _beside(self) -> Iterator[None]:
-        """Queues on the second stream, after what the current one has been given so far."""
-        if self.second is None:
-            yield
-            return
-        self.second.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.second):
-            yield
-
-    def _mark(self) -> torch.cuda.Event | None:
-        """What the second stream has been given so far."""
-        return None if self.second is None else self.second.record_event()
-
-    def _join(self) -> None:
-        if self.second is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self.second)
-
     # --- the captured part: no allocation that outlives it, no question to the device ---
 
     def _train(self, batch: Batch) -> None:
         segments = self._backward(batch)
         if self.found_inf is not None:
             ops.check_finite_([self.weights.flat], self.found_inf)
-        with self._beside():
+        with self.second.queue():
             self._update_dense()
         if self.spec.categorical:
             self._update_rows(batch, segments)
-        self._join()
+        self.second.wait()
         self._count()
 
     @_rounding
@@ -283,10 +266,10 @@ class CudaStep(Step):
         the segments of the ids.
         """
         spec, grads, B = self.spec, self.weights.padded, len(batch.ids)
-        with self._beside():
+        with self.second.queue():
             if self.model.has_deep:
                 self.layers.draw(B, self._dropout(batch))
-            drawn = self._mark()
+            drawn = self.second.mark()
             segments = ops.embedding_segments(batch.ids, spec.hotness, spec.cardinalities) if spec.categorical else ()
         if self.found_inf is not None:
             self.found_inf.zero_()
@@ -302,12 +285,12 @@ class CudaStep(Step):
             if self.scale is not None:
                 dlogit.mul_(self.scale)
         if self.model.has_wide:
-            with self._beside():
+            with self.second.queue():
                 wide = {"dweight": grads["wide.numeric.weight"], "dbias": grads["wide.bias"]}
                 ops.wide_numeric_backward_out(batch.numeric, dlogit, **wide)
         if self.model.has_deep:
-            self._backward_layers(h, B)
-        self._join()
+            self._backward_layers(B)
+        self.second.wait()
         return segments
 
     def _forward(self, batch: Batch, training: bool, drawn: torch.cuda.Event | None = None) -> tuple[Tensor, Tensor]:
@@ -318,8 +301,7 @@ class CudaStep(Step):
         places = (spec.hotness, spec.mean, self.weights.table_columns, self.weights.numeric_columns)
         ops.embedding_forward_out(batch.ids, batch.numeric, *self.lookup, *places, x=x, wide_logit=wide_logit)
         if hidden and training:
-            if drawn is not None:
-                torch.cuda.current_stream(self.device).wait_event(drawn)
+            self.second.wait(drawn)
             self.layers.forward(x, self._dropout(batch), hidden=hidden)
         elif hidden:
             self.layers.predict(x, self.now, hidden=hidden)
@@ -354,16 +336,10 @@ class CudaStep(Step):
             if self.found_inf is not None:
                 ops.check_finite_([dz], self.found_inf)
 
-    def _backward_layers(self, h: Tensor, B: int) -> None:
+    def _backward_layers(self, B: int) -> None:
         buffers, grads, p = self.activations, self.weights.padded, self.model.dropout
         x, hidden = buffers.rows(B)
         inputs, L = [x, *hidden], len(hidden)
-
-        def weight_gradients(layers: Sequence[int]) -> None:
-            for i in layers:
-                dz = buffers.gradient(i + 1, B)
-                ops.linear_wgrad_out(dz, inputs[i], dweight=grads[f"deep.layer.{i}.weight"])
-                self._sum_over_ranks(f"deep.layer.{i}.weight", f"deep.layer.{i}.bias")
 
         def input_gradients(layers: Sequence[int]) -> None:
             dz, dx = buffers.gradient(layers[0] + 1, B), [buffers.gradient(i, B) for i in layers]
@@ -374,11 +350,12 @@ class CudaStep(Step):
         down = range(L - 1, -1, -1)
         if L and self.layers.together:
             input_gradients(down)
-            weight_gradients(down)
-            return
         for i in down:
-            weight_gradients([i])
-            input_gradients([i])
+            dz = buffers.gradient(i + 1, B)
+            ops.linear_wgrad_out(dz, inputs[i], dweight=grads[f"deep.layer.{i}.weight"])
+            self._sum_over_ranks(f"deep.layer.{i}.weight", f"deep.layer.{i}.bias")
+            if not self.layers.together:
+                input_gradients([i])
 
     def _sum_over_ranks(self, *names: str) -> None:
         """Called as soon as these gradients are queued; there is nobody else here."""

@@ -32,7 +32,7 @@ class RanksCudaStep(CudaStep):
     def _sum_over_ranks(self, *names: str) -> None:
         if not self._summing:
             return
-        with self._beside():
+        with self.second.queue():
             for name in names:
                 self.comm.all_reduce_(self.weights.padded[name])
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 
+from widedeep.steps.streams import own_stream
+
 log = logging.getLogger(__name__)
 
 KEPT = 8  # graphs; the one that was used longest ago makes room
@@ -77,18 +79,6 @@ def make_graphs(device: torch.device) -> "Graphs | NoGraphs":
     """A sanitizer sees where each tensor ends only with torch's allocator switched off, so that must work too."""
     captures = device.type == "cuda" and not os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING")
     return Graphs(device) if captures else NoGraphs()
-
-
-def own_stream(device: torch.device, priority: int) -> torch.cuda.Stream:
-    """A stream that no reader has. torch hands out the same 32 streams of a priority again and again: work that another
-    thread queues on the one that is being captured would become part of the graph. Readers' streams have priority 0,
-    and torch keeps 32 streams for each of the priorities 0 to -3, so those of another priority are nobody else's.
-
-    Args:
-        priority: -1 for the stream that is captured, -2 for the one beside it. Blocks of the lower number are started
-            first: what the second stream queues is small and gets its place as soon as blocks of the large kernels end.
-    """
-    return torch.cuda.Stream(device, priority=priority)
 
 
 class NoGraphs:
