@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -124,15 +125,16 @@ def layers(budget: Budget) -> None:
         many = [y, *(torch.empty_like(y) for _ in range(n - 1))]
         sums = [dbias, *(torch.empty_like(dbias) for _ in range(n - 1))]
         drawn = partial(linear_sm90.dropout_keep_sm90_out, P, 1, step, 0, 0, B, [WIDTH] * n, True, keep=keep)
-        forward_args = (x, [weight] * n, [bias] * n, P, keep)
-        dgrad_args = (dz, [weight_t] * n, masks, P)
-        name = "layer" if n == 1 else f"{n} layers in one launch"
-        budget.add(f"dropout of {n} layer{'s' * (n > 1)}, sm90", drawn, None, bytes=n * size)
-        for what, call, target in (
-            ("forward", partial(linear_sm90.linear_sm90_out, *forward_args, y=many, masks=masks), 0.42),
-            ("dgrad", partial(linear_sm90.linear_sm90_dgrad_out, *dgrad_args, dx=many, dbias=sums), 0.46),
-        ):
-            budget.add(f"{name} {what}, sm90", call, n * target, flops=n * flops)
+        budget.add("layer dropout, sm90" if n == 1 else f"{n} layers' dropout, sm90", drawn, None, bytes=n * size)
+        for ahead, first in [(3, False)] if n == 1 else product((2, 3, 4), (False, True)):
+            name = "layer" if n == 1 else f"{n} layers, {ahead} ahead{', read once' if first else ''},"
+            forward_args = (x, [weight] * n, [bias] * n, P, keep, ahead, first)
+            dgrad_args = (dz, [weight_t] * n, masks, P, ahead, first)
+            for what, call, target in (
+                ("forward", partial(linear_sm90.linear_sm90_out, *forward_args, y=many, masks=masks), 0.42),
+                ("dgrad", partial(linear_sm90.linear_sm90_dgrad_out, *dgrad_args, dx=many, dbias=sums), 0.46),
+            ):
+                budget.add(f"{name} {what}, sm90", call, n * target, flops=n * flops)
 
 
 def head_and_updates(budget: Budget) -> None:

@@ -335,18 +335,32 @@ def dropout_keep_sm90_out(p, seed, step, layer, first_row, rows, widths, half, *
     call("dropout_keep_sm90", float(p), seed, step, layer, first_row, *sizes, [*keep])
 
 
-def linear_sm90_out(x, weights, biases, p, keep, *, y, masks):
+def linear_sm90_out(x, weights, biases, p, keep, rounds_ahead=3, evict_first=False, *, y, masks):
     n, widths = len(weights), [x.shape[1], *map(len, weights)]
     keep, masks = ([*given] + [None] * (n - len(given)) for given in (keep, masks))
-    call("linear_forward_sm90", x, n, [*weights], [*biases], float(p), keep, [*y], masks, len(x), widths, x.dtype)
+    given = (x, n, [*weights], [*biases], float(p), keep, [*y], masks, len(x), widths, x.dtype)
+    call("linear_forward_sm90", *given, rounds_ahead, int(evict_first))
 
 
-def linear_sm90_dgrad_out(dz, weights_t, masks, p, *, dx, dbias, found_inf=None):
+def linear_sm90_dgrad_out(dz, weights_t, masks, p, rounds_ahead=3, evict_first=False, *, dx, dbias, found_inf=None):
     n, widths = len(weights_t), [dz.shape[1], *map(len, weights_t)]
     masks, dbias = ([*given] + [None] * (n - len(given)) for given in (masks, dbias))
     scale = reference.dropout_scale(p)
     outputs = ([*dx], dbias, found_inf)
-    call("linear_dgrad_sm90", dz, n, [*weights_t], masks, scale, *outputs, len(dz), widths, dz.dtype)
+    call(
+        "linear_dgrad_sm90",
+        dz,
+        n,
+        [*weights_t],
+        masks,
+        scale,
+        *outputs,
+        len(dz),
+        widths,
+        dz.dtype,
+        rounds_ahead,
+        int(evict_first),
+    )
 
 
 def mask_bytes(M: int, N: int) -> int:

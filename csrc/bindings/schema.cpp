@@ -69,11 +69,12 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
       "dropout_keep_sm90_out(float p, int seed, Tensor step, int layer, int first_row, int rows, int[] widths, bool "
       "half, *, Tensor(a!)[] keep) -> ()");
   m.def(
-      "linear_sm90_out(Tensor x, Tensor[] weights, Tensor[] biases, float p, Tensor[] keep, *, Tensor(a!)[] y, "
-      "Tensor(b!)[] masks) -> ()");
+      "linear_sm90_out(Tensor x, Tensor[] weights, Tensor[] biases, float p, Tensor[] keep, int rounds_ahead, bool "
+      "evict_first, *, Tensor(a!)[] y, Tensor(b!)[] masks) -> ()");
   m.def(
-      "linear_sm90_dgrad_out(Tensor dz, Tensor[] weights_t, Tensor[] masks, float p, *, Tensor(a!)[] dx,"
-      " Tensor(b!)[] dbias, Tensor(c!)? found_inf) -> ()");
+      "linear_sm90_dgrad_out(Tensor dz, Tensor[] weights_t, Tensor[] masks, float p, int rounds_ahead, bool "
+      "evict_first, "
+      "*, Tensor(a!)[] dx, Tensor(b!)[] dbias, Tensor(c!)? found_inf) -> ()");
   m.def("allow_tf32_(Tensor like, bool allow) -> ()");
 
   // Head: output layer, loss and its gradient in one pass over the last activation.

@@ -111,16 +111,18 @@ __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_c
 }
 
 // What the links of a chain share.
-cudaError_t begin(Params& p, int64_t M, int count, void* workspace) {
+cudaError_t begin(Params& p, int64_t M, int count, ChainOrder order, void* workspace) {
   int device = 0, major = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (major != 9) return cudaErrorNoKernelImageForDevice;
-  if (count < 1 || count > kSm90Links || M > INT32_MAX - 256) return cudaErrorInvalidValue;
+  if (count < 1 || count > kSm90Links || M > INT32_MAX - 256 || order.rounds_ahead < 1 || order.rounds_ahead > 1024)
+    return cudaErrorInvalidValue;
   p = {};
   p.M = static_cast<int>(M);
   p.tiles_m = static_cast<int>(ceil_div(M, kCluster * kRows));
   p.links = count;
+  p.order = order;
   p.finished = static_cast<int32_t*>(workspace);
   return cudaSuccess;
 }
@@ -145,9 +147,9 @@ int64_t sm90_workspace(int64_t M, int links) {
 }
 
 cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType dtype, const ForwardSm90* links,
-                                int count, float scale, void* workspace, cudaStream_t stream) {
+                                int count, float scale, ChainOrder order, void* workspace, cudaStream_t stream) {
   Params p;
-  if (const cudaError_t error = begin(p, M, count, workspace)) return error;
+  if (const cudaError_t error = begin(p, M, count, order, workspace)) return error;
   if (M == 0) return cudaSuccess;
   for (int i = 0; i < count; ++i) {
     const ForwardSm90& layer = links[i];
@@ -165,9 +167,10 @@ cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType
 }
 
 cudaError_t linear_dgrad_sm90(const void* dz, int64_t M, int64_t K, core::DType dtype, const GradientSm90* links,
-                              int count, float scale, float* found_inf, void* workspace, cudaStream_t stream) {
+                              int count, float scale, float* found_inf, ChainOrder order, void* workspace,
+                              cudaStream_t stream) {
   Params p;
-  if (const cudaError_t error = begin(p, M, count, workspace)) return error;
+  if (const cudaError_t error = begin(p, M, count, order, workspace)) return error;
   if (M == 0) return cudaSuccess;
   p.found_inf = found_inf;
   for (int i = 0; i < count; ++i) {

@@ -10,7 +10,6 @@ namespace widedeep::kernels::sm90 {
 
 constexpr int kThreads = 3 * 128;  // more would leave a thread fewer registers than a wgmma of this size needs
 constexpr int kDepthBytes = 128;   // of K in a stage: one swizzle row
-constexpr int kRoundsAhead = 3;  // tiles of every cluster between what a link writes and what the next one reads of it
 
 // One product of a chain: C [M, N] = A B^T. A is the C of the link before, of the first the chain's input.
 struct Link {
@@ -35,6 +34,7 @@ struct Params {
   int tiles_band, tiles;  // of a whole band, and of the launch
   int32_t* finished;      // [links - 1, 2 tiles_m]: the parts of a strip's rows that are stored
   float* found_inf;
+  ChainOrder order;
 };
 
 enum class Epilogue { kForward, kGradient };
@@ -58,7 +58,7 @@ inline cudaError_t set_tiles(Params& p, int clusters) {
     fewest = p.link[i].tiles_n < fewest ? p.link[i].tiles_n : fewest;
   }
   if (int64_t{all} * p.tiles_m > INT32_MAX - clusters) return cudaErrorInvalidValue;
-  const auto wanted = static_cast<int>(ceil_div(kRoundsAhead * clusters, fewest));
+  const auto wanted = static_cast<int>(ceil_div(p.order.rounds_ahead * clusters, fewest));
   const int bands = p.links > 1 && p.tiles_m > wanted ? p.tiles_m / wanted : 1;
   p.band = static_cast<int>(ceil_div(p.tiles_m, bands));
   p.tiles_band = p.band * all;

@@ -43,6 +43,7 @@ template <typename T, int kWriters, int kStages>
 __device__ __forceinline__ void produce(Ring<kStages>& ring, const Params& p) {
   const int rank = static_cast<int>(cluster_rank()), clusters = gridDim.x / kCluster;
   constexpr int kDepth = kDepthBytes / static_cast<int>(sizeof(T));
+  const uint64_t policy = p.order.evict_first ? kEvictFirst : kKeepNormally;
   Turn<kStages> turn;
   start_apart(p, clusters);
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
@@ -57,7 +58,7 @@ __device__ __forceinline__ void produce(Ring<kStages>& ring, const Params& p) {
       barrier_wait(smem_address(&ring.empty[turn.stage]), turn.parity ^ 1);
       barrier_expect(full, kAStage + kBStage);
       const uint32_t target = smem_address(ring.stages[turn.stage]);
-      tma_load(target, &link.a, k * kDepth, strip * kRows, full);
+      tma_load(target, &link.a, k * kDepth, strip * kRows, full, policy);
       tma_load_multicast(target + kAStage + rank * (kBStage / kCluster), &link.b, k * kDepth, column, full, 0b11);
     }
   }

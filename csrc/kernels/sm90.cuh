@@ -101,13 +101,16 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(map)) : "memory");
 }
 
+// How long the second-level cache should keep what a copy reads: words of `createpolicy` for the whole of it.
+constexpr uint64_t kKeepNormally = 0x1000000000000000, kEvictFirst = 0x12F0000000000000;
+
 // Copies the box at (k, row) of a row-major matrix into shared memory; out-of-range elements arrive as zeros.
 __device__ __forceinline__ void tma_load(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row,
-                                         uint32_t barrier) {
+                                         uint32_t barrier, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
-          target),
-      "l"(reinterpret_cast<uint64_t>(map)), "r"(k), "r"(row), "r"(barrier)
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target),
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(k), "r"(row), "r"(barrier), "l"(policy)
       : "memory");
 }
 

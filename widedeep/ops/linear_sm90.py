@@ -66,6 +66,8 @@ def linear_sm90_out(
     biases: Sequence[Tensor],
     p: float,
     keep: Sequence[Tensor],
+    rounds_ahead: int = 3,
+    evict_first: bool = False,
     *,
     y: Sequence[Tensor],
     masks: Sequence[Tensor],
@@ -80,12 +82,15 @@ def linear_sm90_out(
         biases:  [N] for each.
         p:       dropout, in [0, 1).
         keep:    for each layer what dropout_keep_sm90_out wrote for it; none if p is 0.
+        rounds_ahead: tiles that every multiprocessor works on between what a layer writes and what the next one reads
+            of it, from 1 on: with fewer it lies in the second-level cache still, with more nobody waits.
+        evict_first: whether that cache may drop first what has been read. The bits do not depend on these two.
         y:       [B, N] for each, overwritten.
         masks:   [mask_bytes(B, N)] uint8 for each of the first layers, overwritten; of the others none is kept.
     Raises:
         RuntimeError: wrong shape, dtype, device or stride; a GPU other than compute capability 9.0.
     """
-    _ops.linear_sm90_out.default(x, weights, biases, p, keep, y=y, masks=masks)
+    _ops.linear_sm90_out.default(x, weights, biases, p, keep, rounds_ahead, evict_first, y=y, masks=masks)
 
 
 def linear_sm90_dgrad_out(
@@ -93,6 +98,8 @@ def linear_sm90_dgrad_out(
     weights_t: Sequence[Tensor],
     masks: Sequence[Tensor],
     p: float,
+    rounds_ahead: int = 3,
+    evict_first: bool = False,
     *,
     dx: Sequence[Tensor],
     dbias: Sequence[Tensor],
@@ -106,6 +113,7 @@ def linear_sm90_dgrad_out(
         weights_t: 1 to LINKS of [N, K], the transposed weights, the last layer's first.
         masks:     for each of the first ones the mask that linear_sm90_out wrote with y [B, N]; others: plain products.
         p:         dropout of the masks' layers, in [0, 1).
+        rounds_ahead, evict_first: as linear_sm90_out.
         dx:        [B, N] for each, overwritten.
         dbias:     [N] float32 for each of the first ones, all with a mask, overwritten with the column sums of dx as
             rounded; of half types four rows each are first added in that type, of which a dx above a quarter of its
@@ -114,7 +122,8 @@ def linear_sm90_dgrad_out(
     Raises:
         RuntimeError: as linear_sm90_out; a dbias without mask; found_inf where every dx has a mask.
     """
-    _ops.linear_sm90_dgrad_out.default(dz, weights_t, masks, p, dx=dx, dbias=dbias, found_inf=found_inf)
+    outputs = {"dx": dx, "dbias": dbias, "found_inf": found_inf}
+    _ops.linear_sm90_dgrad_out.default(dz, weights_t, masks, p, rounds_ahead, evict_first, **outputs)
 
 
 for _name in ("dropout_keep_sm90_out", "linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):

@@ -28,11 +28,12 @@ class Layers:
     the library's own epilogue leaves none.
 
     Attributes:
-        name: as in `base.GEMMS`.  bits: of `trial.ROUTES`; what has the same gives the same bits.
+        name: as in `base.GEMMS`.  label: it, and what else there is to choose.
+        bits: of `trial.ROUTES`; what has the same gives the same bits.
         together: whether `dgrad` is called once for all layers, else once for each.
     """
 
-    name = bits = "cublaslt"
+    name = label = bits = "cublaslt"
     together = False
 
     def __init__(self, weights: PaddedWeights):
@@ -106,7 +107,8 @@ class Sm90Layers(Layers):
     forward pass to the gradient, which reads a transposed copy of the weight.
     """
 
-    name = bits = "sm90"
+    name = label = bits = "sm90"
+    order = ()  # what a launch of several layers wants to know
 
     def __init__(self, weights: PaddedWeights):
         super().__init__(weights)
@@ -144,7 +146,7 @@ class Sm90Layers(Layers):
         some = slice(first, first + len(hidden))
         weights, biases = zip(*map(self._layer, range(self.count)[some]))
         keep, masks = self._parts(self.keep, len(x))[some] if p else [], self._parts(self.masks, len(x))[some]
-        linear_sm90.linear_sm90_out(x, weights, biases, p, keep, y=hidden, masks=masks)
+        linear_sm90.linear_sm90_out(x, weights, biases, p, keep, *self.order, y=hidden, masks=masks)
 
     def dgrad(
         self,
@@ -160,7 +162,8 @@ class Sm90Layers(Layers):
         weights = [self.transposed[i] for i in layers]
         masks = [self._parts(self.masks, len(dz))[i - 1] for i in layers if i]
         found_inf = None if layers[-1] else found_inf
-        linear_sm90.linear_sm90_dgrad_out(dz, weights, masks, p, dx=dx, dbias=dbias, found_inf=found_inf)
+        outputs = {"dx": dx, "dbias": dbias, "found_inf": found_inf}
+        linear_sm90.linear_sm90_dgrad_out(dz, weights, masks, p, *self.order, **outputs)
 
     def _parts(self, bits: list[Tensor], rows: int) -> list[Tensor]:
         """Of each layer's bits those of a batch of `rows`."""
@@ -169,10 +172,19 @@ class Sm90Layers(Layers):
 
 
 class Sm90Chain(Sm90Layers):
-    """The same products, all layers in one launch each way; up to `linear_sm90.LINKS` layers."""
+    """The same products, all layers in one launch each way; up to `linear_sm90.LINKS` layers.
+
+    Args:
+        rounds_ahead, evict_first: as in widedeep.ops.linear_sm90.
+    """
 
     name = "sm90-chain"
     together = True
+
+    def __init__(self, weights: PaddedWeights, rounds_ahead: int = 3, evict_first: bool = False):
+        super().__init__(weights)
+        self.order = (rounds_ahead, evict_first)
+        self.label = f"{self.name} ({rounds_ahead} rounds ahead{', read once' if evict_first else ''})"
 
     def forward(self, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
         self.launch(0, x, dropout.p, hidden=hidden)

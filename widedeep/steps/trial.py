@@ -25,6 +25,7 @@ AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-3}  # 
 MASK_AGREEMENT = 2e-3
 REPEATS = 8  # runs whose bits must be those of the first
 CHAIN_REPEATS = 4  # runs of a chain whose bits must be those of its layers
+CHAINS = ((3, False), (2, True))  # rounds_ahead and evict_first of the chains that are compared
 ROUTES = ("cublaslt", "sm90")  # of other bits each; checkpoints name them by number
 TURN, ROUNDS = 0.025, 5  # seconds of a route's turn, and turns of which the median counts: half a second in all
 AS_GOOD = 1.02  # noise of the clock: within it the order of the candidates decides, so that runs repeat
@@ -80,11 +81,11 @@ def _trial(weights: PaddedWeights, dtype: torch.dtype, p: float, buffers: Activa
         routes += _hopper_routes(weights, p, buffers, rows)
     routes.append(Layers(weights))
     routes = [route for route in routes if route.bits == resumed] or routes
-    key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows, *(route.name for route in routes))
-    found = next((route for route in routes if route.name == _kept.get(key)), None)
+    key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows, *(route.label for route in routes))
+    found = next((route for route in routes if route.label == _kept.get(key)), None)
     if found is None:
         found = fastest(routes, p, buffers, rows)
-        _kept[key] = found.name
+        _kept[key] = found.label
     return found
 
 
@@ -92,11 +93,12 @@ def _hopper_routes(weights: PaddedWeights, p: float, buffers: Activations, rows:
     single = Sm90Layers(weights)
     if not _chains(weights):
         return [single]
-    chain = Sm90Chain(weights)
-    if problem := _tested(chain_difference, chain, single, p, buffers, rows):
-        log.warning("hidden layers: without one launch for all of them, which differs from one for each: %s", problem)
-        return [single]
-    return [chain, single]
+    chains = [Sm90Chain(weights, *order) for order in CHAINS]
+    for chain in chains:
+        if problem := _tested(chain_difference, chain, single, p, buffers, rows):
+            log.warning("hidden layers: without one launch for all, which differs from one for each: %s", problem)
+            return [single]
+    return [*chains, single]
 
 
 @contextlib.contextmanager
@@ -118,7 +120,7 @@ def fastest(routes: list[Layers], p: float, buffers: Activations, rows: int) -> 
     if len(routes) == 1:
         return routes[0]
     times = _seconds_of(routes, p, buffers, rows)
-    log.info("hidden layers: %s", ", ".join(f"{r.name} {t * 1e3:.3f} ms" for r, t in zip(routes, times)))
+    log.info("hidden layers: %s", ", ".join(f"{r.label} {t * 1e3:.3f} ms" for r, t in zip(routes, times)))
     bits = next(route.bits for route, t in zip(routes, times) if t <= AS_GOOD * min(times))
     return min(zip(times, routes), key=lambda timed: (timed[1].bits != bits, timed[0]))[1]
 

@@ -239,7 +239,11 @@ inline void counter_wait(const int32_t* counter, int32_t wanted) {
   emulator::wait_until([=] { return *counter >= wanted; }, "wait for a counter");
 }
 
-inline void tma_load(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier) {
+constexpr uint64_t kKeepNormally = 1, kEvictFirst = 2;
+
+inline void tma_load(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier,
+                     uint64_t policy) {
+  if (policy != kKeepNormally && policy != kEvictFirst) emulator::fail("a copy with an unknown cache policy");
   tma_load_multicast(target, map, k, row, barrier, static_cast<uint16_t>(1 << cluster_rank()));
 }
 
