@@ -130,7 +130,7 @@ def test_fused_reads_no_stale_buffer():
     clean, poisoned = new_step(), new_step()
     for i, B in enumerate([64, 20, 64]):
         poisoned.activations.grow(64)
-        for buffer in (*poisoned.activations.inputs, *poisoned.activations.pair, poisoned.grads.flat):
+        for buffer in (*poisoned.activations.inputs, *poisoned.activations.gradients, poisoned.grads.flat):
             buffer.fill_(float("nan"))
         for name in ("wide_logit", "logit", "dlogit", "loss"):
             getattr(poisoned.activations, name).fill_(float("nan"))
