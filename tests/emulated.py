@@ -134,6 +134,9 @@ class _Arguments:
 
     def address(self, tensor: torch.Tensor) -> int:
         bytes_ = tensor.numel() * tensor.element_size()
+        for memory, other, size in self.copies:  # what is given twice lies at one place
+            if size == bytes_ > 0 and other.data_ptr() == tensor.data_ptr():
+                return memory
         memory = library().emulator_allocate(ctypes.c_size_t(bytes_))
         assert tensor.is_contiguous()
         ctypes.memmove(memory, tensor.data_ptr(), bytes_)

@@ -82,6 +82,17 @@ def test_head_step_matches_reference(B, H, dtype, p, scale, device):
         assert_close(got[name], want[name], scale=10 if "bias" in name or name == "dweight" else 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("H", [40, 300, 1024, 1304])
+def test_head_step_in_place(H, dtype, device):
+    args = (*inputs(300, H, device, dtype), label(300, device), 300, 0.1, None)
+    want, got = outputs(args[0]), outputs(args[0])
+    ops.head_step_out(*args, **want)
+    ops.head_step_out(*args, **got | {"dz": args[0]})
+    assert torch.equal(args[0], want.pop("dz"))
+    assert all(torch.equal(got[name], a) for name, a in want.items())
+
+
 def test_head_step_of_extreme_logits_is_finite(device):
     h, weight, bias, wide_logit = inputs(4, 8, device)
     wide_logit = torch.tensor([200.0, -200.0, 1e30, -1e30], device=device)

@@ -227,6 +227,14 @@ def test_a_run_goes_on_in_one_launch_where_that_is_faster(timed, monkeypatch, ca
     assert not first.activations.apart
 
 
+def test_tf32_makes_no_chain_unless_asked(timed):
+    timed["sm90-chain"] = 0.5
+    for gemm, taken in (("auto", "sm90"), ("sm90-chain", "sm90-chain")):
+        step = gpu_step(config=StepConfig(precision="tf32", gemm=gemm))
+        step.predict(batch_of(EVEN, 40))
+        assert step.gemm == taken
+
+
 def test_one_layer_makes_no_chain(timed):
     timed["sm90-chain"] = 0.5
     for gemm in ("auto", "sm90-chain"):

@@ -39,11 +39,11 @@ const float* row_of(const HeadInputs& in, int64_t b, float* buffer) {
   }
 }
 
-// dz of a row, and its share of the three sums.
+// dz of a row, and its share of the three sums. dz may lie where h does.
 template <typename T>
-void backward_row(const float* __restrict__ h, const float* __restrict__ weight, float dlogit, float kept_scale,
-                  T* __restrict__ dz, float* __restrict__ buffer, float* __restrict__ dweight,
-                  float* __restrict__ dbias_hidden, int64_t H) {
+void backward_row(const float* h, const float* __restrict__ weight, float dlogit, float kept_scale, T* dz,
+                  float* __restrict__ buffer, float* __restrict__ dweight, float* __restrict__ dbias_hidden,
+                  int64_t H) {
   const float scaled = dlogit * kept_scale;
   for (int64_t i = 0; i < H; ++i) {
     const float kept = h[i] > 0.0f ? scaled : 0.0f;  // a choice of constants, so that the loop vectorises

@@ -25,7 +25,7 @@ struct HeadInputs {
 // logit [B] = h . weight + bias + wide_logit. Bytes: one read of h.
 cudaError_t head_forward(const HeadInputs& in, float* logit, cudaStream_t stream);
 
-// Contract of every field: widedeep/ops/head.py. Bytes: one read of h, one write of dz.
+// Contract of every field: widedeep/ops/head.py; dz may be h. Bytes: one read of h, one write of dz.
 struct HeadStep {
   const float* label;
   int64_t global_rows;

@@ -65,7 +65,7 @@ def head_step_out(
         logit:        [B] float32, overwritten, as all that follow.
         dlogit:       [B] float32: (sigmoid(z) - y) / global_rows.
         dz:           [B, H] in h's dtype: dlogit weight s where h > 0, else 0: the gradient of the last hidden layer's
-                      x weight^T + bias.
+                      x weight^T + bias. It may be h, which is then overwritten.
         dbias_hidden: [H] float32: column sums of dz, before they are rounded to its dtype.
         dweight:      [1, H] float32; dbias: [1] float32: gradients of the output layer.
         loss:         one float32, without loss_scale.

@@ -91,7 +91,7 @@ def _trial(weights: PaddedWeights, dtype: torch.dtype, p: float, buffers: Activa
 
 def _hopper_routes(weights: PaddedWeights, p: float, buffers: Activations, rows: int) -> list[Layers]:
     single = Sm90Layers(weights)
-    if not _chains(weights):
+    if not _chains(weights) or buffers.dtype == torch.float32:  # of floats all gradients at a time take 1.6 GB more
         return [single]
     chains = [Sm90Chain(weights, *order) for order in CHAINS]
     for chain in chains:
@@ -127,7 +127,7 @@ def fastest(routes: list[Layers], p: float, buffers: Activations, rows: int) -> 
 
 def _seconds_of(routes: list[Layers], p: float, buffers: Activations, rows: int) -> list[float]:
     """Of each route: all layers forward, `draw` included, and the gradients of their inputs."""
-    bench = _Stack(routes[0].weights, buffers, rows)
+    bench = _Stack(routes[0].weights, buffers, rows, apart=any(route.together for route in routes))
     for route in routes:
         route.grow(rows)
 
@@ -139,16 +139,15 @@ def _seconds_of(routes: list[Layers], p: float, buffers: Activations, rows: int)
 
 
 class _Stack:
-    """The hidden layers on random data, in a step's buffers."""
+    """The hidden layers on random data, in a step's buffers. The last output stands for its gradient."""
 
-    def __init__(self, weights: PaddedWeights, buffers: Activations, rows: int):
-        buffers.keep_apart(True)
+    def __init__(self, weights: PaddedWeights, buffers: Activations, rows: int, apart: bool):
+        buffers.keep_apart(apart)
         self.x, self.hidden = buffers.rows(rows)
-        self.gradients = [buffers.gradient(i, rows) for i in range(len(self.hidden) + 1)]
+        self.gradients = [*(buffers.gradient(i, rows) for i in range(len(self.hidden))), self.hidden[-1]]
         g, device = torch.Generator(self.x.device).manual_seed(rows), self.x.device
-        for given in (self.x, self.gradients[-1]):
-            # Half zeros, as in training: on what is multiplied depends what a card draws, and so its clock.
-            given.normal_(generator=g).relu_()
+        # Half zeros, as in training: on what is multiplied depends what a card draws, and so its clock.
+        self.x.normal_(generator=g).relu_()
         self.dbias = [torch.empty(width, device=device) for width in weights.widths[1:-1]]
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self.found_inf = None if self.x.dtype == torch.float32 else torch.zeros(1, device=device)
@@ -171,7 +170,7 @@ def chain_difference(chain: Sm90Layers, single: Sm90Layers, p: float, buffers: A
     """What a chain makes, of the same inputs, with other bits than its layers one by one: there a layer has not waited
     for what it reads.
     """
-    stack = _Stack(chain.weights, buffers, rows)
+    stack = _Stack(chain.weights, buffers, rows, apart=True)
     inputs, spare = [stack.x, *stack.hidden], stack.x.new_empty(rows * max(chain.weights.widths))
     for route in (chain, single):
         route.grow(rows)
