@@ -25,21 +25,26 @@ WD_HOST_DEVICE inline void multiply_wide(uint32_t a, uint32_t b, uint32_t& low, 
 #endif
 }
 
-template <int kRounds>
-WD_HOST_DEVICE inline Philox4 philox4x32(Philox4 counter, uint32_t key_lo, uint32_t key_hi) {
-  uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
+// Of several counters, round by round, so that a processor works on all of them at a time.
+template <int kRounds, int kCount>
+WD_HOST_DEVICE inline void philox4x32(Philox4 (&counters)[kCount], uint32_t key_lo, uint32_t key_hi) {
   for (int round = 0; round < kRounds; ++round) {
-    uint32_t low0, high0, low1, high1;
-    multiply_wide(0xD2511F53u, c0, low0, high0);
-    multiply_wide(0xCD9E8D57u, c2, low1, high1);
-    c0 = high1 ^ c1 ^ key_lo;
-    c1 = low1;
-    c2 = high0 ^ c3 ^ key_hi;
-    c3 = low0;
+    for (Philox4& c : counters) {
+      uint32_t low0, high0, low1, high1;
+      multiply_wide(0xD2511F53u, c.word[0], low0, high0);
+      multiply_wide(0xCD9E8D57u, c.word[2], low1, high1);
+      c = {{high1 ^ c.word[1] ^ key_lo, low1, high0 ^ c.word[3] ^ key_hi, low0}};
+    }
     key_lo += 0x9E3779B9u;
     key_hi += 0xBB67AE85u;
   }
-  return {{c0, c1, c2, c3}};
+}
+
+template <int kRounds>
+WD_HOST_DEVICE inline Philox4 philox4x32(Philox4 counter, uint32_t key_lo, uint32_t key_hi) {
+  Philox4 counters[1] = {counter};
+  philox4x32<kRounds>(counters, key_lo, key_hi);
+  return counters[0];
 }
 
 // The mask of one layer in one step. One call serves eight columns of two rows: (row, column n) has byte
@@ -76,8 +81,19 @@ WD_HOST_DEVICE inline Dropout make_dropout(double p, uint64_t seed, uint64_t ste
 
 // The bytes of one call: columns 8 * call ... of rows `row` and row ^ 1. row is the row's position within the global
 // batch, taken modulo 2^32.
+WD_HOST_DEVICE inline Philox4 dropout_counter(const Dropout& d, uint32_t row, uint32_t call) {
+  return {{row >> 1, d.layer_bits | call, d.step_lo, d.step_hi}};
+}
+
 WD_HOST_DEVICE inline Philox4 dropout_bits(const Dropout& d, uint32_t row, uint32_t call) {
-  return philox4x32<7>({{row >> 1, d.layer_bits | call, d.step_lo, d.step_hi}}, d.key_lo, d.key_hi);
+  return philox4x32<7>(dropout_counter(d, row, call), d.key_lo, d.key_hi);
+}
+
+// The same of rows row, row + 2, ...
+template <int kCount>
+WD_HOST_DEVICE inline void dropout_bits(const Dropout& d, uint32_t row, uint32_t call, Philox4 (&calls)[kCount]) {
+  for (int i = 0; i < kCount; ++i) calls[i] = dropout_counter(d, row + 2 * i, call);
+  philox4x32<7>(calls, d.key_lo, d.key_hi);
 }
 
 // 128 - the number below which a byte's low seven bits drop its column: added to them it sets bit 7 of those kept.

@@ -20,8 +20,7 @@ template <typename T, bool kOdd>
 __device__ __forceinline__ Bits<T> draw(const core::Dropout& drop, uint32_t row, uint32_t column) {
   constexpr int kCalls = kTogether / 2 + kOdd;
   core::Philox4 calls[kCalls];
-#pragma unroll
-  for (int i = 0; i < kCalls; ++i) calls[i] = core::dropout_bits(drop, row + 2 * i, column / 8);
+  core::dropout_bits(drop, row, column / 8, calls);
   Bits<T> bits{};
 #pragma unroll
   for (int i = 0; i < kCalls; ++i) {
@@ -44,11 +43,11 @@ __device__ __forceinline__ Bits<T> draw(const core::Dropout& drop, uint32_t row,
   return bits;
 }
 
-// A warp draws the bits of the rows and columns that one finishes together; blockIdx.y is the layer.
+// A warp draws the bits of kGroupRows rows and of the columns that are handed over together; blockIdx.y is the layer.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     dropout_keep_kernel(const __grid_constant__ List list, int strips, DropoutArgs args) {
-  const KeepSm90 layer = list.item[blockIdx.y];
+  const KeepSm90& layer = list.item[blockIdx.y];
   const auto step = static_cast<uint64_t>(*args.step);
   const core::Dropout drop{static_cast<uint32_t>(args.seed),
                            static_cast<uint32_t>(args.seed >> 32),
@@ -58,17 +57,18 @@ __global__ void __launch_bounds__(kThreads)
                            args.threshold,
                            args.scale};
   const auto tiles_n = static_cast<int>((layer.N + kColumns - 1) / kColumns);
-  const int64_t blocks = int64_t{strips} * tiles_n * (2 * kTurns<T> * kBlocks);
+  const int64_t parts = int64_t{strips} * tiles_n * (2 * kTurns<T>);
   const uint32_t lane = threadIdx.x % 32;
-  for (int64_t at = global_thread() / 32; at < blocks; at += grid_threads() / 32) {
-    const auto within = static_cast<int>(at % (2 * kTurns<T> * kBlocks));
-    const auto tile = static_cast<int>(at / (2 * kTurns<T> * kBlocks));
-    const int block = within % kBlocks, turn = within / kBlocks % kTurns<T>, group = within / (kBlocks * kTurns<T>);
+  for (int64_t part = global_thread() / 32; part < parts; part += grid_threads() / 32) {
+    const int turn = static_cast<int>(part) % kTurns<T>, group = static_cast<int>(part / kTurns<T>) % 2;
+    const auto tile = static_cast<int>(part / (2 * kTurns<T>));
     const int strip = tile / tiles_n, tile_n = tile - strip * tiles_n;
-    const uint32_t row = args.first_row + static_cast<uint32_t>(strip * kRows + group * kGroupRows + block * kTogether);
     const uint32_t column = tile_n * kColumns + turn * kHanded<T> + lane * kLane<T>;
-    static_cast<Bits<T>*>(layer.keep)[bits_at<T>(strip, tiles_n, tile_n, group, turn, block) + lane] =
-        row % 2 == 0 ? draw<T, false>(drop, row, column) : draw<T, true>(drop, row, column);
+    uint32_t row = args.first_row + static_cast<uint32_t>(strip * kRows + group * kGroupRows);
+    Bits<T>* keep = static_cast<Bits<T>*>(layer.keep) + bits_at<T>(strip, tiles_n, tile_n, group, turn, 0) + lane;
+#pragma unroll 1
+    for (int block = 0; block < kBlocks; ++block, row += kTogether, keep += 32)
+      *keep = row % 2 == 0 ? draw<T, false>(drop, row, column) : draw<T, true>(drop, row, column);
   }
 }
 
@@ -91,7 +91,7 @@ cudaError_t dropout_keep_sm90(const KeepSm90* layers, int count, int64_t M, core
   if (M == 0) return cudaSuccess;
   List list{};
   for (int i = 0; i < count; ++i) {
-    if (sm90_strips(M) * ceil_div(layers[i].N, kColumns) > INT32_MAX) return cudaErrorInvalidValue;
+    if (sm90_strips(M) * ceil_div(layers[i].N, kColumns) > INT32_MAX / 4) return cudaErrorInvalidValue;
     list.item[i] = layers[i];
   }
   return dtype == core::DType::f32 ? launch<float>(list, count, sm90_strips(M), dropout, stream)
