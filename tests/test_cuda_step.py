@@ -237,7 +237,7 @@ def test_what_is_captured_asks_nothing_and_keeps_no_workspace_of_a_library(parts
 def test_routes_are_compared_again_where_batches_grow(monkeypatch):
     compared = []
 
-    def choose(gemm, weights, precision, p, buffers, resumed):
+    def choose(gemm, weights, precision, p, buffers, resumed, alone):
         compared.append(buffers.capacity)
         return Layers(weights)
 

@@ -9,6 +9,7 @@ from test_cuda_step import EVEN, gpu_step, run
 from test_step import LR, batch_of
 
 from tests import emulated
+from widedeep.dist import LocalComm
 from widedeep.errors import RunError
 from widedeep.ops import linear_sm90
 from widedeep.step import StepConfig
@@ -235,12 +236,26 @@ def test_tf32_makes_no_chain_unless_asked(timed):
         assert step.gemm == taken
 
 
-def test_one_layer_makes_no_chain(timed):
+class TwoRanks(LocalComm):
+    world = 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hidden": [64]}, "a launch takes 2 to 8 layers, the model has 1"),
+        ({"comm": TwoRanks("cpu")}, "there are several ranks, and one must not wait for another in the middle of it"),
+    ],
+)
+def test_where_there_can_be_no_chain(timed, caplog, settings, words):
     timed["sm90-chain"] = 0.5
     for gemm in ("auto", "sm90-chain"):
-        step = gpu_step(config=StepConfig(precision="fp16", gemm=gemm), hidden=[64])
+        step = gpu_step(config=StepConfig(precision="fp16", gemm=gemm), **settings)
         step.predict(batch_of(EVEN, 40))
         assert step.gemm == "sm90"
+    assert [r.message for r in caplog.records if "not sm90-chain" in r.message] == [
+        f"hidden layers: through sm90, not sm90-chain: {words}"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +296,7 @@ def test_whole_steps(on_emulator, monkeypatch, precision, tolerance):
     monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", "own")
     want = gpu_step(config=StepConfig(precision=precision))
     losses = run(want, steps=4, B=40)
-    monkeypatch.setattr(cuda, "choose_layers", lambda gemm, weights, *rest: layers.Sm90Layers(weights))
+    monkeypatch.setattr(cuda, "choose_layers", lambda gemm, weights, *rest, **alone: layers.Sm90Layers(weights))
     got = gpu_step(config=StepConfig(precision=precision))
     torch.testing.assert_close(run(got, steps=4, B=40), losses, rtol=tolerance, atol=tolerance)
     assert got.gemm == "sm90"

@@ -220,7 +220,7 @@ class CudaStep(Step):
     def _choose_layers(self) -> None:
         self.weights.refresh()
         wanted, p = (self.config.gemm, self.weights, self.config.precision), self.model.dropout
-        self.layers = choose_layers(*wanted, p, self.activations, self.route)
+        self.layers = choose_layers(*wanted, p, self.activations, self.route, alone=self.comm.world == 1)
         self.layers.grow(self.capacity)
         self.activations.keep_apart(self.layers.together)
         log.info("fused GPU step, %s, hidden layers through %s", self.config.precision, self.gemm)

@@ -35,7 +35,13 @@ _kept: dict[tuple, str] = {}  # what was the fastest, for the life of the proces
 
 
 def choose_layers(
-    gemm: str, weights: PaddedWeights, precision: str, p: float, buffers: Activations, resumed: str | None = None
+    gemm: str,
+    weights: PaddedWeights,
+    precision: str,
+    p: float,
+    buffers: Activations,
+    resumed: str | None = None,
+    alone: bool = True,
 ) -> Layers:
     """The route that `gemm` names; of "auto" the fastest of those that run and agree with the library's products.
 
@@ -45,40 +51,52 @@ def choose_layers(
             written there.
         resumed: of `ROUTES` the one whose bits the run has had so far: "auto" keeps to it where it runs and agrees, and
             warns where it does not.
+        alone: whether no other kernel waits on this GPU for something from outside. A chain's clusters wait for each
+            other, so it must not miss a multiprocessor for as long as another rank takes.
     Raises:
         RunError: the Hopper products do not come to an end; this process can then no longer use the GPU.
     """
-    found = _choose(gemm, weights, precision, p, buffers, resumed)
+    found = _choose(gemm, weights, precision, p, buffers, resumed, alone)
     if gemm == "auto" and resumed not in (None, found.bits):
         log.warning("hidden layers: through %s from here on, the run so far through %s", found.name, resumed)
     return found
 
 
 def _choose(
-    gemm: str, weights: PaddedWeights, precision: str, p: float, buffers: Activations, resumed: str | None
+    gemm: str, weights: PaddedWeights, precision: str, p: float, buffers: Activations, resumed: str | None, alone: bool
 ) -> Layers:
     device, dtype = weights.flat.device, PRECISIONS[precision]
     fits = precision != "fp32" and len(weights.widths) > 1 and linear_sm90.available(device)
     if gemm == "cublaslt" or not fits:
         return Layers(weights)
+    no_chain = _no_chain(weights, alone)
+    if gemm == "sm90-chain" and no_chain:
+        log.warning("hidden layers: through sm90, not sm90-chain: %s", no_chain)
     if gemm != "auto":
-        chain = gemm == "sm90-chain" and _chains(weights)
-        return Sm90Chain(weights) if chain else Sm90Layers(weights)
+        return Sm90Chain(weights) if gemm == "sm90-chain" and not no_chain else Sm90Layers(weights)
+    # All gradients at a time take 0.8 GB more at a batch of 131072, floats 1.6 GB: those for who asks for them.
+    chains = not no_chain and dtype != torch.float32
     with _rounding(device, precision == "tf32"):
-        return _trial(weights, dtype, p, buffers, resumed)
+        return _trial(weights, dtype, p, buffers, resumed, chains)
 
 
-def _chains(weights: PaddedWeights) -> bool:
-    return 2 <= len(weights.widths) - 1 <= linear_sm90.LINKS
+def _no_chain(weights: PaddedWeights, alone: bool) -> str | None:
+    """Why there can be no chain."""
+    layers = len(weights.widths) - 1
+    if not 2 <= layers <= linear_sm90.LINKS:
+        return f"a launch takes 2 to {linear_sm90.LINKS} layers, the model has {layers}"
+    return None if alone else "there are several ranks, and one must not wait for another in the middle of it"
 
 
-def _trial(weights: PaddedWeights, dtype: torch.dtype, p: float, buffers: Activations, resumed: str | None) -> Layers:
+def _trial(
+    weights: PaddedWeights, dtype: torch.dtype, p: float, buffers: Activations, resumed: str | None, chains: bool
+) -> Layers:
     routes: list[Layers] = []
     rows = max(buffers.capacity, 1)
     if problem := _problem(weights, rows, dtype, p):
         log.warning("hidden layers: without the products for Hopper, which disagree with cuBLASLt: %s", problem)
     else:
-        routes += _hopper_routes(weights, p, buffers, rows)
+        routes += _hopper_routes(weights, p, buffers, rows, chains)
     routes.append(Layers(weights))
     routes = [route for route in routes if route.bits == resumed] or routes
     key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows, *(route.label for route in routes))
@@ -89,16 +107,14 @@ def _trial(weights: PaddedWeights, dtype: torch.dtype, p: float, buffers: Activa
     return found
 
 
-def _hopper_routes(weights: PaddedWeights, p: float, buffers: Activations, rows: int) -> list[Layers]:
+def _hopper_routes(weights: PaddedWeights, p: float, buffers: Activations, rows: int, chains: bool) -> list[Layers]:
     single = Sm90Layers(weights)
-    if not _chains(weights) or buffers.dtype == torch.float32:  # of floats all gradients at a time take 1.6 GB more
-        return [single]
-    chains = [Sm90Chain(weights, *order) for order in CHAINS]
-    for chain in chains:
+    together = [Sm90Chain(weights, *order) for order in CHAINS] if chains else []
+    for chain in together:
         if problem := _tested(chain_difference, chain, single, p, buffers, rows):
             log.warning("hidden layers: without one launch for all, which differs from one for each: %s", problem)
             return [single]
-    return [*chains, single]
+    return [*together, single]
 
 
 @contextlib.contextmanager
