@@ -72,7 +72,7 @@ __device__ __forceinline__ int32_t counter_value(const int32_t* counter) {
 __device__ __forceinline__ void counter_wait(const int32_t* counter, int32_t wanted) {
   const uint32_t since = clock_seconds();
   while (counter_value(counter) < wanted)
-    if (clock_seconds() - since > 4) __trap();
+    if (clock_seconds() - since > 24) __trap();  // about a minute: other blocks may have to wait for a multiprocessor
   asm volatile("fence.proxy.async.global;" ::: "memory");  // the copies come after the stores
 }
 
