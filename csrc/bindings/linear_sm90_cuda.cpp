@@ -83,9 +83,7 @@ void linear_sm90_out(Tensor x, Tensors weights, Tensors biases, double p, Tensor
   STD_TORCH_CHECK(biases.size() == weights.size(), op, ": expected ", weights.size(), " biases, got ", biases.size());
   check_dropout(p, op);
   STD_TORCH_CHECK(keep.size() == (p > 0 ? weights.size() : 0), op,
-                  ": expected a keep for each weight with dropout and "
-                  "none without, got ",
-                  keep.size(), " with p = ", p);
+                  ": expected a keep for each weight, or none where p is 0, got ", keep.size(), " with p = ", p);
   std::vector<kernels::ForwardSm90> links;
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t N = weights[i].size(0);

@@ -66,15 +66,14 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
   // The same layers on Hopper GPUs, everything fused into the product, a chain of them in one launch. keep, masks: a
   // bit for each element, whether dropout keeps it and whether it is positive then.
   m.def(
-      "dropout_keep_sm90_out(float p, int seed, Tensor step, int layer, int first_row, int rows, int[] widths, bool "
-      "half, *, Tensor(a!)[] keep) -> ()");
+      "dropout_keep_sm90_out(float p, int seed, Tensor step, int layer, int first_row, int rows, int[] widths,"
+      " bool half, *, Tensor(a!)[] keep) -> ()");
   m.def(
-      "linear_sm90_out(Tensor x, Tensor[] weights, Tensor[] biases, float p, Tensor[] keep, int rounds_ahead, bool "
-      "evict_first, *, Tensor(a!)[] y, Tensor(b!)[] masks) -> ()");
+      "linear_sm90_out(Tensor x, Tensor[] weights, Tensor[] biases, float p, Tensor[] keep, int rounds_ahead,"
+      " bool evict_first, *, Tensor(a!)[] y, Tensor(b!)[] masks) -> ()");
   m.def(
-      "linear_sm90_dgrad_out(Tensor dz, Tensor[] weights_t, Tensor[] masks, float p, int rounds_ahead, bool "
-      "evict_first, "
-      "*, Tensor(a!)[] dx, Tensor(b!)[] dbias, Tensor(c!)? found_inf) -> ()");
+      "linear_sm90_dgrad_out(Tensor dz, Tensor[] weights_t, Tensor[] masks, float p, int rounds_ahead,"
+      " bool evict_first, *, Tensor(a!)[] dx, Tensor(b!)[] dbias, Tensor(c!)? found_inf) -> ()");
   m.def("allow_tf32_(Tensor like, bool allow) -> ()");
 
   // Head: output layer, loss and its gradient in one pass over the last activation.
