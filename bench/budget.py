@@ -126,10 +126,10 @@ def layers(budget: Budget) -> None:
         sums = [dbias, *(torch.empty_like(dbias) for _ in range(n - 1))]
         drawn = partial(linear_sm90.dropout_keep_sm90_out, P, 1, step, 0, 0, B, [WIDTH] * n, True, keep=keep)
         budget.add("layer dropout, sm90" if n == 1 else f"{n} layers' dropout, sm90", drawn, None, bytes=n * size)
-        for ahead, first in [(3, False)] if n == 1 else product((2, 3, 4), (False, True)):
-            name = "layer" if n == 1 else f"{n} layers, {ahead} ahead{', read once' if first else ''},"
-            forward_args = (x, [weight] * n, [bias] * n, P, keep, ahead, first)
-            dgrad_args = (dz, [weight_t] * n, masks, P, ahead, first)
+        for schedule in product((3,) if n == 1 else (2, 3), (False,) if n == 1 else (False, True), (128, 64)):
+            name = f"{'layer' if n == 1 else f'{n} layers'} {schedule}"
+            forward_args = (x, [weight] * n, [bias] * n, P, keep, *schedule)
+            dgrad_args = (dz, [weight_t] * n, masks, P, *schedule)
             for what, call, target in (
                 ("forward", partial(linear_sm90.linear_sm90_out, *forward_args, y=many, masks=masks), 0.42),
                 ("dgrad", partial(linear_sm90.linear_sm90_dgrad_out, *dgrad_args, dx=many, dbias=sums), 0.46),

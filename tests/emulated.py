@@ -67,9 +67,9 @@ def _sources() -> dict[str, str]:
         if source.suffix in (".cu", ".cuh") and source.name != "sm90.cuh":
             name = "kernels/" + source.name + (".cpp" if source.suffix == ".cu" else "")
             texts[name] = f'#line 1 "{source}"\n{translate(source.read_text())}'
-    operand = r"__device__ __forceinline__ (uint64_t operand\(.*?\n}\n)"
+    operand = r"(template <int kRowBytes>)\n__device__ __forceinline__ (uint64_t operand\(.*?\n}\n)"
     found = re.search(operand, (KERNELS / "sm90.cuh").read_text(), re.DOTALL)
-    return texts | {"operand.inc": "inline " + found[1]}
+    return texts | {"operand.inc": f"{found[1]}\n{found[2]}"}
 
 
 def _stamp(*parts) -> str:
@@ -338,32 +338,21 @@ def dropout_keep_sm90_out(p, seed, step, layer, first_row, rows, widths, half, *
     call("dropout_keep_sm90", float(p), seed, step, layer, first_row, *sizes, [*keep])
 
 
-def linear_sm90_out(x, weights, biases, p, keep, rounds_ahead=3, evict_first=False, *, y, masks):
+def linear_sm90_out(x, weights, biases, p, keep, rounds_ahead=3, evict_first=False, stage_bytes=128, *, y, masks):
     n, widths = len(weights), [x.shape[1], *map(len, weights)]
     keep, masks = ([*given] + [None] * (n - len(given)) for given in (keep, masks))
     given = (x, n, [*weights], [*biases], float(p), keep, [*y], masks, len(x), widths, x.dtype)
-    call("linear_forward_sm90", *given, rounds_ahead, int(evict_first))
+    call("linear_forward_sm90", *given, rounds_ahead, int(evict_first), stage_bytes)
 
 
-def linear_sm90_dgrad_out(dz, weights_t, masks, p, rounds_ahead=3, evict_first=False, *, dx, dbias, found_inf=None):
+def linear_sm90_dgrad_out(
+    dz, weights_t, masks, p, rounds_ahead=3, evict_first=False, stage_bytes=128, *, dx, dbias, found_inf=None
+):
     n, widths = len(weights_t), [dz.shape[1], *map(len, weights_t)]
     masks, dbias = ([*given] + [None] * (n - len(given)) for given in (masks, dbias))
     scale = reference.dropout_scale(p)
-    outputs = ([*dx], dbias, found_inf)
-    call(
-        "linear_dgrad_sm90",
-        dz,
-        n,
-        [*weights_t],
-        masks,
-        scale,
-        *outputs,
-        len(dz),
-        widths,
-        dz.dtype,
-        rounds_ahead,
-        int(evict_first),
-    )
+    given = (dz, n, [*weights_t], masks, scale, [*dx], dbias, found_inf, len(dz), widths, dz.dtype)
+    call("linear_dgrad_sm90", *given, rounds_ahead, int(evict_first), stage_bytes)
 
 
 def mask_bytes(M: int, N: int) -> int:

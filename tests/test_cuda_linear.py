@@ -171,7 +171,9 @@ def test_hopper_products_repeat_their_bits():
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("captured", "order"), [(False, (3, False)), (True, (3, False)), (True, (1, True))])
+@pytest.mark.parametrize(
+    ("captured", "order"), [(False, (3, False, 128)), (True, (3, False, 64)), (True, (1, True, 128))]
+)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
     ("B", "widths"),

@@ -59,10 +59,11 @@ def timed(on_emulator, monkeypatch):
     monkeypatch.setattr(
         trial,
         "_seconds_of",
-        lambda routes, *rest: [seconds[route.label.replace(" (3 rounds ahead)", "")] for route in routes],
+        lambda routes, *rest: [seconds[route.name] for route in routes],
     )
-    monkeypatch.setattr(trial, "CHAIN_REPEATS", 1)
-    monkeypatch.setattr(trial, "CHAINS", [(3, False)])
+    monkeypatch.setattr(trial, "SCHEDULE_REPEATS", 1)
+    monkeypatch.setattr(trial, "SINGLES", trial.SINGLES[:1])
+    monkeypatch.setattr(trial, "CHAINS", trial.CHAINS[:1])
     monkeypatch.setattr(linear_sm90, "available", lambda device: True)
     monkeypatch.setattr(trial, "_kept", {})
     return seconds
@@ -198,11 +199,11 @@ def test_a_route_is_timed_forward_and_back(on_emulator, monkeypatch):
     ],
 )
 def test_a_chain_that_differs_is_seen(on_emulator, monkeypatch, where, fault, found):
-    monkeypatch.setattr(trial, "CHAIN_REPEATS", 2)
+    monkeypatch.setattr(trial, "SCHEDULE_REPEATS", 2)
     step = gpu_step(config=StepConfig(precision="fp16"))
     on_emulator[where] = fault
     routes = [kind(step.weights) for kind in (layers.Sm90Chain, layers.Sm90Layers)]
-    assert trial.chain_difference(*routes, 0.1, step.activations, 300) == found
+    assert trial.bits_difference(*routes, 0.1, step.activations, 300) == found
 
 
 def test_a_chain_that_differs_is_left_out_and_named(timed, on_emulator, caplog):
@@ -211,7 +212,10 @@ def test_a_chain_that_differs_is_left_out_and_named(timed, on_emulator, caplog):
     step = gpu_step(config=StepConfig(precision="fp16"))
     step.predict(batch_of(EVEN, 40))
     assert step.gemm == "sm90"
-    assert "without one launch for all, which differs from one for each: the output of layer 1" in caplog.text
+    assert (
+        "without sm90-chain (3, False, 128), which has not the bits of sm90 (3, False, 128): the output of layer 1"
+        in caplog.text
+    )
 
 
 def test_a_run_goes_on_in_one_launch_where_that_is_faster(timed, monkeypatch, caplog):

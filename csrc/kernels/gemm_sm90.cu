@@ -14,8 +14,8 @@ using namespace sm90;
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // The bias of a warpgroup's tile. While its first products run; the barriers keep the tile before and this one apart.
-template <typename T>
-__device__ __forceinline__ void load_offset(Shared& s, const Link& link, int group, int column) {
+template <typename T, int kBytes>
+__device__ __forceinline__ void load_offset(Shared<kBytes>& s, const Link& link, int group, int column) {
   const auto* const bias = static_cast<const T*>(link.bias);
   named_barrier(1 + group, 128);
   for (int n = threadIdx.x % 128; n < kColumns; n += 128)
@@ -23,16 +23,16 @@ __device__ __forceinline__ void load_offset(Shared& s, const Link& link, int gro
   named_barrier(1 + group, 128);
 }
 
-template <typename T, Epilogue kEpilogue>
-__device__ __forceinline__ void consume(Shared& s, const Params& p) {
+template <typename T, Epilogue kEpilogue, int kBytes>
+__device__ __forceinline__ void consume(Shared<kBytes>& s, const Params& p) {
   const int group = threadIdx.x / 128 - 1, clusters = gridDim.x / kCluster;
   float acc[128];
-  Turn<kStages> turn;
+  Turn<Ring<kBytes>::kStages> turn;
   uint32_t parity = 1;  // nothing waits to be taken at first
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
     const Place at = place_of(p, tile);
     const Link& link = p.link[at.link];
-    multiply<T>(s.ring, acc, turn, link.depth_blocks, group, [&](int k) {
+    multiply<T>(s.ring, acc, turn, link.stages, group, [&](int k) {
       if (kEpilogue == Epilogue::kForward && k == 0) load_offset<T>(s, link, group, at.n * kColumns);
     });
     const auto hand = [&]<int kTurn>() {
@@ -49,8 +49,8 @@ __device__ __forceinline__ void consume(Shared& s, const Params& p) {
 
 // The blocks of kTogether rows that a warp finishes of 64: every third, the second warpgroup's beginning with another,
 // so that over a tile each warp has five or six of the sixteen.
-template <typename T, Epilogue kEpilogue>
-__device__ __forceinline__ void finish(Shared& s, const Params& p) {
+template <typename T, Epilogue kEpilogue, int kBytes>
+__device__ __forceinline__ void finish(Shared<kBytes>& s, const Params& p) {
   constexpr bool kForward = kEpilogue == Epilogue::kForward;
   const int clusters = gridDim.x / kCluster, warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
   uint32_t parity = 0, bad = 0;
@@ -94,11 +94,11 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
 }
 #endif
 
-template <typename T, Epilogue kEpilogue>
+template <typename T, Epilogue kEpilogue, int kBytes>
 __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
-  Shared& s = swizzle_aligned<Shared>(raw);
+  auto& s = swizzle_aligned<Shared<kBytes>>(raw);
   const auto init = [&] {
     for (int group = 0; group < 2; ++group) {
       barrier_init(smem_address(&s.ready[group]), 4);  // a warpgroup's warps
@@ -111,29 +111,36 @@ __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_c
 }
 
 // What the links of a chain share.
-cudaError_t begin(Params& p, int64_t M, int count, ChainOrder order, void* workspace) {
+cudaError_t begin(Params& p, int64_t M, int count, Schedule schedule, void* workspace) {
   int device = 0, major = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (major != 9) return cudaErrorNoKernelImageForDevice;
-  if (count < 1 || count > kSm90Links || M > INT32_MAX - 256 || order.rounds_ahead < 1 || order.rounds_ahead > 1024)
-    return cudaErrorInvalidValue;
+  const bool known = schedule.rounds_ahead >= 1 && schedule.rounds_ahead <= 1024 &&
+                     (schedule.stage_bytes == 64 || schedule.stage_bytes == 128);
+  if (count < 1 || count > kSm90Links || M > INT32_MAX - 256 || !known) return cudaErrorInvalidValue;
   p = {};
   p.M = static_cast<int>(M);
   p.tiles_m = static_cast<int>(ceil_div(M, kCluster * kRows));
   p.links = count;
-  p.order = order;
+  p.schedule = schedule;
   p.finished = static_cast<int32_t*>(workspace);
   return cudaSuccess;
 }
 
-template <Epilogue kEpilogue>
+template <Epilogue kEpilogue, int kBytes>
 cudaError_t launch(Params& p, core::DType dtype, cudaStream_t stream) {
-  static_assert(sizeof(Shared) + 1023 <= 232448, "more shared memory than a Hopper block can have");
+  static_assert(sizeof(Shared<kBytes>) + 1023 <= 232448, "more shared memory than a Hopper block can have");
   static_assert(sizeof(Params) <= 4096, "more than a kernel's parameters may be");
   return dispatch(dtype, [&]<typename T>() {
-    return launch_clusters(linear_sm90_kernel<T, kEpilogue>, sizeof(Shared), p, stream);
+    return launch_clusters(linear_sm90_kernel<T, kEpilogue, kBytes>, sizeof(Shared<kBytes>), p, stream);
   });
+}
+
+template <Epilogue kEpilogue>
+cudaError_t launch(Params& p, core::DType dtype, cudaStream_t stream) {
+  return p.schedule.stage_bytes == 64 ? launch<kEpilogue, 64>(p, dtype, stream)
+                                      : launch<kEpilogue, 128>(p, dtype, stream);
 }
 
 }  // namespace
@@ -147,9 +154,9 @@ int64_t sm90_workspace(int64_t M, int links) {
 }
 
 cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType dtype, const ForwardSm90* links,
-                                int count, float scale, ChainOrder order, void* workspace, cudaStream_t stream) {
+                                int count, float scale, Schedule schedule, void* workspace, cudaStream_t stream) {
   Params p;
-  if (const cudaError_t error = begin(p, M, count, order, workspace)) return error;
+  if (const cudaError_t error = begin(p, M, count, schedule, workspace)) return error;
   if (M == 0) return cudaSuccess;
   for (int i = 0; i < count; ++i) {
     const ForwardSm90& layer = links[i];
@@ -167,10 +174,10 @@ cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType
 }
 
 cudaError_t linear_dgrad_sm90(const void* dz, int64_t M, int64_t K, core::DType dtype, const GradientSm90* links,
-                              int count, float scale, float* found_inf, ChainOrder order, void* workspace,
+                              int count, float scale, float* found_inf, Schedule schedule, void* workspace,
                               cudaStream_t stream) {
   Params p;
-  if (const cudaError_t error = begin(p, M, count, order, workspace)) return error;
+  if (const cudaError_t error = begin(p, M, count, schedule, workspace)) return error;
   if (M == 0) return cudaSuccess;
   p.found_inf = found_inf;
   for (int i = 0; i < count; ++i) {

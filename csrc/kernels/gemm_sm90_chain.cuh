@@ -9,14 +9,13 @@
 namespace widedeep::kernels::sm90 {
 
 constexpr int kThreads = 3 * 128;  // more would leave a thread fewer registers than a wgmma of this size needs
-constexpr int kDepthBytes = 128;   // of K in a stage: one swizzle row
 
 // One product of a chain: C [M, N] = A B^T. A is the C of the link before, of the first the chain's input.
 struct Link {
   CUtensorMap a, b;
   int N;
-  int depth_blocks;  // ceil(K / elements of a stage)
-  int tiles_n;       // of 256 columns
+  int stages;   // ceil(K / elements of a stage)
+  int tiles_n;  // of 256 columns
   float scale;
   void* c;
   const void* bias;
@@ -34,7 +33,7 @@ struct Params {
   int tiles_band, tiles;  // of a whole band, and of the launch
   int32_t* finished;      // [links - 1, 2 tiles_m]: the parts of a strip's rows that are stored
   float* found_inf;
-  ChainOrder order;
+  Schedule schedule;
 };
 
 enum class Epilogue { kForward, kGradient };
@@ -44,10 +43,11 @@ inline cudaError_t set_link(Params& p, int at, const void* a, int64_t K, const v
   Link& link = p.link[at];
   if (N > INT32_MAX - 256) return cudaErrorInvalidValue;
   link.N = static_cast<int>(N);
-  link.depth_blocks = static_cast<int>(ceil_div(K * core::bytes_of(dtype), kDepthBytes));
+  link.stages = static_cast<int>(ceil_div(K * core::bytes_of(dtype), p.schedule.stage_bytes));
   link.tiles_n = static_cast<int>(ceil_div(N, kColumns));
-  if (const cudaError_t error = tensor_map(&link.a, a, p.M, K, kRows, dtype)) return error;
-  return tensor_map(&link.b, b, N, K, kColumns / kCluster, dtype);
+  const auto bytes = static_cast<uint32_t>(p.schedule.stage_bytes);
+  if (const cudaError_t error = tensor_map(&link.a, a, p.M, K, kRows, bytes, dtype)) return error;
+  return tensor_map(&link.b, b, N, K, kColumns / kCluster, bytes, dtype);
 }
 
 // Cuts the rows into bands, for `clusters` of which each takes every so many-th tile.
@@ -58,7 +58,7 @@ inline cudaError_t set_tiles(Params& p, int clusters) {
     fewest = p.link[i].tiles_n < fewest ? p.link[i].tiles_n : fewest;
   }
   if (int64_t{all} * p.tiles_m > INT32_MAX - clusters) return cudaErrorInvalidValue;
-  const auto wanted = static_cast<int>(ceil_div(p.order.rounds_ahead * clusters, fewest));
+  const auto wanted = static_cast<int>(ceil_div(p.schedule.rounds_ahead * clusters, fewest));
   const int bands = p.links > 1 && p.tiles_m > wanted ? p.tiles_m / wanted : 1;
   p.band = static_cast<int>(ceil_div(p.tiles_m, bands));
   p.tiles_band = p.band * all;
@@ -135,10 +135,9 @@ __device__ __forceinline__ int32_t* counter_of(const Params& p, int link, int st
 // tiles, and load the next, at the same time.
 __device__ __forceinline__ void start_apart(const Params& p, int clusters) {
   const int cluster = blockIdx.x / kCluster, rest = p.tiles % clusters;
-  constexpr int kStageCycles = 1024;  // of the tensor cores
+  const int stage_cycles = 8 * p.schedule.stage_bytes;  // of the tensor cores
   if (p.tiles > clusters && rest > 0 && cluster >= rest)
-    pause(
-        static_cast<uint32_t>(kStageCycles * p.link[p.links - 1].depth_blocks / (clusters - rest) * (cluster - rest)));
+    pause(static_cast<uint32_t>(stage_cycles * p.link[p.links - 1].stages / (clusters - rest) * (cluster - rest)));
 }
 
 #endif

@@ -5,10 +5,10 @@
 
 namespace widedeep::kernels::sm90 {
 
-constexpr int kAStage = kRows * kDepthBytes, kBStage = kColumns * kDepthBytes;
-
-template <int kStages>
+// kBytes: of a row of A and B in a stage, one swizzle row. All stages together have 144 KB.
+template <int kBytes>
 struct Ring {
+  static constexpr int kStages = 3 * 128 / kBytes, kAStage = kRows * kBytes, kBStage = kColumns * kBytes;
   alignas(1024) uint8_t stages[kStages][kAStage + kBStage];
   alignas(8) uint64_t full[kStages], empty[kStages];
 };
@@ -30,21 +30,22 @@ struct Turn {
 // of a wgmma.
 constexpr uint32_t kReaders = 2 * 4 * kCluster;
 
-template <int kStages>
-__device__ __forceinline__ void init_ring(Ring<kStages>& ring) {
-  for (int stage = 0; stage < kStages; ++stage) {
+template <int kBytes>
+__device__ __forceinline__ void init_ring(Ring<kBytes>& ring) {
+  for (int stage = 0; stage < ring.kStages; ++stage) {
     barrier_init(smem_address(&ring.full[stage]), 1);
     barrier_init(smem_address(&ring.empty[stage]), kReaders);
   }
 }
 
 // kWriters: what a finished tile adds to the counter of a strip.
-template <typename T, int kWriters, int kStages>
-__device__ __forceinline__ void produce(Ring<kStages>& ring, const Params& p) {
+template <typename T, int kWriters, int kBytes>
+__device__ __forceinline__ void produce(Ring<kBytes>& ring, const Params& p) {
+  constexpr int kAStage = Ring<kBytes>::kAStage, kBStage = Ring<kBytes>::kBStage;
   const int rank = static_cast<int>(cluster_rank()), clusters = gridDim.x / kCluster;
-  constexpr int kDepth = kDepthBytes / static_cast<int>(sizeof(T));
-  const uint64_t policy = p.order.evict_first ? kEvictFirst : kKeepNormally;
-  Turn<kStages> turn;
+  constexpr int kDepth = kBytes / static_cast<int>(sizeof(T));
+  const uint64_t policy = p.schedule.evict_first ? kEvictFirst : kKeepNormally;
+  Turn<Ring<kBytes>::kStages> turn;
   start_apart(p, clusters);
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
     const Place at = place_of(p, tile);
@@ -52,7 +53,7 @@ __device__ __forceinline__ void produce(Ring<kStages>& ring, const Params& p) {
     const int strip = at.m * kCluster + rank;
     const int32_t column = at.n * kColumns + rank * (kColumns / kCluster);
     if (at.link > 0) counter_wait(counter_of(p, at.link - 1, strip), kWriters * p.link[at.link - 1].tiles_n);
-    for (int k = 0; k < link.depth_blocks; ++k, turn.advance()) {
+    for (int k = 0; k < link.stages; ++k, turn.advance()) {
       const uint32_t full = smem_address(&ring.full[turn.stage]);
       // A new barrier answers at once for the parity before its first: the first pass finds every stage empty.
       barrier_wait(smem_address(&ring.empty[turn.stage]), turn.parity ^ 1);
@@ -64,8 +65,8 @@ __device__ __forceinline__ void produce(Ring<kStages>& ring, const Params& p) {
   }
 }
 
-template <int kStages>
-__device__ __forceinline__ void release(Ring<kStages>& ring, int stage) {
+template <int kBytes>
+__device__ __forceinline__ void release(Ring<kBytes>& ring, int stage) {
   uint32_t lane;  // read anew: kept, it would cost a register that the accumulators need
   asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
   if (lane < kCluster) barrier_arrive_at(smem_address(&ring.empty[stage]), lane);
@@ -73,17 +74,17 @@ __device__ __forceinline__ void release(Ring<kStages>& ring, int stage) {
 
 // The product of one tile, of which `group` has its 64 rows. A stage is handed back to both producers of the cluster
 // once the next stage's wgmmas are in flight. issued(k): what else is done when those of stage k are.
-template <typename T, int kStages, typename F>
-__device__ __forceinline__ void multiply(Ring<kStages>& ring, float (&acc)[128], Turn<kStages>& turn, int depth_blocks,
-                                         int group, F issued) {
-  for (int k = 0; k < depth_blocks; ++k) {
+template <typename T, int kBytes, typename F>
+__device__ __forceinline__ void multiply(Ring<kBytes>& ring, float (&acc)[128], Turn<Ring<kBytes>::kStages>& turn,
+                                         int stages, int group, F issued) {
+  constexpr int kAStage = Ring<kBytes>::kAStage;
+  for (int k = 0; k < stages; ++k) {
     barrier_wait(smem_address(&ring.full[turn.stage]), turn.parity);
     const uint32_t stage = smem_address(ring.stages[turn.stage]);
-    const uint64_t a = operand(stage + group * (kAStage / 2)), b = operand(stage + kAStage);
+    const uint64_t a = operand<kBytes>(stage + group * (kAStage / 2)), b = operand<kBytes>(stage + kAStage);
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kDepthBytes / 32; ++step)
-      wgmma<T>(acc, a + step * kStep, b + step * kStep, k > 0 || step > 0);
+    for (int step = 0; step < kBytes / 32; ++step) wgmma<T>(acc, a + step * kStep, b + step * kStep, k > 0 || step > 0);
     wgmma_commit();
     wgmma_wait<1>();
     if (k > 0) release(ring, turn.before());

@@ -8,11 +8,12 @@
 
 namespace widedeep::kernels::sm90 {
 
-constexpr int kStages = 3;     // 3 x 48 KB beside 64 KB of rows handed over, of 227 KB
 constexpr int kFinishers = 3;  // warps; the first of their warpgroup feeds the ring
 
+// 144 KB of the ring and 64 KB of rows handed over, of 227 KB. kBytes: as of Ring.
+template <int kBytes>
 struct Shared {
-  Ring<kStages> ring;
+  Ring<kBytes> ring;
   alignas(1024) uint8_t out[2][kGroupRows][kRowBytes];
   float offset[2][kColumns];  // of each warpgroup: the bias of its tile, times the scale of dropout
   float sums[kFinishers][kColumns];
@@ -31,8 +32,8 @@ __device__ __forceinline__ uint32_t chunk_at(uint32_t row, uint32_t chunk) {
 
 // Hands over columns turn * kHanded .. of a warp's 16 rows: acc times scale, in the forward pass with its offset and
 // relu (NaN stays).
-template <typename T, Epilogue kEpilogue, int kTurn>
-__device__ __forceinline__ void hand_over(Shared& s, const float (&acc)[128], float scale, uint32_t group) {
+template <typename T, Epilogue kEpilogue, int kTurn, int kBytes>
+__device__ __forceinline__ void hand_over(Shared<kBytes>& s, const float (&acc)[128], float scale, uint32_t group) {
   const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, quad = lane % 4;
   const float* const offset = s.offset[group] + quad * 2;
   const auto value = [&](int j, int i, int e, const Pack<float, 2>& shift) {
@@ -170,9 +171,9 @@ __device__ __forceinline__ Bits<T> finish_rows(const uint8_t (*out)[kRowBytes], 
 }
 
 // Column sums of a tile: those of the warps in order, into a strip of the launch's sums.
-template <typename T>
-__device__ __forceinline__ void add_warps(Shared& s, const Link& link, const float (&sums)[kTurns<T>][8], int first,
-                                          int strip, int column) {
+template <typename T, int kBytes>
+__device__ __forceinline__ void add_warps(Shared<kBytes>& s, const Link& link, const float (&sums)[kTurns<T>][8],
+                                          int first, int strip, int column) {
   const uint32_t lane = threadIdx.x % 32;
   constexpr int kAll = kFinishers * 32;
 #pragma unroll

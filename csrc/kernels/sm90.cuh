@@ -138,11 +138,13 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Descriptor of a K-contiguous operand in shared memory as TMA's 128-byte swizzle lays it: rows of 128 bytes, groups of
-// eight rows 1024 bytes apart. One wgmma takes 32 bytes along K: the next adds kStep to the descriptor.
+// Descriptor of a K-contiguous operand in shared memory as TMA's swizzle of kRowBytes (128 or 64) lays it: rows of so
+// many bytes, in groups of eight rows. One wgmma takes 32 bytes along K: the next adds kStep to the descriptor.
+template <int kRowBytes>
 __device__ __forceinline__ uint64_t operand(uint32_t address) {
-  constexpr uint64_t kSwizzle128 = 1ull << 62, kGroupStride = uint64_t{1024 >> 4} << 32, kLeading = uint64_t{1} << 16;
-  return kSwizzle128 | kGroupStride | kLeading | ((address & 0x3FFFF) >> 4);
+  constexpr uint64_t kSwizzle = uint64_t{kRowBytes == 128 ? 1 : 2} << 62, kLeading = uint64_t{1} << 16;
+  constexpr uint64_t kGroupStride = uint64_t{8 * kRowBytes >> 4} << 32;
+  return kSwizzle | kGroupStride | kLeading | ((address & 0x3FFFF) >> 4);
 }
 
 constexpr uint64_t kStep = 32 >> 4;

@@ -68,6 +68,7 @@ def linear_sm90_out(
     keep: Sequence[Tensor],
     rounds_ahead: int = 3,
     evict_first: bool = False,
+    stage_bytes: int = 128,
     *,
     y: Sequence[Tensor],
     masks: Sequence[Tensor],
@@ -84,13 +85,15 @@ def linear_sm90_out(
         keep:    for each layer what dropout_keep_sm90_out wrote for it; none if p is 0.
         rounds_ahead: tiles that every multiprocessor works on between what a layer writes and what the next one reads
             of it, from 1 on: with fewer it lies in the second-level cache still, with more nobody waits.
-        evict_first: whether that cache may drop first what has been read. The bits do not depend on these two.
+        evict_first: whether that cache may drop first what has been read.
+        stage_bytes: of a row of the operands in a stage of shared memory: 128, in three stages, or 64, in six. The bits
+            do not depend on these three.
         y:       [B, N] for each, overwritten.
         masks:   [mask_bytes(B, N)] uint8 for each of the first layers, overwritten; of the others none is kept.
     Raises:
         RuntimeError: wrong shape, dtype, device or stride; a GPU other than compute capability 9.0.
     """
-    _ops.linear_sm90_out.default(x, weights, biases, p, keep, rounds_ahead, evict_first, y=y, masks=masks)
+    _ops.linear_sm90_out.default(x, weights, biases, p, keep, rounds_ahead, evict_first, stage_bytes, y=y, masks=masks)
 
 
 def linear_sm90_dgrad_out(
@@ -100,6 +103,7 @@ def linear_sm90_dgrad_out(
     p: float,
     rounds_ahead: int = 3,
     evict_first: bool = False,
+    stage_bytes: int = 128,
     *,
     dx: Sequence[Tensor],
     dbias: Sequence[Tensor],
@@ -113,7 +117,7 @@ def linear_sm90_dgrad_out(
         weights_t: 1 to LINKS of [N, K], the transposed weights, the last layer's first.
         masks:     for each of the first ones the mask that linear_sm90_out wrote with y [B, N]; others: plain products.
         p:         dropout of the masks' layers, in [0, 1).
-        rounds_ahead, evict_first: as linear_sm90_out.
+        rounds_ahead, evict_first, stage_bytes: as linear_sm90_out.
         dx:        [B, N] for each, overwritten.
         dbias:     [N] float32 for each of the first ones, all with a mask, overwritten with the column sums of dx as
             rounded; of half types four rows each are first added in that type, of which a dx above a quarter of its
@@ -123,7 +127,7 @@ def linear_sm90_dgrad_out(
         RuntimeError: as linear_sm90_out; a dbias without mask; found_inf where every dx has a mask.
     """
     outputs = {"dx": dx, "dbias": dbias, "found_inf": found_inf}
-    _ops.linear_sm90_dgrad_out.default(dz, weights_t, masks, p, rounds_ahead, evict_first, **outputs)
+    _ops.linear_sm90_dgrad_out.default(dz, weights_t, masks, p, rounds_ahead, evict_first, stage_bytes, **outputs)
 
 
 for _name in ("dropout_keep_sm90_out", "linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):

@@ -105,13 +105,19 @@ class Layers:
 class Sm90Layers(Layers):
     """Our Hopper products: what dropout keeps is drawn ahead of them, and a mask of one bit an element goes from the
     forward pass to the gradient, which reads a transposed copy of the weight.
+
+    Args:
+        rounds_ahead, evict_first, stage_bytes: as in widedeep.ops.linear_sm90.
     """
 
-    name = label = bits = "sm90"
-    order = ()  # what a launch of several layers wants to know
+    name = bits = "sm90"
 
-    def __init__(self, weights: PaddedWeights):
+    def __init__(
+        self, weights: PaddedWeights, rounds_ahead: int = 3, evict_first: bool = False, stage_bytes: int = 128
+    ):
         super().__init__(weights)
+        self.schedule = (rounds_ahead, evict_first, stage_bytes)
+        self.label = f"{self.name} {self.schedule}"
         self.transposed = [torch.empty_like(self._layer(i)[0].t().contiguous()) for i in range(self.count)]
         self.keep: list[Tensor] = []  # of the outputs of all layers
         self.refresh()
@@ -146,7 +152,7 @@ class Sm90Layers(Layers):
         some = slice(first, first + len(hidden))
         weights, biases = zip(*map(self._layer, range(self.count)[some]))
         keep, masks = self._parts(self.keep, len(x))[some] if p else [], self._parts(self.masks, len(x))[some]
-        linear_sm90.linear_sm90_out(x, weights, biases, p, keep, *self.order, y=hidden, masks=masks)
+        linear_sm90.linear_sm90_out(x, weights, biases, p, keep, *self.schedule, y=hidden, masks=masks)
 
     def dgrad(
         self,
@@ -163,7 +169,7 @@ class Sm90Layers(Layers):
         masks = [self._parts(self.masks, len(dz))[i - 1] for i in layers if i]
         found_inf = None if layers[-1] else found_inf
         outputs = {"dx": dx, "dbias": dbias, "found_inf": found_inf}
-        linear_sm90.linear_sm90_dgrad_out(dz, weights, masks, p, *self.order, **outputs)
+        linear_sm90.linear_sm90_dgrad_out(dz, weights, masks, p, *self.schedule, **outputs)
 
     def _parts(self, bits: list[Tensor], rows: int) -> list[Tensor]:
         """Of each layer's bits those of a batch of `rows`."""
@@ -172,19 +178,10 @@ class Sm90Layers(Layers):
 
 
 class Sm90Chain(Sm90Layers):
-    """The same products, all layers in one launch each way; up to `linear_sm90.LINKS` layers.
-
-    Args:
-        rounds_ahead, evict_first: as in widedeep.ops.linear_sm90.
-    """
+    """The same products, all layers in one launch each way; up to `linear_sm90.LINKS` layers."""
 
     name = "sm90-chain"
     together = True
-
-    def __init__(self, weights: PaddedWeights, rounds_ahead: int = 3, evict_first: bool = False):
-        super().__init__(weights)
-        self.order = (rounds_ahead, evict_first)
-        self.label = f"{self.name} ({rounds_ahead} rounds ahead{', read once' if evict_first else ''})"
 
     def forward(self, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
         self.launch(0, x, dropout.p, hidden=hidden)

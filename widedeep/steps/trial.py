@@ -24,8 +24,10 @@ log = logging.getLogger(__name__)
 AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-3}  # float32: with TF32 operands
 MASK_AGREEMENT = 2e-3
 REPEATS = 8  # runs whose bits must be those of the first
-CHAIN_REPEATS = 4  # runs of a chain whose bits must be those of its layers
-CHAINS = ((3, False), (2, True))  # rounds_ahead and evict_first of the chains that are compared
+SCHEDULE_REPEATS = 4  # runs by another schedule whose bits must be those of the first
+# rounds_ahead, evict_first and stage_bytes of what is compared; of the first a launch for each layer is the standard.
+SINGLES = ((3, False, 128), (3, False, 64))
+CHAINS = ((3, False, 128), (3, False, 64), (2, True, 128))
 ROUTES = ("cublaslt", "sm90")  # of other bits each; checkpoints name them by number
 TURN, ROUNDS = 0.025, 5  # seconds of a route's turn, and turns of which the median counts: half a second in all
 AS_GOOD = 1.02  # noise of the clock: within it the order of the candidates decides, so that runs repeat
@@ -74,10 +76,8 @@ def _choose(
         log.warning("hidden layers: through sm90, not sm90-chain: %s", no_chain)
     if gemm != "auto":
         return Sm90Chain(weights) if gemm == "sm90-chain" and not no_chain else Sm90Layers(weights)
-    # All gradients at a time take 0.8 GB more at a batch of 131072, floats 1.6 GB: those for who asks for them.
-    chains = not no_chain and dtype != torch.float32
     with _rounding(device, precision == "tf32"):
-        return _trial(weights, dtype, p, buffers, resumed, chains)
+        return _trial(weights, dtype, p, buffers, resumed, chains=not no_chain)
 
 
 def _no_chain(weights: PaddedWeights, alone: bool) -> str | None:
@@ -108,13 +108,21 @@ def _trial(
 
 
 def _hopper_routes(weights: PaddedWeights, p: float, buffers: Activations, rows: int, chains: bool) -> list[Layers]:
-    single = Sm90Layers(weights)
-    together = [Sm90Chain(weights, *order) for order in CHAINS] if chains else []
-    for chain in together:
-        if problem := _tested(chain_difference, chain, single, p, buffers, rows):
-            log.warning("hidden layers: without one launch for all, which differs from one for each: %s", problem)
-            return [single]
-    return [*together, single]
+    """The products by the first schedule, and the others that make the same bits. With float32 the first alone: to keep
+    all gradients at a time takes 1.6 GB more at a batch of 131072 (half types 0.8 GB)."""
+    first = Sm90Layers(weights, *SINGLES[0])
+    if buffers.dtype == torch.float32:
+        return [first]
+    routes = [first]
+    for kind, schedule in [(Sm90Layers, s) for s in SINGLES[1:]] + [(Sm90Chain, s) for s in CHAINS if chains]:
+        other = kind(weights, *schedule)
+        if problem := _tested(bits_difference, other, first, p, buffers, rows):
+            log.warning(
+                "hidden layers: without %s, which has not the bits of %s: %s", other.label, first.label, problem
+            )
+        else:
+            routes.append(other)
+    return routes
 
 
 @contextlib.contextmanager
@@ -182,30 +190,30 @@ class _Stack:
             route.dgrad(layers, dz, inputs, p, **outputs, found_inf=self.found_inf)
 
 
-def chain_difference(chain: Sm90Layers, single: Sm90Layers, p: float, buffers: Activations, rows: int) -> str | None:
-    """What a chain makes, of the same inputs, with other bits than its layers one by one: there a layer has not waited
-    for what it reads.
+def bits_difference(other: Sm90Layers, first: Sm90Layers, p: float, buffers: Activations, rows: int) -> str | None:
+    """What a schedule makes, of the same inputs, with other bits than the first does layer by layer: there a chain's
+    layer has not waited for what it reads, say.
     """
-    stack = _Stack(chain.weights, buffers, rows, apart=True)
-    inputs, spare = [stack.x, *stack.hidden], stack.x.new_empty(rows * max(chain.weights.widths))
-    for route in (chain, single):
+    stack = _Stack(other.weights, buffers, rows, apart=True)
+    inputs, spare = [stack.x, *stack.hidden], stack.x.new_empty(rows * max(other.weights.widths))
+    for route in (other, first):
         route.grow(rows)
-    single.draw(rows, Dropout(p, 0, stack.step, 0))
-    for _ in range(CHAIN_REPEATS):
+    first.draw(rows, Dropout(p, 0, stack.step, 0))
+    for _ in range(SCHEDULE_REPEATS):
         for a in (*stack.hidden, *stack.gradients[:-1]):
             a.fill_(float("nan"))  # what was right in the run before must not be read again
-        stack.forward(chain, p)
+        stack.forward(other, p)
         for i, y in enumerate(stack.hidden):
             again = spare[: y.numel()].view_as(y)
-            single.launch(i, inputs[i], p, hidden=[again])
-            if not _same_bits(again, y) or (i < len(chain.masks) and not torch.equal(chain.masks[i], single.masks[i])):
+            first.launch(i, inputs[i], p, hidden=[again])
+            if not _same_bits(again, y) or (i < len(other.masks) and not torch.equal(other.masks[i], first.masks[i])):
                 return f"the output of layer {i}"
-        stack.dgrad(chain, p)
+        stack.dgrad(other, p)
         for i in stack.down:
             again, sums = spare[: inputs[i].numel()].view_as(inputs[i]), [torch.empty_like(b) for b in stack.dbias]
             below = slice(i - 1, i) if i else slice(0)
             outputs = {"dx": [again], "dbias": sums[below], "found_inf": stack.found_inf}
-            single.dgrad([i], stack.gradients[i + 1], inputs, p, **outputs)
+            first.dgrad([i], stack.gradients[i + 1], inputs, p, **outputs)
             pairs = [(again, stack.gradients[i]), *zip(sums[below], stack.dbias[below])]
             if not all(_same_bits(a, b) for a, b in pairs):
                 return f"the gradient of layer {i}"

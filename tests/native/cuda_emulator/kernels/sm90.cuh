@@ -91,19 +91,23 @@ inline float value_of(uint16_t bits, Type type) {
   return table[type == Type::bf16][bits];
 }
 
-// The 32 bytes along K of one row of a K-major operand, 16 or 8 elements: rows of 128 bytes in groups of eight, the
-// groups a stride apart; the 16-byte chunk (bits 4 to 6 of the address) is exchanged by the row within its 1024 bytes
-// (bits 7 to 9).
+// The 16-byte chunk within rows of 128 (64) bytes, bits 4 to 6 (5) of the address, is exchanged by bits 7 to 9 (8).
+inline uint32_t swizzled(uint32_t address, uint32_t row_bytes) {
+  return address ^ (address >> 7 & (row_bytes / 16 - 1)) << 4;
+}
+
+// The 32 bytes along K of one row of a K-major operand, 16 or 8 elements: rows of 128 or 64 bytes in groups of eight,
+// the groups a stride apart; `swizzled` says where a chunk lies.
 inline int read_row(uint64_t descriptor, int row, Type type, float (&out)[16]) {
   const auto start = static_cast<uint32_t>(descriptor & 0x3FFF) << 4;
   const auto stride = static_cast<uint32_t>(descriptor >> 32 & 0x3FFF) << 4;
-  if (descriptor >> 62 != 1) fail("an operand without the 128-byte swizzle is not emulated");
+  const uint32_t row_bytes = descriptor >> 62 == 1 ? 128 : 64;
+  if (descriptor >> 62 != 1 && descriptor >> 62 != 2) fail("an operand with another swizzle is not emulated");
   if (descriptor >> 49 & 7) fail("an operand with a base offset is not emulated");
   const int elements = type == Type::tf32 ? 4 : 8;
   for (uint32_t chunk = 0; chunk < 2; ++chunk) {
-    uint32_t address = start + row / 8 * stride + row % 8 * 128 + chunk * 16;
-    address ^= (address >> 7 & 7) << 4;
-    const uint8_t* const from = at(*current->block, address, 16);
+    const uint32_t address = start + row / 8 * stride + row % 8 * row_bytes + chunk * 16;
+    const uint8_t* const from = at(*current->block, swizzled(address, row_bytes), 16);
     for (int e = 0; e < elements; ++e) {
       float& value = out[chunk * elements + e];
       if (type == Type::tf32) {
@@ -194,7 +198,8 @@ inline void cluster_sync() {
 inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier,
                                uint16_t blocks) {
   using namespace emulated;
-  const size_t bytes = size_t{map->box_rows} * 128;
+  const uint32_t row_bytes = map->box_columns * map->element;
+  const size_t bytes = size_t{map->box_rows} * row_bytes;
   if (target % 128 != 0) fail("the target of a copy must be aligned to 128 bytes");
   const auto& all = current->block->cluster->blocks;
   for (size_t rank = 0; rank < all.size(); ++rank) {
@@ -204,9 +209,8 @@ inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t 
     emulator::later([=, map = *map] {
       if (block->live == 0) fail("a copy lands in a block that has ended");
       for (uint32_t r = 0; r < map.box_rows; ++r)
-        for (uint32_t chunk = 0; chunk < 8; ++chunk) {
-          uint32_t address = target + r * 128 + chunk * 16;
-          address ^= (address >> 7 & 7) << 4;
+        for (uint32_t chunk = 0; chunk < row_bytes / 16; ++chunk) {
+          const uint32_t address = swizzled(target + r * row_bytes + chunk * 16, row_bytes);
           uint8_t values[16] = {};
           const int size = static_cast<int>(map.element);
           for (int e = 0; e < 16 / size; ++e) {
