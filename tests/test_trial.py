@@ -206,6 +206,17 @@ def test_a_chain_that_differs_is_seen(on_emulator, monkeypatch, where, fault, fo
     assert trial.bits_difference(*routes, 0.1, step.activations, 300) == found
 
 
+@pytest.mark.parametrize(
+    ("kind", "schedule"),
+    [(layers.Sm90Layers, s) for s in trial.SINGLES] + [(layers.Sm90Chain, s) for s in trial.CHAINS],
+)
+def test_every_schedule_makes_the_same_bits(on_emulator, monkeypatch, kind, schedule):
+    monkeypatch.setattr(trial, "SCHEDULE_REPEATS", 1)
+    step = gpu_step(config=StepConfig(precision="bf16"))
+    routes = [kind(step.weights, *schedule), layers.Sm90Layers(step.weights)]
+    assert trial.bits_difference(*routes, 0.1, step.activations, 300) is None
+
+
 def test_a_chain_that_differs_is_left_out_and_named(timed, on_emulator, caplog):
     timed["sm90-chain"] = 0.5
     on_emulator["chain"] = lambda y: y[5, 3].add_(1)
