@@ -59,6 +59,8 @@ def choose_layers(
         RunError: the Hopper products do not come to an end; this process can then no longer use the GPU.
     """
     found = _choose(gemm, weights, precision, p, buffers, resumed, alone)
+    if weights.flat.device.type == "cuda":
+        torch.cuda.empty_cache()  # what the comparison took, twice the memory of the layers, is not wanted again
     if gemm == "auto" and resumed not in (None, found.bits):
         log.warning("hidden layers: through %s from here on, the run so far through %s", found.name, resumed)
     return found
