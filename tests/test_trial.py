@@ -304,6 +304,31 @@ def test_a_product_that_never_ends_is_named(on_emulator):
         trial._tested(trial.disagreement, *LAYER, BF16, 0.1, torch.device("cpu"))
 
 
+def test_no_memory_for_a_chain_costs_the_chain_alone(timed, on_emulator, caplog):
+    def full(y):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    timed["sm90-chain"] = 0.5
+    on_emulator["chain"] = full
+    step = gpu_step(config=StepConfig(precision="fp16"))
+    step.train(batch_of(EVEN, 40), 0, LR)
+    assert (step.gemm, step.activations.apart) == ("sm90", False)
+    assert "no memory to try other schedules" in caplog.text
+
+
+@pytest.mark.parametrize(("what", "taken"), [("forward", "cublaslt"), ("chain", "sm90")])
+def test_a_launch_that_is_refused_costs_its_route_alone(timed, on_emulator, monkeypatch, caplog, what, taken):
+    def refuse(y):
+        raise RuntimeError("CUDA error: invalid configuration argument\nmore words")
+
+    on_emulator[what] = refuse
+    monkeypatch.setattr(trial, "_gpu_is_lost", lambda: False)
+    step = gpu_step(config=StepConfig(precision="fp16"))
+    step.train(batch_of(EVEN, 40), 0, LR)
+    assert step.gemm == taken
+    assert "it does not run (CUDA error: invalid configuration argument)" in caplog.text
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("bf16", 2e-2)])
 def test_whole_steps(on_emulator, monkeypatch, precision, tolerance):
     """With either route the same losses and weights to rounding, and an overflow changes nothing but the scale."""

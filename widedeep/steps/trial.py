@@ -93,31 +93,37 @@ def _no_chain(weights: PaddedWeights, alone: bool) -> str | None:
 def _trial(
     weights: PaddedWeights, dtype: torch.dtype, p: float, buffers: Activations, resumed: str | None, chains: bool
 ) -> Layers:
-    routes: list[Layers] = []
-    rows = max(buffers.capacity, 1)
+    rows, hopper = max(buffers.capacity, 1), []
     if problem := _problem(weights, rows, dtype, p):
         log.warning("hidden layers: without the products for Hopper, which disagree with cuBLASLt: %s", problem)
     else:
-        routes += _hopper_routes(weights, p, buffers, rows, chains)
-    routes.append(Layers(weights))
-    routes = [route for route in routes if route.bits == resumed] or routes
-    key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows, *(route.label for route in routes))
-    found = next((route for route in routes if route.label == _kept.get(key)), None)
-    if found is None:
-        found = fastest(routes, p, buffers, rows)
-        _kept[key] = found.label
-    return found
+        hopper = [Sm90Layers(weights, *SINGLES[0])]
+    library = Layers(weights)
+
+    def compared(routes: list[Layers]) -> Layers:
+        routes = [route for route in routes if route.bits == resumed] or routes
+        key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows, *(route.label for route in routes))
+        found = next((route for route in routes if route.label == _kept.get(key)), None)
+        if found is None:
+            found = fastest(routes, p, buffers, rows)
+            _kept[key] = found.label
+        return found
+
+    # To keep all gradients at a time takes 1.6 GB more at a batch of 131072 in float32, half types 0.8 GB.
+    if hopper and dtype != torch.float32:
+        try:
+            return compared([*hopper, *_schedules(hopper[0], p, buffers, rows, chains), library])
+        except torch.OutOfMemoryError:
+            log.warning("hidden layers: no memory to try other schedules of the products for Hopper")
+        buffers.keep_apart(False)
+    return compared([*hopper, library])
 
 
-def _hopper_routes(weights: PaddedWeights, p: float, buffers: Activations, rows: int, chains: bool) -> list[Layers]:
-    """The products by the first schedule, and the others that make the same bits. With float32 the first alone: to keep
-    all gradients at a time takes 1.6 GB more at a batch of 131072 (half types 0.8 GB)."""
-    first = Sm90Layers(weights, *SINGLES[0])
-    if buffers.dtype == torch.float32:
-        return [first]
-    routes = [first]
+def _schedules(first: Sm90Layers, p: float, buffers: Activations, rows: int, chains: bool) -> list[Layers]:
+    """What makes the same bits as `first` by another schedule."""
+    routes: list[Layers] = []
     for kind, schedule in [(Sm90Layers, s) for s in SINGLES[1:]] + [(Sm90Chain, s) for s in CHAINS if chains]:
-        other = kind(weights, *schedule)
+        other = kind(first.weights, *schedule)
         if problem := _tested(bits_difference, other, first, p, buffers, rows):
             log.warning(
                 "hidden layers: without %s, which has not the bits of %s: %s", other.label, first.label, problem
@@ -239,10 +245,22 @@ def _tested(test: Callable[..., str | None], *arguments) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        words = str(error).splitlines()[0]
+        if not _gpu_is_lost():
+            return f"it does not run ({words})"
         raise RunError(
-            f"the matrix products for Hopper GPUs failed their first run ({str(error).splitlines()[0]}); with the "
-            "environment variable WIDEDEEP_SM90=0 the run goes without them."
+            f"the matrix products for Hopper GPUs failed their first run ({words}); with the environment variable "
+            "WIDEDEEP_SM90=0 the run goes without them."
         ) from error
+
+
+def _gpu_is_lost() -> bool:
+    """Whether the GPU takes no more work from this process: so it is after a fault, not after a launch refused."""
+    try:
+        torch.cuda.synchronize()
+    except (RuntimeError, AssertionError):  # the latter: a torch without CUDA
+        return True
+    return False
 
 
 def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: torch.device) -> str | None:
