@@ -15,10 +15,8 @@ from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeatur
 from widedeep.model import WideDeep
 from widedeep.ops import linear_sm90
 from widedeep.step import StepConfig
-from widedeep.steps import cuda
 from widedeep.steps.cuda import CudaStep
 from widedeep.steps.cuda_ranks import RanksCudaStep
-from widedeep.steps.layers import Layers
 from widedeep.testing import normal
 
 # Its deep input is 64 columns wide: nothing to pad, which only the GPU's update can skip.
@@ -232,20 +230,6 @@ def test_what_is_captured_asks_nothing_and_keeps_no_workspace_of_a_library(parts
     products = {"mm", "mv", "addmm", "addmv", "bmm", "baddbmm", "dot", "vdot", "linear"}
     assert {f"aten::{name}" for name in asks | products}.isdisjoint({n.split(".")[0] for n in called.names})
     assert any(n.startswith("widedeep::") for n in called.names)
-
-
-def test_routes_are_compared_again_where_batches_grow(monkeypatch):
-    compared = []
-
-    def choose(gemm, weights, precision, p, buffers, resumed, alone):
-        compared.append(buffers.capacity)
-        return Layers(weights)
-
-    monkeypatch.setattr(cuda, "choose_layers", choose)
-    step = gpu_step()
-    for B in (8, 8, 4, 20, 8, 20):
-        step.predict(batch_of(EVEN, B))
-    assert compared == [8, 20]
 
 
 @pytest.mark.parametrize(("precision", "during"), [("tf32", True), ("fp32", False)])

@@ -120,6 +120,20 @@ def test_a_run_keeps_its_route_where_batches_grow(timed, monkeypatch):
     assert other.gemm == "cublaslt"
 
 
+def test_routes_are_compared_again_where_batches_grow(monkeypatch):
+    compared = []
+
+    def choose(gemm, weights, precision, p, buffers, resumed, alone):
+        compared.append(buffers.capacity)
+        return layers.Layers(weights)
+
+    monkeypatch.setattr(cuda, "choose_layers", choose)
+    step = gpu_step()
+    for B in (8, 8, 4, 20, 8, 20):
+        step.predict(batch_of(EVEN, B))
+    assert compared == [8, 20]
+
+
 def test_a_prediction_binds_no_training(timed):
     """What suits a small batch, of a first look at the model say, would slow the training down."""
     timed["sm90"] = 9.0

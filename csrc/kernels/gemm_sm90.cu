@@ -99,14 +99,35 @@ __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_c
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   auto& s = swizzle_aligned<Shared<kBytes>>(raw);
-  const auto init = [&] {
+  constexpr int kFew = 120, kMany = 192;  // registers: the first warpgroup gives some to the two that multiply
+  static_assert(kFew + 2 * kMany <= 3 * 168, "more registers than a block is given");
+  if (threadIdx.x == 0) {
+    init_ring(s.ring);
     for (int group = 0; group < 2; ++group) {
       barrier_init(smem_address(&s.ready[group]), 4);  // a warpgroup's warps
       barrier_init(smem_address(&s.taken[group]), kFinishers);
     }
-  };
-  const auto beside = [&] { finish<T, kEpilogue>(s, p); };
-  feed_and_multiply<T, 120, 192, kFinishers>(s, p, init, beside, [&] { consume<T, kEpilogue>(s, p); });
+    fence_barrier_init();
+  }
+  __syncwarp();  // the cluster barriers want whole warps
+  cluster_sync();
+  if (threadIdx.x < 128) {
+    register_shrink<kFew>();
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < p.links; ++i) {
+        prefetch_map(&p.link[i].a);
+        prefetch_map(&p.link[i].b);
+      }
+      produce<T>(s.ring, p);
+    } else if (threadIdx.x >= 32) {
+      finish<T, kEpilogue>(s, p);
+    }
+  } else {
+    register_grow<kMany>();
+    consume<T, kEpilogue>(s, p);
+  }
+  __syncwarp();
+  cluster_sync();  // a block stays until its peer's last multicast and arrivals have landed
 #endif
 }
 

@@ -9,6 +9,8 @@
 namespace widedeep::kernels::sm90 {
 
 constexpr int kThreads = 3 * 128;  // more would leave a thread fewer registers than a wgmma of this size needs
+constexpr int kFinishers =
+    3;  // warps that finish a tile's rows, each a part; the first of their warpgroup feeds the ring
 
 // One product of a chain: C [M, N] = A B^T. A is the C of the link before, of the first the chain's input.
 struct Link {
@@ -69,7 +71,7 @@ inline cudaError_t set_tiles(Params& p, int clusters) {
 // Clusters share the tiles, as many as the device runs at a time: links wait for each other's tiles. p has its links.
 template <typename Kernel>
 cudaError_t launch_clusters(Kernel kernel, size_t shared_bytes, Params& p, cudaStream_t stream) {
-  int device = 0, sms = 0, clusters = 0;
+  int device = 0, sms = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
   const auto bytes = static_cast<int>(shared_bytes + 1023);
@@ -79,13 +81,13 @@ cudaError_t launch_clusters(Kernel kernel, size_t shared_bytes, Params& p, cudaS
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {kCluster, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(sms / kCluster * kCluster));
+  int clusters = sms / kCluster;
+  config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  clusters = sms / kCluster;
   if (p.links > 1) {
     if (const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config)) return error;
     clusters = clusters < sms / kCluster ? clusters : sms / kCluster;

@@ -38,8 +38,7 @@ __device__ __forceinline__ void init_ring(Ring<kBytes>& ring) {
   }
 }
 
-// kWriters: what a finished tile adds to the counter of a strip.
-template <typename T, int kWriters, int kBytes>
+template <typename T, int kBytes>
 __device__ __forceinline__ void produce(Ring<kBytes>& ring, const Params& p) {
   constexpr int kAStage = Ring<kBytes>::kAStage, kBStage = Ring<kBytes>::kBStage;
   const int rank = static_cast<int>(cluster_rank()), clusters = gridDim.x / kCluster;
@@ -52,7 +51,7 @@ __device__ __forceinline__ void produce(Ring<kBytes>& ring, const Params& p) {
     const Link& link = p.link[at.link];
     const int strip = at.m * kCluster + rank;
     const int32_t column = at.n * kColumns + rank * (kColumns / kCluster);
-    if (at.link > 0) counter_wait(counter_of(p, at.link - 1, strip), kWriters * p.link[at.link - 1].tiles_n);
+    if (at.link > 0) counter_wait(counter_of(p, at.link - 1, strip), kFinishers * p.link[at.link - 1].tiles_n);
     for (int k = 0; k < link.stages; ++k, turn.advance()) {
       const uint32_t full = smem_address(&ring.full[turn.stage]);
       // A new barrier answers at once for the parity before its first: the first pass finds every stage empty.
@@ -94,40 +93,6 @@ __device__ __forceinline__ void multiply(Ring<kBytes>& ring, float (&acc)[128], 
   wgmma_wait<0>();
   wgmma_settle(acc);
   release(ring, turn.before());
-}
-
-// The frame of a kernel: the first warpgroup, whose first thread feeds the ring, gives registers to the two that
-// multiply. init(): one thread sets up the barriers beside the ring's; beside(): what the first warpgroup's other warps
-// do, each of kWriters of them a part of every tile; consume(): what those do that multiply.
-template <typename T, int kFew, int kMany, int kWriters, typename Shared, typename Init, typename Beside,
-          typename Consume>
-__device__ __forceinline__ void feed_and_multiply(Shared& s, const Params& p, Init init, Beside beside,
-                                                  Consume consume) {
-  static_assert(kFew + 2 * kMany <= 3 * 168, "more registers than a block is given");
-  if (threadIdx.x == 0) {
-    init_ring(s.ring);
-    init();
-    fence_barrier_init();
-  }
-  __syncwarp();  // the cluster barriers want whole warps
-  cluster_sync();
-  if (threadIdx.x < 128) {
-    register_shrink<kFew>();
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < p.links; ++i) {
-        prefetch_map(&p.link[i].a);
-        prefetch_map(&p.link[i].b);
-      }
-      produce<T, kWriters>(s.ring, p);
-    } else if (threadIdx.x >= 32) {
-      beside();
-    }
-  } else {
-    register_grow<kMany>();
-    consume();
-  }
-  __syncwarp();
-  cluster_sync();  // a block stays until its peer's last multicast and arrivals have landed
 }
 
 // The block's shared memory, from where a swizzle pattern begins. An offset, not a rounded number: so the compiler

@@ -8,8 +8,6 @@
 
 namespace widedeep::kernels::sm90 {
 
-constexpr int kFinishers = 3;  // warps; the first of their warpgroup feeds the ring
-
 // 144 KB of the ring and 64 KB of rows handed over, of 227 KB. kBytes: as of Ring.
 template <int kBytes>
 struct Shared {

@@ -59,8 +59,6 @@ def choose_layers(
         RunError: the Hopper products do not come to an end; this process can then no longer use the GPU.
     """
     found = _choose(gemm, weights, precision, p, buffers, resumed, alone)
-    if weights.flat.device.type == "cuda":
-        torch.cuda.empty_cache()  # what the comparison took, twice the memory of the layers, is not wanted again
     if gemm == "auto" and resumed not in (None, found.bits):
         log.warning("hidden layers: through %s from here on, the run so far through %s", found.name, resumed)
     return found
@@ -79,7 +77,10 @@ def _choose(
     if gemm != "auto":
         return Sm90Chain(weights) if gemm == "sm90-chain" and not no_chain else Sm90Layers(weights)
     with _rounding(device, precision == "tf32"):
-        return _trial(weights, dtype, p, buffers, resumed, chains=not no_chain)
+        found = _trial(weights, dtype, p, buffers, resumed, chains=not no_chain)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what the comparison took is not wanted again
+    return found
 
 
 def _no_chain(weights: PaddedWeights, alone: bool) -> str | None:

@@ -2,7 +2,6 @@
 #include "emulator.h"
 
 #include <setjmp.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -16,6 +15,7 @@
 #include <random>
 
 #include "cuda_runtime.h"
+#include "signals.h"
 
 namespace emulator {
 
@@ -236,41 +236,6 @@ void run_group(Group& group, const uint64_t* first) {
   }
   drain();
 }
-
-void on_signal(int number, siginfo_t* info, void*) {
-  char text[120];
-  snprintf(text, sizeof text, "%s at %p",
-           number == SIGSEGV || number == SIGBUS ? "access outside of memory"
-                                                 : "undefined behaviour (misaligned access, index or arithmetic)",
-           info->si_addr);
-  fail(text);
-}
-
-// While kernels run, faults are theirs.
-class Signals {
- public:
-  Signals() {
-    static uint8_t* const stack = map_pages(64 * 1024);
-    stack_t alternative{};
-    alternative.ss_sp = stack;
-    alternative.ss_size = 64 * 1024;
-    sigaltstack(&alternative, &stack_before_);
-    struct sigaction action{};
-    action.sa_sigaction = on_signal;
-    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
-    for (int i = 0; i < kCount; ++i) sigaction(kNumbers[i], &action, &before_[i]);
-  }
-  ~Signals() {
-    for (int i = 0; i < kCount; ++i) sigaction(kNumbers[i], &before_[i], nullptr);
-    sigaltstack(&stack_before_, nullptr);
-  }
-
- private:
-  static constexpr int kCount = 4;
-  static constexpr int kNumbers[kCount] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
-  struct sigaction before_[kCount];
-  stack_t stack_before_;
-};
 
 [[noreturn]] void too_much_shared(size_t bytes) {
   fail(std::to_string(bytes) + " bytes of shared memory where " + std::to_string(launch.allowed_shared) +
