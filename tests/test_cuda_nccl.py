@@ -18,6 +18,7 @@ from widedeep.dist import GroupComm, connect
 from widedeep.step import StepConfig
 from widedeep.steps.cuda import CudaStep
 from widedeep.steps.cuda_ranks import RanksCudaStep
+from widedeep.steps.sharded import ShardedCudaStep
 
 device = torch.device("cuda", 0)
 comm = connect(device)
@@ -27,16 +28,20 @@ for precision in ("fp32", "fp16"):
     captured = gpu_step(config=StepConfig(precision), device=device, comm=comm)
     ranks = gpu_step(config=StepConfig(precision), device=device)
     ranks = RanksCudaStep(ranks.model, ranks.config, device, comm)
+    sharded = gpu_step(config=StepConfig(precision), device=device)
+    sharded = ShardedCudaStep(sharded.model, sharded.config, device, comm)
     assert type(captured) is CudaStep
     for i in range(12):
         batch = batch_of(EVEN, 96 - 47 * (i % 3 == 2), seed=i, device=device)
-        losses = [step.train(batch, i, LR) for step in (alone, captured, ranks)]
+        losses = [step.train(batch, i, LR) for step in (alone, captured, ranks, sharded)]
         comm.all_reduce_(losses[1])  # the watchdog has something to watch while the next shape is captured
         assert torch.equal(losses[1], losses[0]), (precision, i)
         torch.testing.assert_close(losses[2], losses[0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(losses[3], losses[0], rtol=1e-3, atol=1e-4)
     assert len(captured.graphs) == 2
     assert_same(alone, captured, rtol=0, atol=0)
     assert_same(alone, ranks, rtol=1e-3, atol=1e-3)
+    assert_same(alone, sharded, rtol=1e-3, atol=1e-3)
 comm.barrier()
 comm.close()
 print("done")

@@ -16,6 +16,7 @@ from widedeep.dist import LocalComm
 from widedeep.ops import linear_sm90
 from widedeep.step import StepConfig
 from widedeep.steps.cuda_ranks import RanksCudaStep
+from widedeep.steps.sharded import ShardedCudaStep
 
 
 class Stream:
@@ -90,6 +91,9 @@ class Echo(LocalComm):
     def all_gather_rows(self, tensor):
         return tensor.clone()
 
+    def all_to_all_rows(self, tensor, sent, received):
+        return tensor.clone()
+
 
 def watched(step, monkeypatch, steps=2):
     """Runs steps on two streams; returns the races and the step's streams."""
@@ -118,9 +122,10 @@ def test_streams_race_for_nothing(parts, precision, spec, monkeypatch):
 
 @pytest.mark.parametrize("spec", [EVEN, MOVED], ids=["even", "moved"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_streams_race_for_nothing_among_ranks(precision, spec, monkeypatch):
+@pytest.mark.parametrize("kind", [RanksCudaStep, ShardedCudaStep])
+def test_streams_race_for_nothing_among_ranks(kind, precision, spec, monkeypatch):
     step = gpu_step(spec, StepConfig(precision))
-    step = RanksCudaStep(step.model, step.config, step.device, Echo("cpu"))
+    step = kind(step.model, step.config, step.device, Echo("cpu"))
     assert watched(step, monkeypatch).found == set()
 
 

@@ -70,11 +70,11 @@ FLAGS = shlex.split(
 )
 
 
-def whole_run(world: int, data: Path, out: Path, step: str) -> tuple[dict, dict, list[dict]]:
+def whole_run(world: int, data: Path, out: Path, *flags: str) -> tuple[dict, dict, list[dict]]:
     """(weights and slots, evaluation, logged values) of `world` processes; 32 steps, the last of each epoch ragged."""
     command_line()
-    places = ["--dataset_path", data, "--model_dir", out / "model", "--results_dir", out, "--step", step]
-    run_ranks(world, *FLAGS, *places)
+    places = ["--dataset_path", data, "--model_dir", out / "model", "--results_dir", out]
+    run_ranks(world, *FLAGS, *places, *flags)
     path = Checkpoints(out / "model").find("last")
     arrays = load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -93,13 +93,42 @@ def one(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(data, one):
-    return whole_run(1, data, one, "reference")
+    return whole_run(1, data, one, "--step", "reference")
 
 
-@pytest.mark.parametrize(("world", "step"), [(2, "reference"), (3, "fused")])
-def test_ranks_give_the_result_of_one_process(data, alone, tmp_path, world, step):
-    want, want_evaluation, want_lines = alone
-    got, evaluation, lines = whole_run(world, data, tmp_path, step)
+SHARDED = ("--embedding_parallel", "sharded")
+
+
+@pytest.mark.parametrize(
+    ("world", "flags"),
+    [(2, ("--step", "reference")), (3, ("--step", "fused")), (2, SHARDED), (4, SHARDED)],
+    ids=["2-reference", "3-fused", "2-sharded", "4-sharded"],
+)
+def test_ranks_give_the_result_of_one_process(data, alone, tmp_path, world, flags):
+    run = whole_run(world, data, tmp_path, *flags)
+    assert_as_alone(alone, run)
+    lines, want_lines = run[-1], alone[-1]
+    assert [line["step"] for line in lines] == [line["step"] for line in want_lines]
+    for line, other in zip(lines, want_lines):
+        assert line.get("loss") == pytest.approx(other.get("loss"), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((3, SHARDED), (1, ())), ((1, ()), (2, SHARDED)), ((2, ()), (3, SHARDED))]
+)
+def test_a_run_goes_on_with_its_tables_shared_out_otherwise(data, alone, tmp_path, before, after):
+    """A checkpoint holds whole tables, whoever wrote it; it stops inside an epoch here."""
+    world, flags = before
+    stop = ["--checkpoint_every_steps", "11", "--keep_last", "9"]
+    whole_run(world, data, tmp_path, *stop, *flags)
+    for path in ("step-16", "step-22", "step-32"):
+        shutil.rmtree(tmp_path / "model" / "checkpoint" / path)
+    world, flags = after
+    assert_as_alone(alone, whole_run(world, data, tmp_path, "--use_checkpoint", *flags))
+
+
+def assert_as_alone(alone: tuple[dict, dict, list[dict]], run: tuple[dict, dict, list[dict]]) -> None:
+    (want, want_evaluation, _), (got, evaluation, _) = alone, run
     assert want.keys() == got.keys()
     for name, array in want.items():
         if name.startswith("last_step") or name == "step":
@@ -110,9 +139,6 @@ def test_ranks_give_the_result_of_one_process(data, alone, tmp_path, world, step
         )
     for key, limit in {"loss": 1e-5, "auc": 1e-4, "map": 1e-3, "gauc": 1e-3, "binary_accuracy": 1e-9}.items():
         assert evaluation[key] == pytest.approx(want_evaluation[key], abs=limit), key
-    assert [line["step"] for line in lines] == [line["step"] for line in want_lines]
-    for line, other in zip(lines, want_lines):
-        assert line.get("loss") == pytest.approx(other.get("loss"), abs=1e-4)
 
 
 ONE_DISK_EACH = """
@@ -140,10 +166,11 @@ def test_processes_that_find_different_checkpoints_do_not_train_together(data, o
 
 def test_evaluation_does_not_depend_on_the_number_of_processes(data, one, alone):
     score = ["evaluate", "--model", one / "model", "--dataset_path", data, "--cpu", "--json", "--checkpoint", "last"]
-    two = json.loads(run_ranks(2, "-m", "widedeep", *score, "--step", "reference", "--eval_batch_size", "70")[0])
-    for key, value in alone[1].items():
-        if key != "calibration":
-            assert two[key] == pytest.approx(value, abs=1e-9), key
+    for flags, limit in ((("--step", "reference"), 1e-9), (SHARDED, 1e-6)):
+        two = json.loads(run_ranks(2, "-m", "widedeep", *score, *flags, "--eval_batch_size", "70")[0])
+        for key, value in alone[1].items():
+            if key != "calibration":
+                assert two[key] == pytest.approx(value, abs=limit), key
 
 
 def test_torchrun_starts_it(data, tmp_path):

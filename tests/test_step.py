@@ -266,6 +266,12 @@ class ThreadComm(LocalComm):
     def all_gather_rows(self, tensor):
         return torch.cat(self._exchange(tensor))
 
+    def all_to_all_rows(self, tensor, sent, received):
+        tensors, counts = self._exchange(tensor), self._exchange(torch.tensor(sent))
+        parts = [t.split(n.tolist())[self.rank] for t, n in zip(tensors, counts)]
+        assert [len(part) for part in parts] == list(received)
+        return torch.cat(parts)
+
 
 def in_ranks(world, work):
     """Runs work(comm) in `world` threads; the results in the order of ranks."""

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from widedeep import __version__, atomic
 from widedeep.errors import InputError
+from widedeep.share import ALL_ROWS, Share, is_table
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SPEC, CONFIG = "feature_spec.yaml", "config.yaml"
@@ -127,7 +128,7 @@ class Checkpoints:
         """Writes a checkpoint, points `last` (and `best`) to it, and removes what need not be kept.
 
         Args:
-            arrays: the model's `named_arrays()`.   optimizer: the step's `state()`.
+            arrays: the model's `named_arrays()`.   optimizer: the step's `state()`. Of both whole tables.
             texts: further files by name (feature spec, config).
         Raises:
             RunError: the disk is full.   InputError: the directory cannot be written.
@@ -225,8 +226,8 @@ def identity(directory: Path) -> int:
     return xxhash.xxh3_64_intdigest((directory / STATE).read_bytes()) // 2 or 1
 
 
-def load_arrays(directory: Path, name: str, into: Mapping[str, Tensor]) -> None:
-    """Copies a file's arrays into tensors of the same names and shapes.
+def load_arrays(directory: Path, name: str, into: Mapping[str, Tensor], share: Share = ALL_ROWS) -> None:
+    """Copies a file's arrays, of tables the rows of `share`, into tensors of the same names and shapes.
 
     Raises:
         InputError: an array is missing, superfluous, or of another shape or dtype.
@@ -239,7 +240,7 @@ def load_arrays(directory: Path, name: str, into: Mapping[str, Tensor]) -> None:
             raise InputError(f"{path}: made for another model: {where} the array {odd!r}.")
         with torch.no_grad():
             for key, tensor in into.items():
-                stored = file.get_tensor(key)
+                stored = _part(file, key, share)
                 if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
                     raise InputError(
                         f"{path}: made for another model: {key!r} is {_kind(stored)}, the model's is {_kind(tensor)}."
@@ -247,10 +248,15 @@ def load_arrays(directory: Path, name: str, into: Mapping[str, Tensor]) -> None:
                 tensor.copy_(stored)
 
 
-def read_arrays(directory: Path, name: str) -> dict[str, Tensor]:
-    """All arrays of a file, on the CPU."""
+def read_arrays(directory: Path, name: str, share: Share = ALL_ROWS) -> dict[str, Tensor]:
+    """All arrays of a file, of tables the rows of `share`, on the CPU."""
     with safe_open(directory / name, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return {key: _part(file, key, share) for key in file.keys()}  # noqa: SIM118
+
+
+def _part(file: Any, key: str, share: Share) -> Tensor:
+    stored = file.get_tensor(key)
+    return share.take(stored) if is_table(key) else stored
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -46,6 +46,9 @@ class Training:
     deep_warmup_epochs: float = option(6.0, "epochs of linear warm-up of the deep learning rate")
     precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = option(None, "of matrix products (fp32 unless --amp)")
     step: Literal["auto", "reference", "fused"] = option("auto", "plain torch, or our own kernels")
+    embedding_parallel: Literal["replicated", "sharded"] = option(
+        "replicated", "whether every process holds all rows of the tables, or each its share of them"
+    )
     seed: int | None = option(None, "of initial weights, order and dropout; drawn and recorded when absent")
     patience: int | None = option(None, "stop after this many epochs without a better score")
 
@@ -109,6 +112,9 @@ class Scoring:
         None, "of matrix products (as in training, where the device can)"
     )
     step: Literal["auto", "reference", "fused"] = option("auto", "plain torch, or our own kernels")
+    embedding_parallel: Literal["replicated", "sharded"] | None = option(
+        None, "whether every process holds all rows of the tables, or each its share of them (as in training)"
+    )
     reader_mode: Literal["auto", "device", "pinned", "stream"] = option("auto", "where the rows wait")
     threads: int | None = option(None, "CPU threads of one process")
     verify: bool = option(True, "check the checksums of the data first")

@@ -1,4 +1,4 @@
-"""The processes of a run: who is who, and the three collectives that training and evaluation need.
+"""The processes of a run: who is who, and the four collectives that training and evaluation need.
 
 `torchrun` starts one process for each device and says so in the environment; without it a run is one process. nccl
 joins GPUs, gloo CPUs.
@@ -6,7 +6,7 @@ joins GPUs, gloo CPUs.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
@@ -34,6 +34,10 @@ class LocalComm:
 
     def all_gather_rows(self, tensor: Tensor) -> Tensor:
         """[n, ...] of each process, n its own, to [sum of n, ...] in the order of ranks, the same on every process."""
+        return tensor
+
+    def all_to_all_rows(self, tensor: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """[sum of sent, ...], so many rows for each process, to [sum of received, ...], so many from each."""
         return tensor
 
     def barrier(self) -> None:
@@ -76,6 +80,12 @@ class GroupComm(LocalComm):
             parts = [torch.empty_like(padded) for _ in range(self.world)]
             self._group.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths)])
+
+    def all_to_all_rows(self, tensor: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        output = tensor.new_empty(sum(received), *tensor.shape[1:])
+        with _lost_worker():
+            self._group.all_to_all_single(output, tensor.contiguous(), list(received), list(sent))
+        return output
 
     def barrier(self) -> None:
         self.all_reduce_(torch.zeros(1, device=self.device))

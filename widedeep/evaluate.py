@@ -54,7 +54,7 @@ def load(run: Run, directory: Path) -> Progress:
         InputError: it is damaged, or of another model.
     """
     progress = checkpoint.read_progress(directory)
-    checkpoint.load_arrays(directory, checkpoint.MODEL, run.model.named_arrays())
+    checkpoint.load_arrays(directory, checkpoint.MODEL, run.model.named_arrays(), run.model.share)
     return progress
 
 
@@ -67,7 +67,8 @@ def scoring_config(scoring: Scoring) -> tuple[TrainConfig, Path]:
         precision = "fp32"
     taken = ("dataset_path", "fspec_file", "eval_batch_size", "cpu", "step", "reader_mode", "threads", "verify")
     values = {name: getattr(scoring, name) for name in taken}
-    fixed = {"precision": precision, "amp": False, "evaluate": True, "benchmark": False, "affinity": "disabled"}
+    fixed = {"embedding_parallel": scoring.embedding_parallel or config.training.embedding_parallel}
+    fixed |= {"precision": precision, "amp": False, "evaluate": True, "benchmark": False, "affinity": "disabled"}
     return config.updated(**values, **fixed), directory
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from widedeep import ops
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
+from widedeep.share import ALL_ROWS, Share
 
 # Standard deviation of a unit normal truncated at +-2; a normal is made that much wider before truncation.
 TRUNCATED_STD = 0.87962566103423978
@@ -36,8 +37,11 @@ class WideDeep(nn.Module):
         parts: "both", or only "wide" or "deep": the other part has no parameters and adds 0.
         sparse: gradients of `tables` and `wide` are sparse COO: what a step costs does not grow with the tables. False:
             dense, for what takes no sparse ones (DistributedDataParallel, torch.optim.Adam, clip_grad_norm_).
+        share: which rows of the tables are here, with the values that the whole model has there. With less than all
+            only a step of as many processes (`make_step`) applies the model; "rows" and R below count those here.
 
     Attributes:
+        table_rows: F ints, the rows of each table.
         tables: ParameterList, F x [rows, D].  wide: [R], all wide tables in a row.  wide_numeric: [N].  wide_bias: [1].
         layers: ModuleList of nn.Linear.  out: nn.Linear(H, 1).  Absent parts are empty or None.
         dropout_step: buffer [1] int64, the step of the next training call; `state_dict` has it, but not `seed`.
@@ -53,6 +57,7 @@ class WideDeep(nn.Module):
         seed: int | None = None,
         parts: str = "both",
         sparse: bool = True,
+        share: Share = ALL_ROWS,
     ):
         super().__init__()
         _check_arguments(hidden, dropout, wide_init, parts)
@@ -67,7 +72,8 @@ class WideDeep(nn.Module):
         self.layout = at = spec if self.has_deep else _without_columns(spec)
         # Read here, for torch.compile does not trace the lock of a cached property.
         self._places = (at.hotness, at.mean, at.table_columns, at.numeric_columns, at.deep_width)
-        self._rows = spec.cardinalities
+        self.share = share if spec.categorical else ALL_ROWS
+        self.table_rows = tuple(share.count(rows) for rows in spec.cardinalities)
         generator = torch.Generator()
         self.seed = generator.seed() >> 1 if seed is None else seed  # op arguments are signed
         generator.manual_seed(self.seed)
@@ -84,7 +90,8 @@ class WideDeep(nn.Module):
             return
         for feature in self.spec.categorical:
             std = math.sqrt(2 / (feature.cardinality + feature.dim)) / TRUNCATED_STD
-            self.tables.append(nn.Parameter(_truncated_normal(feature.cardinality, feature.dim, std, generator)))
+            whole = _truncated_normal(feature.cardinality, feature.dim, std, generator)
+            self.tables.append(nn.Parameter(self.share.take(whole)))
         width = self.spec.deep_width
         for units in self.hidden:
             self.layers.append(_linear(width, units, generator))
@@ -101,6 +108,8 @@ class WideDeep(nn.Module):
             wide.uniform_(-0.05, 0.05, generator=generator)
             limit = math.sqrt(6 / (N + 1))
             numeric.uniform_(-limit, limit, generator=generator)
+        if self.share.world > 1:
+            wide = torch.cat([self.share.take(table) for table in wide.split(list(self.spec.cardinalities))])
         self.wide, self.wide_numeric = nn.Parameter(wide), nn.Parameter(numeric)
         self.wide_bias = nn.Parameter(torch.zeros(1))
 
@@ -126,6 +135,8 @@ class WideDeep(nn.Module):
         self, ids: Tensor, numeric: Tensor, first_row: int = 0, step: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The two summands of the logit: wide [B], deep [B], float32; zeros for an absent part."""
+        if self.share.world > 1:
+            raise RuntimeError(f"this model holds one of {self.share.world} shares of its tables: a step applies it")
         weights = (*self.lookup_weights(), *self._places)
         x, wide_logit = ops.embedding_forward(ids, numeric, *weights, torch.float32, self.sparse)
         zeros = torch.zeros_like(wide_logit)
@@ -145,10 +156,10 @@ class WideDeep(nn.Module):
         device = next(self.parameters()).device
         tables = list(self.tables)
         if not self.has_deep:
-            tables = [torch.zeros(rows, 0, device=device) for rows in self._rows]
+            tables = [torch.zeros(rows, 0, device=device) for rows in self.table_rows]
         if self.has_wide:
             return tables, self.wide, self.wide_numeric, self.wide_bias
-        sizes = (sum(self._rows), len(self.spec.numeric), 1)
+        sizes = (sum(self.table_rows), len(self.spec.numeric), 1)
         return tables, *(torch.zeros(n, device=device) for n in sizes)
 
     def wide_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +183,7 @@ class WideDeep(nn.Module):
 
     def wide_tables(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a flat [R] tensor, one per feature, called `wide.table.<feature>`."""
-        views = flat.split(list(self.spec.cardinalities)) if self.spec.categorical else ()
+        views = flat.split(list(self.table_rows)) if self.spec.categorical else ()
         return {f"wide.table.{f.name}": view for f, view in zip(self.spec.categorical, views)}
 
 

@@ -18,6 +18,7 @@ from widedeep.errors import InputError
 from widedeep.golden import Golden, check_shape, from_keras, keras_name, to_keras
 from widedeep.model import WideDeep
 from widedeep.schedule import deep_lr
+from widedeep.share import is_table
 from widedeep.step import PRECISIONS, Step, StepConfig, make_step
 
 ULPS = 2 * 2.0**-23
@@ -293,7 +294,7 @@ class _Replay:
             elements, sums = [], []
             for name, array in ((n.removeprefix(f"{slot}."), a) for n, a in state.items() if n.startswith(f"{slot}.")):
                 ours, want = self._stored(f"slot/{slot}", name, array)
-                if slot == "rms" and ".table." in name:
+                if slot == "rms" and is_table(name):
                     least = 1e-3 * np.abs(want).max(axis=1, keepdims=True)
                 else:
                     least = (1e-3 if slot == "rms" else 1e-2) * np.abs(want).max()

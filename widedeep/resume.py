@@ -98,8 +98,9 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
             )
         changes.append("rows of the train set")
     progress.data = data
-    checkpoint.load_arrays(found, checkpoint.MODEL, run.model.named_arrays())
-    run.step.load_state(checkpoint.read_arrays(found, checkpoint.OPTIMIZER))
+    share = run.model.share
+    checkpoint.load_arrays(found, checkpoint.MODEL, run.model.named_arrays(), share)
+    run.step.load_state(checkpoint.read_arrays(found, checkpoint.OPTIMIZER, share))
     tell(comm, f"continuing {found}: epoch {progress.epoch + 1}, batch {progress.position + 1}")
     if changes:
         tell(comm, f"not as before: {', '.join(changes)}")

@@ -18,6 +18,7 @@ from widedeep.feature_spec import FeatureSpec
 from widedeep.model import WideDeep
 from widedeep.schedule import deep_lr
 from widedeep.shards import ShardSet
+from widedeep.share import ALL_ROWS, Share
 from widedeep.step import Step, StepConfig, make_step
 
 
@@ -109,6 +110,7 @@ class Run:
             dropout=shape.deep_dropout,
             wide_init=shape.wide_init,
             seed=config.training.seed,
+            share=Share(comm.rank, comm.world) if config.training.embedding_parallel == "sharded" else ALL_ROWS,
         )
         rules = StepConfig(precision=config.precision, wide_lr=config.training.linear_learning_rate)
         return cls(config, comm, spec, model, make_step(config.training.step, model, rules, comm.device, comm))
@@ -148,6 +150,8 @@ class Run:
         t = self.config.training
         size = self.spec.parameter_count(self.config.model.deep_hidden_units)
         processes = f"{self.comm.world} process{'es' * (self.comm.world > 1)} on {self.comm.device.type}"
+        if self.model.share.world > 1:
+            processes += " that share the tables out"
         return (
             f"{self.train_shards.rows:,} train and {self.test_shards.rows:,} test rows, {size:,} parameters,"
             f" {self.steps_per_epoch} steps an epoch, {t.num_epochs} epochs, {self.config.precision}, {processes},"

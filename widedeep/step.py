@@ -33,11 +33,13 @@ def make_step(
         comm: the other processes; None for none.
     Raises:
         InputError: the kind or precision is unknown, or not there on this device; the model is too large for "fused" on
-            a GPU.
+            a GPU; it holds a share of its tables, and `comm` is not of as many processes, or the step "reference".
     """
     config = config or StepConfig()
     device = torch.device(device or "cpu")
     comm = comm or LocalComm(device)
+    if (shared_out := model.share.world > 1) and model.share != (comm.rank, comm.world):
+        raise InputError(f"step: expected share {(comm.rank, comm.world)} of the tables, got {tuple(model.share)}")
     if config.precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {config.precision!r}")
     model.to(device)
@@ -48,8 +50,10 @@ def make_step(
     if config.gemm not in GEMMS:
         raise InputError(f"gemm: expected one of {', '.join(GEMMS)}, got {config.gemm!r}")
     if kind == "auto":
-        kind = _automatic(model, device, comm)
+        kind = "fused" if shared_out else _automatic(model, device, comm)
     if kind == "reference":
+        if shared_out:
+            raise InputError("step: expected auto or fused where tables are shared out, got 'reference'")
         from widedeep import _load
         from widedeep.steps.reference import ReferenceStep
 
@@ -61,13 +65,17 @@ def make_step(
         return ReferenceStep(model, config, device, comm)
     if device.type == "cpu":
         from widedeep.steps.fused import FusedStep
+        from widedeep.steps.sharded import ShardedFusedStep
 
-        return FusedStep(model, config, device, comm)
+        return (ShardedFusedStep if shared_out else FusedStep)(model, config, device, comm)
     if not _has_cuda_step(device):
         raise InputError(f"step: expected auto or reference on {device.type}, for which no fused step was built")
     from widedeep.steps.cuda import CudaStep
     from widedeep.steps.cuda_ranks import RanksCudaStep
+    from widedeep.steps.sharded import ShardedCudaStep
 
+    if shared_out:
+        return ShardedCudaStep(model, config, device, comm)
     return (CudaStep if comm.world == 1 else RanksCudaStep)(model, config, device, comm)
 
 

@@ -17,6 +17,7 @@ from widedeep.evaluate import evaluate
 from widedeep.journal import Journal
 from widedeep.resume import start
 from widedeep.run import Run, tell
+from widedeep.share import gather_arrays
 
 
 def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
@@ -81,13 +82,15 @@ def is_finished(progress: Progress, config: TrainConfig) -> bool:
 
 def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> None:
     """Writes a checkpoint from the first process; the others wait, so that none runs ahead of a failed write."""
+    state = (run.model.named_arrays(), run.step.state())
+    arrays, optimizer = (gather_arrays(run.comm, run.model.share, part) for part in state)
     if run.comm.rank == 0:
         spec = run.spec.to_dict() | {"source_spec": {}}
         texts = {
             checkpoint.SPEC: yaml.safe_dump(spec, sort_keys=False, allow_unicode=True),
             checkpoint.CONFIG: run.config.to_yaml(),
         }
-        checkpoints.save(run.model.named_arrays(), run.step.state(), progress, texts, best)
+        checkpoints.save(arrays, optimizer, progress, texts, best)
     run.comm.barrier()
 
 

@@ -11,6 +11,7 @@ from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
+from widedeep.steps.exchange import gather_tables
 
 GEMMS = ("auto", "cublaslt", "sm90", "sm90-chain")
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,10 +56,10 @@ class Slots:
         dense = {n: a for n, a in arrays.items() if n.startswith(("deep.layer.", "deep.out."))}
         self.rms = {name: torch.zeros_like(a) for name, a in dense.items()}
         self.table_rms = [torch.zeros_like(t.data) for t in model.tables]
-        self.last_step = torch.full((model.spec.total_rows,), -1, dtype=torch.int32, device=device)
+        self.last_step = torch.full((sum(model.table_rows),), -1, dtype=torch.int32, device=device)
         self.step = -1
         self.updates = torch.zeros(1, dtype=torch.int64, device=device)
-        R = model.spec.total_rows if model.has_wide else 0
+        R = sum(model.table_rows) if model.has_wide else 0
         self.accum = torch.full((R,), initial_accumulator, device=device)
         self.linear = torch.zeros(R, device=device)
         wide = {n: a for n, a in arrays.items() if n in ("wide.numeric.weight", "wide.bias")}
@@ -67,7 +68,7 @@ class Slots:
 
     def table_last_step(self) -> tuple[Tensor, ...]:
         """Views of `last_step`, one per table."""
-        return self.last_step.split(list(self.model.spec.cardinalities)) if self.model.spec.categorical else ()
+        return self.last_step.split(list(self.model.table_rows)) if self.model.spec.categorical else ()
 
     def named(self) -> dict[str, Tensor]:
         """Every slot under `<slot>.<name of the weight>`, sharing memory; `step` is a copy."""
@@ -162,3 +163,9 @@ class Step(ABC):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes a state that `state()` gave. Raises InputError where it does not fit the model."""
         self.slots.load(state)
+
+    def _exchange(
+        self, touched: Tensor, tables: list[Tensor], wide: Tensor
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
+        """What `row_gradients` gave on this rank to what `update_rows` takes: the gradients of all ranks."""
+        return gather_tables(self.comm, self.model.spec.row_base, touched, tables, wide)

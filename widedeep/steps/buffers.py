@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from widedeep.model import WideDeep
+from widedeep.share import is_table
 
 
 class Activations:
@@ -71,7 +72,7 @@ class DenseGradients:
     """
 
     def __init__(self, model: WideDeep):
-        dense = {name: a for name, a in model.named_arrays().items() if ".table." not in name}
+        dense = {name: a for name, a in model.named_arrays().items() if not is_table(name)}
         sizes = [a.numel() for a in dense.values()]
         self.flat = torch.zeros(sum(sizes))
         parts = self.flat.split(sizes) if sizes else ()

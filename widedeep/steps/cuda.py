@@ -27,7 +27,7 @@ from widedeep.steps.buffers import Activations, share_memory
 from widedeep.steps.graphs import make_graphs
 from widedeep.steps.layers import Dropout, Layers
 from widedeep.steps.padded import PaddedWeights
-from widedeep.steps.rows import row_gradients, spread_rows
+from widedeep.steps.rows import row_gradients, spread_rows, zero_gradients
 from widedeep.steps.streams import SecondStream
 from widedeep.steps.trial import ROUTES, choose_layers
 
@@ -99,12 +99,12 @@ class CudaStep(Step):
 
     def _make_stand_ins(self) -> None:
         """In the place of an absent part: weights that add nothing, and slots for its update to write to."""
-        model, device, R = self.model, self.device, self.spec.total_rows
+        model, device, R = self.model, self.device, sum(self.model.table_rows)
         self.lookup = model.lookup_weights()
         self.table_rms = self.slots.table_rms
         self.wide_state = (model.wide, self.slots.accum, self.slots.linear)
         if not model.has_deep:
-            self.table_rms = [torch.zeros(rows, 0, device=device) for rows in self.spec.cardinalities]
+            self.table_rms = [torch.zeros(rows, 0, device=device) for rows in model.table_rows]
         if not model.has_wide:
             self.wide_state = tuple(torch.zeros(R, device=device) for _ in range(3))
 
@@ -132,7 +132,7 @@ class CudaStep(Step):
             fixed = self._take(batch)
             segments = self._backward(fixed)
             inverse = 1.0 if self.scale is None else 1.0 / self.scale
-            grads = {name: torch.zeros_like(a) for name, a in self.model.named_arrays().items()}
+            grads = zero_gradients(self.model)
             for name, g in self.weights.padded.items():
                 grads[name].copy_(self.weights.unpadded(name, g)).mul_(inverse)
             if self.spec.categorical:
@@ -270,7 +270,7 @@ class CudaStep(Step):
             if self.model.has_deep:
                 self.layers.draw(B, self._dropout(batch))
             drawn = self.second.mark()
-            segments = ops.embedding_segments(batch.ids, spec.hotness, spec.cardinalities) if spec.categorical else ()
+            segments = ops.embedding_segments(batch.ids, spec.hotness, self._table_rows()) if spec.categorical else ()
         if self.found_inf is not None:
             self.found_inf.zero_()
         h, wide_logit = self._forward(batch, training=True, drawn=drawn)
@@ -394,4 +394,8 @@ class CudaStep(Step):
         ops.loss_scale_update_(*counters, self.found_inf, GROWTH, BACKOFF, GROWTH_INTERVAL)
 
     def _row_gradients(self, ids: Tensor, segments: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], Tensor]:
-        return row_gradients(ids, segments, self.activations, self.spec, self.weights.table_columns)
+        return row_gradients(ids, segments, self.activations, self.spec, self.weights.table_columns, self._table_rows())
+
+    def _table_rows(self) -> list[int]:
+        """Rows of the tables that the ids of a batch are rows of."""
+        return [len(table) for table in self.lookup[0]]

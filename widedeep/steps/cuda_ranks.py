@@ -7,7 +7,7 @@ from torch import Tensor
 from widedeep import ops
 from widedeep.data import Batch
 from widedeep.steps.cuda import CudaStep
-from widedeep.steps.exchange import gather_tables
+from widedeep.steps.rows import update_rows
 
 
 class RanksCudaStep(CudaStep):
@@ -44,15 +44,7 @@ class RanksCudaStep(CudaStep):
         return not self.comm.all_reduce_(self.found_inf).item()
 
     def _update_gathered_rows(self, ids: Tensor, segments: tuple[Tensor, ...]) -> None:
-        config, spec = self.config, self.spec
         touched, tables, wide = self._row_gradients(ids, segments)
         if self.scale is not None:
             tables, wide = [values / self.scale for values in tables], wide / self.scale
-        tables, flat, wide = gather_tables(self.comm, spec.row_base, touched, tables, wide)
-        rules = (self.lr, self.slots.updates, config.rho, config.eps)
-        if self.model.has_deep:
-            for f, last_step in enumerate(self.slots.table_last_step()):
-                weight, rms = self.model.tables[f].data, self.slots.table_rms[f]
-                ops.rmsprop_rows_(weight, rms, last_step, *tables[f], *rules)
-        if self.model.has_wide:
-            ops.ftrl_rows_(*self.wide_state, flat, wide, config.wide_lr, config.l1, config.l2)
+        update_rows(self.model, self.slots, self.config, self.lr, *self._exchange(touched, tables, wide))

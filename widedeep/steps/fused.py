@@ -18,8 +18,7 @@ from widedeep.errors import InputError
 from widedeep.model import WideDeep
 from widedeep.steps.base import PRECISIONS, Step, StepConfig
 from widedeep.steps.buffers import Activations, DenseGradients
-from widedeep.steps.exchange import gather_tables
-from widedeep.steps.rows import row_gradients, spread_rows
+from widedeep.steps.rows import row_gradients, spread_rows, update_rows, zero_gradients
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,8 @@ class FusedStep(Step):
                 log.info(self.note)
         self.spec = model.layout
         # Stand-ins for the slots of an absent part, so that one pass over the ids serves every kind of model.
-        self.no_rms = [] if model.has_deep else [torch.zeros(rows, 0) for rows in self.spec.cardinalities]
-        self.no_slots = () if model.has_wide else tuple(torch.zeros(self.spec.total_rows) for _ in range(2))
+        self.no_rms = [] if model.has_deep else [torch.zeros(rows, 0) for rows in model.table_rows]
+        self.no_slots = () if model.has_wide else tuple(torch.zeros(sum(model.table_rows)) for _ in range(2))
         self.activations = Activations(self.spec.deep_width, model.hidden if model.has_deep else (), self.dtype)
         self.grads = DenseGradients(model)
         self.copies = {}
@@ -50,6 +49,7 @@ class FusedStep(Step):
         self.copied: list[int] = []  # versions of the parameters when they were copied
 
     def train(self, batch: Batch, step: int, lr: float) -> Tensor:
+        batch = self._take(batch)
         loss = self._backward(batch, step)
         if self.comm.world > 1:
             self.comm.all_reduce_(self.grads.flat)
@@ -64,9 +64,9 @@ class FusedStep(Step):
         return loss
 
     def gradients(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
+        batch = self._take(batch)
         self._backward(batch, step)
-        arrays = self.model.named_arrays()
-        grads = {name: torch.zeros_like(a) for name, a in arrays.items()}
+        grads = zero_gradients(self.model)
         for name, g in self.grads.named.items():
             grads[name].copy_(g)
         if self.spec.categorical:
@@ -75,7 +75,7 @@ class FusedStep(Step):
 
     @torch.no_grad()
     def parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        B = len(batch.ids)
+        batch, B = self._take(batch), len(batch.ids)
         wide, deep = torch.zeros(B), torch.zeros(B)
         self._refresh_copies()
         for start in range(0, B, PREDICT_ROWS):
@@ -94,13 +94,22 @@ class FusedStep(Step):
         for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
             ops.rmsprop_settle_(rms, last_step, last, self.config.rho)
 
+    def _take(self, batch: Batch) -> Batch:
+        """The batch with ids that `_tables` knows; called before all else is done with it."""
+        return batch
+
+    def _tables(self) -> tuple[list[Tensor], Tensor]:
+        """Tables F x [rows, D] and wide [rows of all] that the ids of a batch are rows of."""
+        tables, wide, *_ = self.model.lookup_weights()
+        return tables, wide
+
     def _forward(self, batch: Batch, step: int, p: float) -> tuple[Tensor, Tensor]:
         """The last hidden layer's output [B, H] and the wide logit [B], in buffers that the next call overwrites."""
         model, spec, buffers = self.model, self.spec, self.activations
         x, hidden = buffers.rows(len(batch.ids))
         wide_logit = buffers.wide_logit[: len(x)]
         places = (spec.hotness, spec.mean, spec.table_columns, spec.numeric_columns)
-        weights = model.lookup_weights()
+        weights = (*self._tables(), *model.lookup_weights()[2:])
         ops.embedding_forward_out(batch.ids, batch.numeric, *weights, *places, x=x, wide_logit=wide_logit)
         counter = torch.tensor([step])
         for i, (layer, y) in enumerate(zip(model.layers, hidden)):
@@ -154,13 +163,15 @@ class FusedStep(Step):
         return buffers.loss.reshape(()).clone()
 
     def _row_gradients(self, ids: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        segments = ops.embedding_segments(ids, self.spec.hotness, self.spec.cardinalities)
-        return row_gradients(ids, segments, self.activations, self.spec, self.spec.table_columns)
+        rows = [len(table) for table in self._tables()[0]]
+        segments = ops.embedding_segments(ids, self.spec.hotness, rows)
+        return row_gradients(ids, segments, self.activations, self.spec, self.spec.table_columns, rows)
 
     @torch.no_grad()
     def _update_tables(self, ids: Tensor, lr: Tensor) -> None:
         if self.comm.world > 1:
-            self._update_gathered_rows(ids, lr)
+            gathered = self._exchange(*self._row_gradients(ids))
+            update_rows(self.model, self.slots, self.config, lr, *gathered)
             return
         config, spec, B = self.config, self.spec, len(ids)
         tables, wide, *_ = self.model.lookup_weights()
@@ -180,18 +191,6 @@ class FusedStep(Step):
             *(spec.hotness, spec.mean, spec.table_columns),
             *(lr, self.slots.updates, config.rho, config.eps, config.wide_lr, config.l1, config.l2),
         )
-
-    def _update_gathered_rows(self, ids: Tensor, lr: Tensor) -> None:
-        config, spec = self.config, self.spec
-        tables, flat, wide = gather_tables(self.comm, spec.row_base, *self._row_gradients(ids))
-        rules = (lr, self.slots.updates, config.rho, config.eps)
-        if self.model.has_deep:
-            for f, last_step in enumerate(self.slots.table_last_step()):
-                weight, rms = self.model.tables[f].data, self.slots.table_rms[f]
-                ops.rmsprop_rows_(weight, rms, last_step, *tables[f], *rules)
-        if self.model.has_wide:
-            weights = (self.model.wide, self.slots.accum, self.slots.linear)
-            ops.ftrl_rows_(*weights, flat, wide, config.wide_lr, config.l1, config.l2)
 
     @torch.no_grad()
     def _update_dense(self, lr: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from widedeep.feature_spec import FeatureSpec
 from widedeep.model import WideDeep
+from widedeep.share import is_table
 
 ALIGNMENT = 64  # floats: each gradient starts on 256 bytes, what the fastest products want
 PACK = 8  # columns: tables as wide as a multiple of it start at one
@@ -57,7 +58,7 @@ class PaddedWeights:
     def __init__(self, model: WideDeep, dtype: torch.dtype, device: torch.device):
         hidden = [round_up(units, 8) for units in model.hidden] if model.has_deep else []
         self.widths = [model.layout.padded_width, *hidden]
-        self.masters = {name: a for name, a in model.named_arrays().items() if ".table." not in name}
+        self.masters = {name: a for name, a in model.named_arrays().items() if not is_table(name)}
         shapes = {name: self._padded_shape(name, a) for name, a in self.masters.items()}
         self.copies = {}
         for name, a in self.masters.items():
