@@ -342,6 +342,16 @@ def test_missing_and_truncated_files_are_named(tmp_path, damage, words):
         shards.ShardSet.open(path)
 
 
+def test_a_set_that_is_replaced_after_it_was_opened_changes_nothing(tmp_path):
+    spec = make_spec()
+    data, other = make_rows(spec, 40), {name: a[::-1].copy() for name, a in make_rows(spec, 40).items()}
+    path = write(tmp_path / "set", spec, data, rows_per_shard=16)
+    opened = shards.ShardSet.open(path)
+    write(path, spec, other, rows_per_shard=16)
+    assert_equal(opened.read(0, 40), data, slice(0, 40))
+    assert_equal(shards.ShardSet.open(path, verify=True).read(0, 40), other, slice(0, 40))
+
+
 def _edit(path, **changes):
     manifest = json.loads((path / "manifest.json").read_text()) | changes
     (path / "manifest.json").write_text(seal(manifest))

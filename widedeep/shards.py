@@ -255,7 +255,8 @@ def _steps(rows: int, size: int, filled: int) -> Iterator[int]:
 
 
 class ShardSet:
-    """A shard set opened for reading; parts are memory-mapped when first touched. Safe to share between threads.
+    """A shard set opened for reading; all parts are memory-mapped at once, so that one that replaces it later changes
+    nothing here. Safe to share between threads.
 
     Attributes:
         rows: number of rows.
@@ -270,7 +271,7 @@ class ShardSet:
         self.columns = {c["name"]: Column(**c) for c in manifest["columns"]}
         self._parts: list[dict] = manifest["parts"]
         self._ends = np.cumsum([part["rows"] for part in self._parts], dtype=np.int64)
-        self._maps: dict[int, np.ndarray] = {}
+        self._maps = [self._map(part) for part in self._parts]
 
     @classmethod
     def open(cls, directory: str | os.PathLike, verify: bool = False) -> "ShardSet":
@@ -281,7 +282,6 @@ class ShardSet:
         """
         directory = Path(directory)
         shards = cls(directory, read_manifest(directory / MANIFEST))
-        shards._check_sizes()
         if verify:
             shards.verify()
         return shards
@@ -289,7 +289,7 @@ class ShardSet:
     def verify(self) -> None:
         """Compare every block with its checksum; InputError names the first that differs."""
         for index, part in enumerate(self._parts):
-            path, data = self.directory / part["file"], self._map(index)
+            path, data = self.directory / part["file"], self._maps[index]
             for name, block in part["blocks"].items():
                 stop = block["offset"] + padded(block["bytes"])
                 found = xxhash.xxh3_64(data[block["offset"] : stop]).hexdigest()
@@ -369,25 +369,19 @@ class ShardSet:
 
     def _block(self, index: int, column: Column) -> np.ndarray:
         block = self._parts[index]["blocks"][column.name]
-        data = self._map(index)[block["offset"] : block["offset"] + block["bytes"]]
+        data = self._maps[index][block["offset"] : block["offset"] + block["bytes"]]
         return data.view(column.stored).reshape(column.shape(self._parts[index]["rows"]))
 
-    def _map(self, index: int) -> np.ndarray:
-        if index not in self._maps:
-            path = self.directory / self._parts[index]["file"]
-            try:
-                self._maps[index] = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{path}: cannot be read: {error}") from error
-        return self._maps[index]
-
-    def _check_sizes(self) -> None:
-        for part in self._parts:
-            path = self.directory / part["file"]
-            if not path.is_file():
-                raise InputError(f"{path}: the file is missing; {MANIFEST} lists it")
-            if (size := path.stat().st_size) != part["bytes"]:
-                raise InputError(f"{path}: the file has {size} bytes, {MANIFEST} says {part['bytes']}")
+    def _map(self, part: dict) -> np.ndarray:
+        path = self.directory / part["file"]
+        if not path.is_file():
+            raise InputError(f"{path}: the file is missing; {MANIFEST} lists it")
+        if (size := path.stat().st_size) != part["bytes"]:
+            raise InputError(f"{path}: the file has {size} bytes, {MANIFEST} says {part['bytes']}")
+        try:
+            return np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 def decode_ids(stored: np.ndarray) -> np.ndarray:
