@@ -4,6 +4,7 @@ Tables, their slots and updates are split over the ranks; layers and wide numeri
 captured on a GPU: the numbers of borrowed rows decide the sizes of the tables that a batch sees.
 """
 
+import torch
 from torch import Tensor
 
 from widedeep.data import Batch
@@ -44,7 +45,7 @@ class _Sharded:
 class ShardedFusedStep(_Sharded, FusedStep):
     """See `FusedStep`."""
 
-    def __init__(self, model: WideDeep, config: StepConfig, device, comm: LocalComm):
+    def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
         super().__init__(model, config, device, comm)
         self._make_lender()
 
@@ -55,7 +56,7 @@ class ShardedFusedStep(_Sharded, FusedStep):
 class ShardedCudaStep(_Sharded, RanksCudaStep):
     """See `RanksCudaStep`."""
 
-    def __init__(self, model: WideDeep, config: StepConfig, device, comm: LocalComm):
+    def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
         super().__init__(model, config, device, comm)
         self._make_lender()
         self.graphs = NoGraphs()
