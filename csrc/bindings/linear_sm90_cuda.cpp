@@ -2,6 +2,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "bindings/checks.h"
@@ -14,6 +16,27 @@ namespace widedeep {
 namespace {
 
 using Tensors = std::vector<Tensor>;
+
+void check_bits(const Tensor& bits, const char* op, const char* name, std::initializer_list<int64_t> shape,
+                const Tensor& like) {
+  check(bits, op, name, ScalarType::Byte, shape, like);
+  check_aligned(bits, op, name);
+}
+
+// The tiles of a chain wait for what they read, not for those who read what they overwrite.
+void check_apart(const Tensor& input, const Tensors& outputs, const char* op, const char* name) {
+  std::vector<std::pair<uintptr_t, uintptr_t>> ranges;
+  const auto add = [&](const Tensor& t) {
+    const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+    if (t.numel() > 0) ranges.emplace_back(begin, begin + t.numel() * t.element_size());
+  };
+  add(input);
+  for (const Tensor& output : outputs) add(output);
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i)
+    STD_TORCH_CHECK(ranges[i].first >= ranges[i - 1].second, op, ": the first argument and all of ", name,
+                    " must lie apart, and two share memory");
+}
 
 // Layers of a chain: the input [M, K] of the first goes through weights [N, K], each N the K of the next.
 core::DType check_chain(const Tensor& input, const Tensors& weights, const Tensors& outputs, const Tensors& masks,
@@ -32,9 +55,11 @@ core::DType check_chain(const Tensor& input, const Tensors& weights, const Tenso
     STD_TORCH_CHECK(N % 8 == 0 && K % 8 == 0, op, ": the layers' sizes must be multiples of 8, got weight ",
                     describe(weights[i]));
     check(outputs[i], op, name, input.scalar_type(), {M, N}, input);
-    if (i < masks.size()) check(masks[i], op, "a mask", ScalarType::Byte, {kernels::sm90_mask_bytes(M, N)}, input);
+    check_aligned(outputs[i], op, name);
+    if (i < masks.size()) check_bits(masks[i], op, "a mask", {kernels::sm90_mask_bytes(M, N)}, input);
     K = N;
   }
+  check_apart(input, outputs, op, name);
   return dtype;
 }
 
@@ -66,7 +91,7 @@ void dropout_keep_sm90_out(double p, int64_t seed, Tensor step, int64_t layer, i
   std::vector<kernels::KeepSm90> layers;
   for (size_t i = 0; i < widths.size(); ++i) {
     STD_TORCH_CHECK(rows >= 0 && widths[i] > 0, op, ": expected sizes above 0, got [", rows, ", ", widths[i], "]");
-    check(keep[i], op, "keep", ScalarType::Byte, {kernels::sm90_mask_bytes(rows, widths[i])}, step);
+    check_bits(keep[i], op, "keep", {kernels::sm90_mask_bytes(rows, widths[i])}, step);
     layers.push_back({widths[i], keep[i].mutable_data_ptr()});
   }
   const DeviceGuard guard(step.get_device_index());
@@ -89,7 +114,7 @@ void linear_sm90_out(Tensor x, Tensors weights, Tensors biases, double p, Tensor
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t N = weights[i].size(0);
     check(biases[i], op, "a bias", x.scalar_type(), {N}, x);
-    if (p > 0) check(keep[i], op, "keep", ScalarType::Byte, {kernels::sm90_mask_bytes(x.size(0), N)}, x);
+    if (p > 0) check_bits(keep[i], op, "keep", {kernels::sm90_mask_bytes(x.size(0), N)}, x);
     links.push_back({N, weights[i].const_data_ptr(), biases[i].const_data_ptr(), pointer_of(keep, i), pointer_of(y, i),
                      pointer_of(masks, i)});
   }

@@ -54,8 +54,13 @@ __device__ __forceinline__ void finish(Shared<kBytes>& s, const Params& p) {
   constexpr bool kForward = kEpilogue == Epilogue::kForward;
   const int clusters = gridDim.x / kCluster, warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
   uint32_t parity = 0, bad = 0;
+  Place next = place_of(p, blockIdx.x / kCluster);
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
-    const Place at = place_of(p, tile);
+    const Place at = next;
+    if (tile + clusters < p.tiles) {
+      next = place_of(p, tile + clusters);
+      if (warp == 0 && lane == 0) look_ahead(s.ring, p, next, tile + clusters);
+    }
     const Link& link = p.link[at.link];
     const int strip = at.m * kCluster + static_cast<int>(cluster_rank());
     const auto* const given = static_cast<const Bits<T>*>(kForward ? link.keep : link.mask);

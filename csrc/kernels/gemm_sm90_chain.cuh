@@ -133,6 +133,17 @@ __device__ __forceinline__ int32_t* counter_of(const Params& p, int link, int st
   return p.finished + (link * p.tiles_m * kCluster + strip);
 }
 
+// What must be counted before the copies of a tile of `link` > 0: all parts of the strip that the block reads.
+struct Needed {
+  const int32_t* counter;
+  int32_t parts;
+};
+
+__device__ __forceinline__ Needed needed_by(const Params& p, const Place& at) {
+  const int below = at.link - 1, strip = at.m * kCluster + static_cast<int>(cluster_rank());
+  return {counter_of(p, below, strip), kFinishers * p.link[below].tiles_n};
+}
+
 // Clusters that have a tile less than others lose nothing by starting later, each a little more: so not all store their
 // tiles, and load the next, at the same time.
 __device__ __forceinline__ void start_apart(const Params& p, int clusters) {

@@ -11,6 +11,7 @@ struct Ring {
   static constexpr int kStages = 3 * 128 / kBytes, kAStage = kRows * kBytes, kBStage = kColumns * kBytes;
   alignas(1024) uint8_t stages[kStages][kAStage + kBStage];
   alignas(8) uint64_t full[kStages], empty[kStages];
+  int32_t stored;  // a tile of which is known that what it reads is stored
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -36,6 +37,16 @@ __device__ __forceinline__ void init_ring(Ring<kBytes>& ring) {
     barrier_init(smem_address(&ring.full[stage]), 1);
     barrier_init(smem_address(&ring.empty[stage]), kReaders);
   }
+  ring.stored = -1;
+}
+
+// Another thread asks for the one that feeds the ring, while that is busy with the tile before: the answer comes from
+// the second-level cache, and copies that wait for it are late.
+template <int kBytes>
+__device__ __forceinline__ void look_ahead(Ring<kBytes>& ring, const Params& p, const Place& at, int tile) {
+  if (at.link == 0) return;
+  const Needed needed = needed_by(p, at);
+  if (counter_reached(needed.counter, needed.parts)) note_tell(&ring.stored, tile);
 }
 
 template <typename T, int kBytes>
@@ -51,7 +62,10 @@ __device__ __forceinline__ void produce(Ring<kBytes>& ring, const Params& p) {
     const Link& link = p.link[at.link];
     const int strip = at.m * kCluster + rank;
     const int32_t column = at.n * kColumns + rank * (kColumns / kCluster);
-    if (at.link > 0) counter_wait(counter_of(p, at.link - 1, strip), kFinishers * p.link[at.link - 1].tiles_n);
+    if (at.link > 0 && note_read(&ring.stored) != tile) {
+      const Needed needed = needed_by(p, at);
+      counter_wait(needed.counter, needed.parts);
+    }
     for (int k = 0; k < link.stages; ++k, turn.advance()) {
       const uint32_t full = smem_address(&ring.full[turn.stage]);
       // A new barrier answers at once for the parity before its first: the first pass finds every stage empty.

@@ -49,12 +49,15 @@ __device__ __forceinline__ uint32_t clock_seconds() {  // about two seconds a ti
   return ticks;
 }
 
-// A wait of many seconds is a fault: the launch ends with an error, not never.
+// A wait of about a minute is a fault: the launch ends with an error, not never. Less would not do: blocks of a chain
+// may wait for one that has yet to get a multiprocessor.
+constexpr uint32_t kPatience = 24;
+
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
   if (barrier_passed(barrier, parity)) return;
   const uint32_t since = clock_seconds();
   while (!barrier_passed(barrier, parity))
-    if (clock_seconds() - since > 4) __trap();
+    if (clock_seconds() - since > kPatience) __trap();
 }
 
 // Counters in global memory order what blocks store and other blocks then load by the bulk copy engine. Counts the
@@ -69,11 +72,28 @@ __device__ __forceinline__ int32_t counter_value(const int32_t* counter) {
   return value;
 }
 
+// Whether so much is counted; copies that this thread then issues, or one that learns of it, come after the stores.
+__device__ __forceinline__ bool counter_reached(const int32_t* counter, int32_t wanted) {
+  if (counter_value(counter) < wanted) return false;
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+  return true;
+}
+
 __device__ __forceinline__ void counter_wait(const int32_t* counter, int32_t wanted) {
   const uint32_t since = clock_seconds();
-  while (counter_value(counter) < wanted)
-    if (clock_seconds() - since > 24) __trap();  // about a minute: other blocks may have to wait for a multiprocessor
-  asm volatile("fence.proxy.async.global;" ::: "memory");  // the copies come after the stores
+  while (!counter_reached(counter, wanted))
+    if (clock_seconds() - since > kPatience) __trap();
+}
+
+// A number in shared memory by which a thread tells another one of its block what it knows.
+__device__ __forceinline__ void note_tell(int32_t* note, int32_t value) {
+  asm volatile("st.release.cta.shared::cta.s32 [%0], %1;" ::"r"(smem_address(note)), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ int32_t note_read(const int32_t* note) {
+  int32_t value;
+  asm volatile("ld.acquire.cta.shared::cta.s32 %0, [%1];" : "=r"(value) : "r"(smem_address(note)) : "memory");
+  return value;
 }
 
 __device__ __forceinline__ void pause(uint32_t cycles) {

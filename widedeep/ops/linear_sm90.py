@@ -88,10 +88,11 @@ def linear_sm90_out(
         evict_first: whether that cache may drop first what has been read.
         stage_bytes: of a row of the operands in a stage of shared memory: 128, in three stages, or 64, in six. The bits
             do not depend on these three.
-        y:       [B, N] for each, overwritten.
+        y:       [B, N] for each, overwritten; x and all of them apart in memory.
         masks:   [mask_bytes(B, N)] uint8 for each of the first layers, overwritten; of the others none is kept.
     Raises:
-        RuntimeError: wrong shape, dtype, device or stride; a GPU other than compute capability 9.0.
+        RuntimeError: wrong shape, dtype, device, stride or alignment (16 bytes); x and y share memory; a GPU other than
+            compute capability 9.0.
     """
     _ops.linear_sm90_out.default(x, weights, biases, p, keep, rounds_ahead, evict_first, stage_bytes, y=y, masks=masks)
 
@@ -118,7 +119,7 @@ def linear_sm90_dgrad_out(
         masks:     for each of the first ones the mask that linear_sm90_out wrote with y [B, N]; others: plain products.
         p:         dropout of the masks' layers, in [0, 1).
         rounds_ahead, evict_first, stage_bytes: as linear_sm90_out.
-        dx:        [B, N] for each, overwritten.
+        dx:        [B, N] for each, overwritten; dz and all of them apart in memory.
         dbias:     [N] float32 for each of the first ones, all with a mask, overwritten with the column sums of dx as
             rounded; of half types four rows each are first added in that type, of which a dx above a quarter of its
             range makes infinities.

@@ -98,9 +98,13 @@ inline void counter_arrive(int32_t* counter) {
   ++*counter;
   emulator::change();
 }
+inline bool counter_reached(const int32_t* counter, int32_t wanted) { return *counter >= wanted; }
 inline void counter_wait(const int32_t* counter, int32_t wanted) {
   emulator::wait_until([=] { return *counter >= wanted; }, "wait for a counter");
 }
+
+inline void note_tell(int32_t* note, int32_t value) { *note = value; }
+inline int32_t note_read(const int32_t* note) { return *note; }
 
 constexpr uint64_t kKeepNormally = 1, kEvictFirst = 2;
 
