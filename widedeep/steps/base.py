@@ -23,10 +23,10 @@ class StepConfig:
 
     precision: of matrix products and activations, one of `PRECISIONS`. Weights, slots, logits and loss are float32
         always.
-    gemm: the hidden layers' products in the fused step on a GPU: "cublaslt" (the library's), "sm90" (ours,
-        Hopper; half types and TF32), "sm90-chain" (the same in one launch each way; the same bits, more memory; not for
-        two steps that train on one GPU at the same time), or
-        "auto": of those that run and agree on random data, the fastest ("sm90-chain" with half types only).
+    gemm: the hidden layers' products in the fused step on a GPU: "cublaslt" (the library's), "sm90" (ours, Hopper; half
+        types and TF32), "sm90-chain" (the same in one launch each way; the same bits, more memory; not for two steps
+        that train on one GPU at the same time), or "auto": of those that run and agree on random data, the fastest
+        ("sm90-chain" with half types only).
     """
 
     precision: str = "fp32"
