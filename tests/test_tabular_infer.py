@@ -60,7 +60,7 @@ def test_columns_get_the_right_kind_and_the_spec_works(tmp_path, name):
     assert features["tags"]["max_hotness"] == 3
     assert features["age"]["transform"] == {"fill": "median", "standardise": True}
     assert features["spend"]["transform"] == {"fill": "median", "log": True, "standardise": True}
-    assert features["click"]["transform"] == {"positive": ["yes"]}
+    assert features["click"]["transform"] == {"positive": ["yes"], "negative": ["no"]}
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
     report = run(TabularConfig(tmp_path / "spec.yaml", tmp_path / "out", [path], split="group:0.25"))
     assert 0.15 < report["train"]["positive_rate"] < 0.25
@@ -84,7 +84,7 @@ def test_list_columns_and_very_many_texts(tmp_path, monkeypatch):
     assert spec["feature_spec"]["seen"]["max_hotness"] == 5
     assert spec["feature_spec"]["site"]["transform"] == "hash"
     assert spec["feature_spec"]["site"]["cardinality"] == 1024
-    assert spec["feature_spec"]["y"]["transform"] == {"positive": [1]}
+    assert spec["feature_spec"]["y"]["transform"] == {"positive": [1], "negative": [0]}
 
 
 def test_what_cannot_be_proposed_is_told(tmp_path):

@@ -17,14 +17,16 @@ from widedeep.errors import InputError
 COLUMN = {"x": {"transform": "vocabulary"}}
 
 
-def labels(tmp_path, values, positive, split="last:2", **options):
-    """The labels of a table of these values; text makes CSV, else Parquet. positive: as it stands in the YAML."""
+def labels(tmp_path, values, positive, split="last:2", negative=None, **options):
+    """The labels of a table of these values; text makes CSV, else Parquet. positive, negative: as YAML has them."""
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / ("a.csv" if isinstance(values[0], str) else "a.parquet")
     if path.suffix == ".csv":
         path.write_text("x,click\n" + "".join(f"{i % 3},{value}\n" for i, value in enumerate(values)))
     else:
         pq.write_table(pa.table({"x": [i % 3 for i in range(len(values))], "click": values}), path)
-    click = {"transform": {"positive": yaml.safe_load(positive)}}
+    given = {"positive": positive} | ({} if negative is None else {"negative": negative})
+    click = {"transform": {key: yaml.safe_load(value) for key, value in given.items()}}
     spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"click": click}, ["x"])
     run(TabularConfig(spec, tmp_path / "out", [path] if split else [], [] if split else [path], split, **options))
     return [value for part in ("train", "test") for value in read(tmp_path / "out" / part)["click"].tolist()]
@@ -64,6 +66,41 @@ def test_labels_none_of_which_is_positive_are_refused(tmp_path, values, positive
 )
 def test_positive_numbers_are_compared_as_numbers(tmp_path, values, positive):
     assert labels(tmp_path, values * 5, positive) == [1, 0] * 5
+
+
+@pytest.mark.parametrize(
+    ("values", "positive", "negative"),
+    [(["yes", "no"], "'yes'", "'no'"), (["1.0", "0"], "1", "0.0"), ([1, 0], "[1, 7]", "[0, -1]")],
+)
+def test_negative_values_leave_no_third(tmp_path, values, positive, negative):
+    assert labels(tmp_path, values * 5, positive, negative=negative) == [1, 0] * 5
+    third = type(values[0])(2)
+    for place, split in ((3, "last:2"), (9, "last:2")):  # of train and of test rows
+        wrong = values * 5
+        wrong[place] = third
+        with pytest.raises(InputError, match=rf"click.*expected a label of the spec \(.*\), found '{third}'"):
+            labels(tmp_path / "other", wrong, positive, split, negative=negative)
+    (tmp_path / "out").rename(tmp_path / "first")
+    scored = labels(tmp_path, [third] * 3, positive, split=None, negative=negative, stats=tmp_path / "first")
+    assert scored == [0] * 3  # rows to be scored need no true labels
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "words"),
+    [
+        ("'yes'", "['no', 'yes']", "transform.negative: expected values that are not positive, got 'yes'"),
+        ("'yes'", "no", "transform.negative: expected quotes around what YAML reads as true or false"),
+        ("'yes'", "[]", "transform.negative: expected at least one value, got none"),
+    ],
+)
+def test_negative_values_that_make_no_sense(tmp_path, positive, negative, words):
+    with pytest.raises(InputError, match=words):
+        labels(tmp_path, ["yes", "no"] * 5, positive, negative=negative)
+
+
+def test_test_rows_none_of_which_is_positive_are_warned_about(tmp_path, caplog):
+    labels(tmp_path, ["yes", "no"] * 4 + ["yes."] * 2, "'yes'")
+    assert "click: none of 2 test rows is positive" in caplog.text
 
 
 def test_only_train_rows_must_have_a_positive_one(tmp_path):

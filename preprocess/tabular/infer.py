@@ -113,8 +113,8 @@ def _proposal(
     notes = [f"left out: {name}: {why}" for name, why in [*faults.items(), *left_out]]
     if not features:
         raise InputError(f"{path}: expected a column to learn from, found none; {'; '.join(notes)[:300]}")
-    positive, meaning = _label(path, seen[label], label)
-    features[label] = {"transform": {"positive": [positive]}}
+    positive, negative, meaning = _label(path, seen[label], label)
+    features[label] = {"transform": {"positive": [positive], "negative": [negative]}}
     if group:
         features[group] = {} if seen[group].are_int64 else {"transform": "hash"}
     channels |= {"label": [label], "map": [group] if group else []}
@@ -216,8 +216,10 @@ def _nulls(column: Seen) -> dict[str, Any]:
     return {"nulls": sorted(column.words)} if column.words else {}
 
 
-def _label(path: str, column: Seen, label: str) -> tuple[str | int | float, str]:
-    """The value that means 1 (the larger number, a usual word for it, else the rarer), and a sentence that says so."""
+def _label(path: str, column: Seen, label: str) -> tuple[str | int | float, str | int | float, str]:
+    """The value that means 1 (the larger number, a usual word for it, else the rarer), the other one, and a sentence
+    that says so.
+    """
     texts = sorted(column.counts)
     if len(texts) != 2:
         found = ", ".join(repr(text) for text in texts[:5]) + (", ..." if len(texts) > 5 else "")
@@ -227,11 +229,11 @@ def _label(path: str, column: Seen, label: str) -> tuple[str | int | float, str]
         )
     numbers = [_finite(text) for text in texts]
     usual = [text.strip().rstrip(string.punctuation + string.whitespace).lower() in POSITIVE_TEXTS for text in texts]
-    positive, guessed = None, ""
+    values, guessed = None, ""
     if None not in numbers and numbers[0] != numbers[1]:
         # As a number it means 1 and 1.0: another file may have the other spelling.
-        positive = max(numbers)
-        one = texts[numbers.index(positive)]
+        values = max(numbers), min(numbers)
+        one = texts[numbers.index(values[0])]
     elif sum(usual) == 1:
         one = texts[usual.index(True)]
     else:
@@ -240,7 +242,7 @@ def _label(path: str, column: Seen, label: str) -> tuple[str | int | float, str]
     zero = texts[1 - texts.index(one)]
     share = 100 * column.counts[one] / column.counts.total()
     meaning = f"label {label}: 1 means {one!r} ({share:.3g} % of rows), 0 means {zero!r}{guessed}"
-    return one if positive is None else positive, meaning
+    return *(values or (one, zero)), meaning
 
 
 def _finite(text: str) -> int | float | None:

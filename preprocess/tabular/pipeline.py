@@ -78,6 +78,7 @@ class _Run:
         # Only evaluation needs the group: a spec's own train files may lack it.
         self.train_group = bool(config.inputs) or spec.has_group.get("train", True)
         self.columns = tuple(dict.fromkeys([*spec.columns(self.train_group), *extra]))
+        self.label = next(f for f in spec.features if f.kind == "label")
         self.counts = {m: {"rows": 0, "positive": 0} for m in MAPPINGS}
         self.stages = Stages()
         self.rows: int | None = None  # of all files, once a pass has seen them
@@ -99,6 +100,7 @@ class _Run:
             self.learn()
         else:
             load_statistics(self.spec, Path(self.config.stats))
+            self.label.encoder.negative = frozenset()  # rows to be scored need no true labels
         (self.out / STATISTICS).parent.mkdir()
         (self.out / STATISTICS).write_text(json.dumps(_statistics(self.spec), indent=1) + "\n", encoding="utf-8")
         completed = self.spec.completed(self.train_group)
@@ -172,10 +174,13 @@ class _Run:
 
     def check_positive(self) -> None:
         """Raise InputError if no train row is positive although the spec says which values are: they are misspelt."""
-        label = next(f for f in self.spec.features if f.kind == "label")
-        train = self.counts["train"]
-        given_before = self.config.stats is not None  # rows to be scored need no true labels
-        if label.encoder.positive is None or train["positive"] or not train["rows"] or given_before:
+        label, train, test = self.label, self.counts["train"], self.counts["test"]
+        if label.encoder.positive is None or not train["rows"] or self.config.stats is not None:
+            return
+        if train["positive"]:
+            if test["rows"] and not test["positive"]:
+                told = "%s: none of %d test rows is positive; are the values spelled as in train rows?"
+                log.warning(told, label.name, test["rows"])
             return
         chunk, is_test = next(pair for pair in self.divided() if not pair[1].all())
         column = chunk.columns[label.columns[0]]

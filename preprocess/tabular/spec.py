@@ -8,6 +8,7 @@ A transform is a mapping, or as a shorthand a name or a list of names without se
                   with `mask` columns that are 0 where there is no value
     numeric       fill: number, mean or median   clip: [low, high]   log: true   standardise: true
     label         positive: value or list of values, of which train rows have at least one; 1 is 1.0 too
+                  negative: the same for 0; without it every other value is 0, with it any other is refused
     map           hash: {seed}
 
 Texts that YAML reads as true or false (yes, no, on, off) stand in quotes.
@@ -37,7 +38,7 @@ KEYS = {
     "categorical": (*COMMON, "hash", "vocabulary", "bucketise"),
     "multi-hot": (*COMMON, "separator", "columns", "mask", "hash", "vocabulary"),
     "numeric": (*COMMON, "fill", "clip", "log", "standardise"),
-    "label": (*COMMON, "positive"),
+    "label": (*COMMON, "positive", "negative"),
     "group": (*COMMON, "hash"),
 }
 
@@ -291,12 +292,22 @@ class _Fields:
 
     def label(self) -> Feature:
         if "positive" not in self._fields:
+            if "negative" in self._fields:
+                self.fail("negative", "positive beside it")
             return self.feature(transforms.Label(None))
-        texts, given = self.texts("positive"), self._fields["positive"]
+        positive = self.values("positive")
+        negative = self.values("negative") if "negative" in self._fields else frozenset()
+        if both := sorted({*map(str, positive)} & {*map(str, negative)}):
+            self.fail("negative", f"values that are not positive, got {both[0]!r}")
+        return self.feature(transforms.Label(positive, negative))
+
+    def values(self, key: str) -> transforms.Values:
+        """Texts, and numbers also as such."""
+        texts, given = self.texts(key), self._fields[key]
         if not texts:
-            self.fail("positive", "at least one value, got none")
+            self.fail(key, "at least one value, got none")
         numbers = [item for item in (given if isinstance(given, list) else [given]) if not isinstance(item, str)]
-        return self.feature(transforms.Label(frozenset([*texts, *numbers])))
+        return frozenset([*texts, *numbers])
 
     def group(self) -> Feature:
         seed = self.settings("hash", ("seed",)).get("seed", 0) if "hash" in self._fields else 0

@@ -13,6 +13,7 @@ from preprocess import hashing
 from preprocess.tabular.columns import BadCell, Column
 
 SAMPLE_ROWS = 1 << 18  # values a quantile is taken from; exact for fewer rows
+Values = frozenset[str | int | float]
 LARGEST = 1e150  # the squares of any larger numbers may add up to infinity
 
 
@@ -117,15 +118,16 @@ class Ids:
 
 
 class Label:
-    """1 for the positive values, 0 for all others; without a list of them, the column holds 0 and 1.
+    """1 for the positive values, 0 for the negative ones, or for all others where none are given; without positive
+    values, the column holds 0 and 1.
 
-    positive: texts, and numbers, which mean every spelling of them.
+    positive, negative: texts, and numbers, which mean every spelling of them.
     """
 
     learns = False
 
-    def __init__(self, positive: frozenset[str | int | float] | None):
-        self.positive = positive
+    def __init__(self, positive: Values | None, negative: Values = frozenset()):
+        self.positive, self.negative = positive, negative
 
     def apply(self, column: Column) -> np.ndarray:
         """[n] uint8."""
@@ -133,13 +135,22 @@ class Label:
             raise BadCell(int((column.codes < 0).argmax()), "a label", "no value")
         if self.positive is None:
             return column.integers(0, 1, None, "a label of 0 or 1").astype(np.uint8)
-        return column.take(np.array([self._is_positive(text) for text in column.texts], np.uint8), 0)
+        texts = column.texts
+        positive = np.array([_stands_in(self.positive, text) for text in texts], np.uint8)
+        if self.negative:
+            strange = [not one and not _stands_in(self.negative, text) for one, text in zip(positive, texts)]
+            if (rows := column.take(np.array(strange, bool), False)).any():
+                row = int(rows.argmax())
+                given = ", ".join(map(repr, sorted({*map(str, self.positive | self.negative)})))
+                raise BadCell(row, f"a label of the spec ({given})", texts[column.codes[row]])
+        return column.take(positive, 0)
 
-    def _is_positive(self, text: str) -> bool:
-        try:
-            return text in self.positive or float(text) in self.positive
-        except ValueError:
-            return False
+
+def _stands_in(values: Values, text: str) -> bool:
+    try:
+        return text in values or float(text) in values
+    except ValueError:
+        return False
 
 
 class Group:
