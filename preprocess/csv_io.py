@@ -204,10 +204,11 @@ def line_of(path: Path, row: int, format: Format = COMMAS) -> int:
             _call(path, file.readline)
             line = 1
         while data := _call(path, file.readline):
-            line += 1
-            row -= bool(data.strip(b"\r\n"))
-            if row < 0:
-                break
+            for piece in data.splitlines():  # as the parser, which ends a line at a carriage return too
+                line += 1
+                row -= bool(piece)
+                if row < 0:
+                    return line
     return line
 
 
@@ -242,8 +243,11 @@ def _header(path: Path, line: bytes, columns: Sequence[Column], format: Format) 
         raise InputError(f"{path}: the file is empty, expected a header line{wanted}")
     try:
         header = tuple(next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], delimiter=format.delimiter)))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}, line 1: expected a header line in UTF-8: {error}") from error
+    except csv.Error as error:
+        why = "lines that end in a line feed, found carriage returns alone" if b"\r" in line.rstrip(b"\r\n") else error
+        raise InputError(f"{path}, line 1: expected {why}") from error
     for column in columns:
         if (count := header.count(column.name)) != 1:
             fault = "missing" if not count else "there twice"
@@ -304,10 +308,10 @@ def _filled(array: pa.Array, dtype: Any, null: int) -> np.ndarray:
 def _diagnose(block: Block, data: bytes, columns: Sequence[Column], error: Exception) -> InputError:
     where = {c.name: block.header.index(c.name) for c in columns}
     line = _lines_before(block)
-    for raw in io.BytesIO(data):
+    for raw in data.splitlines():
         line += 1
         try:
-            text = raw.decode("utf-8").rstrip("\r\n")
+            text = raw.decode("utf-8")
         except UnicodeDecodeError:
             return InputError(f"{block.path}, line {line}: expected UTF-8 text")
         if not text:
@@ -337,10 +341,13 @@ def _is_open(line: str, format: Format) -> bool:
 
 
 def _lines_before(block: Block) -> int:
+    """Ends of lines, as `bytes.splitlines` has them: line feeds, and carriage returns that none follows."""
     with _open(block.path) as file:
-        count, left = 0, block.start
+        count, left, ends_in_return = 0, block.start, False
         while left and (data := file.read(min(left, 1 << 24))):
-            count += data.count(b"\n")
+            count += data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
+            count -= ends_in_return and data.startswith(b"\n")
+            ends_in_return = data.endswith(b"\r")
             left -= len(data)
     return count
 

@@ -59,9 +59,18 @@ def test_round_trip_gives_the_same_bits(tmp_path):
 def test_a_checkpoint_from_before_the_rows_were_noted_is_read(tmp_path):
     path = save(Checkpoints(tmp_path), 17)
     state = json.loads((path / STATE).read_text())
-    del state["data"]
+    del state["data"], state["processes"]
     (path / STATE).write_text(json.dumps(state))
-    assert read_progress(path).data is None
+    assert read_progress(path).data is read_progress(path).processes is None
+
+
+def test_all_files_have_the_mode_that_the_umask_leaves(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = save(Checkpoints(tmp_path), 17)
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in path.iterdir()} == {"0o640"}
 
 
 def test_keeps_the_last_and_the_best(tmp_path):

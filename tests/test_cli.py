@@ -124,6 +124,34 @@ def test_a_config_file_with_one_value_for_a_list_is_named(tmp_path, capsys, valu
 
 
 @pytest.mark.parametrize(
+    ("command", "text", "said"),
+    [
+        ("train", "num_epochs: null", "num_epochs: expected a value, got null"),
+        ("train", "verify: null", "verify: expected a value, got null"),
+        ("train", "model_dir:", "model_dir: expected a value, got null"),
+        ("train", "embedding_parallel: null", "embedding_parallel: expected a value, got null"),
+        ("train", "num_epochs: 1\nnum_epochs: 2", "key 'num_epochs' a second time in line 2"),
+        ("train", "evaluation: true", "unknown key 'evaluation': expected evaluate"),
+        ("preprocess tabular", "seed: null", "seed: expected a value, got null"),
+    ],
+)
+def test_a_config_file_without_a_value_is_named(tmp_path, capsys, command, text, said):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert cli.main([*command.split(), "--config", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "c.yaml: " in err
+    assert said in err
+
+
+def test_what_may_be_absent_may_be_null(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: null\nprecision: null\n")
+    assert printed_config(capsys, "--config", str(path))["seed"] is None
+
+
+@pytest.mark.parametrize(
     ("error", "code", "said"),
     [
         (InputError("a.csv, line 3: no"), 2, "widedeep: a.csv, line 3: no\n"),
@@ -131,6 +159,7 @@ def test_a_config_file_with_one_value_for_a_list_is_named(tmp_path, capsys, valu
         (OSError(errno.ENOSPC, "No space left on device", "out/x"), 1, "widedeep: out/x: No space left on device\n"),
         (PermissionError(errno.EACCES, "Permission denied", "out/x"), 2, "widedeep: out/x: Permission denied\n"),
         (MemoryError(), 1, "widedeep: out of memory\n"),
+        (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory:"), 1, "widedeep: out of memory\n"),
         (KeyboardInterrupt(), 130, "widedeep: interrupted\n"),
     ],
 )

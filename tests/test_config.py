@@ -58,6 +58,9 @@ def test_amp_is_fp16():
         ({"deep_learning_rate": float("nan")}, "cpu", "--deep_learning_rate must be at least 0"),
         ({"linear_learning_rate": 0.0}, "cpu", "--linear_learning_rate must be above 0"),
         ({"deep_hidden_units": [8, 0]}, "cpu", "--deep_hidden_units must be at least 1"),
+        ({"threads": 100_000}, "cpu", "--threads must be at most 1024, got 100000"),
+        ({"use_checkpoint": True, "overwrite": True}, "cpu", "give one of the two"),
+        ({"step": "reference", "embedding_parallel": "sharded"}, "cpu", "sharded needs the fused step"),
     ],
 )
 def test_nonsense_is_refused(values, device, words):

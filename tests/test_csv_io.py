@@ -186,6 +186,7 @@ def test_quotes_that_open_no_field_are_text(field, value, block_bytes, tmp_path)
         ("id,ignored,big,score,place\n", "line 1: column at is missing"),
         (HEADER.replace("ignored", "id"), "line 1: column id is there twice"),
         (b"\xff\xfe" + HEADER.encode(), "line 1: expected a header line in UTF-8"),
+        (HEADER.encode().rstrip() + b"\r1,2\r", "line 1: expected lines that end in a line feed"),
     ],
 )
 def test_a_bad_header_is_named(text, message, tmp_path):
@@ -226,6 +227,17 @@ PIECES = [
     "\u0661",
     "2016-02-30 00:00:00",
 ]
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n", "\r\r\n"])
+def test_lines_are_counted_as_they_are_parsed(tmp_path, end):
+    """A carriage return ends a line, alone or before a line feed."""
+    path = write(tmp_path, (HEADER + GOOD + end + GOOD + "\n" + GOOD + ",9\n").encode())
+    blank = end == "\r\r\n"
+    for block_bytes in (40, 1 << 20):
+        with pytest.raises(InputError, match=rf"line {4 + blank}: expected 6 fields, found 7"):
+            read(path, block_bytes=block_bytes)
+    assert csv_io.line_of(path, 2) == 4 + blank
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

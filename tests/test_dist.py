@@ -127,6 +127,13 @@ def test_a_run_goes_on_with_its_tables_shared_out_otherwise(data, alone, tmp_pat
     assert_as_alone(alone, whole_run(world, data, tmp_path, "--use_checkpoint", *flags))
 
 
+def test_another_number_of_processes_is_named(data, one, alone, tmp_path):
+    shutil.copytree(one / "model", tmp_path / "model")
+    places = ["--dataset_path", data, "--model_dir", tmp_path / "model", "--results_dir", tmp_path]
+    said = run_ranks(2, *FLAGS, *places, "--use_checkpoint", "--num_epochs", "3")[0]
+    assert "not as before: --num_epochs 3 (was 2), --step auto (was reference), 2 processes (was 1)\n" in said
+
+
 def assert_as_alone(alone: tuple[dict, dict, list[dict]], run: tuple[dict, dict, list[dict]]) -> None:
     (want, want_evaluation, _), (got, evaluation, _) = alone, run
     assert want.keys() == got.keys()

@@ -222,7 +222,11 @@ BROKEN = [
     ("feature_spec", ["a"], "feature_spec: expected a mapping, got ['a']"),
     ("features", {}, "features: expected one of the keys feature_spec, source_spec, channel_spec, metadata"),
     ("metadata", 3, "metadata: expected a mapping, got 3"),
-    ("channel_spec", DELETE, "channel_spec: expected the channel onehot_categorical, got none"),
+    (
+        "channel_spec",
+        DELETE,
+        "the channel onehot_categorical, multihot_categorical, numerical, label, map, got none",
+    ),
     ("channel_spec.map", DELETE, "channel_spec: expected the channel map, got none"),
     ("channel_spec.weights", [], "channel_spec.weights: expected one of the keys"),
     ("channel_spec.label", [], "channel_spec.label: expected exactly one feature, got 0"),

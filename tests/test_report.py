@@ -90,6 +90,16 @@ def test_page_holds_everything(results):
     assert names == {"loss.png", "ranking.png", "calibration.png", "learning_rate.png"}
 
 
+def test_a_page_elsewhere_stands_alone(results, tmp_path):
+    place = tmp_path / "keep"
+    (place / "plots").mkdir(parents=True)
+    (place / "plots" / "loss.png").write_text("mine")
+    assert report.run(results, place / "page.html") == place / "page.html"
+    assert sorted(path.name for path in place.rglob("*")) == ["loss.png", "page.html", "plots"]
+    assert (place / "plots" / "loss.png").read_text() == "mine"
+    assert len(Page((place / "page.html").read_text()).images) == 4
+
+
 def test_missing_files_are_named(results):
     for name in ("args.json", "data_summary.json", "baselines.json", "metrics.jsonl", "log.json"):
         (results / name).unlink()

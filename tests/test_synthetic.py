@@ -3,6 +3,9 @@
 import errno
 import json
 import re
+import socket
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -351,10 +354,20 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(output.CsvFile, "append", full)
     (tmp_path / "set").mkdir()
-    with pytest.raises(RunError, match="the disk is full"):
+    with pytest.raises(RunError, match="No space left on device"):
         run(100_000, 1, tmp_path / "set", workers=2)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     assert not any((tmp_path / "set").iterdir())
+
+
+def test_what_a_kill_left_is_removed(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = tmp_path / f".set.partial-{socket.gethostname()}-{killed.pid}"
+    left.mkdir()
+    (left / "clicks_train.csv").write_text("display_id")
+    run(1_000, 1, tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_progress_reaches_the_total(tmp_path):

@@ -346,3 +346,10 @@ def test_a_table_without_anything_to_learn_from_is_refused(tmp_path):
     lists = write(tmp_path / "a.parquet", pa.table(columns() | {"click": [[0], [1]] * 100}))
     with pytest.raises(InputError, match="column click: expected one value a row, found lists"):
         infer_spec([lists])
+
+
+def test_a_tab_as_a_shell_passes_it(tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    path.write_text("x\tclick\n" + "".join(f"{i % 7}\t{i % 2}\n" for i in range(200)))
+    assert main(["spec", "infer", str(path), "--delimiter", "\\t"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["metadata"]["csv"] == {"delimiter": "\t"}

@@ -209,7 +209,7 @@ def test_arrow_files_that_are_damaged(tmp_path):
 
 ODD = {
     "timestamp": (pa.array([0, 1, 2], pa.timestamp("s")), "column size: expected a number, found"),
-    "binary": (pa.array([b"1", b"2", b"\xff"]), r"row 2: column size: expected a number, found .*xff"),
+    "binary": (pa.array([b"1", b"2", b"\xff"]), r"row 3: column size: expected a number, found .*xff"),
     "damaged text": (
         pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]),
         None,
@@ -225,7 +225,7 @@ ODD = {
         pa.array([bytes(range(240, 256))] * 3, pa.uuid()),
         "column size: expected numbers, text or lists of them, found extension",
     ),
-    "nothing": (pa.nulls(3), "row 0: column size: expected a number, or a `fill` in its transform, found 'no value'"),
+    "nothing": (pa.nulls(3), "row 1: column size: expected a number, or a `fill` in its transform, found 'no value'"),
     "lists": (pa.array([[1.0]] * 3), "column size: expected one value a row for size, found lists"),
 }
 

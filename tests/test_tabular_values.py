@@ -194,3 +194,8 @@ def test_test_values_that_train_rows_do_not_have_are_told(tmp_path, caplog, trai
     caplog.clear()
     run(TabularConfig(spec, tmp_path / "new", test=[tmp_path / "test.csv"], stats=tmp_path / "out"))
     assert len(caplog.records) == (test != "{}")
+
+
+def test_a_split_without_test_rows_is_warned_about(tmp_path, caplog):
+    labels(tmp_path, ["yes", "no"] * 4, "'yes'", "time:x:9")
+    assert "the split time:x:9 makes no test rows" in caplog.text

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ from commands import main
 from planted import planted_data
 from sklearn.metrics import log_loss, roc_auc_score
 
-from widedeep import report
+from widedeep import report, run
 from widedeep.checkpoint import Checkpoints, Progress
 from widedeep.config import TrainConfig
 from widedeep.train import is_finished, note_score
@@ -51,6 +52,16 @@ def test_it_learns_the_planted_model(finished):
     assert result["rows"] == 401
     assert result["groups"] == 101
     assert sum(result["calibration"]["rows"]) == 401
+
+
+def test_a_model_that_memory_does_not_hold_is_refused(data, tmp_path, capsys, monkeypatch):
+    nothing, some = SimpleNamespace(free=0), SimpleNamespace(available=2**20)
+    monkeypatch.setattr(run, "psutil", SimpleNamespace(virtual_memory=lambda: some, swap_memory=lambda: nothing))
+    assert train(data, tmp_path, "--deep_hidden_units", "100000") == 2
+    said = capsys.readouterr().err
+    assert "parameters in each process, which need" in said
+    assert "GiB of memory at least: expected what fits in the 0.0 GiB that are free" in said
+    assert not (tmp_path / "model" / "checkpoint" / "last").exists()
 
 
 def test_log_has_the_originals_keys(finished):

@@ -37,15 +37,16 @@ class Progress:
     """Where a run stands; all that a resumed run needs besides weights and optimizer state.
 
     `step` updates are done in all, `position` of them in epoch number `epoch` (from 0). `rows` and
-    `global_batch_size` say what one position means, and `data` identifies the train rows (None: a checkpoint from
-    before it was kept). `metrics` are those of the last evaluation, `best` the best score so far, `waited` the epochs
-    since.
+    `global_batch_size` say what one position means, `data` identifies the train rows, `processes` is how many trained
+    last (None: a checkpoint from before it was kept). `metrics` are those of the last evaluation, `best` the best score
+    so far, `waited` the epochs since.
     """
 
     seed: int
     rows: int
     global_batch_size: int
     data: str | None = None
+    processes: int | None = None
     step: int = 0
     epoch: int = 0
     position: int = 0
@@ -207,7 +208,7 @@ def read_progress(directory: Path) -> Progress:
         InputError: the checkpoint is damaged; names the file, and an older whole checkpoint if there is one.
     """
     try:
-        state = {"data": None} | json.loads((directory / STATE).read_text())
+        state = {"data": None, "processes": None} | json.loads((directory / STATE).read_text())
         files = state["files"]
         progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
         for name, wanted in files.items():
@@ -260,8 +261,11 @@ def _part(file: Any, key: str, share: Share) -> Tensor:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    path.touch()  # with the mode that other files get; the library's own is its owner's alone
+    mode = path.stat().st_mode
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+        path.chmod(mode)
     except SafetensorError as error:  # carries the system's error number in its text only
         number = re.search(r"os error (\d+)", str(error))
         if number is None:

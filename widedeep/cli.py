@@ -9,6 +9,7 @@ import errno
 import re
 import sys
 import traceback
+from argparse import Action
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from importlib import import_module
@@ -21,6 +22,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from widedeep.errors import InputError, RunError
+from widedeep.feature_spec import UniqueKeyLoader
 
 COMMANDS = {
     "synth": "write synthetic raw CSVs in the Outbrain layout",
@@ -133,7 +135,7 @@ def _parse(name: str, command: ModuleType, words: list[str]) -> Any:
     parser = Parser(prog=f"widedeep {name}", description=COMMANDS[name], exit_on_error=False)
     command.add_arguments(parser)
     for path in _config_files(words):
-        _check_config_file(path, {action.dest: action.nargs in ("*", "+") for action in parser._actions})
+        _check_config_file(path, {action.dest: action for action in parser._actions})
     try:
         return parser.parse_args(words)
     except ArgumentError as error:
@@ -149,19 +151,22 @@ def _config_files(words: list[str]) -> list[str]:
     return after + [word.partition("=")[2] for word in words if word.startswith("--config=")]
 
 
-def _check_config_file(path: str, takes_list: dict[str, bool]) -> None:
-    """jsonargparse would refuse such a file too, but without its name. takes_list: by name of the flag."""
+def _check_config_file(path: str, flags: dict[str, Action]) -> None:
+    """jsonargparse would refuse most of such files too, but without their name; it lets null pass for any value."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: expected YAML: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a map of flag names to values")
     for key, value in values.items():
-        if key not in takes_list:
-            raise InputError(f"{path}: unknown key {key!r}: expected the name of a flag")
-        if takes_list[key] and not isinstance(value, list):
+        if key not in flags:
+            meant = ALIASES.get(f"--{key}", "")[2:] or "the name of a flag"
+            raise InputError(f"{path}: unknown key {key!r}: expected {meant}")
+        if flags[key].nargs in ("*", "+") and not isinstance(value, list):
             raise InputError(f"{path}: {key}: expected a list, got {value!r}")
+        if value is None and (flags[key].default is not None or flags[key].required):
+            raise InputError(f"{path}: {key}: expected a value, got null")
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -172,15 +177,18 @@ def _exit_code(error: Exception) -> int | None:
         return 2
     if isinstance(error, OSError):
         return 1 if error.errno in DISK_FULL else 2
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return 1
-    return None
+    return 1 if _is_out_of_memory(error) or type(error).__name__ == "OutOfMemoryError" else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of the host: torch's own allocator raises a RuntimeError with many lines."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else f"a file operation failed: {error.strerror}"
-    if isinstance(error, MemoryError):
+    if _is_out_of_memory(error):
         return "out of memory"
     return _wrong_value(str(error)) if isinstance(error, ArgumentError) else str(error)
 

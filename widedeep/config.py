@@ -192,12 +192,18 @@ class TrainConfig:
             if value is not None and not value >= low:  # so that NaN is refused too
                 raise InputError(f"--{name} must be at least {low}, got {value}.")
         t, m = self.training, self.mode
+        if (m.threads or 1) > MOST_THREADS:
+            raise InputError(f"--threads must be at most {MOST_THREADS}, got {m.threads}.")
         if t.linear_learning_rate == 0:  # FTRL divides by it
             raise InputError("--linear_learning_rate must be above 0, got 0.")
         if any(width < 1 for width in self.model.deep_hidden_units):
             raise InputError(f"--deep_hidden_units must be at least 1 each, got {self.model.deep_hidden_units}.")
         if not 0 <= self.model.deep_dropout < 1:
             raise InputError(f"--deep_dropout must be in [0, 1), got {self.model.deep_dropout}.")
+        if t.step == "reference" and t.embedding_parallel == "sharded":
+            raise InputError("--embedding_parallel sharded needs the fused step, but --step reference is given.")
+        if self.location.use_checkpoint and self.location.overwrite:
+            raise InputError("--use_checkpoint continues what --overwrite replaces: give one of the two.")
         if t.amp and t.precision not in (None, "fp16"):
             raise InputError(f"--amp means --precision fp16, but --precision {t.precision} is given too.")
         if device == "cpu" and self.precision in ("fp16", "tf32"):
@@ -214,6 +220,7 @@ class TrainConfig:
             )
 
 
+MOST_THREADS = 1024  # many more and the threads' library dies
 _AT_LEAST = {
     "training_set_size": 1,
     "global_batch_size": 1,

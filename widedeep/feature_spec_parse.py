@@ -110,9 +110,8 @@ class _Parser:
 
     def channels(self, value: Any, features: dict) -> dict[str, list[str]]:
         value = self.mapping(value, "channel_spec", CHANNELS)
-        for channel in CHANNELS:
-            if channel not in value:
-                self.fail("channel_spec", f"the channel {channel}, got none")
+        if absent := [channel for channel in CHANNELS if channel not in value]:
+            self.fail("channel_spec", f"the channel {', '.join(absent)}, got none (an empty one is [])")
         channels = {channel: self.names(value[channel], f"channel_spec.{channel}") for channel in CHANNELS}
         if len(channels["label"]) != 1:
             self.fail("channel_spec.label", f"exactly one feature, got {len(channels['label'])}")

@@ -12,7 +12,7 @@ PLOTS = "plots"
 def run(run_dir: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a run; the path of the page.
 
-    The page holds its plots; they are also files in `plots` beside it.
+    The page holds its plots. In `run_dir` they are also files, in `plots` beside it.
 
     Args:
         run_dir: the results directory of a training.    out: the page (default: `report.html` in `run_dir`).
@@ -20,9 +20,9 @@ def run(run_dir: str | Path, out: str | Path | None = None) -> Path:
         InputError: no run is there, a file of it is damaged, matplotlib is not installed, or `out` cannot be written.
     """
     files = read(Path(run_dir))
-    out = Path(out) if out else Path(run_dir) / "report.html"
     plots = report_plots.draw(files.training, files.validation, files.evaluation.get("calibration"))
-    for name, png in plots.items():
-        write_bytes(out.parent / PLOTS / f"{name}.png", png)
+    for name, png in plots.items() if out is None else ():
+        write_bytes(Path(run_dir) / PLOTS / f"{name}.png", png)
+    out = Path(out or Path(run_dir) / "report.html")
     write_text(out, report_html.page(files, plots))
     return out

@@ -49,7 +49,8 @@ def start(config: TrainConfig, comm: LocalComm, checkpoints: Checkpoints) -> tup
         tell(comm, f"{checkpoints.directory}: no checkpoint to continue, starting afresh")
     run = Run.open(config, comm)
     training, shards = run.config.training, run.train_shards
-    return run, Progress(training.seed, shards.rows, training.global_batch_size, rows_identity(shards))
+    identity = rows_identity(shards)
+    return run, Progress(training.seed, shards.rows, training.global_batch_size, identity, comm.world)
 
 
 def check_ranks(comm: LocalComm, directory: Path, step: int = 0, identity: int = 0) -> None:
@@ -97,7 +98,9 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
                 " be continued with these."
             )
         changes.append("rows of the train set")
-    progress.data = data
+    if progress.processes not in (None, comm.world):
+        changes.append(f"{comm.world} process{'es' * (comm.world > 1)} (was {progress.processes})")
+    progress.data, progress.processes = data, comm.world
     share = run.model.share
     checkpoint.load_arrays(found, checkpoint.MODEL, run.model.named_arrays(), share)
     run.step.load_state(checkpoint.read_arrays(found, checkpoint.OPTIMIZER, share))

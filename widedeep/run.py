@@ -1,12 +1,13 @@
 """What every command that holds a model needs: the processes, the data set, the model, its step."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from widedeep import affinity
@@ -73,6 +74,23 @@ def open_shards(spec: FeatureSpec, mapping: str, verify: bool) -> ShardSet:
     return shards
 
 
+def check_memory(spec: FeatureSpec, hidden: Sequence[int], share: Share, comm: LocalComm) -> None:
+    """Refuses a model that the host has no memory for: its processes would be killed without a word.
+
+    Raises:
+        InputError: names what weights and slots need at least, and what is free.
+    """
+    tables = sum(share.count(f.cardinality) * (f.dim + 1) for f in spec.categorical)
+    dense = spec.parameter_count(hidden) - sum(f.cardinality * (f.dim + 1) for f in spec.categorical)
+    each = 8 if comm.device.type == "cpu" else 4  # weight and slot, or the weight alone on its way to a GPU
+    need, free = each * (tables + dense), psutil.virtual_memory().available // comm.local_world
+    if need > free + psutil.swap_memory().free // comm.local_world:
+        raise InputError(
+            f"the model has {tables + dense:,} parameters in each process, which need {need / 2**30:,.1f} GiB of memory"
+            f" at least: expected what fits in the {free / 2**30:,.1f} GiB that are free."
+        )
+
+
 def shared_seed(comm: LocalComm) -> int:
     """A fresh seed, the first process's on all of them."""
     own = int.from_bytes(os.urandom(4), "little")
@@ -104,13 +122,15 @@ class Run:
             )
         if config.training.seed is None:
             config = config.updated(seed=shared_seed(comm))
+        share = Share(comm.rank, comm.world) if config.training.embedding_parallel == "sharded" else ALL_ROWS
+        check_memory(spec, shape.deep_hidden_units, share, comm)
         model = WideDeep(
             spec,
             hidden=shape.deep_hidden_units,
             dropout=shape.deep_dropout,
             wide_init=shape.wide_init,
             seed=config.training.seed,
-            share=Share(comm.rank, comm.world) if config.training.embedding_parallel == "sharded" else ALL_ROWS,
+            share=share,
         )
         rules = StepConfig(precision=config.precision, wide_lr=config.training.linear_learning_rate)
         return cls(config, comm, spec, model, make_step(config.training.step, model, rules, comm.device, comm))

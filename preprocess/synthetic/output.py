@@ -1,9 +1,5 @@
 """CSV files and a directory that appear whole or not at all."""
 
-import errno
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +8,8 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import xxhash
 
-from widedeep.errors import InputError, RunError
+from widedeep import atomic
+from widedeep.errors import InputError
 
 _WRITE = pc.WriteOptions(include_header=False, quoting_style="none", batch_size=1 << 16)
 
@@ -53,30 +50,10 @@ def fresh_directory(out: Path) -> Iterator[Path]:
     """A temporary directory beside `out`, renamed to `out` at the end; removed if the body fails.
 
     Raises:
-        InputError: `out` exists and is not an empty directory, or its parent cannot be written.
-        RunError: writing failed later, for instance because the disk is full.
+        InputError: `out` exists and is not an empty directory, or it cannot be written.
+        RunError: the disk is full.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty directory, expected a new or empty one")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be created ({error.strerror}), expected a path in a writable directory"
-        ) from error
-    try:
+    with atomic.directory(out, atomic.Output("ground_truth")) as part:
         yield part
-        part.chmod(0o777 & ~_umask())
-        os.replace(part, out)
-    except OSError as error:
-        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise RunError(f"{out} could not be written: {why}; nothing was left there") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

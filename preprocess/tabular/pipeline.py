@@ -225,6 +225,8 @@ class _Run:
         }
 
     def report(self, completed: Any, seconds: float) -> dict[str, Any]:
+        if self.split and not self.counts["test"]["rows"]:
+            log.warning("the split %s makes no test rows, and a training wants some to evaluate", self.config.split)
         for name, cut in self.cut.items():
             if cut:
                 log.warning("%s: %d elements beyond max_hotness were left out", name, cut)

@@ -39,7 +39,7 @@ class Chunk:
         except BadCell as error:
             row = self.in_file + error.row
             is_csv = not (_is_parquet(self.path) or _is_arrow(self.path))
-            place = f"line {csv_io.line_of(self.path, row, self.csv)}" if is_csv else f"row {row}"
+            place = f"line {csv_io.line_of(self.path, row, self.csv)}" if is_csv else f"row {row + 1}"
             raise InputError(f"{self.path}, {place}: column {column}: {error}") from error
 
 
