@@ -78,6 +78,18 @@ def test_threshold_auc_equals_keras(golden, device):
     assert exact_auc(prob, label) == pytest.approx(0.774836855, abs=1e-8)
 
 
+def test_threshold_auc_of_logits(golden, device):
+    logit, label = (torch.from_numpy(golden[name]).to(device) for name in ("logits", "labels"))
+    for count in (2, 200, 8000):
+        by_logit, by_prob = ThresholdAUC(count), ThresholdAUC(count)
+        for start in range(0, len(logit), 4096):
+            here = slice(start, start + 4096)
+            by_logit.update_logits(logit[here], label[here])
+            by_prob.update(logit[here].double().sigmoid().float(), label[here])
+        assert torch.equal(by_logit.confusion(), by_prob.confusion())
+        assert by_logit.compute() == by_prob.compute()
+
+
 def test_evaluation_equals_original(golden, device):
     evaluation = Evaluation(k=12)
     logit, label, group = (torch.from_numpy(golden[x]).to(device) for x in ("logits", "labels", "display_ids"))

@@ -141,8 +141,8 @@ def log_values(result: dict[str, float | int], groups: bool) -> dict[str, float]
 def batch_values(run: Run, logit: Tensor, batch: Batch) -> dict[str, float]:
     """Accuracy and AUC of one global batch, by the logits [B] of this process's rows."""
     gather = run.comm.all_gather_rows
-    prob, label = gather(logit).sigmoid(), gather(batch.label)
+    logit, label = gather(logit), gather(batch.label)
     accuracy, auc = BinaryAccuracy(), ThresholdAUC(run.config.mode.num_auc_thresholds)
-    accuracy.update(prob, label)
-    auc.update(prob, label)
+    accuracy.update(logit.sigmoid(), label)
+    auc.update_logits(logit, label)
     return numbers({"binary_accuracy": accuracy.value(), "auc": auc.value()})

@@ -9,11 +9,12 @@ set and computes everything.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from widedeep import ops
 from widedeep.errors import RunError
 from widedeep.metrics_groups import Groups, auc_by_group, average_precision, number_groups, rank_key
 
@@ -87,6 +88,13 @@ class ThresholdAUC(Metric):
         passed = torch.bucketize(prob.float(), self.thresholds)  # how many thresholds lie below the row
         width = self.count + 1
         histogram = torch.bincount(passed + width * (label > 0), minlength=2 * width).view(2, width)
+        self._add(negatives=histogram[0], positives=histogram[1])
+
+    def update_logits(self, logit: Tensor, label: Tensor) -> None:
+        """The same of logits [B] float32, whose probabilities are rounded from float64 (`ops.auc_histogram_`)."""
+        histogram = torch.zeros(2, self.count + 1, dtype=torch.int64, device=logit.device)
+        negatives, positives = histogram[:, 1:-1]  # every probability lies above the first threshold, none the last
+        ops.auc_histogram_(logit.contiguous(), label.float(), positives, negatives)
         self._add(negatives=histogram[0], positives=histogram[1])
 
     def confusion(self) -> Tensor:
@@ -243,10 +251,9 @@ class Evaluation:
         new = slice(self._running_parts, None)
         if self._logit[new]:
             logit, label = torch.cat(self._logit[new]), torch.cat(self._label[new])
-            prob = logit.sigmoid()
             loss.update(logit, label)
-            accuracy.update(prob, label)
-            auc.update(prob, label)
+            accuracy.update(logit.sigmoid(), label)
+            auc.update_logits(logit, label)
             if self.groups:
                 mean_precision.update(logit, label, torch.cat(self._group[new]))
             self._running_parts = len(self._logit)
@@ -299,7 +306,10 @@ class Evaluation:
             raise RunError(f"evaluation: {bad} of {len(logit)} logits are not finite: the model has diverged")
         loss = LogLoss()
         loss.update(logit, label)
-        values, counts = _score(logit, logit.sigmoid(), label, group, self.k, self.thresholds)
+        curves = [ThresholdAUC(count) for count in self.thresholds]
+        for curve in curves:
+            curve.update_logits(logit, label)
+        values, counts = _score(logit, logit.sigmoid(), label, group, self.k, curves)
         return numbers({"loss": loss.value()} | values) | counts
 
     def calibration(self, bins: int = 20) -> dict[str, list]:
@@ -322,17 +332,19 @@ def score_rows(
         score: [B] floats that rank the rows.    prob: [B] probabilities, in the same order of size.
         label: [B], 0 or 1.    group: [B] int64 or None.
     """
-    values, counts = _score(score, prob, label, group, k, thresholds)
+    curves = [ThresholdAUC(count) for count in thresholds]
+    for curve in curves:
+        curve.update(prob, label)
+    values, counts = _score(score, prob, label, group, k, curves)
     return numbers(values) | counts
 
 
 def _score(
-    score: Tensor, prob: Tensor, label: Tensor, group: Tensor | None, k: int, thresholds: tuple[int, int]
+    score: Tensor, prob: Tensor, label: Tensor, group: Tensor | None, k: int, curves: Sequence[ThresholdAUC]
 ) -> tuple[dict[str, Tensor | None], dict[str, int]]:
-    """What `score_rows` returns: metrics as tensors, and counts."""
-    accuracy, coarse, fine = BinaryAccuracy(), ThresholdAUC(thresholds[0]), ThresholdAUC(thresholds[1])
-    for metric in (accuracy, coarse, fine):
-        metric.update(prob, label)
+    """What `score_rows` returns: metrics as tensors, and counts. curves: of 200 and 8000 thresholds, of these rows."""
+    accuracy = BinaryAccuracy()
+    accuracy.update(prob, label)
     mean_precision, group_auc, groups = MeanAveragePrecision(k), GroupAUC(), None
     score = rank_key(score)  # once for all
     if group is not None:
@@ -342,8 +354,8 @@ def _score(
     values = {
         "binary_accuracy": accuracy.value(),
         "auc": _exact_auc(score, label),
-        "auc_200": coarse.value(),
-        "auc_8000": fine.value(),
+        "auc_200": curves[0].value(),
+        "auc_8000": curves[1].value(),
         "map": mean_precision.value(),
         "gauc": group_auc.value(),
     }
