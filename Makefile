@@ -73,11 +73,11 @@ headers-2.11: $(PY_READY)  ## compile-check the bindings against the headers of 
 	    -isystem $(HEADERS_2_11)/torch/include -isystem "$(CUDA)/include" \
 	    -Icsrc $$source || exit 1; done && echo "the bindings compile against torch 2.11"
 
-bench:  ## every op family by pytest-benchmark, with GB/s and TFLOP/s; on a GPU also each kernel beside its target
+bench:  ## the op families of a step by pytest-benchmark, with GB/s and TFLOP/s; on a GPU also each kernel beside its target
 	$(AS_IS) -m pytest bench/bench_*.py --benchmark-columns=median,iqr,rounds -q
 	@$(AS_IS) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && $(AS_IS) -m bench.budget || true
 
-sanitize:  ## compute-sanitizer over small cases of every kernel (needs a GPU)
+sanitize:  ## compute-sanitizer over small cases of the step's kernels (needs a GPU)
 	$(AS_IS) -m bench.gpu_check --seconds 3600 --only memcheck racecheck initcheck
 
 gpu-check:  ## build, tests, sanitizer and benches on a GPU machine, in less than nine minutes; one table at the end

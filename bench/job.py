@@ -14,7 +14,7 @@ from widedeep.data import Batch
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardWriter
 
-EXPONENT = 1.05  # of the power law that ids follow, rank^-1.05: the busiest ad takes 8 % of the rows
+EXPONENT = 1.05  # of the power law that ids follow, rank^-1.05: the busiest ad takes 10 % of the rows
 
 
 @dataclass(frozen=True)

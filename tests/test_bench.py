@@ -108,6 +108,26 @@ def test_sustained_rates_are_held_against_sustained_ceilings(monkeypatch):
     assert report.lines[0].fraction == 0.5
 
 
+def test_the_sum_of_a_steps_kernels_is_by_the_fastest_route():
+    ms = {"batch gather": 1, "embedding forward": 2, "embedding update": 4, "head": 8, "layer wgrad": 16}
+    ms |= {"layer forward, cublaslt": 100, "layer dgrad, cublaslt": 200, "finiteness of dx": 32}
+
+    def of(**more):
+        return budget.predicted_step([budget.Line(name, float(n), None, 0, "") for name, n in (ms | more).items()])
+
+    rest = 1 + 2 + 4 + 8 + 5 * 16
+    assert of() == (rest + 5 * 300 + 32, "cublaslt")
+    ours = {
+        "5 layers' dropout, sm90": 7,
+        "layer (3, False, 128) forward, sm90": 90,
+        "layer (3, False, 128) dgrad, sm90": 91,
+    }
+    assert of(**ours) == (rest + 7 + 5 * 181, "sm90 (3, False, 128)")
+    ours |= {"5 layers (2, True, 64) forward, sm90": 400, "5 layers (2, True, 64) dgrad, sm90": 401}
+    ours |= {"5 layers (3, True, 64) forward, sm90": 399, "5 layers (3, True, 64) dgrad, sm90": 403}
+    assert of(**ours) == (rest + 7 + 801, "sm90-chain (2, True, 64)")
+
+
 def test_whole_steps_are_reported(tmp_path, capsys):
     SPEC.save(tmp_path / "spec.yaml")
     arguments = ["--device", "cpu", "--batch", "64", "32", "--hidden", "16", "--steps", "1", "--rounds", "2"]

@@ -70,7 +70,7 @@ def record(values, packed=True, **more):
     return frame(example({NAMES[name]: v for name, v in values.items()} | more, packed))
 
 
-def write_directory(directory, test=None):
+def write_directory(directory):
     """Two train files of three records of 64 rows, and one test file of two."""
     parts = {"train": [columns(64, i) for i in range(3)], "eval": [columns(32, 8), columns(32, 9)]}
     for name in parts:

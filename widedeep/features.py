@@ -6,7 +6,7 @@ from typing import Any
 MAPPINGS = ("train", "test")
 CHUNK_TYPES = ("csv", "parquet", "shards")
 COMBINERS = ("sum", "mean")
-MAX_CARDINALITY = 2**31 - 1
+MAX_CARDINALITY = 2**31 - 1  # ids are int32 in a batch
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Plain-torch oracle of every op in `torch.ops.widedeep`: same names and arguments, any float dtype, any device.
+"""Plain-torch oracle of the ops in `torch.ops.widedeep`: same names and arguments, any float dtype, any device. The
+Hopper products have none of their own: they compute what the linear ops do.
 
 Written to be obviously right, by other techniques than the ops: dense formulas, `index_add`, sorting, autograd. The
 tests ask for float64; `--step reference` trains with it. Contracts (shapes, dtypes) stand in `widedeep/ops/`, which

@@ -24,7 +24,7 @@ from widedeep.step import Step, StepConfig, make_step
 
 
 def launch(config: TrainConfig, action: Callable[[TrainConfig, LocalComm], Any]) -> Any:
-    """Joins the run's processes, pins and seeds them, does `action(config, comm)`, and leaves.
+    """Joins the run's processes, pins them, does `action(config, comm)`, and leaves.
 
     Raises:
         InputError: the configuration makes no sense on this machine.

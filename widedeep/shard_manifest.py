@@ -10,12 +10,12 @@ import numpy as np
 import xxhash
 
 from .errors import InputError
+from .features import MAX_CARDINALITY
 
 MANIFEST = "manifest.json"
 FORMAT = "widedeep-shards"
 VERSION = 1
 ALIGNMENT = 64  # bytes: a cache line, and what aligned vector loads and direct I/O of a block want
-MAX_CARDINALITY = 2**31 - 1  # ids are int32 in a batch
 _TYPES = {
     "categorical": ("uint8", "uint16", "uint32"),
     "numeric": ("float16", "float32"),

@@ -41,12 +41,13 @@ struct ForwardInputs {
 void embedding_forward(const Batch& batch, const ForwardInputs& in, void* x, core::DType x_type, int64_t W,
                        float* wide_logit);
 
-// The batch's valid ids sorted by flat row (row_base + id), then by position. n = B * K is the capacity:
-//   unique [n] distinct flat rows ascending, then -1        offsets [n + 1] first entry of each, then the number of
-//   entries entries [n] position b * K + k of each id, then -1      keys [n] its flat row, then R
-//   table_start [F + 1] where each table's rows start in unique
+// The batch's valid ids sorted by flat row (row_base + id), then by position. n = B * K is the capacity.
 struct Segments {
-  int32_t *unique, *offsets, *entries, *keys, *table_start;
+  int32_t* unique;       // [n] distinct flat rows ascending, then -1
+  int32_t* offsets;      // [n + 1] first entry of each, then the number of entries
+  int32_t* entries;      // [n] position b * K + k of each id, then -1
+  int32_t* keys;         // [n] its flat row, then R
+  int32_t* table_start;  // [F + 1] where each table's rows start in unique
 };
 void embedding_segments(const Batch& batch, const Segments& out);
 

@@ -35,8 +35,7 @@ struct Numerics {
 };
 
 struct Batch {
-  const int32_t*
-      ids;  // [B, K]; -1 is padding, any other value must be a row: the forward pass traps on one that is not
+  const int32_t* ids;  // [B, K]; below 0: padding; else a row: the forward pass traps on one past its table
   int64_t B;
 };
 
@@ -53,12 +52,13 @@ struct ForwardTensors {
 cudaError_t embedding_forward(const Batch& batch, const Features& features, const Numerics& numerics,
                               const ForwardTensors& tensors, cudaStream_t stream);
 
-// Valid ids sorted by flat row (row_base + id), then by position. n = B K, rows = R:
-//   unique [n] distinct flat rows ascending, then -1      offsets [n + 1] first entry of each, then the number of
-//   entries entries [n] position b K + k of each id, then -1      keys [n] its flat row, then R
-//   table_start [F + 1] where each table's rows start in unique
+// Valid ids sorted by flat row (row_base + id), then by position. n = B K, rows = R.
 struct Segments {
-  int32_t *unique, *offsets, *entries, *keys, *table_start;
+  int32_t* unique;       // [n] distinct flat rows ascending, then -1
+  int32_t* offsets;      // [n + 1] first entry of each, then the number of entries
+  int32_t* entries;      // [n] position b K + k of each id, then -1
+  int32_t* keys;         // [n] its flat row, then R
+  int32_t* table_start;  // [F + 1] where each table's rows start in unique
 };
 size_t segments_workspace(int64_t n, int64_t rows);
 cudaError_t embedding_segments(const Batch& batch, const Features& features, int64_t rows, const Segments& out,

@@ -1,7 +1,6 @@
 // The output layer, its loss and the gradients in one pass over the last hidden activation; the gradient of the wide
-// numerics. h [B, H] row-major in any
-// dtype of core/dtype.h, H at most kMaxHead; fastest where it is a multiple of 8. Deterministic for one device: every
-// sum has a fixed order.
+// numerics. h [B, H] row-major in any dtype of core/dtype.h, H at most kMaxHead; fastest where it is a multiple of 8.
+// Deterministic for one device: every sum has a fixed order.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -13,7 +12,7 @@
 namespace widedeep::kernels {
 
 constexpr int64_t kMaxRagged = 1024;  // past it H must be a multiple of 8
-constexpr int64_t kMaxHead = 2048;    // a warp holds a row of h, the weights and two sums in registers
+constexpr int64_t kMaxHead = 2048;    // a warp holds two sums in registers
 
 struct HeadInputs {
   const void* h;

@@ -1,8 +1,8 @@
 """Our own kernels for cupy arrays: all that chunk functions do on a GPU.
 
-One module of kernels is compiled in about a second, where cupy's own functions compile a kernel for each operation and
-type when it is first used. This is the one place that launches them; every function has a numpy twin beside its caller
-and gives the same bits. Launches go to the current stream; nothing here waits for the device.
+One module of kernels is compiled in less than half a second, where cupy's own functions compile a kernel for each
+operation and type when it is first used. This is the one place that launches them; every function has a numpy twin
+beside its caller and gives the same bits. Launches go to the current stream; nothing here waits for the device.
 """
 
 import threading

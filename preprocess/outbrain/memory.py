@@ -58,7 +58,9 @@ def block_bytes(config: OutbrainConfig, files: Mapping[str, Path | None], engine
 
 
 def writers(config: OutbrainConfig, engine: Engine) -> int:
-    """Threads that write shards: one for four workers. Their parts may take a sixteenth of the memory limit each."""
+    """Threads that write shards: one, and one more for every four workers, four at most. Their parts may take a
+    sixteenth of the memory limit each.
+    """
     wanted = min(1 + engine.workers // 4, 4)
     if config.memory_limit is None:
         return wanted

@@ -114,7 +114,7 @@ def features(
     out, nulls = {}, {}
     for name, values in ids.items():
         out[name], nulls[name] = _filled(values, flavour.null_id(name, buckets[name]), _narrow(buckets[name]), xp)
-    # Its three values need no hash: four buckets hold them without a collision.
+    # Its four values need no hash: four buckets hold them without a collision.
     out["platform"] = take(tables.events.platform, event, xp)
 
     published = take(tables.documents.published, page, xp), take(tables.ads.published, row, xp)

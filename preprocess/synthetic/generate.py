@@ -125,7 +125,7 @@ def _write_catalogue(world: World, part: Path, workers: int, report: Progress) -
     draws, documents, ads = world.draws, world.documents, world.ads
     every = np.arange(len(documents.source))
     makers = {
-        "promoted_content.csv": (partial(tables.promoted_content, documents, ads), np.argsort(ads.ad_id)),
+        "promoted_content.csv": (partial(tables.promoted_content, ads), np.argsort(ads.ad_id)),
         "documents_meta.csv": (partial(tables.documents_meta, draws, documents), every),
         "documents_categories.csv": (partial(tables.documents_categories, draws, documents), every),
         "documents_topics.csv": (partial(tables.documents_topics, draws, documents), every),

@@ -116,7 +116,7 @@ def documents_entities(draws: Draws, sizes: Sizes, documents: Documents, block: 
     )
 
 
-def promoted_content(documents: Documents, ads: Ads, ad: np.ndarray) -> pa.Table:
+def promoted_content(ads: Ads, ad: np.ndarray) -> pa.Table:
     return pa.table(
         {
             "ad_id": ads.ad_id[ad],

@@ -21,7 +21,7 @@ def head_forward(h: Tensor, weight: Tensor, bias: Tensor, wide_logit: Tensor) ->
     Returns:
         [B] float32 log-odds, new tensor.
     Raises:
-        RuntimeError: wrong shape, dtype, device or stride.
+        RuntimeError: wrong shape, dtype, device or stride; on a GPU H above 2048, or above 1024 and no multiple of 8.
     Notes: differentiable in every argument.
     """
     return _ops.head_forward.default(h, weight, bias, wide_logit)
@@ -70,7 +70,7 @@ def head_step_out(
         dweight:      [1, H] float32; dbias: [1] float32: gradients of the output layer.
         loss:         one float32, without loss_scale.
     Raises:
-        RuntimeError: wrong shape, dtype, device or stride; p or global_rows out of range.
+        RuntimeError: as head_forward; p or global_rows out of range.
     Notes: the order of every sum is fixed, so the bits repeat, for any number of threads.
     """
     outputs = {"logit": logit, "dlogit": dlogit, "dz": dz, "dbias_hidden": dbias_hidden}

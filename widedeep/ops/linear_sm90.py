@@ -55,7 +55,7 @@ def dropout_keep_sm90_out(
         half:   whether the layers' type is a half type: the order of the bits depends on it.
         keep:   [mask_bytes(B, N)] uint8 for each, overwritten.
     Raises:
-        RuntimeError: wrong shape, dtype or device.
+        RuntimeError: wrong shape, dtype, device or alignment (16 bytes); p or layer out of range.
     """
     _ops.dropout_keep_sm90_out.default(p, seed, step, layer, first_row, rows, widths, half, keep=keep)
 

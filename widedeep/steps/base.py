@@ -14,6 +14,8 @@ from widedeep.model import WideDeep
 from widedeep.steps.exchange import gather_tables
 
 GEMMS = ("auto", "cublaslt", "sm90", "sm90-chain")
+# The original's dynamic loss scale for float16; rules: growth, backoff, and the steps between growths.
+INITIAL_SCALE, SCALE_RULES = 2.0**15, (2.0, 0.5, 2000)
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

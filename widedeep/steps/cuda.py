@@ -22,7 +22,7 @@ from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
 from widedeep.steps import limits
-from widedeep.steps.base import PRECISIONS, Step, StepConfig
+from widedeep.steps.base import INITIAL_SCALE, PRECISIONS, SCALE_RULES, Step, StepConfig
 from widedeep.steps.buffers import Activations, share_memory
 from widedeep.steps.graphs import make_graphs
 from widedeep.steps.layers import Dropout, Layers
@@ -33,8 +33,6 @@ from widedeep.steps.trial import ROUTES, choose_layers
 
 log = logging.getLogger(__name__)
 
-# The original's dynamic loss scale for float16.
-INITIAL_SCALE, GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0**15, 2.0, 0.5, 2000
 T = TypeVar("T")
 
 
@@ -391,7 +389,7 @@ class CudaStep(Step):
             self.slots.updates.add_(1)
             return
         counters = (self.scale, self.good_steps, self.slots.updates)
-        ops.loss_scale_update_(*counters, self.found_inf, GROWTH, BACKOFF, GROWTH_INTERVAL)
+        ops.loss_scale_update_(*counters, self.found_inf, *SCALE_RULES)
 
     def _row_gradients(self, ids: Tensor, segments: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], Tensor]:
         return row_gradients(ids, segments, self.activations, self.spec, self.weights.table_columns, self._table_rows())

@@ -10,11 +10,8 @@ from widedeep import reference
 from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.model import WideDeep
-from widedeep.steps.base import PRECISIONS, Step, StepConfig
+from widedeep.steps.base import INITIAL_SCALE, PRECISIONS, SCALE_RULES, Step, StepConfig
 from widedeep.steps.exchange import gather_rows, sum_dense_
-
-# The original's dynamic loss scale for float16.
-INITIAL_SCALE, GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0**15, 2.0, 0.5, 2000
 
 
 class ReferenceStep(Step):
@@ -106,7 +103,7 @@ class ReferenceStep(Step):
             self.slots.updates += 1
             return
         counters = (self.scale, self.good_steps, self.slots.updates)
-        reference.loss_scale_update_(*counters, self.found_inf, GROWTH, BACKOFF, GROWTH_INTERVAL)
+        reference.loss_scale_update_(*counters, self.found_inf, *SCALE_RULES)
 
     def _update(self, ids: Tensor, grads: dict[str, Tensor], lr: float) -> None:
         config, slots, model = self.config, self.slots, self.model

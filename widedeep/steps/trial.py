@@ -29,7 +29,7 @@ SCHEDULE_REPEATS = 4  # runs by another schedule whose bits must be those of the
 SINGLES = ((3, False, 128), (3, False, 64))
 CHAINS = ((3, False, 128), (3, False, 64), (2, True, 128))
 ROUTES = ("cublaslt", "sm90")  # of other bits each; checkpoints name them by number
-TURN, ROUNDS = 0.025, 5  # seconds of a route's turn, and turns of which the median counts: half a second in all
+TURN, ROUNDS = 0.025, 5  # seconds of a route's turn, and turns of which the median counts: a second in all at most
 AS_GOOD = 1.02  # noise of the clock: within it the order of the candidates decides, so that runs repeat
 
 

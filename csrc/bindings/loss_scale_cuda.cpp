@@ -1,0 +1,47 @@
+// Loss-scale ops on a GPU. Contracts: widedeep/ops/optim.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "bindings/checks.h"
+#include "bindings/stream.h"
+#include "kernels/optim.h"
+
+namespace widedeep {
+namespace {
+
+float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+void check_finite_(std::vector<Tensor> tensors, Tensor found_inf) {
+  check_scalar(found_inf, "check_finite_", "found_inf", ScalarType::Float, found_inf);
+  const DeviceGuard guard(found_inf.get_device_index());
+  for (const Tensor& t : tensors) {
+    STD_TORCH_CHECK(t.is_contiguous(), "check_finite_: tensors must be contiguous, got ", describe(t));
+    check_device(found_inf, "check_finite_", "found_inf", t);
+    const auto type = element_type(t.scalar_type(), "check_finite_", "tensors");
+    STD_CUDA_CHECK(
+        kernels::check_finite(t.const_data_ptr(), type, t.numel(), floats(found_inf), current_stream(found_inf)));
+  }
+}
+
+void loss_scale_update_(Tensor scale, Tensor good_steps, Tensor updates, Tensor found_inf, double growth,
+                        double backoff, int64_t interval) {
+  const char* op = "loss_scale_update_";
+  check_scalar(scale, op, "scale", ScalarType::Float, scale);
+  check_scalar(good_steps, op, "good_steps", ScalarType::Int, scale);
+  check_scalar(updates, op, "updates", ScalarType::Long, scale);
+  check_scalar(found_inf, op, "found_inf", ScalarType::Float, scale);
+  const DeviceGuard guard(scale.get_device_index());
+  STD_CUDA_CHECK(kernels::loss_scale_update(floats(scale), static_cast<int32_t*>(good_steps.mutable_data_ptr()),
+                                            static_cast<int64_t*>(updates.mutable_data_ptr()), floats(found_inf),
+                                            static_cast<float>(growth), static_cast<float>(backoff), interval,
+                                            current_stream(scale)));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(widedeep, CUDA, m) {
+  m.impl("check_finite_", TORCH_BOX(&check_finite_));
+  m.impl("loss_scale_update_", TORCH_BOX(&loss_scale_update_));
+}
+
+}  // namespace widedeep
