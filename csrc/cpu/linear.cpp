@@ -101,9 +101,11 @@ void bias_relu_dropout(core::DType type, void* z, const float* bias, int64_t B, 
   visit(type, [&](auto* t) {
     auto* rows = static_cast<decltype(t)>(z);
     parallel_for(0, B, kElements / std::max<int64_t>(O, 1) + 1, [&](int64_t first, int64_t last) {
-      for (int64_t b = first; b < last; ++b) {
-        activate_row(rows + b * O, bias, O, 0, static_cast<uint32_t>(first_row + b), dropout, rows + b * O);
-        if (bits != nullptr) store_bits(rows + b * O, O, 0, bits + b * core::bit_row_bytes(O));
+      for (int64_t b = first, step; b < last; b += step) {
+        step = (first_row + b) % 2 == 0 && b + 1 < last ? 2 : 1;
+        activate_rows(rows + b * O, bias, O, static_cast<uint32_t>(first_row + b), static_cast<int>(step), dropout);
+        for (int64_t r = b; bits != nullptr && r < b + step; ++r)
+          store_bits(rows + r * O, O, 0, bits + r * core::bit_row_bytes(O));
       }
     });
   });

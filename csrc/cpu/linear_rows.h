@@ -42,6 +42,28 @@ inline void dropout_factors(const core::Dropout& dropout, uint32_t row, int64_t 
   }
 }
 
+// The same of rows `row` and row + 1, row being even, and more columns at a time: a call serves both rows, and a vector
+// has a lane for each call.
+constexpr int kWideStrip = 128;
+
+inline void dropout_factors_of_two(const core::Dropout& dropout, uint32_t row, int64_t column,
+                                   float (*factor)[kWideStrip]) {
+  constexpr int kWideCalls = kWideStrip / 8;
+  alignas(64) uint32_t signs[2][kWideCalls][2];
+  alignas(64) int8_t kept[2][kWideStrip];
+  const core::Dropout d = dropout;  // a copy cannot alias the words
+  const auto first = static_cast<uint32_t>(column / 8);
+  for (uint32_t i = 0; i < kWideCalls; ++i) {
+    const core::Philox4 bits = core::dropout_bits(d, row, first + i);
+    const uint32_t addend = core::dropout_addend(d.threshold, bits);
+    for (int r = 0; r < 2; ++r)
+      for (int j = 0; j < 2; ++j) signs[r][i][j] = core::dropout_signs(bits.word[2 * r + j], addend);
+  }
+  std::memcpy(kept, signs, sizeof kept);
+  for (int r = 0; r < 2; ++r)
+    for (int i = 0; i < kWideStrip; ++i) factor[r][i] = kept[r][i] < 0 ? d.scale : 0.f;
+}
+
 // NaN stays NaN where it is kept, so that a run that diverges says so.
 inline float activate(float z, float factor) {
   const float kept = (z < 0.f ? 0.f : z) * factor;
@@ -60,6 +82,24 @@ void activate_row(const Z* z, const float* __restrict__ bias, int64_t n, int64_t
 #pragma GCC ivdep
     for (int64_t i = 0; i < count; ++i)
       store(activate(to_float(z[first + i]) + bias[first + i], factor[i]), y[first + i]);
+  }
+}
+
+// Whole rows `row` .. row + rows of a matrix [*, n], in place; rows at most 2, row even where they are 2.
+template <typename T>
+void activate_rows(T* z, const float* __restrict__ bias, int64_t n, uint32_t row, int rows,
+                   const core::Dropout& dropout) {
+  alignas(64) float factor[2][kWideStrip];
+  for (auto& of_row : factor) std::fill_n(of_row, kWideStrip, 1.f);
+  for (int64_t first = 0; first < n; first += kWideStrip) {
+    if (dropout.threshold != 0) dropout_factors_of_two(dropout, row & ~1u, first, factor);
+    const int64_t count = std::min<int64_t>(kWideStrip, n - first);
+    for (int r = 0; r < rows; ++r) {
+      const float* const by = factor[(row + r) & 1];
+      T* const at = z + r * n + first;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < count; ++i) store(activate(to_float(at[i]) + bias[first + i], by[i]), at[i]);
+    }
   }
 }
 
