@@ -75,7 +75,8 @@ def open_shards(spec: FeatureSpec, mapping: str, verify: bool) -> ShardSet:
 
 
 def check_memory(spec: FeatureSpec, hidden: Sequence[int], share: Share, comm: LocalComm) -> None:
-    """Refuses a model that the host has no memory for: its processes would be killed without a word.
+    """Refuses a model that the host has no memory for: its processes would be killed without a word. All look before
+    any of them takes its part.
 
     Raises:
         InputError: names what weights and slots need at least, and what is free.
@@ -84,7 +85,8 @@ def check_memory(spec: FeatureSpec, hidden: Sequence[int], share: Share, comm: L
     dense = spec.parameter_count(hidden) - sum(f.cardinality * (f.dim + 1) for f in spec.categorical)
     each = 8 if comm.device.type == "cpu" else 4  # weight and slot, or the weight alone on its way to a GPU
     need, free = each * (tables + dense), psutil.virtual_memory().available // comm.local_world
-    if need > free + psutil.swap_memory().free // comm.local_world:
+    comm.barrier()
+    if need > free:
         raise InputError(
             f"the model has {tables + dense:,} parameters in each process, which need {need / 2**30:,.1f} GiB of memory"
             f" at least: expected what fits in the {free / 2**30:,.1f} GiB that are free."
