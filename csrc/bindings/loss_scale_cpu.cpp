@@ -1,7 +1,7 @@
 // Loss-scale ops on the CPU. Contracts: widedeep/ops/optim.py.
 #include <torch/csrc/stable/library.h>
 
-#include "bindings/checks.h"
+#include "bindings/optim_checks.h"
 #include "core/loss_scale.h"
 #include "cpu/optim.h"
 
@@ -20,11 +20,7 @@ void check_finite_(std::vector<Tensor> tensors, Tensor found_inf) {
 
 void loss_scale_update_(Tensor scale, Tensor good_steps, Tensor updates, Tensor found_inf, double growth,
                         double backoff, int64_t interval) {
-  const char* op = "loss_scale_update_";
-  check_scalar(scale, op, "scale", ScalarType::Float, scale);
-  check_scalar(good_steps, op, "good_steps", ScalarType::Int, scale);
-  check_scalar(updates, op, "updates", ScalarType::Long, scale);
-  check_scalar(found_inf, op, "found_inf", ScalarType::Float, scale);
+  check_loss_scale_state(scale, good_steps, updates, found_inf);
   core::update_loss_scale(*static_cast<float*>(scale.mutable_data_ptr()),
                           *static_cast<int32_t*>(good_steps.mutable_data_ptr()),
                           *static_cast<int64_t*>(updates.mutable_data_ptr()),

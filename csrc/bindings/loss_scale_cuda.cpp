@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "bindings/checks.h"
+#include "bindings/optim_checks.h"
 #include "bindings/stream.h"
 #include "kernels/optim.h"
 
@@ -25,11 +25,7 @@ void check_finite_(std::vector<Tensor> tensors, Tensor found_inf) {
 
 void loss_scale_update_(Tensor scale, Tensor good_steps, Tensor updates, Tensor found_inf, double growth,
                         double backoff, int64_t interval) {
-  const char* op = "loss_scale_update_";
-  check_scalar(scale, op, "scale", ScalarType::Float, scale);
-  check_scalar(good_steps, op, "good_steps", ScalarType::Int, scale);
-  check_scalar(updates, op, "updates", ScalarType::Long, scale);
-  check_scalar(found_inf, op, "found_inf", ScalarType::Float, scale);
+  check_loss_scale_state(scale, good_steps, updates, found_inf);
   const DeviceGuard guard(scale.get_device_index());
   STD_CUDA_CHECK(kernels::loss_scale_update(floats(scale), static_cast<int32_t*>(good_steps.mutable_data_ptr()),
                                             static_cast<int64_t*>(updates.mutable_data_ptr()), floats(found_inf),
