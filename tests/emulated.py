@@ -64,7 +64,7 @@ def _sources() -> dict[str, str]:
     """What is compiled, by name: translated kernels, and the one function of sm90.cuh that needs no hardware."""
     texts = {}
     for source in [*sorted(KERNELS.iterdir()), EMULATOR / "faults.cu"]:
-        if source.suffix in (".cu", ".cuh") and source.name != "sm90.cuh":
+        if source.suffix in (".cu", ".cuh") and source.name not in ("sm90.cuh", "sm90_pairs.cuh"):
             name = "kernels/" + source.name + (".cpp" if source.suffix == ".cu" else "")
             texts[name] = f'#line 1 "{source}"\n{translate(source.read_text())}'
     operand = r"(template <int kRowBytes>)\n__device__ __forceinline__ (uint64_t operand\(.*?\n}\n)"

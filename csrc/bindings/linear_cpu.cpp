@@ -80,7 +80,7 @@ void linear_wgrad_out(Tensor dz, Tensor x, Tensor dweight) {
   if (!through_library(l.dtype)) {
     cpu::linear_wgrad(l.dtype, size_of(l), dz.const_data_ptr(), x.const_data_ptr(), out_floats(dweight));
   } else {
-    // A product whose first operand is a transposed view takes the library twice as long.
+    // A product whose first operand is a transposed view takes the library (oneDNN, on AMX) twice as long.
     const Tensor turned = torch::stable::new_empty(dz, {l.O, l.B}), rounded = torch::stable::new_empty(dz, {l.O, l.I});
     cpu::transpose(static_cast<const uint16_t*>(dz.const_data_ptr()), static_cast<uint16_t*>(turned.mutable_data_ptr()),
                    l.B, l.O);

@@ -17,7 +17,7 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-void check_bits(const Tensor& bits, const char* op, const char* name, std::initializer_list<int64_t> shape,
+void check_mask(const Tensor& bits, const char* op, const char* name, std::initializer_list<int64_t> shape,
                 const Tensor& like) {
   check(bits, op, name, ScalarType::Byte, shape, like);
   check_aligned(bits, op, name);
@@ -56,7 +56,7 @@ core::DType check_chain(const Tensor& input, const Tensors& weights, const Tenso
                     describe(weights[i]));
     check(outputs[i], op, name, input.scalar_type(), {M, N}, input);
     check_aligned(outputs[i], op, name);
-    if (i < masks.size()) check_bits(masks[i], op, "a mask", {kernels::sm90_mask_bytes(M, N)}, input);
+    if (i < masks.size()) check_mask(masks[i], op, "a mask", {kernels::sm90_mask_bytes(M, N)}, input);
     K = N;
   }
   check_apart(input, outputs, op, name);
@@ -91,7 +91,7 @@ void dropout_keep_sm90_out(double p, int64_t seed, Tensor step, int64_t layer, i
   std::vector<kernels::KeepSm90> layers;
   for (size_t i = 0; i < widths.size(); ++i) {
     STD_TORCH_CHECK(rows >= 0 && widths[i] > 0, op, ": expected sizes above 0, got [", rows, ", ", widths[i], "]");
-    check_bits(keep[i], op, "keep", {kernels::sm90_mask_bytes(rows, widths[i])}, step);
+    check_mask(keep[i], op, "keep", {kernels::sm90_mask_bytes(rows, widths[i])}, step);
     layers.push_back({widths[i], keep[i].mutable_data_ptr()});
   }
   const DeviceGuard guard(step.get_device_index());
@@ -114,7 +114,7 @@ void linear_sm90_out(Tensor x, Tensors weights, Tensors biases, double p, Tensor
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t N = weights[i].size(0);
     check(biases[i], op, "a bias", x.scalar_type(), {N}, x);
-    if (p > 0) check_bits(keep[i], op, "keep", {kernels::sm90_mask_bytes(x.size(0), N)}, x);
+    if (p > 0) check_mask(keep[i], op, "keep", {kernels::sm90_mask_bytes(x.size(0), N)}, x);
     links.push_back({N, weights[i].const_data_ptr(), biases[i].const_data_ptr(), pointer_of(keep, i), pointer_of(y, i),
                      pointer_of(masks, i)});
   }

@@ -34,14 +34,16 @@ template <typename T>
 void forward(const LinearSize& size, MatrixView x, MatrixView weight, const float* bias, const core::Dropout& dropout,
              int64_t first_row, T* y, uint8_t* bits) {
   gemm(size.B, size.O, size.I, x, weight, in_place(y), size.O, [&](const Tile& t) {
-    for (int64_t r = 0; r < t.rows; ++r) {
-      if (r + kAhead < t.rows) prefetch(t.c + (r + kAhead) * t.stride, t.columns);
+    for_pairs(first_row + t.row, 0, t.rows, [&](int64_t r, bool two) {
+      for (int64_t ahead = r + kAhead; ahead < std::min(t.rows, r + kAhead + 1 + two); ++ahead)
+        prefetch(t.c + ahead * t.stride, t.columns);
       const int64_t row = t.row + r;
-      activate_row(t.c + r * t.stride, bias + t.column, t.columns, t.column, static_cast<uint32_t>(first_row + row),
-                   dropout, y + row * size.O + t.column);
-      if (bits != nullptr)
-        store_bits(y + row * size.O + t.column, t.columns, t.column, bits + row * core::bit_row_bytes(size.O));
-    }
+      T* const out = y + row * size.O + t.column;
+      activate_rows(Rows<float, T>{t.c + r * t.stride, t.stride, out, size.O}, two, bias + t.column, t.columns,
+                    t.column, static_cast<uint32_t>(first_row + row), dropout);
+      for (int64_t i = 0; bits != nullptr && i < 1 + two; ++i)
+        store_bits(out + i * size.O, t.columns, t.column, bits + (row + i) * core::bit_row_bytes(size.O));
+    });
   });
 }
 
@@ -99,14 +101,15 @@ void linear_wgrad(core::DType type, const LinearSize& size, const void* dz, cons
 void bias_relu_dropout(core::DType type, void* z, const float* bias, int64_t B, int64_t O, const core::Dropout& dropout,
                        int64_t first_row, uint8_t* bits) {
   visit(type, [&](auto* t) {
-    auto* rows = static_cast<decltype(t)>(z);
+    using T = std::remove_pointer_t<decltype(t)>;
+    T* const rows = static_cast<T*>(z);
     parallel_for(0, B, kElements / std::max<int64_t>(O, 1) + 1, [&](int64_t first, int64_t last) {
-      for (int64_t b = first, step; b < last; b += step) {
-        step = (first_row + b) % 2 == 0 && b + 1 < last ? 2 : 1;
-        activate_rows(rows + b * O, bias, O, static_cast<uint32_t>(first_row + b), static_cast<int>(step), dropout);
-        for (int64_t r = b; bits != nullptr && r < b + step; ++r)
-          store_bits(rows + r * O, O, 0, bits + r * core::bit_row_bytes(O));
-      }
+      for_pairs(first_row, first, last, [&](int64_t b, bool two) {
+        T* const out = rows + b * O;
+        activate_rows(Rows<T, T>{out, O, out, O}, two, bias, O, 0, static_cast<uint32_t>(first_row + b), dropout);
+        for (int64_t i = 0; bits != nullptr && i < 1 + two; ++i)
+          store_bits(out + i * O, O, 0, bits + (b + i) * core::bit_row_bytes(O));
+      });
     });
   });
 }

@@ -22,46 +22,23 @@ void prefetch(const T* row, int64_t n) {
   for (int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(row + i);
 }
 
-// What each of the kStrip columns from `column` (a multiple of 32) on is multiplied by: the scale, or 0 when dropped.
-inline void dropout_factors(const core::Dropout& dropout, uint32_t row, int64_t column, float* __restrict__ factor) {
+// What each of the kStrip columns from `column` (a multiple of 8) on is multiplied by in rows `row`, which is even, and
+// row + 1: the scale, or 0 when dropped. A call serves both rows.
+inline void dropout_factors(const core::Dropout& dropout, uint32_t row, int64_t column, float (*factor)[kStrip]) {
   static_assert(std::endian::native == std::endian::little, "low bytes come first in memory");
-  alignas(64) uint32_t signs[2][kCalls];
+  alignas(64) uint32_t signs[2][kCalls][2];
+  alignas(64) int8_t kept[2][kStrip];
   const core::Dropout d = dropout;  // a copy cannot alias the words
   const auto first = static_cast<uint32_t>(column / 8);
-  const bool odd = row % 2 != 0;
   for (uint32_t i = 0; i < kCalls; ++i) {
-    const core::Philox4 bits = core::dropout_bits(d, row, first + i);
-    const uint32_t addend = core::dropout_addend(d.threshold, bits);
-    for (int j = 0; j < 2; ++j) signs[j][i] = core::dropout_signs(odd ? bits.word[2 + j] : bits.word[j], addend);
-  }
-  // Word j of a call's row holds its columns 4 j ... 4 j + 3, in order.
-  for (int call = 0; call < kCalls; ++call) {
-    int8_t kept[8];
-    for (int j = 0; j < 2; ++j) std::memcpy(kept + 4 * j, &signs[j][call], 4);
-    for (int i = 0; i < 8; ++i) factor[call * 8 + i] = kept[i] < 0 ? d.scale : 0.f;
-  }
-}
-
-// The same of rows `row` and row + 1, row being even, and more columns at a time: a call serves both rows, and a vector
-// has a lane for each call.
-constexpr int kWideStrip = 128;
-
-inline void dropout_factors_of_two(const core::Dropout& dropout, uint32_t row, int64_t column,
-                                   float (*factor)[kWideStrip]) {
-  constexpr int kWideCalls = kWideStrip / 8;
-  alignas(64) uint32_t signs[2][kWideCalls][2];
-  alignas(64) int8_t kept[2][kWideStrip];
-  const core::Dropout d = dropout;  // a copy cannot alias the words
-  const auto first = static_cast<uint32_t>(column / 8);
-  for (uint32_t i = 0; i < kWideCalls; ++i) {
     const core::Philox4 bits = core::dropout_bits(d, row, first + i);
     const uint32_t addend = core::dropout_addend(d.threshold, bits);
     for (int r = 0; r < 2; ++r)
       for (int j = 0; j < 2; ++j) signs[r][i][j] = core::dropout_signs(bits.word[2 * r + j], addend);
   }
-  std::memcpy(kept, signs, sizeof kept);
+  std::memcpy(kept, signs, sizeof kept);  // word j of a call's row holds its columns 4 j ... 4 j + 3, in order
   for (int r = 0; r < 2; ++r)
-    for (int i = 0; i < kWideStrip; ++i) factor[r][i] = kept[r][i] < 0 ? d.scale : 0.f;
+    for (int i = 0; i < kStrip; ++i) factor[r][i] = kept[r][i] < 0 ? d.scale : 0.f;
 }
 
 // NaN stays NaN where it is kept, so that a run that diverges says so.
@@ -70,36 +47,42 @@ inline float activate(float z, float factor) {
   return factor == 0.f ? 0.f : kept;
 }
 
-// One row's columns [column, column + n), `column` a multiple of 32. z and y may be equal, element by element.
+// Rows whose first columns are z, and y, and the floats between them; z and y may be equal, element by element.
 template <typename Z, typename Y>
-void activate_row(const Z* z, const float* __restrict__ bias, int64_t n, int64_t column, uint32_t row,
-                  const core::Dropout& dropout, Y* y) {
-  alignas(64) float factor[kStrip];
-  std::fill_n(factor, kStrip, 1.f);
+struct Rows {
+  const Z* z;
+  int64_t z_stride;
+  Y* y;
+  int64_t y_stride;
+};
+
+// Rows row and, if `two`, row + 1, row then being even; columns [column, column + n), `column` a multiple of 8.
+template <typename Z, typename Y>
+void activate_rows(const Rows<Z, Y>& rows, bool two, const float* __restrict__ bias, int64_t n, int64_t column,
+                   uint32_t row, const core::Dropout& dropout) {
+  alignas(64) float factor[2][kStrip];
+  for (auto& of_row : factor) std::fill_n(of_row, kStrip, 1.f);
   for (int64_t first = 0; first < n; first += kStrip) {
-    if (dropout.threshold != 0) dropout_factors(dropout, row, column + first, factor);
+    if (dropout.threshold != 0) dropout_factors(dropout, row & ~1u, column + first, factor);
     const int64_t count = std::min<int64_t>(kStrip, n - first);
+    for (uint32_t r = 0; r < 1u + two; ++r) {
+      const float* const by = factor[(row + r) & 1];
+      const Z* const z = rows.z + r * rows.z_stride + first;
+      Y* const y = rows.y + r * rows.y_stride + first;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < count; ++i)
-      store(activate(to_float(z[first + i]) + bias[first + i], factor[i]), y[first + i]);
+      for (int64_t i = 0; i < count; ++i) store(activate(to_float(z[i]) + bias[first + i], by[i]), y[i]);
+    }
   }
 }
 
-// Whole rows `row` .. row + rows of a matrix [*, n], in place; rows at most 2, row even where they are 2.
-template <typename T>
-void activate_rows(T* z, const float* __restrict__ bias, int64_t n, uint32_t row, int rows,
-                   const core::Dropout& dropout) {
-  alignas(64) float factor[2][kWideStrip];
-  for (auto& of_row : factor) std::fill_n(of_row, kWideStrip, 1.f);
-  for (int64_t first = 0; first < n; first += kWideStrip) {
-    if (dropout.threshold != 0) dropout_factors_of_two(dropout, row & ~1u, first, factor);
-    const int64_t count = std::min<int64_t>(kWideStrip, n - first);
-    for (int r = 0; r < rows; ++r) {
-      const float* const by = factor[(row + r) & 1];
-      T* const at = z + r * n + first;
-#pragma GCC ivdep
-      for (int64_t i = 0; i < count; ++i) store(activate(to_float(at[i]) + bias[first + i], by[i]), at[i]);
-    }
+// Calls use(row, two) for all of [first, last), two rows at a time where a dropout call serves both: `offset` plus the
+// first of them is even.
+template <typename Use>
+void for_pairs(int64_t offset, int64_t first, int64_t last, const Use& use) {
+  for (int64_t row = first; row < last;) {
+    const bool two = (offset + row) % 2 == 0 && row + 1 < last;
+    use(row, two);
+    row += 1 + two;
   }
 }
 

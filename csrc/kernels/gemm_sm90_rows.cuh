@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "kernels/gemm_sm90_ring.cuh"
+#include "kernels/sm90_pairs.cuh"
 
 namespace widedeep::kernels::sm90 {
 

@@ -23,9 +23,10 @@ class _Sharded:
     lender: Lender
     borrowed: Borrowed
 
-    def _make_lender(self) -> None:
-        tables, wide, *_ = self.model.lookup_weights()
-        self.lender = Lender(self.comm, self.model.spec, [table.data for table in tables], wide.data)
+    def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
+        super().__init__(model, config, device, comm)
+        tables, wide, *_ = model.lookup_weights()
+        self.lender = Lender(comm, model.spec, [table.data for table in tables], wide.data)
 
     def _take(self, batch: Batch) -> Batch:
         taken = super()._take(batch)
@@ -45,10 +46,6 @@ class _Sharded:
 class ShardedFusedStep(_Sharded, FusedStep):
     """See `FusedStep`."""
 
-    def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
-        super().__init__(model, config, device, comm)
-        self._make_lender()
-
     def _tables(self) -> tuple[list[Tensor], Tensor]:
         return self.borrowed.tables, self.borrowed.wide
 
@@ -58,7 +55,6 @@ class ShardedCudaStep(_Sharded, RanksCudaStep):
 
     def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
         super().__init__(model, config, device, comm)
-        self._make_lender()
         self.graphs = NoGraphs()
 
     def _take(self, batch: Batch) -> Batch:
