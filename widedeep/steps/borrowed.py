@@ -31,6 +31,7 @@ class Borrowed:
         counts: rows that each rank holds of each table.
         lent: F x [n] int64, rows of this rank's tables that the ranks have borrowed, in the order of ranks; one that
             several have borrowed stands there as often.
+        lent_wide: [m] int64, the same as rows of this rank's `wide`, table after table.
         lent_counts: how many of them each rank has.
     """
 
@@ -40,6 +41,7 @@ class Borrowed:
     rows: Tensor
     counts: Counts
     lent: list[Tensor]
+    lent_wide: Tensor
     lent_counts: Counts
 
 
@@ -62,15 +64,16 @@ class Lender:
 
     def borrow(self, ids: Tensor) -> Borrowed:
         """The rows of all ranks that ids [B, K] int32 name."""
-        ids, rows, slots, counts = self._ask_for(ids)
+        ids, flat, slots, counts = self._ask_for(ids)
         one_each = [1] * self.comm.world
         lent_counts = self.comm.all_to_all_rows(counts, one_each, one_each)
         counts, lent_counts = torch.stack([counts, lent_counts]).tolist()
         (lent,) = self._send([_split(slots, counts)], counts, lent_counts)
-        values = [[table[r] for table, r in zip(self.tables, lent)], [self.wide[r] for r in self._wide_rows(lent)]]
+        lent_wide = torch.cat([rows + base for rows, base in zip(lent, self.base)])
+        values = [[table[r] for table, r in zip(self.tables, lent)], _split(self.wide[lent_wide], lent_counts)]
         tables, wide = self._send(values, lent_counts, counts)
         tables, wide = ([a if len(a) else a.new_zeros(1, *a.shape[1:]) for a in values] for values in (tables, wide))
-        return Borrowed(ids, tables, torch.cat(wide), rows, counts, lent, lent_counts)
+        return Borrowed(ids, tables, torch.cat(wide), flat, counts, lent, lent_wide, lent_counts)
 
     def give_back(
         self, borrowed: Borrowed, tables: Sequence[Tensor], wide: Tensor
@@ -81,9 +84,9 @@ class Lender:
             Of the rows that are here, from all ranks and in their order: (rows [n] int64, gradients [n, D]) of each
             table; rows [m] int64 of `wide`; their gradients [m]. Rows repeat where ranks share them.
         """
-        counts, lent = borrowed.counts, borrowed.lent
+        counts = borrowed.counts
         tables, wide = self._send([tables, _split(wide, counts)], counts, borrowed.lent_counts)
-        return list(zip(lent, tables)), torch.cat(self._wide_rows(lent)), torch.cat(wide)
+        return list(zip(borrowed.lent, tables)), borrowed.lent_wide, torch.cat(wide)
 
     def _ask_for(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Ids as rows of what will be borrowed; what that is: flat rows [U] of the whole model, rows [U] of the tables
@@ -106,10 +109,6 @@ class Lender:
         counts = torch.zeros(F * world, dtype=torch.int64, device=device)
         counts.scatter_add_(0, group, torch.ones_like(group))  # bincount would ask the device for its largest
         return ids, unique[order], (row // world)[order], counts.view(F, world).t().contiguous()
-
-    def _wide_rows(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Rows of this rank's tables as rows of `wide`."""
-        return [r + base for r, base in zip(rows, self.base)]
 
     def _send(self, lists: Sequence[Sequence[Tensor]], sent: Counts, received: Counts) -> list[list[Tensor]]:
         """Lists of F tensors [n_f, ...], each ordered by the rank that it is for, to all ranks in one collective; what
