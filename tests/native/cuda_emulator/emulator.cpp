@@ -1,172 +1,37 @@
-// The scheduler of the fibers, and the failures.
+// Launches: the memory of blocks, which of them run together, limits and failures.
 #include "emulator.h"
 
 #include <setjmp.h>
 #include <sys/mman.h>
-#include <ucontext.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
-#include <map>
 #include <memory>
 #include <optional>
-#include <random>
 
 #include "cuda_runtime.h"
+#include "fibers.h"
 #include "signals.h"
 
 namespace emulator {
 
-constexpr size_t kStack = 256 * 1024, kWindow = 256 * 1024;
+constexpr size_t kWindow = 256 * 1024;
 constexpr size_t kMostShared = 232448;  // of a Hopper block that opts in
 
-struct Fiber {
-  Thread thread{};
-  uint8_t* stack = nullptr;
-  jmp_buf place;
-  bool started = false;
-};
-
-Thread* current = nullptr;
 Launch launch;
 
 namespace {
 
-std::mt19937_64 generator;
 std::string message;
 cudaError_t last_error = cudaSuccess;
 size_t attribute = 0;         // dynamic shared memory asked for since the last launch
 bool asked_together = false;  // whether somebody has asked since then how many clusters run at a time
-jmp_buf scheduler, failure;
-std::vector<std::unique_ptr<Fiber>> fibers;
-std::vector<Fiber*> ready, asking;
-std::vector<std::function<void()>> events;
-const std::function<void()>* task = nullptr;
+jmp_buf failure;
 struct SharedVariable {
   void* address;
   size_t bytes;
 };
 std::vector<SharedVariable> shared_variables;
-ucontext_t home;
-
-void release_all(Meeting& m) {
-  for (Thread* t : m.waiting) ready.push_back(t->fiber);
-  m.waiting.clear();
-  m.arrived = 0;
-}
-
-void leave() {  // back to the scheduler; returns when this fiber is drawn again
-  Thread* const self = current;
-  if (_setjmp(self->fiber->place) == 0) _longjmp(scheduler, 1);
-  current = self;
-}
-
-void complete(Meeting& m) {
-  if (m.arrived > 0 && m.arrived >= m.expected) release_all(m);
-}
-
-// A thread that has returned counts no longer for the barriers of its block and cluster. (A warp's exchange does miss
-// it: that is an error of the kernel.)
-void finish() {
-  Block& b = *current->block;
-  --b.live;
-  b.all.expected = b.live;
-  --b.cluster->all.expected;
-  complete(b.all);
-  complete(b.cluster->all);
-}
-
-void body() {
-  for (;;) {
-    (*task)();
-    if (launch.early && !current->waited) fail("ends without a wait for the kernel before");
-    finish();
-    current->fiber->started = false;
-    _longjmp(scheduler, 1);
-  }
-}
-
-void start(Fiber* f) {  // a fresh stack frame for a new thread
-  ucontext_t context;
-  getcontext(&context);
-  context.uc_stack.ss_sp = f->stack;
-  context.uc_stack.ss_size = kStack;
-  context.uc_link = nullptr;
-  makecontext(&context, body, 0);
-  f->started = true;
-  setcontext(&context);
-}
-
-__attribute__((noinline)) void resume(Fiber* f) {
-  if (_setjmp(scheduler) != 0) return;
-  current = &f->thread;
-  if (f->started) _longjmp(f->place, 1);
-  start(f);
-}
-
-std::string name_of(const Thread& t) {
-  char text[200];
-  snprintf(text, sizeof text, "block (%u,%u,%u) thread (%u,%u,%u)", t.block->index.x, t.block->index.y,
-           t.block->index.z, t.index.x, t.index.y, t.index.z);
-  return text;
-}
-
-[[noreturn]] void deadlock() {
-  std::map<std::string, std::pair<int, std::string>> waiting;
-  for (const auto& f : fibers)
-    if (f->started) {
-      auto& group = waiting[f->thread.doing ? f->thread.doing : "?"];
-      if (group.first++ == 0) group.second = name_of(f->thread);
-    }
-  std::string text = "deadlock:";
-  for (const auto& [what, group] : waiting)
-    text += " " + std::to_string(group.first) + " threads wait in " + what + " (first: " + group.second + ");";
-  current = nullptr;
-  fail(text);
-}
-
-void drain() {
-  while (!ready.empty() || !events.empty()) {
-    const size_t choices = ready.size() + events.size();
-    size_t at = generator() % choices;
-    if (at < ready.size()) {
-      Fiber* const f = ready[at];
-      ready[at] = ready.back();
-      ready.pop_back();
-      resume(f);
-      continue;
-    }
-    at -= ready.size();
-    const auto event = std::move(events[at]);
-    events.erase(events.begin() + at);
-    current = nullptr;
-    event();
-  }
-  for (const auto& f : fibers)
-    if (f->started) deadlock();
-}
-
-}  // namespace
-
-uint8_t* map_pages(size_t bytes) {
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) throw std::bad_alloc();
-  return static_cast<uint8_t*>(p);
-}
-
-namespace {
-
-Fiber* fiber(size_t at) {
-  while (fibers.size() <= at) {
-    auto f = std::make_unique<Fiber>();
-    f->stack = map_pages(kStack + kPage) + kPage;
-    mprotect(f->stack - kPage, kPage, PROT_NONE);
-    fibers.push_back(std::move(f));
-  }
-  return fibers[at].get();
-}
 
 // A block of the cluster: its dynamic shared memory ends where an inaccessible page begins.
 struct BlockMemory {
@@ -210,11 +75,10 @@ struct Group {
 };
 
 // first: the number of each cluster's first block.
-void run_group(Group& group, const uint64_t* first) {
+void run_group(Group& group, const uint64_t* first, const std::function<void()>& kernel) {
   const dim3 &grid = launch.grid, &block = launch.block;
   const int threads = static_cast<int>(block.x * block.y * block.z);
   for (auto& v : shared_variables) memset(v.address, 0xFF, v.bytes);
-  ready.clear();
   size_t next = 0;
   for (Cluster& cluster : group.clusters) {
     cluster.all = {};
@@ -226,15 +90,13 @@ void run_group(Group& group, const uint64_t* first) {
                static_cast<unsigned>(b / grid.x / grid.y)},
               cluster, static_cast<int>(r), threads);
       for (int t = 0; t < threads; ++t) {
-        Fiber* const f = fiber(next++);
         const auto u = static_cast<unsigned>(t);
-        f->thread = {{u % block.x, u / block.x % block.y, u / block.x / block.y}, t, cluster.blocks[r], f, "start"};
-        ready.push_back(f);
+        add_thread(next++, {u % block.x, u / block.x % block.y, u / block.x / block.y}, t, cluster.blocks[r]);
       }
     }
     ++first;
   }
-  drain();
+  run_fibers(kernel);
 }
 
 [[noreturn]] void too_much_shared(size_t bytes) {
@@ -270,7 +132,6 @@ void run(const Launch& what, const std::function<void()>& kernel) {
   attribute = 0;
   asked_together = false;
   shared_variables.clear();
-  task = &kernel;
   static std::optional<Group> group;  // static: a failure leaves by a jump
   group.reset();
   const Signals signals;
@@ -278,46 +139,15 @@ void run(const Launch& what, const std::function<void()>& kernel) {
     check_limits();
     std::vector<uint64_t> order(uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z / launch.cluster);
     for (size_t i = 0; i < order.size(); ++i) order[i] = i * launch.cluster;
-    std::shuffle(order.begin(), order.end(), generator);
+    std::shuffle(order.begin(), order.end(), generator());
     const size_t at_a_time = launch.together ? order.size() : 1;
     group.emplace(at_a_time);
-    for (size_t i = 0; i < order.size(); i += at_a_time) run_group(*group, &order[i]);
+    for (size_t i = 0; i < order.size(); i += at_a_time) run_group(*group, &order[i], kernel);
   } else {
-    for (const auto& f : fibers) f->started = false;
-    ready.clear();
-    asking.clear();
-    events.clear();
+    forget_fibers();
   }
   current = nullptr;
 }
-
-void meet(Meeting& m, const char* what) {
-  current->doing = what;
-  if (m.arrived == 0) m.what = what;
-  if (std::strcmp(m.what, what) != 0) fail(std::string("threads meet in ") + m.what + " and in " + what);
-  ++m.arrived;
-  m.waiting.push_back(current);
-  complete(m);
-  leave();
-}
-
-void wait_until(const std::function<bool()>& is_ready, const char* what) {
-  current->doing = what;
-  while (!is_ready()) {
-    asking.push_back(current->fiber);
-    leave();
-  }
-}
-
-void change() {
-  ready.insert(ready.end(), asking.begin(), asking.end());
-  asking.clear();
-}
-
-void later(std::function<void()> event) { events.push_back(std::move(event)); }
-uint64_t random_number() { return generator(); }
-Warp& warp() { return current->block->warps[current->number / 32]; }
-void meet_warp(const char* what) { meet(warp().meeting, what); }
 
 void shared_variable(void* address, size_t bytes) {
   size_t total = bytes + launch.shared;  // static and dynamic
@@ -359,7 +189,7 @@ cudaError_t emulator_ask_together() {
 
 void emulator_seed(uint64_t seed, int64_t multiprocessors) {
   emulator_multiprocessors = static_cast<int>(multiprocessors);
-  generator.seed(seed);
+  generator().seed(seed);
   message.clear();
   last_error = cudaSuccess;
 }

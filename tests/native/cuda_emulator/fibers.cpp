@@ -1,0 +1,197 @@
+// The scheduler: a fiber for each thread, of which one runs until it has to wait for others.
+#include "fibers.h"
+
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <new>
+
+namespace emulator {
+
+constexpr size_t kStack = 256 * 1024;
+
+struct Fiber {
+  Thread thread{};
+  uint8_t* stack = nullptr;
+  jmp_buf place;
+  bool started = false;
+};
+
+Thread* current = nullptr;
+
+namespace {
+
+jmp_buf scheduler;
+std::vector<std::unique_ptr<Fiber>> fibers;
+std::vector<Fiber*> ready, asking;
+std::vector<std::function<void()>> events;
+const std::function<void()>* task = nullptr;
+
+void release_all(Meeting& m) {
+  for (Thread* t : m.waiting) ready.push_back(t->fiber);
+  m.waiting.clear();
+  m.arrived = 0;
+}
+
+void leave() {  // back to the scheduler; returns when this fiber is drawn again
+  Thread* const self = current;
+  if (_setjmp(self->fiber->place) == 0) _longjmp(scheduler, 1);
+  current = self;
+}
+
+void complete(Meeting& m) {
+  if (m.arrived > 0 && m.arrived >= m.expected) release_all(m);
+}
+
+// A thread that has returned counts no longer for the barriers of its block and cluster. (A warp's exchange does miss
+// it: that is an error of the kernel.)
+void finish() {
+  Block& b = *current->block;
+  --b.live;
+  b.all.expected = b.live;
+  --b.cluster->all.expected;
+  complete(b.all);
+  complete(b.cluster->all);
+}
+
+void body() {
+  for (;;) {
+    (*task)();
+    if (launch.early && !current->waited) fail("ends without a wait for the kernel before");
+    finish();
+    current->fiber->started = false;
+    _longjmp(scheduler, 1);
+  }
+}
+
+void start(Fiber* f) {  // a fresh stack frame for a new thread
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = f->stack;
+  context.uc_stack.ss_size = kStack;
+  context.uc_link = nullptr;
+  makecontext(&context, body, 0);
+  f->started = true;
+  setcontext(&context);
+}
+
+__attribute__((noinline)) void resume(Fiber* f) {
+  if (_setjmp(scheduler) != 0) return;
+  current = &f->thread;
+  if (f->started) _longjmp(f->place, 1);
+  start(f);
+}
+
+[[noreturn]] void deadlock() {
+  std::map<std::string, std::pair<int, std::string>> waiting;
+  for (const auto& f : fibers)
+    if (f->started) {
+      auto& group = waiting[f->thread.doing ? f->thread.doing : "?"];
+      if (group.first++ == 0) group.second = name_of(f->thread);
+    }
+  std::string text = "deadlock:";
+  for (const auto& [what, group] : waiting)
+    text += " " + std::to_string(group.first) + " threads wait in " + what + " (first: " + group.second + ");";
+  current = nullptr;
+  fail(text);
+}
+
+Fiber* fiber(size_t at) {
+  while (fibers.size() <= at) {
+    auto f = std::make_unique<Fiber>();
+    f->stack = map_pages(kStack + kPage) + kPage;
+    mprotect(f->stack - kPage, kPage, PROT_NONE);
+    fibers.push_back(std::move(f));
+  }
+  return fibers[at].get();
+}
+
+}  // namespace
+
+std::string name_of(const Thread& t) {
+  char text[200];
+  snprintf(text, sizeof text, "block (%u,%u,%u) thread (%u,%u,%u)", t.block->index.x, t.block->index.y,
+           t.block->index.z, t.index.x, t.index.y, t.index.z);
+  return text;
+}
+
+uint8_t* map_pages(size_t bytes) {
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  return static_cast<uint8_t*>(p);
+}
+
+void add_thread(size_t at, uint3 index, int number, Block* block) {
+  Fiber* const f = fiber(at);
+  f->thread = {index, number, block, f, "start"};
+  ready.push_back(f);
+}
+
+void run_fibers(const std::function<void()>& kernel) {
+  task = &kernel;
+  while (!ready.empty() || !events.empty()) {
+    const size_t choices = ready.size() + events.size();
+    size_t at = random_number() % choices;
+    if (at < ready.size()) {
+      Fiber* const f = ready[at];
+      ready[at] = ready.back();
+      ready.pop_back();
+      resume(f);
+      continue;
+    }
+    at -= ready.size();
+    const auto event = std::move(events[at]);
+    events.erase(events.begin() + at);
+    current = nullptr;
+    event();
+  }
+  for (const auto& f : fibers)
+    if (f->started) deadlock();
+}
+
+void forget_fibers() {
+  for (const auto& f : fibers) f->started = false;
+  ready.clear();
+  asking.clear();
+  events.clear();
+}
+
+std::mt19937_64& generator() {
+  static std::mt19937_64 numbers;
+  return numbers;
+}
+
+void meet(Meeting& m, const char* what) {
+  current->doing = what;
+  if (m.arrived == 0) m.what = what;
+  if (std::strcmp(m.what, what) != 0) fail(std::string("threads meet in ") + m.what + " and in " + what);
+  ++m.arrived;
+  m.waiting.push_back(current);
+  complete(m);
+  leave();
+}
+
+void wait_until(const std::function<bool()>& is_ready, const char* what) {
+  current->doing = what;
+  while (!is_ready()) {
+    asking.push_back(current->fiber);
+    leave();
+  }
+}
+
+void change() {
+  ready.insert(ready.end(), asking.begin(), asking.end());
+  asking.clear();
+}
+
+void later(std::function<void()> event) { events.push_back(std::move(event)); }
+uint64_t random_number() { return generator()(); }
+Warp& warp() { return current->block->warps[current->number / 32]; }
+void meet_warp(const char* what) { meet(warp().meeting, what); }
+
+}  // namespace emulator
