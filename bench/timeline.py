@@ -22,7 +22,7 @@ from widedeep.model import WideDeep
 from widedeep.shards import ShardSet
 from widedeep.step import GEMMS, PRECISIONS
 
-WARMUP, PROFILED = 8, 4  # steps
+WARMUP = 8  # steps
 FIRST_KERNEL = "gather_batch_kernel"  # the reader's: each step begins with it
 DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 
@@ -60,7 +60,8 @@ def text(step: list[Launch]) -> str:
     return "\n".join([*lines, f"step {ended - step[0].start:.1f} us, sum of its kernels {total:.1f} us"])
 
 
-def profiled(what: str, batch: int, precision: str, gemm: str) -> list[Launch]:
+def profiled(what: str, batch: int, precision: str, gemm: str, count: int) -> list[Launch]:
+    """The last whole step of `count`."""
     spec, hidden = FeatureSpec.outbrain(), (1024,) * 5
     model = WideDeep(spec, hidden, wide_init="uniform", seed=0)
     ours = WideDeepContender(Job(spec, hidden, model.named_arrays(), torch.device("cuda"), precision), gemm=gemm)
@@ -77,7 +78,7 @@ def profiled(what: str, batch: int, precision: str, gemm: str) -> list[Launch]:
 
         steps(0, WARMUP)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            steps(WARMUP, PROFILED)
+            steps(WARMUP, count)
         profile.export_chrome_trace(str(trace))
         print(f"hidden layers: {ours.step.gemm}")
         return last_whole_step(launches(json.loads(trace.read_text())))
@@ -89,12 +90,18 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=131072)
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp16")
     parser.add_argument("--gemm", choices=GEMMS, default="auto")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=4,
+        help="profiled, of which the last is shown: after hundreds a card is at its power limit",
+    )
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("error: no CUDA device", file=sys.stderr)
         return 2
     print(f"{device_name(torch.device('cuda'))}, torch {torch.__version__}, commit {commit()}, batch {args.batch}")
-    print(text(profiled(args.what, args.batch, args.precision, args.gemm)))
+    print(text(profiled(args.what, args.batch, args.precision, args.gemm, args.steps)))
     return 0
 
 

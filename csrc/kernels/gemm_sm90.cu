@@ -13,32 +13,18 @@ using namespace sm90;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// The bias of a warpgroup's tile. While its first products run; the barriers keep the tile before and this one apart.
-template <typename T, int kBytes>
-__device__ __forceinline__ void load_offset(Shared<kBytes>& s, const Link& link, int group, int column) {
-  const auto* const bias = static_cast<const T*>(link.bias);
-  named_barrier(1 + group, 128);
-  for (int n = threadIdx.x % 128; n < kColumns; n += 128)
-    s.offset[group][n] = column + n < link.N ? to_float(bias[column + n]) * link.scale : 0.f;
-  named_barrier(1 + group, 128);
-}
-
 template <typename T, Epilogue kEpilogue, int kBytes>
-__device__ __forceinline__ void consume(Shared<kBytes>& s, const Params& p) {
-  const int group = threadIdx.x / 128 - 1, clusters = gridDim.x / kCluster;
+__device__ __forceinline__ void consume(Shared<kBytes>& s, uint32_t ring, const Params& p) {
+  const int group = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x / 128), 0) - 1;
   float acc[128];
-  Turn<Ring<kBytes>::kStages> turn;
-  uint32_t parity = 1;  // nothing waits to be taken at first
-  for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
-    const Place at = place_of(p, tile);
-    const Link& link = p.link[at.link];
-    multiply<T>(s.ring, acc, turn, link.stages, group, [&](int k) {
-      if (kEpilogue == Epilogue::kForward && k == 0) load_offset<T>(s, link, group, at.n * kColumns);
-    });
+  Reader<T, kBytes> reader(ring, group);
+  uint32_t parity = 0;
+  for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += gridDim.x / kCluster) {
+    const float scale = reader.multiply(s.ring, acc);
     const auto hand = [&]<int kTurn>() {
       barrier_wait(smem_address(&s.taken[group]), parity);
       parity ^= 1;
-      hand_over<T, kEpilogue, kTurn>(s, acc, link.scale, group);
+      hand_over<T, kEpilogue, kTurn>(s, acc, scale, group);
       __syncwarp();
       if (threadIdx.x % 32 == 0) barrier_arrive(smem_address(&s.ready[group]));
     };
@@ -53,12 +39,25 @@ template <typename T, Epilogue kEpilogue, int kBytes>
 __device__ __forceinline__ void finish(Shared<kBytes>& s, const Params& p) {
   constexpr bool kForward = kEpilogue == Epilogue::kForward;
   const int clusters = gridDim.x / kCluster, warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
+  const int thread = warp * 32 + lane;
   uint32_t parity = 0, bad = 0;
   Place next = place_of(p, blockIdx.x / kCluster);
+  // With the word that what was handed over is taken come the offsets of what is handed over next.
+  Offsets offsets{};
+  const auto taken = [&](int group) {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(smem_address(&s.taken[group]));
+  };
+  if (kForward) offsets = load_offsets<T>(p.link[next.link], next.n * kColumns, thread);
+  for (int group = 0; group < 2; ++group) {
+    if (kForward) store_offsets(s, offsets, group, thread);
+    taken(group);
+  }
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
     const Place at = next;
     if (tile + clusters < p.tiles) {
       next = place_of(p, tile + clusters);
+      if (kForward) offsets = load_offsets<T>(p.link[next.link], next.n * kColumns, thread);
       if (warp == 0 && lane == 0) look_ahead(s.ring, p, next, tile + clusters);
     }
     const Link& link = p.link[at.link];
@@ -78,6 +77,7 @@ __device__ __forceinline__ void finish(Shared<kBytes>& s, const Params& p) {
           for (int i = 0; i < 3; ++i)
             if (first + i * kFinishers < kBlocks) bits[i] = given[blocks + (first + i * kFinishers) * 32];
         barrier_wait(smem_address(&s.ready[group]), parity);
+        if (kForward && turn + 1 == kTurns<T>) store_offsets(s, offsets, group, thread);
 #pragma unroll 1
         for (int block = first; block < kBlocks; block += kFinishers) {
           const auto rows = [&]<bool kFlag>() {
@@ -89,8 +89,7 @@ __device__ __forceinline__ void finish(Shared<kBytes>& s, const Params& p) {
           if (noted) noted[blocks + block * 32] = positive;
           bits[0] = bits[1], bits[1] = bits[2];
         }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(smem_address(&s.taken[group]));
+        taken(group);
       }
     if (lane == 0 && at.link + 1 < p.links) counter_arrive(counter_of(p, at.link, strip));
     if (!kForward && link.column_sums) add_warps<T>(s, link, sums, warp, strip, at.n * kColumns);
@@ -116,20 +115,21 @@ __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_c
   }
   __syncwarp();  // the cluster barriers want whole warps
   cluster_sync();
+  const uint32_t ring = kept_address(&s.ring);
   if (threadIdx.x < 128) {
     register_shrink<kFew>();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x >= 32) {
+      finish<T, kEpilogue>(s, p);
+    } else if (elected()) {
       for (int i = 0; i < p.links; ++i) {
         prefetch_map(&p.link[i].a);
         prefetch_map(&p.link[i].b);
       }
-      produce<T>(s.ring, p);
-    } else if (threadIdx.x >= 32) {
-      finish<T, kEpilogue>(s, p);
+      produce<T>(s.ring, ring, p);
     }
   } else {
     register_grow<kMany>();
-    consume<T, kEpilogue>(s, p);
+    consume<T, kEpilogue>(s, ring, p);
   }
   __syncwarp();
   cluster_sync();  // a block stays until its peer's last multicast and arrivals have landed

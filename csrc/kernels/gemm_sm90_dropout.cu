@@ -1,5 +1,7 @@
 // What dropout keeps, drawn ahead of the products. There the random numbers would cost more: every instruction beside a
 // product delays it (docs/cuda.md).
+#include <algorithm>
+
 #include "core/philox.h"
 #include "kernels/gemm_sm90.h"
 #include "kernels/gemm_sm90_bits.cuh"
@@ -74,11 +76,11 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 cudaError_t launch(const List& list, int count, int64_t strips, DropoutArgs dropout, cudaStream_t stream) {
-  int device = 0, sms = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-  // A block a multiprocessor: what reads memory beside it keeps most of its room.
-  const dim3 grid(sms > count ? static_cast<unsigned>(sms / count) : 1, static_cast<unsigned>(count));
+  int64_t most = 0;  // tiles of a layer
+  for (int i = 0; i < count; ++i) most = std::max(most, strips * ceil_div(list.item[i].N, kColumns));
+  // A part a warp: many blocks that end soon share what another kernel leaves, few that last would crowd where there
+  // was room first.
+  const dim3 grid(static_cast<unsigned>(ceil_div(most * 2 * kTurns<T>, kThreads / 32)), static_cast<unsigned>(count));
   dropout_keep_kernel<T><<<grid, kThreads, 0, stream>>>(list, static_cast<int>(strips), dropout);
   return cudaGetLastError();
 }

@@ -5,12 +5,19 @@
 
 namespace widedeep::kernels::sm90 {
 
+// What those who multiply must know of a tile: it comes with its first stage.
+struct Head {
+  int32_t stages;
+  float scale;
+};
+
 // kBytes: of a row of A and B in a stage, one swizzle row. All stages together have 144 KB.
 template <int kBytes>
 struct Ring {
   static constexpr int kStages = 3 * 128 / kBytes, kAStage = kRows * kBytes, kBStage = kColumns * kBytes;
   alignas(1024) uint8_t stages[kStages][kAStage + kBStage];
   alignas(8) uint64_t full[kStages], empty[kStages];
+  Head heads[kStages];
   int32_t stored;  // a tile of which is known that what it reads is stored
 };
 
@@ -19,13 +26,15 @@ struct Ring {
 // Where a reader or writer of the ring stands. The first pass over the ring has parity 0.
 template <int kStages>
 struct Turn {
-  int stage = 0;
-  uint32_t parity = 0;
+  uint32_t stage = 0, parity = 0;
   __device__ __forceinline__ void advance() {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
-  __device__ __forceinline__ int before() const { return stage > 0 ? stage - 1 : kStages - 1; }
 };
+
+// A shared address as a number that a warp's lanes have from one of them: the compiler then keeps it, where it would
+// compute it anew at each use, and knows it for the same in all lanes.
+__device__ __forceinline__ uint32_t kept_address(const void* p) { return __shfl_sync(0xFFFFFFFFu, smem_address(p), 0); }
 
 // Every multiplying warp of both blocks says by itself that it has read a stage: a warp's wait covers its own quarter
 // of a wgmma.
@@ -49,65 +58,97 @@ __device__ __forceinline__ void look_ahead(Ring<kBytes>& ring, const Params& p, 
   if (counter_reached(needed.counter, needed.parts)) note_tell(&ring.stored, tile);
 }
 
+// `base`: kept_address of the ring. By one thread.
 template <typename T, int kBytes>
-__device__ __forceinline__ void produce(Ring<kBytes>& ring, const Params& p) {
-  constexpr int kAStage = Ring<kBytes>::kAStage, kBStage = Ring<kBytes>::kBStage;
+__device__ __forceinline__ void produce(Ring<kBytes>& ring, uint32_t base, const Params& p) {
+  using R = Ring<kBytes>;
+  constexpr int kDepth = kBytes / static_cast<int>(sizeof(T)), kStage = R::kAStage + R::kBStage;
   const int rank = static_cast<int>(cluster_rank()), clusters = gridDim.x / kCluster;
-  constexpr int kDepth = kBytes / static_cast<int>(sizeof(T));
   const uint64_t policy = p.schedule.evict_first ? kEvictFirst : kKeepNormally;
-  Turn<Ring<kBytes>::kStages> turn;
+  const uint32_t full = base + offsetof(R, full), empty = base + offsetof(R, empty);
+  const uint32_t half = R::kAStage + rank * (R::kBStage / kCluster);  // of B's tile, which this block loads for both
+  Turn<R::kStages> turn;
   start_apart(p, clusters);
+  Place next = place_of(p, blockIdx.x / kCluster);
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
-    const Place at = place_of(p, tile);
+    const Place at = next;
     const Link& link = p.link[at.link];
-    const int strip = at.m * kCluster + rank;
-    const int32_t column = at.n * kColumns + rank * (kColumns / kCluster);
+    const Head head{link.stages, link.scale};
+    const int32_t row = (at.m * kCluster + rank) * kRows, column = at.n * kColumns + rank * (kColumns / kCluster);
     if (at.link > 0 && note_read(&ring.stored) != tile) {
       const Needed needed = needed_by(p, at);
       counter_wait(needed.counter, needed.parts);
     }
-    for (int k = 0; k < link.stages; ++k, turn.advance()) {
-      const uint32_t full = smem_address(&ring.full[turn.stage]);
+    for (int k = 0; k < head.stages; ++k, turn.advance()) {
+      const uint32_t target = base + turn.stage * kStage, loaded = full + turn.stage * 8;
       // A new barrier answers at once for the parity before its first: the first pass finds every stage empty.
-      barrier_wait(smem_address(&ring.empty[turn.stage]), turn.parity ^ 1);
-      barrier_expect(full, kAStage + kBStage);
-      const uint32_t target = smem_address(ring.stages[turn.stage]);
-      tma_load(target, &link.a, k * kDepth, strip * kRows, full, policy);
-      tma_load_multicast(target + kAStage + rank * (kBStage / kCluster), &link.b, k * kDepth, column, full, 0b11);
+      barrier_wait(empty + turn.stage * 8, turn.parity ^ 1);
+      if (k == 0) ring.heads[turn.stage] = head;
+      barrier_expect(loaded, kStage);
+      tma_load(target, &link.a, k * kDepth, row, loaded, policy);
+      tma_load_multicast(target + half, &link.b, k * kDepth, column, loaded, 0b11);
+      // While there is time: the next stage is not empty yet.
+      if (k == 0 && tile + clusters < p.tiles) next = place_of(p, tile + clusters);
     }
   }
 }
 
-template <int kBytes>
-__device__ __forceinline__ void release(Ring<kBytes>& ring, int stage) {
-  uint32_t lane;  // read anew: kept, it would cost a register that the accumulators need
-  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-  if (lane < kCluster) barrier_arrive_at(smem_address(&ring.empty[stage]), lane);
-}
+// A multiplying warp at the ring.
+template <typename T, int kBytes>
+struct Reader {
+  using R = Ring<kBytes>;
+  uint32_t base;     // kept_address of the ring
+  uint64_t a, b;     // the operands in the first stage
+  uint32_t emptied;  // where the lane says that the first stage has been read
+  bool tells;        // whether it does: a lane for each block of the cluster
+  Turn<R::kStages> turn{};
 
-// The product of one tile, of which `group` has its 64 rows. A stage is handed back to both producers of the cluster
-// once the next stage's wgmmas are in flight. issued(k): what else is done when those of stage k are.
-template <typename T, int kBytes, typename F>
-__device__ __forceinline__ void multiply(Ring<kBytes>& ring, float (&acc)[128], Turn<Ring<kBytes>::kStages>& turn,
-                                         int stages, int group, F issued) {
-  constexpr int kAStage = Ring<kBytes>::kAStage;
-  for (int k = 0; k < stages; ++k) {
-    barrier_wait(smem_address(&ring.full[turn.stage]), turn.parity);
-    const uint32_t stage = smem_address(ring.stages[turn.stage]);
-    const uint64_t a = operand<kBytes>(stage + group * (kAStage / 2)), b = operand<kBytes>(stage + kAStage);
+  __device__ __forceinline__ Reader(uint32_t ring, int group) : base(ring) {
+    const uint32_t lane = threadIdx.x % 32;
+    a = operand<kBytes>(ring + group * (R::kAStage / 2));
+    b = operand<kBytes>(ring + R::kAStage);
+    emptied = remote_address(ring + offsetof(R, empty), lane % kCluster);
+    tells = lane < kCluster;
+  }
+
+  __device__ __forceinline__ void wait() const { barrier_wait(base + offsetof(R, full) + turn.stage * 8, turn.parity); }
+
+  template <bool kFirst>
+  __device__ __forceinline__ void issue(float (&acc)[128]) const {
+    const uint32_t stage = turn.stage * (R::kAStage + R::kBStage);
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kBytes / 32; ++step) wgmma<T>(acc, a + step * kStep, b + step * kStep, k > 0 || step > 0);
+    for (int step = 0; step < kBytes / 32; ++step)
+      wgmma<T>(acc, moved(a, stage + step * 32), moved(b, stage + step * 32), !kFirst || step > 0);
     wgmma_commit();
-    wgmma_wait<1>();
-    if (k > 0) release(ring, turn.before());
-    issued(k);
-    turn.advance();
   }
-  wgmma_wait<0>();
-  wgmma_settle(acc);
-  release(ring, turn.before());
-}
+
+  __device__ __forceinline__ void release(uint32_t stage) const {
+    barrier_arrive_remote_if(emptied + stage * 8, tells);
+  }
+
+  // The product of one tile, of which a warpgroup has its 64 rows. A stage is handed back to both producers of the
+  // cluster once the next stage's wgmmas are in flight. Returns the tile's scale.
+  __device__ __forceinline__ float multiply(const R& ring, float (&acc)[128]) {
+    wait();
+    issue<true>(acc);
+    const Head head = ring.heads[turn.stage];
+    uint32_t before = turn.stage;
+    turn.advance();
+    for (int rest = __shfl_sync(0xFFFFFFFFu, head.stages, 0) - 1; rest > 0; --rest) {
+      wait();
+      issue<false>(acc);
+      wgmma_wait<1>();
+      release(before);
+      before = turn.stage;
+      turn.advance();
+    }
+    wgmma_wait<0>();
+    wgmma_settle(acc);
+    release(before);
+    return head.scale;
+  }
+};
 
 // The block's shared memory, from where a swizzle pattern begins. An offset, not a rounded number: so the compiler
 // knows that these are shared addresses.

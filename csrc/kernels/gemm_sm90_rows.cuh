@@ -46,14 +46,16 @@ __device__ __forceinline__ void hand_over(Shared<kBytes>& s, const float (&acc)[
   if constexpr (kHalf<T>) {
     const uint32_t row = warp * 16 + (lane / 8 & 1) * 8 + lane % 8;
     const uint32_t target = smem_address(s.out[group][row]), chunk = (lane / 16 ^ lane % 8) * 16;
+    Pack<float, 2> next[2] = {shift_of(0), shift_of(1)};  // a load follows no store: it would wait for it
 #pragma unroll
     for (int t = 0; t < kColumns / 16; ++t) {
+      const Pack<float, 2> shift[2] = {next[0], next[1]};
+      if (t + 1 < kColumns / 16) next[0] = shift_of(t * 2 + 2), next[1] = shift_of(t * 2 + 3);
       uint32_t pairs[4];
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         const int j = t * 2 + n / 2, i = n % 2;
-        const Pack<float, 2> shift = shift_of(j);
-        const float lower = value(j, i, 0, shift), upper = value(j, i, 1, shift);
+        const float lower = value(j, i, 0, shift[n / 2]), upper = value(j, i, 1, shift[n / 2]);
         pairs[n] = kEpilogue == Epilogue::kForward ? pack_relu<T>(lower, upper) : pack<T>(lower, upper);
       }
       store_matrices(target + (t * 32 ^ chunk), pairs[0], pairs[1], pairs[2], pairs[3]);
@@ -80,6 +82,31 @@ __device__ __forceinline__ void hand_over(Shared<kBytes>& s, const float (&acc)[
 }
 
 // ---- the finishing side ----
+
+// A finishing thread's part of a tile's offsets.
+struct Offsets {
+  static constexpr int kThreads = kFinishers * 32, kParts = (kColumns + kThreads - 1) / kThreads;
+  float v[kParts];
+};
+
+template <typename T>
+__device__ __forceinline__ Offsets load_offsets(const Link& link, int column, int thread) {
+  const auto* const bias = static_cast<const T*>(link.bias);
+  Offsets offsets;
+#pragma unroll
+  for (int i = 0; i < Offsets::kParts; ++i) {
+    const int n = thread + i * Offsets::kThreads;
+    offsets.v[i] = n < kColumns && column + n < link.N ? to_float(bias[column + n]) * link.scale : 0.f;
+  }
+  return offsets;
+}
+
+template <int kBytes>
+__device__ __forceinline__ void store_offsets(Shared<kBytes>& s, const Offsets& offsets, int group, int thread) {
+#pragma unroll
+  for (int i = 0; i < Offsets::kParts; ++i)
+    if (const int n = thread + i * Offsets::kThreads; n < kColumns) s.offset[group][n] = offsets.v[i];
+}
 
 // Bits 15 and 31: whether the halves of a pair are infinite or NaN.
 template <typename T>

@@ -25,22 +25,19 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives on the barrier at the same offset in block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
+// The shared memory at the same offset in block `rank` of the cluster.
+__device__ __forceinline__ uint32_t remote_address(uint32_t address, uint32_t rank) {
+  uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
 }
 
-__device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t parity) {
-  uint32_t passed;
-  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
-               : "=r"(passed)
-               : "r"(barrier), "r"(parity)
-               : "memory");
-  return passed != 0;
+// A predicated arrival on a barrier of any block of the cluster.
+__device__ __forceinline__ void barrier_arrive_remote_if(uint32_t remote, bool wanted) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p mbarrier.arrive.shared::cluster.b64 _, [%0];\n}\n" ::"r"(remote),
+      "r"(static_cast<int>(wanted))
+      : "memory");
 }
 
 __device__ __forceinline__ uint32_t clock_seconds() {  // about two seconds a tick: 2^32 cycles
@@ -53,11 +50,17 @@ __device__ __forceinline__ uint32_t clock_seconds() {  // about two seconds a ti
 // may wait for one that has yet to get a multiprocessor.
 constexpr uint32_t kPatience = 24;
 
+// In one piece, since the compiler would have the threads of a warp meet again after a loop of its own.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-  if (barrier_passed(barrier, parity)) return;
-  const uint32_t since = clock_seconds();
-  while (!barrier_passed(barrier, parity))
-    if (clock_seconds() - since > kPatience) __trap();
+  asm volatile(
+      "{\n.reg .pred p;\n.reg .b32 since, now;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\n"
+      "mov.u32 since, %%clock_hi;\n"
+      "AGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\n"
+      "mov.u32 now, %%clock_hi;\nsub.u32 now, now, since;\nsetp.le.u32 p, now, %2;\n@p bra AGAIN;\n"
+      "trap;\nDONE:\n}\n" ::"r"(barrier),
+      "r"(parity), "n"(kPatience)
+      : "memory");
 }
 
 // Counters in global memory order what blocks store and other blocks then load by the bulk copy engine. Counts the
@@ -105,6 +108,13 @@ __device__ __forceinline__ void pause(uint32_t cycles) {
 
 __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// True for one thread of a whole warp: the compiler knows that there is no other.
+__device__ __forceinline__ bool elected() {
+  uint32_t chosen;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xFFFFFFFF;\nselp.u32 %0, 1, 0, p;\n}\n" : "=r"(chosen));
+  return chosen != 0;
 }
 
 __device__ __forceinline__ uint32_t cluster_rank() {
@@ -168,6 +178,11 @@ __device__ __forceinline__ uint64_t operand(uint32_t address) {
 }
 
 constexpr uint64_t kStep = 32 >> 4;
+
+// The operand `bytes` further on in shared memory.
+__device__ __forceinline__ uint64_t moved(uint64_t operand, uint32_t bytes) {
+  return (operand & ~uint64_t{0xFFFFFFFF}) | (static_cast<uint32_t>(operand) + (bytes >> 4));
+}
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

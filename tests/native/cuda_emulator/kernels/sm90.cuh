@@ -31,7 +31,11 @@ inline void barrier_arrive(uint32_t barrier) {
   emulated::complete(b);
 }
 
-inline void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
+inline uint32_t remote_address(uint32_t address, uint32_t rank) { return rank << 24 | address; }
+
+inline void barrier_arrive_remote_if(uint32_t remote, bool wanted) {
+  if (!wanted) return;
+  const uint32_t rank = remote >> 24, barrier = remote & 0xFFFFFF;
   const auto& blocks = emulator::current->block->cluster->blocks;
   if (rank >= blocks.size()) emulator::fail("arrival at a block outside of the cluster");
   if (blocks[rank]->live == 0) emulator::fail("arrival at a block that has ended");
@@ -48,6 +52,10 @@ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
 
 inline void fence_barrier_init() {}
 inline void prefetch_map(const CUtensorMap*) {}
+inline bool elected() {
+  emulator::meet_warp("elect.sync");
+  return emulator::lane() == 0;
+}
 inline uint32_t cluster_rank() { return static_cast<uint32_t>(emulator::current->block->rank); }
 inline void cluster_sync() {
   emulator::meet_warp("cluster_sync");  // aligned: a warp comes as a whole
@@ -132,6 +140,7 @@ inline void named_barrier(int id, int threads) {
 }
 
 constexpr uint64_t kStep = 32 >> 4;
+inline uint64_t moved(uint64_t operand, uint32_t bytes) { return operand + (bytes >> 4); }
 #include "operand.inc"  // descriptors are made by the function of csrc/kernels/sm90.cuh itself
 
 inline void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
