@@ -20,16 +20,25 @@ __device__ __forceinline__ void consume(Shared<kBytes>& s, uint32_t ring, const 
   Reader<T, kBytes> reader(ring, group);
   uint32_t parity = 0;
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += gridDim.x / kCluster) {
-    const float scale = reader.multiply(s.ring, acc);
-    const auto hand = [&]<int kTurn>() {
+    Shift shift[kAhead];
+    const auto wait_taken = [&] {
       barrier_wait(smem_address(&s.taken[group]), parity);
       parity ^= 1;
-      hand_over<T, kEpilogue, kTurn>(s, acc, scale, group);
+    };
+    const auto hand = [&]<int kTurn>(float scale) {
+      hand_over<T, kEpilogue, kTurn>(s, acc, scale, group, shift);
       __syncwarp();
       if (threadIdx.x % 32 == 0) barrier_arrive(smem_address(&s.ready[group]));
     };
-    hand.template operator()<0>();
-    if constexpr (kTurns<T> > 1) hand.template operator()<1>();
+    const float scale = reader.multiply(s.ring, acc, [&] {
+      wait_taken();
+      load_shifts<kEpilogue>(s, group, 0, shift);
+    });
+    hand.template operator()<0>(scale);
+    if constexpr (kTurns<T> > 1) {
+      wait_taken();
+      hand.template operator()<1>(scale);
+    }
   }
 }
 

@@ -128,8 +128,10 @@ struct Reader {
   }
 
   // The product of one tile, of which a warpgroup has its 64 rows. A stage is handed back to both producers of the
-  // cluster once the next stage's wgmmas are in flight. Returns the tile's scale.
-  __device__ __forceinline__ float multiply(const R& ring, float (&acc)[128]) {
+  // cluster once the next stage's wgmmas are in flight. meanwhile(): what else is done while the last ones are. Returns
+  // the tile's scale.
+  template <typename F>
+  __device__ __forceinline__ float multiply(const R& ring, float (&acc)[128], F meanwhile) {
     wait();
     issue<true>(acc);
     const Head head = ring.heads[turn.stage];
@@ -143,6 +145,7 @@ struct Reader {
       before = turn.stage;
       turn.advance();
     }
+    meanwhile();
     wgmma_wait<0>();
     wgmma_settle(acc);
     release(before);

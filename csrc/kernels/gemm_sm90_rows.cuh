@@ -29,50 +29,64 @@ __device__ __forceinline__ uint32_t chunk_at(uint32_t row, uint32_t chunk) {
 
 // ---- the multiplying side ----
 
-// Hands over columns turn * kHanded .. of a warp's 16 rows: acc times scale, in the forward pass with its offset and
-// relu (NaN stays).
+// What a thread adds to its columns of a warpgroup's tile, 8 j + 2 (lane % 4) and the next one, of kAhead j.
+constexpr int kAhead = 16;
+using Shift = Pack<float, 2>;
+
+template <int kBytes>
+__device__ __forceinline__ Shift load_shift(const Shared<kBytes>& s, int group, int j) {
+  return *reinterpret_cast<const Shift*>(&s.offset[group][j * 8 + threadIdx.x % 4 * 2]);
+}
+
+template <Epilogue kEpilogue, int kBytes>
+__device__ __forceinline__ void load_shifts(const Shared<kBytes>& s, int group, int first, Shift (&shift)[kAhead]) {
+  if constexpr (kEpilogue == Epilogue::kForward)
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) shift[j] = load_shift(s, group, first + j);
+}
+
+// Hands over columns turn * kHanded .. of a warp's 16 rows: acc times scale, in the forward pass shifted, and relu (NaN
+// stays). `shift`: of the first columns; those of the others are loaded as room comes free.
 template <typename T, Epilogue kEpilogue, int kTurn, int kBytes>
-__device__ __forceinline__ void hand_over(Shared<kBytes>& s, const float (&acc)[128], float scale, uint32_t group) {
+__device__ __forceinline__ void hand_over(Shared<kBytes>& s, const float (&acc)[128], float scale, int group,
+                                          Shift (&shift)[kAhead]) {
+  constexpr bool kForward = kEpilogue == Epilogue::kForward;
   const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, quad = lane % 4;
-  const float* const offset = s.offset[group] + quad * 2;
-  const auto value = [&](int j, int i, int e, const Pack<float, 2>& shift) {
+  const auto value = [&](int j, int i, int e) {
     const float v = acc[j * 4 + i * 2 + e];
-    return kEpilogue == Epilogue::kForward ? fmaf(v, scale, shift.v[e]) : v * scale;
-  };
-  const auto shift_of = [&](int j) {
-    return kEpilogue == Epilogue::kForward ? *reinterpret_cast<const Pack<float, 2>*>(offset + j * 8)
-                                           : Pack<float, 2>{};
+    return kForward ? fmaf(v, scale, shift[j % kAhead].v[e]) : v * scale;
   };
   if constexpr (kHalf<T>) {
     const uint32_t row = warp * 16 + (lane / 8 & 1) * 8 + lane % 8;
     const uint32_t target = smem_address(s.out[group][row]), chunk = (lane / 16 ^ lane % 8) * 16;
-    Pack<float, 2> next[2] = {shift_of(0), shift_of(1)};  // a load follows no store: it would wait for it
 #pragma unroll
     for (int t = 0; t < kColumns / 16; ++t) {
-      const Pack<float, 2> shift[2] = {next[0], next[1]};
-      if (t + 1 < kColumns / 16) next[0] = shift_of(t * 2 + 2), next[1] = shift_of(t * 2 + 3);
       uint32_t pairs[4];
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         const int j = t * 2 + n / 2, i = n % 2;
-        const float lower = value(j, i, 0, shift[n / 2]), upper = value(j, i, 1, shift[n / 2]);
-        pairs[n] = kEpilogue == Epilogue::kForward ? pack_relu<T>(lower, upper) : pack<T>(lower, upper);
+        const float lower = value(j, i, 0), upper = value(j, i, 1);
+        pairs[n] = kForward ? pack_relu<T>(lower, upper) : pack<T>(lower, upper);
       }
+#pragma unroll
+      for (int j = t * 2; j < t * 2 + 2; ++j)
+        if (kForward && j + kAhead < kColumns / 8) shift[j % kAhead] = load_shift(s, group, j + kAhead);
       store_matrices(target + (t * 32 ^ chunk), pairs[0], pairs[1], pairs[2], pairs[3]);
     }
   } else {
+    static_assert(kHanded<T> / 8 == kAhead);
+    if constexpr (kTurn > 0) load_shifts<kEpilogue>(s, group, kTurn * kAhead, shift);
 #pragma unroll
-    for (int n = 0; n < kHanded<T> / 8; ++n) {
-      const int j = kTurn * (kHanded<T> / 8) + n;
-      const Pack<float, 2> shift = shift_of(j);
+    for (int n = 0; n < kAhead; ++n) {
+      const int j = kTurn * kAhead + n;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const uint32_t row = warp * 16 + lane / 4 + 8 * i;
         Pack<float, 2> pair;
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const float v = value(j, i, e, shift);
-          pair.v[e] = kEpilogue == Epilogue::kForward && v <= 0.f ? 0.f : v;
+          const float v = value(j, i, e);
+          pair.v[e] = kForward && v <= 0.f ? 0.f : v;
         }
         uint8_t* const at = s.out[group][row] + chunk_at<T>(row, n * 2 + quad / 2) + quad % 2 * 8;
         *reinterpret_cast<Pack<float, 2>*>(at) = pair;
