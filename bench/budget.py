@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -127,15 +126,13 @@ def layers(budget: Budget) -> None:
         sums = [dbias, *(torch.empty_like(dbias) for _ in range(n - 1))]
         drawn = partial(linear_sm90.dropout_keep_sm90_out, P, 1, step, 0, 0, B, [WIDTH] * n, True, keep=keep)
         budget.add("layer dropout, sm90" if n == 1 else f"{n} layers' dropout, sm90", drawn, None, bytes=n * size)
-        for schedule in product((3,) if n == 1 else (2, 3), (False,) if n == 1 else (False, True), (128, 64)):
-            name = f"{'layer' if n == 1 else f'{n} layers'} {schedule}"
-            forward_args = (x, [weight] * n, [bias] * n, P, keep, *schedule)
-            dgrad_args = (dz, [weight_t] * n, masks, P, *schedule)
-            for what, call, target in (
-                ("forward", partial(linear_sm90.linear_sm90_out, *forward_args, y=many, masks=masks), 0.42),
-                ("dgrad", partial(linear_sm90.linear_sm90_dgrad_out, *dgrad_args, dx=many, dbias=sums), 0.46),
-            ):
-                budget.add(f"{name} {what}, sm90", call, n * target, flops=n * flops)
+        name = "layer" if n == 1 else f"{n} layers"
+        forward_args, dgrad_args = (x, [weight] * n, [bias] * n, P, keep), (dz, [weight_t] * n, masks, P)
+        for what, call, target in (
+            ("forward", partial(linear_sm90.linear_sm90_out, *forward_args, y=many, masks=masks), 0.42),
+            ("dgrad", partial(linear_sm90.linear_sm90_dgrad_out, *dgrad_args, dx=many, dbias=sums), 0.46),
+        ):
+            budget.add(f"{name} {what}, sm90", call, n * target, flops=n * flops)
 
 
 def head_and_updates(budget: Budget) -> None:
@@ -183,10 +180,10 @@ def predicted_step(lines: list[Line]) -> tuple[float, str]:
     both = LAYERS * (ms["layer forward, cublaslt"] + ms["layer dgrad, cublaslt"])
     routes = {"cublaslt": both + ms["finiteness of dx"]}  # the others look at dx as they make it
     for name in ms:
-        if found := re.fullmatch(r"(layer|\d+ layers) (\(.*\)) forward, sm90", name):
+        if found := re.fullmatch(r"(layer|\d+ layers) forward, sm90", name):
             calls, chain = (LAYERS, "") if found[1] == "layer" else (1, "-chain")
             both = calls * (ms[name] + ms[name.replace("forward", "dgrad")])
-            routes[f"sm90{chain} {found[2]}"] = both + ms[f"{LAYERS} layers' dropout, sm90"]
+            routes[f"sm90{chain}"] = both + ms[f"{LAYERS} layers' dropout, sm90"]
     route = min(routes, key=routes.__getitem__)
     return fixed + routes[route], route
 

@@ -37,7 +37,6 @@ REWRITES = [
         r"__shared__ ((?:alignas\(\d+\) )?)([\w:]+) (\w+)((?:\[[^\]]*\])*);",
         r"\1static \2 \3\4; emulator::shared_variable(&\3, sizeof(\3));",
     ),
-    (r'asm volatile\("mov\.u32 %0, %%laneid;" : "=r"\((\w+)\)\);', r"\1 = emulator::lane();"),
     (r'asm volatile\("prefetch\.global\.L1 \[%0\];" ::"l"\((.*)\)\);', r"static_cast<void>(\1);"),
 ]
 LAUNCH = re.compile(r"(\w+)((?:<[^<>()]*>)?)<<<(.*?)>>>\(", re.DOTALL)
@@ -67,9 +66,9 @@ def _sources() -> dict[str, str]:
         if source.suffix in (".cu", ".cuh") and source.name not in ("sm90.cuh", "sm90_pairs.cuh"):
             name = "kernels/" + source.name + (".cpp" if source.suffix == ".cu" else "")
             texts[name] = f'#line 1 "{source}"\n{translate(source.read_text())}'
-    operand = r"(template <int kRowBytes>)\n__device__ __forceinline__ (uint64_t operand\(.*?\n}\n)"
+    operand = r"__device__ __forceinline__ (uint64_t operand\(.*?\n}\n)"
     found = re.search(operand, (KERNELS / "sm90.cuh").read_text(), re.DOTALL)
-    return texts | {"operand.inc": f"{found[1]}\n{found[2]}"}
+    return texts | {"operand.inc": f"inline {found[1]}"}
 
 
 def _stamp(*parts) -> str:
@@ -338,21 +337,19 @@ def dropout_keep_sm90_out(p, seed, step, layer, first_row, rows, widths, half, *
     call("dropout_keep_sm90", float(p), seed, step, layer, first_row, *sizes, [*keep])
 
 
-def linear_sm90_out(x, weights, biases, p, keep, rounds_ahead=3, evict_first=False, stage_bytes=128, *, y, masks):
+def linear_sm90_out(x, weights, biases, p, keep, rounds_ahead=2, *, y, masks):
     n, widths = len(weights), [x.shape[1], *map(len, weights)]
     keep, masks = ([*given] + [None] * (n - len(given)) for given in (keep, masks))
     given = (x, n, [*weights], [*biases], float(p), keep, [*y], masks, len(x), widths, x.dtype)
-    call("linear_forward_sm90", *given, rounds_ahead, int(evict_first), stage_bytes)
+    call("linear_forward_sm90", *given, rounds_ahead)
 
 
-def linear_sm90_dgrad_out(
-    dz, weights_t, masks, p, rounds_ahead=3, evict_first=False, stage_bytes=128, *, dx, dbias, found_inf=None
-):
+def linear_sm90_dgrad_out(dz, weights_t, masks, p, rounds_ahead=2, *, dx, dbias, found_inf=None):
     n, widths = len(weights_t), [dz.shape[1], *map(len, weights_t)]
     masks, dbias = ([*given] + [None] * (n - len(given)) for given in (masks, dbias))
     scale = reference.dropout_scale(p)
     given = (dz, n, [*weights_t], masks, scale, [*dx], dbias, found_inf, len(dz), widths, dz.dtype)
-    call("linear_dgrad_sm90", *given, rounds_ahead, int(evict_first), stage_bytes)
+    call("linear_dgrad_sm90", *given, rounds_ahead)
 
 
 def mask_bytes(M: int, N: int) -> int:

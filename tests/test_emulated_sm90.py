@@ -134,7 +134,7 @@ CHAINS = [
 ]
 
 
-def chain_of(M, widths, dtype, p, order):
+def chain_of(M, widths, dtype, p, rounds_ahead):
     """What a chain of layers makes there and back, and what its layers make one by one."""
     pairs = list(pairwise(widths))
     weights = [normal(N, K, dtype=dtype, scale=K**-0.5, key=f"w{i}") for i, (K, N) in enumerate(pairs)]
@@ -150,8 +150,8 @@ def chain_of(M, widths, dtype, p, order):
     x, dz = normal(M, widths[0], dtype=dtype, key="x"), normal(M, widths[-1], dtype=dtype, key="dz")
     together, one_by_one = buffers(), buffers()
     y, masks, dx, dbias = together
-    emulated.linear_sm90_out(x, weights, biases, p, keep, *order, y=y, masks=masks)
-    emulated.linear_sm90_dgrad_out(dz, transposed, masks[::-1], p, *order, dx=dx, dbias=dbias)
+    emulated.linear_sm90_out(x, weights, biases, p, keep, rounds_ahead, y=y, masks=masks)
+    emulated.linear_sm90_dgrad_out(dz, transposed, masks[::-1], p, rounds_ahead, dx=dx, dbias=dbias)
     y, masks, dx, dbias = one_by_one
     for i in range(len(pairs)):
         inputs = (([x, *y][i], [weights[i]], [biases[i]]), ([dz, *dx][i], [transposed[i]], masks[::-1][i : i + 1], p))
@@ -165,12 +165,12 @@ def chain_of(M, widths, dtype, p, order):
 
 
 @pytest.mark.parametrize("dtype", [F16, F32])
-@pytest.mark.parametrize(("seed", "order"), [(1, (3, False, 128)), (2, (1, True, 64))])
+@pytest.mark.parametrize(("seed", "rounds_ahead"), [(1, 2), (2, 1)])
 @pytest.mark.parametrize(("M", "widths", "clusters"), CHAINS)
-def test_a_chain_has_the_bits_of_its_layers(M, widths, clusters, seed, order, dtype):
+def test_a_chain_has_the_bits_of_its_layers(M, widths, clusters, seed, rounds_ahead, dtype):
     """Whatever the order in which threads run: who reads waits for who writes."""
     emulated.reseed(seed, 2 * clusters)
-    for got, want in zip(*chain_of(M, widths, dtype, 0.1, order)):
+    for got, want in zip(*chain_of(M, widths, dtype, 0.1, rounds_ahead)):
         for a, b in zip(got, want):
             assert torch.equal(a, b)
 

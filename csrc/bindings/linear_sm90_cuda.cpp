@@ -65,11 +65,10 @@ core::DType check_chain(const Tensor& input, const Tensors& weights, const Tenso
 
 void* pointer_of(const Tensors& list, size_t i) { return i < list.size() ? list[i].mutable_data_ptr() : nullptr; }
 
-kernels::Schedule schedule_of(int64_t rounds_ahead, bool evict_first, int64_t stage_bytes, const char* op) {
-  STD_TORCH_CHECK(rounds_ahead >= 1 && rounds_ahead <= 1024, op, ": expected rounds_ahead from 1 to 1024, got ",
-                  rounds_ahead);
-  STD_TORCH_CHECK(stage_bytes == 64 || stage_bytes == 128, op, ": expected stage_bytes 64 or 128, got ", stage_bytes);
-  return {static_cast<int>(rounds_ahead), evict_first, static_cast<int>(stage_bytes)};
+int rounds_of(int64_t rounds_ahead, const char* op) {
+  STD_TORCH_CHECK(rounds_ahead >= 1 && rounds_ahead <= kernels::kMostRounds, op, ": expected rounds_ahead from 1 to ",
+                  kernels::kMostRounds, ", got ", rounds_ahead);
+  return static_cast<int>(rounds_ahead);
 }
 
 Tensor workspace_of(const Tensor& input, size_t links) {
@@ -102,8 +101,8 @@ void dropout_keep_sm90_out(double p, int64_t seed, Tensor step, int64_t layer, i
                                             half ? core::DType::f16 : core::DType::f32, dropout, current_stream(step)));
 }
 
-void linear_sm90_out(Tensor x, Tensors weights, Tensors biases, double p, Tensors keep, int64_t rounds_ahead,
-                     bool evict_first, int64_t stage_bytes, Tensors y, Tensors masks) {
+void linear_sm90_out(Tensor x, Tensors weights, Tensors biases, double p, Tensors keep, int64_t rounds_ahead, Tensors y,
+                     Tensors masks) {
   const char* op = "linear_sm90";
   const core::DType dtype = check_chain(x, weights, y, masks, op, "y");
   STD_TORCH_CHECK(biases.size() == weights.size(), op, ": expected ", weights.size(), " biases, got ", biases.size());
@@ -120,15 +119,13 @@ void linear_sm90_out(Tensor x, Tensors weights, Tensors biases, double p, Tensor
   }
   const DeviceGuard guard(x.get_device_index());
   const Tensor workspace = workspace_of(x, links.size());
-  STD_CUDA_CHECK(kernels::linear_forward_sm90(x.const_data_ptr(), x.size(0), x.size(1), dtype, links.data(),
-                                              static_cast<int>(links.size()), core::dropout_scale(p),
-                                              schedule_of(rounds_ahead, evict_first, stage_bytes, op),
-                                              workspace.mutable_data_ptr(), current_stream(x)));
+  STD_CUDA_CHECK(kernels::linear_forward_sm90(
+      x.const_data_ptr(), x.size(0), x.size(1), dtype, links.data(), static_cast<int>(links.size()),
+      core::dropout_scale(p), rounds_of(rounds_ahead, op), workspace.mutable_data_ptr(), current_stream(x)));
 }
 
-void linear_sm90_dgrad_out(Tensor dz, Tensors weights_t, Tensors masks, double p, int64_t rounds_ahead,
-                           bool evict_first, int64_t stage_bytes, Tensors dx, Tensors dbias,
-                           std::optional<Tensor> found_inf) {
+void linear_sm90_dgrad_out(Tensor dz, Tensors weights_t, Tensors masks, double p, int64_t rounds_ahead, Tensors dx,
+                           Tensors dbias, std::optional<Tensor> found_inf) {
   const char* op = "linear_sm90_dgrad";
   const core::DType dtype = check_chain(dz, weights_t, dx, masks, op, "dx");
   STD_TORCH_CHECK(dbias.size() <= masks.size(), op, ": expected a mask with each dbias, got ", masks.size(), " and ",
@@ -155,9 +152,9 @@ void linear_sm90_dgrad_out(Tensor dz, Tensors weights_t, Tensors masks, double p
   const Tensor workspace = workspace_of(dz, links.size());
   auto* found = found_inf.has_value() ? static_cast<float*>(found_inf->mutable_data_ptr()) : nullptr;
   const cudaStream_t stream = current_stream(dz);
-  STD_CUDA_CHECK(kernels::linear_dgrad_sm90(
-      dz.const_data_ptr(), M, dz.size(1), dtype, links.data(), static_cast<int>(links.size()), core::dropout_scale(p),
-      found, schedule_of(rounds_ahead, evict_first, stage_bytes, op), workspace.mutable_data_ptr(), stream));
+  STD_CUDA_CHECK(kernels::linear_dgrad_sm90(dz.const_data_ptr(), M, dz.size(1), dtype, links.data(),
+                                            static_cast<int>(links.size()), core::dropout_scale(p), found,
+                                            rounds_of(rounds_ahead, op), workspace.mutable_data_ptr(), stream));
   STD_CUDA_CHECK(kernels::add_strips(totals.data(), static_cast<int>(totals.size()), strips, stream));
 }
 

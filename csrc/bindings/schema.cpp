@@ -70,10 +70,10 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
       " bool half, *, Tensor(a!)[] keep) -> ()");
   m.def(
       "linear_sm90_out(Tensor x, Tensor[] weights, Tensor[] biases, float p, Tensor[] keep, int rounds_ahead,"
-      " bool evict_first, int stage_bytes, *, Tensor(a!)[] y, Tensor(b!)[] masks) -> ()");
+      " *, Tensor(a!)[] y, Tensor(b!)[] masks) -> ()");
   m.def(
       "linear_sm90_dgrad_out(Tensor dz, Tensor[] weights_t, Tensor[] masks, float p, int rounds_ahead,"
-      " bool evict_first, int stage_bytes, *, Tensor(a!)[] dx, Tensor(b!)[] dbias, Tensor(c!)? found_inf) -> ()");
+      " *, Tensor(a!)[] dx, Tensor(b!)[] dbias, Tensor(c!)? found_inf) -> ()");
   m.def("allow_tf32_(Tensor like, bool allow) -> ()");
 
   // Head: output layer, loss and its gradient in one pass over the last activation.

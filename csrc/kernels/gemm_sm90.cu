@@ -13,11 +13,11 @@ using namespace sm90;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <typename T, Epilogue kEpilogue, int kBytes>
-__device__ __forceinline__ void consume(Shared<kBytes>& s, uint32_t ring, const Params& p) {
+template <typename T, Epilogue kEpilogue>
+__device__ __forceinline__ void consume(Shared& s, uint32_t ring, const Params& p) {
   const int group = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x / 128), 0) - 1;
   float acc[128];
-  Reader<T, kBytes> reader(ring, group);
+  Reader<T> reader(ring, group);
   uint32_t parity = 0;
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += gridDim.x / kCluster) {
     Shift shift[kAhead];
@@ -44,8 +44,8 @@ __device__ __forceinline__ void consume(Shared<kBytes>& s, uint32_t ring, const 
 
 // The blocks of kTogether rows that a warp finishes of 64: every third, the second warpgroup's beginning with another,
 // so that over a tile each warp has five or six of the sixteen.
-template <typename T, Epilogue kEpilogue, int kBytes>
-__device__ __forceinline__ void finish(Shared<kBytes>& s, const Params& p) {
+template <typename T, Epilogue kEpilogue>
+__device__ __forceinline__ void finish(Shared& s, const Params& p) {
   constexpr bool kForward = kEpilogue == Epilogue::kForward;
   const int clusters = gridDim.x / kCluster, warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
   const int thread = warp * 32 + lane;
@@ -107,11 +107,11 @@ __device__ __forceinline__ void finish(Shared<kBytes>& s, const Params& p) {
 }
 #endif
 
-template <typename T, Epilogue kEpilogue, int kBytes>
+template <typename T, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
-  auto& s = swizzle_aligned<Shared<kBytes>>(raw);
+  auto& s = swizzle_aligned<Shared>(raw);
   constexpr int kFew = 120, kMany = 192;  // registers: the first warpgroup gives some to the two that multiply
   static_assert(kFew + 2 * kMany <= 3 * 168, "more registers than a block is given");
   if (threadIdx.x == 0) {
@@ -146,36 +146,29 @@ __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_c
 }
 
 // What the links of a chain share.
-cudaError_t begin(Params& p, int64_t M, int count, Schedule schedule, void* workspace) {
+cudaError_t begin(Params& p, int64_t M, int count, int rounds_ahead, void* workspace) {
   int device = 0, major = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (major != 9) return cudaErrorNoKernelImageForDevice;
-  const bool known = schedule.rounds_ahead >= 1 && schedule.rounds_ahead <= 1024 &&
-                     (schedule.stage_bytes == 64 || schedule.stage_bytes == 128);
-  if (count < 1 || count > kSm90Links || M > INT32_MAX - 256 || !known) return cudaErrorInvalidValue;
+  if (count < 1 || count > kSm90Links || M > INT32_MAX - 256) return cudaErrorInvalidValue;
+  if (rounds_ahead < 1 || rounds_ahead > kMostRounds) return cudaErrorInvalidValue;
   p = {};
   p.M = static_cast<int>(M);
   p.tiles_m = static_cast<int>(ceil_div(M, kCluster * kRows));
   p.links = count;
-  p.schedule = schedule;
+  p.rounds_ahead = rounds_ahead;
   p.finished = static_cast<int32_t*>(workspace);
   return cudaSuccess;
 }
 
-template <Epilogue kEpilogue, int kBytes>
-cudaError_t launch(Params& p, core::DType dtype, cudaStream_t stream) {
-  static_assert(sizeof(Shared<kBytes>) + 1023 <= 232448, "more shared memory than a Hopper block can have");
-  static_assert(sizeof(Params) <= 4096, "more than a kernel's parameters may be");
-  return dispatch(dtype, [&]<typename T>() {
-    return launch_clusters(linear_sm90_kernel<T, kEpilogue, kBytes>, sizeof(Shared<kBytes>), p, stream);
-  });
-}
-
 template <Epilogue kEpilogue>
 cudaError_t launch(Params& p, core::DType dtype, cudaStream_t stream) {
-  return p.schedule.stage_bytes == 64 ? launch<kEpilogue, 64>(p, dtype, stream)
-                                      : launch<kEpilogue, 128>(p, dtype, stream);
+  static_assert(sizeof(Shared) + 1023 <= 232448, "more shared memory than a Hopper block can have");
+  static_assert(sizeof(Params) <= 4096, "more than a kernel's parameters may be");
+  return dispatch(dtype, [&]<typename T>() {
+    return launch_clusters(linear_sm90_kernel<T, kEpilogue>, sizeof(Shared), p, stream);
+  });
 }
 
 }  // namespace
@@ -189,9 +182,9 @@ int64_t sm90_workspace(int64_t M, int links) {
 }
 
 cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType dtype, const ForwardSm90* links,
-                                int count, float scale, Schedule schedule, void* workspace, cudaStream_t stream) {
+                                int count, float scale, int rounds_ahead, void* workspace, cudaStream_t stream) {
   Params p;
-  if (const cudaError_t error = begin(p, M, count, schedule, workspace)) return error;
+  if (const cudaError_t error = begin(p, M, count, rounds_ahead, workspace)) return error;
   if (M == 0) return cudaSuccess;
   for (int i = 0; i < count; ++i) {
     const ForwardSm90& layer = links[i];
@@ -209,10 +202,10 @@ cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType
 }
 
 cudaError_t linear_dgrad_sm90(const void* dz, int64_t M, int64_t K, core::DType dtype, const GradientSm90* links,
-                              int count, float scale, float* found_inf, Schedule schedule, void* workspace,
+                              int count, float scale, float* found_inf, int rounds_ahead, void* workspace,
                               cudaStream_t stream) {
   Params p;
-  if (const cudaError_t error = begin(p, M, count, schedule, workspace)) return error;
+  if (const cudaError_t error = begin(p, M, count, rounds_ahead, workspace)) return error;
   if (M == 0) return cudaSuccess;
   p.found_inf = found_inf;
   for (int i = 0; i < count; ++i) {

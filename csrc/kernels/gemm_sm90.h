@@ -54,12 +54,9 @@ struct KeepSm90 {
   void* keep;
 };
 
-// How a launch goes about it. Results do not depend on it.
-struct Schedule {
-  int rounds_ahead;  // tiles of every cluster between what a layer writes and what the next one reads of it; from 1 on
-  bool evict_first;  // whether the second-level cache may drop first what a layer has read
-  int stage_bytes;   // of a row of A and B in a stage of shared memory: 128, in three stages, or 64, in six
-};
+// Of a chain: tiles of every cluster between what a layer writes and what the next one reads of it. With fewer it lies
+// in the second-level cache still, with more nobody waits. Results do not depend on it.
+constexpr int kMostRounds = 1024;
 
 int64_t sm90_mask_bytes(int64_t M, int64_t N);
 int64_t sm90_strips(int64_t M);
@@ -76,12 +73,12 @@ int64_t sm90_workspace(int64_t M, int links);
 // begins when the rows that it reads are finished; the results are, bit for bit, those of a launch for each.
 // scale: of what is kept, where there is dropout.
 cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType dtype, const ForwardSm90* links,
-                                int count, float scale, Schedule schedule, void* workspace, cudaStream_t stream);
+                                int count, float scale, int rounds_ahead, void* workspace, cudaStream_t stream);
 
 // The same for gradients: each takes the dx of the one before, the first dz [M, K]. scale: of what a mask keeps.
 // found_inf (half types): set to 1 where an element of a dx without a mask is not finite, never to 0; may be null.
 cudaError_t linear_dgrad_sm90(const void* dz, int64_t M, int64_t K, core::DType dtype, const GradientSm90* links,
-                              int count, float scale, float* found_inf, Schedule schedule, void* workspace,
+                              int count, float scale, float* found_inf, int rounds_ahead, void* workspace,
                               cudaStream_t stream);
 
 }  // namespace widedeep::kernels

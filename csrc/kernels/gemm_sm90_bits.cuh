@@ -12,6 +12,7 @@ constexpr int kCluster = 2;                 // blocks, one above the other
 constexpr int kTogether = 8;                // rows that a warp finishes together: their loads overlap
 constexpr int kBlocks = kGroupRows / kTogether;
 constexpr int kRowBytes = 512;  // of a row handed over at a time
+constexpr int kSlice = 128;     // bytes of a row of A and B in a stage of shared memory, one swizzle row
 
 template <typename T>
 constexpr bool kHalf = sizeof(T) == 2;

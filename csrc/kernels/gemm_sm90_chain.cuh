@@ -35,7 +35,7 @@ struct Params {
   int tiles_band, tiles;  // of a whole band, and of the launch
   int32_t* finished;      // [links - 1, 2 tiles_m]: the parts of a strip's rows that are stored
   float* found_inf;
-  Schedule schedule;
+  int rounds_ahead;
 };
 
 enum class Epilogue { kForward, kGradient };
@@ -45,11 +45,10 @@ inline cudaError_t set_link(Params& p, int at, const void* a, int64_t K, const v
   Link& link = p.link[at];
   if (N > INT32_MAX - 256) return cudaErrorInvalidValue;
   link.N = static_cast<int>(N);
-  link.stages = static_cast<int>(ceil_div(K * core::bytes_of(dtype), p.schedule.stage_bytes));
+  link.stages = static_cast<int>(ceil_div(K * core::bytes_of(dtype), kSlice));
   link.tiles_n = static_cast<int>(ceil_div(N, kColumns));
-  const auto bytes = static_cast<uint32_t>(p.schedule.stage_bytes);
-  if (const cudaError_t error = tensor_map(&link.a, a, p.M, K, kRows, bytes, dtype)) return error;
-  return tensor_map(&link.b, b, N, K, kColumns / kCluster, bytes, dtype);
+  if (const cudaError_t error = tensor_map(&link.a, a, p.M, K, kRows, dtype)) return error;
+  return tensor_map(&link.b, b, N, K, kColumns / kCluster, dtype);
 }
 
 // Cuts the rows into bands, for `clusters` of which each takes every so many-th tile.
@@ -60,7 +59,7 @@ inline cudaError_t set_tiles(Params& p, int clusters) {
     fewest = p.link[i].tiles_n < fewest ? p.link[i].tiles_n : fewest;
   }
   if (int64_t{all} * p.tiles_m > INT32_MAX - clusters) return cudaErrorInvalidValue;
-  const auto wanted = static_cast<int>(ceil_div(p.schedule.rounds_ahead * clusters, fewest));
+  const auto wanted = static_cast<int>(ceil_div(p.rounds_ahead * clusters, fewest));
   const int bands = p.links > 1 && p.tiles_m > wanted ? p.tiles_m / wanted : 1;
   p.band = static_cast<int>(ceil_div(p.tiles_m, bands));
   p.tiles_band = p.band * all;
@@ -148,9 +147,9 @@ __device__ __forceinline__ Needed needed_by(const Params& p, const Place& at) {
 // tiles, and load the next, at the same time.
 __device__ __forceinline__ void start_apart(const Params& p, int clusters) {
   const int cluster = blockIdx.x / kCluster, rest = p.tiles % clusters;
-  const int stage_cycles = 8 * p.schedule.stage_bytes;  // of the tensor cores
+  constexpr int kStageCycles = 8 * kSlice;  // of the tensor cores
   if (p.tiles > clusters && rest > 0 && cluster >= rest)
-    pause(static_cast<uint32_t>(stage_cycles * p.link[p.links - 1].stages / (clusters - rest) * (cluster - rest)));
+    pause(static_cast<uint32_t>(kStageCycles * p.link[p.links - 1].stages / (clusters - rest) * (cluster - rest)));
 }
 
 #endif

@@ -11,11 +11,10 @@ struct Head {
   float scale;
 };
 
-// kBytes: of a row of A and B in a stage, one swizzle row. All stages together have 144 KB.
-template <int kBytes>
+constexpr int kStages = 3, kAStage = kRows * kSlice, kBStage = kColumns * kSlice, kStage = kAStage + kBStage;
+
 struct Ring {
-  static constexpr int kStages = 3 * 128 / kBytes, kAStage = kRows * kBytes, kBStage = kColumns * kBytes;
-  alignas(1024) uint8_t stages[kStages][kAStage + kBStage];
+  alignas(1024) uint8_t stages[kStages][kStage];
   alignas(8) uint64_t full[kStages], empty[kStages];
   Head heads[kStages];
   int32_t stored;  // a tile of which is known that what it reads is stored
@@ -24,7 +23,6 @@ struct Ring {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // Where a reader or writer of the ring stands. The first pass over the ring has parity 0.
-template <int kStages>
 struct Turn {
   uint32_t stage = 0, parity = 0;
   __device__ __forceinline__ void advance() {
@@ -40,9 +38,8 @@ __device__ __forceinline__ uint32_t kept_address(const void* p) { return __shfl_
 // of a wgmma.
 constexpr uint32_t kReaders = 2 * 4 * kCluster;
 
-template <int kBytes>
-__device__ __forceinline__ void init_ring(Ring<kBytes>& ring) {
-  for (int stage = 0; stage < ring.kStages; ++stage) {
+__device__ __forceinline__ void init_ring(Ring& ring) {
+  for (int stage = 0; stage < kStages; ++stage) {
     barrier_init(smem_address(&ring.full[stage]), 1);
     barrier_init(smem_address(&ring.empty[stage]), kReaders);
   }
@@ -51,23 +48,20 @@ __device__ __forceinline__ void init_ring(Ring<kBytes>& ring) {
 
 // Another thread asks for the one that feeds the ring, while that is busy with the tile before: the answer comes from
 // the second-level cache, and copies that wait for it are late.
-template <int kBytes>
-__device__ __forceinline__ void look_ahead(Ring<kBytes>& ring, const Params& p, const Place& at, int tile) {
+__device__ __forceinline__ void look_ahead(Ring& ring, const Params& p, const Place& at, int tile) {
   if (at.link == 0) return;
   const Needed needed = needed_by(p, at);
   if (counter_reached(needed.counter, needed.parts)) note_tell(&ring.stored, tile);
 }
 
 // `base`: kept_address of the ring. By one thread.
-template <typename T, int kBytes>
-__device__ __forceinline__ void produce(Ring<kBytes>& ring, uint32_t base, const Params& p) {
-  using R = Ring<kBytes>;
-  constexpr int kDepth = kBytes / static_cast<int>(sizeof(T)), kStage = R::kAStage + R::kBStage;
+template <typename T>
+__device__ __forceinline__ void produce(Ring& ring, uint32_t base, const Params& p) {
+  constexpr int kDepth = kSlice / static_cast<int>(sizeof(T));
   const int rank = static_cast<int>(cluster_rank()), clusters = gridDim.x / kCluster;
-  const uint64_t policy = p.schedule.evict_first ? kEvictFirst : kKeepNormally;
-  const uint32_t full = base + offsetof(R, full), empty = base + offsetof(R, empty);
-  const uint32_t half = R::kAStage + rank * (R::kBStage / kCluster);  // of B's tile, which this block loads for both
-  Turn<R::kStages> turn;
+  const uint32_t full = base + offsetof(Ring, full), empty = base + offsetof(Ring, empty);
+  const uint32_t half = kAStage + rank * (kBStage / kCluster);  // of B's tile, which this block loads for both
+  Turn turn;
   start_apart(p, clusters);
   Place next = place_of(p, blockIdx.x / kCluster);
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
@@ -85,7 +79,7 @@ __device__ __forceinline__ void produce(Ring<kBytes>& ring, uint32_t base, const
       barrier_wait(empty + turn.stage * 8, turn.parity ^ 1);
       if (k == 0) ring.heads[turn.stage] = head;
       barrier_expect(loaded, kStage);
-      tma_load(target, &link.a, k * kDepth, row, loaded, policy);
+      tma_load(target, &link.a, k * kDepth, row, loaded);
       tma_load_multicast(target + half, &link.b, k * kDepth, column, loaded, 0b11);
       // While there is time: the next stage is not empty yet.
       if (k == 0 && tile + clusters < p.tiles) next = place_of(p, tile + clusters);
@@ -94,32 +88,33 @@ __device__ __forceinline__ void produce(Ring<kBytes>& ring, uint32_t base, const
 }
 
 // A multiplying warp at the ring.
-template <typename T, int kBytes>
+template <typename T>
 struct Reader {
-  using R = Ring<kBytes>;
   uint32_t base;     // kept_address of the ring
   uint64_t a, b;     // the operands in the first stage
   uint32_t emptied;  // where the lane says that the first stage has been read
   bool tells;        // whether it does: a lane for each block of the cluster
-  Turn<R::kStages> turn{};
+  Turn turn{};
 
   __device__ __forceinline__ Reader(uint32_t ring, int group) : base(ring) {
     const uint32_t lane = threadIdx.x % 32;
-    a = operand<kBytes>(ring + group * (R::kAStage / 2));
-    b = operand<kBytes>(ring + R::kAStage);
-    emptied = remote_address(ring + offsetof(R, empty), lane % kCluster);
+    a = operand(ring + group * (kAStage / 2));
+    b = operand(ring + kAStage);
+    emptied = remote_address(ring + offsetof(Ring, empty), lane % kCluster);
     tells = lane < kCluster;
   }
 
-  __device__ __forceinline__ void wait() const { barrier_wait(base + offsetof(R, full) + turn.stage * 8, turn.parity); }
+  __device__ __forceinline__ void wait() const {
+    barrier_wait(base + offsetof(Ring, full) + turn.stage * 8, turn.parity);
+  }
 
   template <bool kFirst>
   __device__ __forceinline__ void issue(float (&acc)[128]) const {
-    const uint32_t stage = turn.stage * (R::kAStage + R::kBStage);
+    const uint64_t first_a = moved(a, turn.stage * kStage), first_b = moved(b, turn.stage * kStage);
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kBytes / 32; ++step)
-      wgmma<T>(acc, moved(a, stage + step * 32), moved(b, stage + step * 32), !kFirst || step > 0);
+    for (int step = 0; step < kSlice / 32; ++step)
+      wgmma<T>(acc, moved(first_a, step * 32), moved(first_b, step * 32), !kFirst || step > 0);
     wgmma_commit();
   }
 
@@ -131,7 +126,7 @@ struct Reader {
   // cluster once the next stage's wgmmas are in flight. meanwhile(): what else is done while the last ones are. Returns
   // the tile's scale.
   template <typename F>
-  __device__ __forceinline__ float multiply(const R& ring, float (&acc)[128], F meanwhile) {
+  __device__ __forceinline__ float multiply(const Ring& ring, float (&acc)[128], F meanwhile) {
     wait();
     issue<true>(acc);
     const Head head = ring.heads[turn.stage];

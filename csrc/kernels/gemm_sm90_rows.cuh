@@ -9,10 +9,9 @@
 
 namespace widedeep::kernels::sm90 {
 
-// 144 KB of the ring and 64 KB of rows handed over, of 227 KB. kBytes: as of Ring.
-template <int kBytes>
+// 144 KB of the ring and 64 KB of rows handed over, of 227 KB.
 struct Shared {
-  Ring<kBytes> ring;
+  Ring ring;
   alignas(1024) uint8_t out[2][kGroupRows][kRowBytes];
   float offset[2][kColumns];  // of each warpgroup: the bias of its tile, times the scale of dropout
   float sums[kFinishers][kColumns];
@@ -33,13 +32,12 @@ __device__ __forceinline__ uint32_t chunk_at(uint32_t row, uint32_t chunk) {
 constexpr int kAhead = 16;
 using Shift = Pack<float, 2>;
 
-template <int kBytes>
-__device__ __forceinline__ Shift load_shift(const Shared<kBytes>& s, int group, int j) {
+__device__ __forceinline__ Shift load_shift(const Shared& s, int group, int j) {
   return *reinterpret_cast<const Shift*>(&s.offset[group][j * 8 + threadIdx.x % 4 * 2]);
 }
 
-template <Epilogue kEpilogue, int kBytes>
-__device__ __forceinline__ void load_shifts(const Shared<kBytes>& s, int group, int first, Shift (&shift)[kAhead]) {
+template <Epilogue kEpilogue>
+__device__ __forceinline__ void load_shifts(const Shared& s, int group, int first, Shift (&shift)[kAhead]) {
   if constexpr (kEpilogue == Epilogue::kForward)
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) shift[j] = load_shift(s, group, first + j);
@@ -47,8 +45,8 @@ __device__ __forceinline__ void load_shifts(const Shared<kBytes>& s, int group, 
 
 // Hands over columns turn * kHanded .. of a warp's 16 rows: acc times scale, in the forward pass shifted, and relu (NaN
 // stays). `shift`: of the first columns; those of the others are loaded as room comes free.
-template <typename T, Epilogue kEpilogue, int kTurn, int kBytes>
-__device__ __forceinline__ void hand_over(Shared<kBytes>& s, const float (&acc)[128], float scale, int group,
+template <typename T, Epilogue kEpilogue, int kTurn>
+__device__ __forceinline__ void hand_over(Shared& s, const float (&acc)[128], float scale, int group,
                                           Shift (&shift)[kAhead]) {
   constexpr bool kForward = kEpilogue == Epilogue::kForward;
   const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, quad = lane % 4;
@@ -115,8 +113,7 @@ __device__ __forceinline__ Offsets load_offsets(const Link& link, int column, in
   return offsets;
 }
 
-template <int kBytes>
-__device__ __forceinline__ void store_offsets(Shared<kBytes>& s, const Offsets& offsets, int group, int thread) {
+__device__ __forceinline__ void store_offsets(Shared& s, const Offsets& offsets, int group, int thread) {
 #pragma unroll
   for (int i = 0; i < Offsets::kParts; ++i)
     if (const int n = thread + i * Offsets::kThreads; n < kColumns) s.offset[group][n] = offsets.v[i];
@@ -211,9 +208,9 @@ __device__ __forceinline__ Bits<T> finish_rows(const uint8_t (*out)[kRowBytes], 
 }
 
 // Column sums of a tile: those of the warps in order, into a strip of the launch's sums.
-template <typename T, int kBytes>
-__device__ __forceinline__ void add_warps(Shared<kBytes>& s, const Link& link, const float (&sums)[kTurns<T>][8],
-                                          int first, int strip, int column) {
+template <typename T>
+__device__ __forceinline__ void add_warps(Shared& s, const Link& link, const float (&sums)[kTurns<T>][8], int first,
+                                          int strip, int column) {
   const uint32_t lane = threadIdx.x % 32;
   constexpr int kAll = kFinishers * 32;
 #pragma unroll

@@ -49,17 +49,18 @@ __device__ __forceinline__ uint32_t clock_seconds() {  // about two seconds a ti
 // A wait of about a minute is a fault: the launch ends with an error, not never. Less would not do: blocks of a chain
 // may wait for one that has yet to get a multiprocessor.
 constexpr uint32_t kPatience = 24;
+constexpr uint32_t kAsleep = 10'000'000;  // nanoseconds that a waiting warp may sleep at most before it looks again
 
 // In one piece, since the compiler would have the threads of a warp meet again after a loop of its own.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n.reg .pred p;\n.reg .b32 since, now;\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1, %3;\n@p bra DONE;\n"
       "mov.u32 since, %%clock_hi;\n"
-      "AGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\n"
+      "AGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1, %3;\n@p bra DONE;\n"
       "mov.u32 now, %%clock_hi;\nsub.u32 now, now, since;\nsetp.le.u32 p, now, %2;\n@p bra AGAIN;\n"
       "trap;\nDONE:\n}\n" ::"r"(barrier),
-      "r"(parity), "n"(kPatience)
+      "r"(parity), "n"(kPatience), "r"(kAsleep)
       : "memory");
 }
 
@@ -131,16 +132,13 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(map)) : "memory");
 }
 
-// How long the second-level cache should keep what a copy reads: words of `createpolicy` for the whole of it.
-constexpr uint64_t kKeepNormally = 0x1000000000000000, kEvictFirst = 0x12F0000000000000;
-
 // Copies the box at (k, row) of a row-major matrix into shared memory; out-of-range elements arrive as zeros.
 __device__ __forceinline__ void tma_load(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row,
-                                         uint32_t barrier, uint64_t policy) {
+                                         uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-      " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target),
-      "l"(reinterpret_cast<uint64_t>(map)), "r"(k), "r"(row), "r"(barrier), "l"(policy)
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          target),
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(k), "r"(row), "r"(barrier)
       : "memory");
 }
 
@@ -168,18 +166,15 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Descriptor of a K-contiguous operand in shared memory as TMA's swizzle of kRowBytes (128 or 64) lays it: rows of so
-// many bytes, in groups of eight rows. One wgmma takes 32 bytes along K: the next adds kStep to the descriptor.
-template <int kRowBytes>
+// Descriptor of a K-contiguous operand in shared memory as TMA's swizzle of 128 bytes lays it: rows of so many bytes,
+// in groups of eight rows.
 __device__ __forceinline__ uint64_t operand(uint32_t address) {
-  constexpr uint64_t kSwizzle = uint64_t{kRowBytes == 128 ? 1 : 2} << 62, kLeading = uint64_t{1} << 16;
-  constexpr uint64_t kGroupStride = uint64_t{8 * kRowBytes >> 4} << 32;
+  constexpr uint64_t kSwizzle = uint64_t{1} << 62, kLeading = uint64_t{1} << 16,
+                     kGroupStride = uint64_t{1024 >> 4} << 32;
   return kSwizzle | kGroupStride | kLeading | ((address & 0x3FFFF) >> 4);
 }
 
-constexpr uint64_t kStep = 32 >> 4;
-
-// The operand `bytes` further on in shared memory.
+// The operand `bytes` further on in shared memory: only the lower half of a descriptor changes.
 __device__ __forceinline__ uint64_t moved(uint64_t operand, uint32_t bytes) {
   return (operand & ~uint64_t{0xFFFFFFFF}) | (static_cast<uint32_t>(operand) + (bytes >> 4));
 }

@@ -10,11 +10,11 @@
 
 namespace widedeep::kernels {
 
-// Row-major matrix [rows, columns], read in boxes of box_rows x box_bytes (128 or 64) with the swizzle of that width;
-// float32 is rounded to TF32 on the way. cuTensorMapEncodeTiled is asked of the runtime, so that the library links
-// without libcuda.
+// Row-major matrix [rows, columns], read in boxes of box_rows x 128 bytes with the swizzle of that width; float32 is
+// rounded to TF32 on the way. cuTensorMapEncodeTiled is asked of the runtime, so that the library links without
+// libcuda.
 inline cudaError_t tensor_map(CUtensorMap* map, const void* matrix, int64_t rows, int64_t columns, uint32_t box_rows,
-                              uint32_t box_bytes, core::DType dtype) {
+                              core::DType dtype) {
   static PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
   if (!encode) {
     void* symbol = nullptr;
@@ -31,11 +31,10 @@ inline cudaError_t tensor_map(CUtensorMap* map, const void* matrix, int64_t rows
   const auto bytes = static_cast<cuuint32_t>(core::bytes_of(dtype));
   const cuuint64_t size[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t pitch[1] = {static_cast<cuuint64_t>(columns) * bytes};
-  const cuuint32_t box[2] = {box_bytes / bytes, box_rows}, step[2] = {1, 1};
-  const auto swizzle = box_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
+  const cuuint32_t box[2] = {128 / bytes, box_rows}, step[2] = {1, 1};
   const CUresult result =
-      encode(map, type, 2, const_cast<void*>(matrix), size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      encode(map, type, 2, const_cast<void*>(matrix), size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

@@ -66,9 +66,7 @@ def linear_sm90_out(
     biases: Sequence[Tensor],
     p: float,
     keep: Sequence[Tensor],
-    rounds_ahead: int = 3,
-    evict_first: bool = False,
-    stage_bytes: int = 128,
+    rounds_ahead: int = 2,
     *,
     y: Sequence[Tensor],
     masks: Sequence[Tensor],
@@ -84,17 +82,15 @@ def linear_sm90_out(
         p:       dropout, in [0, 1).
         keep:    for each layer what dropout_keep_sm90_out wrote for it; none if p is 0.
         rounds_ahead: tiles that every multiprocessor works on between what a layer writes and what the next one reads
-            of it, from 1 on: with fewer it lies in the second-level cache still, with more nobody waits.
-        evict_first: whether that cache may drop first what has been read.
-        stage_bytes: of a row of the operands in a stage of shared memory: 128, in three stages, or 64, in six. The bits
-            do not depend on these three.
+            of it, from 1 on: with fewer it lies in the second-level cache still, with more nobody waits. The bits are
+            the same.
         y:       [B, N] for each, overwritten; x and all of them apart in memory.
         masks:   [mask_bytes(B, N)] uint8 for each of the first layers, overwritten; of the others none is kept.
     Raises:
         RuntimeError: wrong shape, dtype, device, stride or alignment (16 bytes); x and y share memory; a GPU other than
             compute capability 9.0.
     """
-    _ops.linear_sm90_out.default(x, weights, biases, p, keep, rounds_ahead, evict_first, stage_bytes, y=y, masks=masks)
+    _ops.linear_sm90_out.default(x, weights, biases, p, keep, rounds_ahead, y=y, masks=masks)
 
 
 def linear_sm90_dgrad_out(
@@ -102,9 +98,7 @@ def linear_sm90_dgrad_out(
     weights_t: Sequence[Tensor],
     masks: Sequence[Tensor],
     p: float,
-    rounds_ahead: int = 3,
-    evict_first: bool = False,
-    stage_bytes: int = 128,
+    rounds_ahead: int = 2,
     *,
     dx: Sequence[Tensor],
     dbias: Sequence[Tensor],
@@ -118,7 +112,7 @@ def linear_sm90_dgrad_out(
         weights_t: 1 to LINKS of [N, K], the transposed weights, the last layer's first.
         masks:     for each of the first ones the mask that linear_sm90_out wrote with y [B, N]; others: plain products.
         p:         dropout of the masks' layers, in [0, 1).
-        rounds_ahead, evict_first, stage_bytes: as linear_sm90_out.
+        rounds_ahead: as linear_sm90_out.
         dx:        [B, N] for each, overwritten; dz and all of them apart in memory.
         dbias:     [N] float32 for each of the first ones, all with a mask, overwritten with the column sums of dx as
             rounded; of half types four rows each are first added in that type, of which a dx above a quarter of its
@@ -128,7 +122,7 @@ def linear_sm90_dgrad_out(
         RuntimeError: as linear_sm90_out; a dbias without mask; found_inf where every dx has a mask.
     """
     outputs = {"dx": dx, "dbias": dbias, "found_inf": found_inf}
-    _ops.linear_sm90_dgrad_out.default(dz, weights_t, masks, p, rounds_ahead, evict_first, stage_bytes, **outputs)
+    _ops.linear_sm90_dgrad_out.default(dz, weights_t, masks, p, rounds_ahead, **outputs)
 
 
 for _name in ("dropout_keep_sm90_out", "linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):

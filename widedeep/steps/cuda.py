@@ -265,13 +265,10 @@ class CudaStep(Step):
         """
         spec, grads, B = self.spec, self.weights.padded, len(batch.ids)
         with self.second.queue():
-            if self.model.has_deep:
-                self.layers.draw(B, self._dropout(batch))
-            drawn = self.second.mark()
             segments = ops.embedding_segments(batch.ids, spec.hotness, self._table_rows()) if spec.categorical else ()
         if self.found_inf is not None:
             self.found_inf.zero_()
-        h, wide_logit = self._forward(batch, training=True, drawn=drawn)
+        h, wide_logit = self._forward(batch, training=True)
         dlogit = self.activations.dlogit[:B]
         if self.model.has_deep:
             self._head(batch, h, wide_logit, dlogit)
@@ -291,15 +288,16 @@ class CudaStep(Step):
         self.second.wait()
         return segments
 
-    def _forward(self, batch: Batch, training: bool, drawn: torch.cuda.Event | None = None) -> tuple[Tensor, Tensor]:
-        """The last hidden layer's output [B, H] and the wide logit [B]; after `drawn` the layers' `draw` is done."""
+    def _forward(self, batch: Batch, training: bool) -> tuple[Tensor, Tensor]:
+        """The last hidden layer's output [B, H] and the wide logit [B]."""
         spec, buffers = self.spec, self.activations
         x, hidden = buffers.rows(len(batch.ids))
         wide_logit = buffers.wide_logit[: len(x)]
         places = (spec.hotness, spec.mean, self.weights.table_columns, self.weights.numeric_columns)
+        if hidden and training:  # beside the gather it would take longer than before it
+            self.layers.draw(len(x), self._dropout(batch))
         ops.embedding_forward_out(batch.ids, batch.numeric, *self.lookup, *places, x=x, wide_logit=wide_logit)
         if hidden and training:
-            self.second.wait(drawn)
             self.layers.forward(x, self._dropout(batch), hidden=hidden)
         elif hidden:
             self.layers.predict(x, self.now, hidden=hidden)

@@ -28,12 +28,12 @@ class Layers:
     the library's own epilogue leaves none.
 
     Attributes:
-        name: as in `base.GEMMS`.  label: it, and what else there is to choose.
+        name: as in `base.GEMMS`.
         bits: of `trial.ROUTES`; what has the same gives the same bits.
         together: whether `dgrad` is called once for all layers, else once for each.
     """
 
-    name = label = bits = "cublaslt"
+    name = bits = "cublaslt"
     together = False
 
     def __init__(self, weights: PaddedWeights):
@@ -105,19 +105,12 @@ class Layers:
 class Sm90Layers(Layers):
     """Our Hopper products: what dropout keeps is drawn ahead of them, and a mask of one bit an element goes from the
     forward pass to the gradient, which reads a transposed copy of the weight.
-
-    Args:
-        rounds_ahead, evict_first, stage_bytes: as in widedeep.ops.linear_sm90.
     """
 
     name = bits = "sm90"
 
-    def __init__(
-        self, weights: PaddedWeights, rounds_ahead: int = 3, evict_first: bool = False, stage_bytes: int = 128
-    ):
+    def __init__(self, weights: PaddedWeights):
         super().__init__(weights)
-        self.schedule = (rounds_ahead, evict_first, stage_bytes)
-        self.label = f"{self.name} {self.schedule}"
         self.transposed = [torch.empty_like(self._layer(i)[0].t().contiguous()) for i in range(self.count)]
         self.keep: list[Tensor] = []  # of the outputs of all layers
         self.refresh()
@@ -152,7 +145,7 @@ class Sm90Layers(Layers):
         some = slice(first, first + len(hidden))
         weights, biases = zip(*map(self._layer, range(self.count)[some]))
         keep, masks = self._parts(self.keep, len(x))[some] if p else [], self._parts(self.masks, len(x))[some]
-        linear_sm90.linear_sm90_out(x, weights, biases, p, keep, *self.schedule, y=hidden, masks=masks)
+        linear_sm90.linear_sm90_out(x, weights, biases, p, keep, y=hidden, masks=masks)
 
     def dgrad(
         self,
@@ -169,7 +162,7 @@ class Sm90Layers(Layers):
         masks = [self._parts(self.masks, len(dz))[i - 1] for i in layers if i]
         found_inf = None if layers[-1] else found_inf
         outputs = {"dx": dx, "dbias": dbias, "found_inf": found_inf}
-        linear_sm90.linear_sm90_dgrad_out(dz, weights, masks, p, *self.schedule, **outputs)
+        linear_sm90.linear_sm90_dgrad_out(dz, weights, masks, p, **outputs)
 
     def _parts(self, bits: list[Tensor], rows: int) -> list[Tensor]:
         """Of each layer's bits those of a batch of `rows`."""

@@ -39,16 +39,7 @@ class SecondStream:
         with torch.cuda.stream(self.stream):
             yield
 
-    def mark(self) -> torch.cuda.Event | None:
-        """What this stream has been given so far, for `wait`."""
-        return None if self.stream is None else self.stream.record_event()
-
-    def wait(self, mark: torch.cuda.Event | None = None) -> None:
-        """The current stream goes on after the mark, or after all that this one has been given."""
-        if self.stream is None:
-            return
-        current = torch.cuda.current_stream(self.device)
-        if mark is None:
-            current.wait_stream(self.stream)
-        else:
-            current.wait_event(mark)
+    def wait(self) -> None:
+        """The current stream goes on after all that this one has been given."""
+        if self.stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)

@@ -24,10 +24,7 @@ log = logging.getLogger(__name__)
 AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-3}  # float32: with TF32 operands
 MASK_AGREEMENT = 2e-3
 REPEATS = 8  # runs whose bits must be those of the first
-SCHEDULE_REPEATS = 4  # runs by another schedule whose bits must be those of the first
-# rounds_ahead, evict_first and stage_bytes of what is compared; of the first a launch for each layer is the standard.
-SINGLES = ((3, False, 128), (3, False, 64))
-CHAINS = ((3, False, 128), (3, False, 64), (2, True, 128))
+CHAIN_REPEATS = 4  # runs of a chain whose bits must be those of its layers
 ROUTES = ("cublaslt", "sm90")  # of other bits each; checkpoints name them by number
 TURN, ROUNDS = 0.025, 5  # seconds of a route's turn, and turns of which the median counts: a second in all at most
 AS_GOOD = 1.02  # noise of the clock: within it the order of the candidates decides, so that runs repeat
@@ -98,40 +95,35 @@ def _trial(
     if problem := _problem(weights, rows, dtype, p):
         log.warning("hidden layers: without the products for Hopper, which disagree with cuBLASLt: %s", problem)
     else:
-        hopper = [Sm90Layers(weights, *SINGLES[0])]
+        hopper = [Sm90Layers(weights)]
     library = Layers(weights)
 
     def compared(routes: list[Layers]) -> Layers:
         routes = [route for route in routes if route.bits == resumed] or routes
-        key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows, *(route.label for route in routes))
-        found = next((route for route in routes if route.label == _kept.get(key)), None)
+        key = (str(weights.flat.device), *weights.widths, dtype, p > 0, rows, *(route.name for route in routes))
+        found = next((route for route in routes if route.name == _kept.get(key)), None)
         if found is None:
             found = fastest(routes, p, buffers, rows)
-            _kept[key] = found.label
+            _kept[key] = found.name
         return found
 
     # To keep all gradients at a time takes 1.6 GB more at a batch of 131072 in float32, half types 0.8 GB.
-    if hopper and dtype != torch.float32:
+    if hopper and chains and dtype != torch.float32:
         try:
-            return compared([*hopper, *_schedules(hopper[0], p, buffers, rows, chains), library])
+            return compared([*hopper, *_chain(hopper[0], p, buffers, rows), library])
         except torch.OutOfMemoryError:
-            log.warning("hidden layers: no memory to try other schedules of the products for Hopper")
+            log.warning("hidden layers: no memory to try one launch for all layers")
         buffers.keep_apart(False)
     return compared([*hopper, library])
 
 
-def _schedules(first: Sm90Layers, p: float, buffers: Activations, rows: int, chains: bool) -> list[Layers]:
-    """What makes the same bits as `first` by another schedule."""
-    routes: list[Layers] = []
-    for kind, schedule in [(Sm90Layers, s) for s in SINGLES[1:]] + [(Sm90Chain, s) for s in CHAINS if chains]:
-        other = kind(first.weights, *schedule)
-        if problem := _tested(bits_difference, other, first, p, buffers, rows):
-            log.warning(
-                "hidden layers: without %s, which has not the bits of %s: %s", other.label, first.label, problem
-            )
-        else:
-            routes.append(other)
-    return routes
+def _chain(single: Sm90Layers, p: float, buffers: Activations, rows: int) -> list[Layers]:
+    """The chain, if it makes the bits of a launch for each layer."""
+    chain = Sm90Chain(single.weights)
+    if problem := _tested(bits_difference, chain, single, p, buffers, rows):
+        log.warning("hidden layers: without %s, which has not the bits of %s: %s", chain.name, single.name, problem)
+        return []
+    return [chain]
 
 
 @contextlib.contextmanager
@@ -153,7 +145,7 @@ def fastest(routes: list[Layers], p: float, buffers: Activations, rows: int) -> 
     if len(routes) == 1:
         return routes[0]
     times = _seconds_of(routes, p, buffers, rows)
-    log.info("hidden layers: %s", ", ".join(f"{r.label} {t * 1e3:.3f} ms" for r, t in zip(routes, times)))
+    log.info("hidden layers: %s", ", ".join(f"{r.name} {t * 1e3:.3f} ms" for r, t in zip(routes, times)))
     bits = next(route.bits for route, t in zip(routes, times) if t <= AS_GOOD * min(times))
     return min(zip(times, routes), key=lambda timed: (timed[1].bits != bits, timed[0]))[1]
 
@@ -199,30 +191,30 @@ class _Stack:
             route.dgrad(layers, dz, inputs, p, **outputs, found_inf=self.found_inf)
 
 
-def bits_difference(other: Sm90Layers, first: Sm90Layers, p: float, buffers: Activations, rows: int) -> str | None:
-    """What a schedule makes, of the same inputs, with other bits than the first does layer by layer: there a chain's
-    layer has not waited for what it reads, say.
+def bits_difference(chain: Sm90Chain, single: Sm90Layers, p: float, buffers: Activations, rows: int) -> str | None:
+    """What a chain makes, of the same inputs, with other bits than a launch for each layer: there one has not waited
+    for what it reads, say.
     """
-    stack = _Stack(other.weights, buffers, rows, apart=True)
-    inputs, spare = [stack.x, *stack.hidden], stack.x.new_empty(rows * max(other.weights.widths))
-    for route in (other, first):
+    stack = _Stack(chain.weights, buffers, rows, apart=True)
+    inputs, spare = [stack.x, *stack.hidden], stack.x.new_empty(rows * max(chain.weights.widths))
+    for route in (chain, single):
         route.grow(rows)
-    first.draw(rows, Dropout(p, 0, stack.step, 0))
-    for _ in range(SCHEDULE_REPEATS):
+    single.draw(rows, Dropout(p, 0, stack.step, 0))
+    for _ in range(CHAIN_REPEATS):
         for a in (*stack.hidden, *stack.gradients[:-1]):
             a.fill_(float("nan"))  # what was right in the run before must not be read again
-        stack.forward(other, p)
+        stack.forward(chain, p)
         for i, y in enumerate(stack.hidden):
             again = spare[: y.numel()].view_as(y)
-            first.launch(i, inputs[i], p, hidden=[again])
-            if not _same_bits(again, y) or (i < len(other.masks) and not torch.equal(other.masks[i], first.masks[i])):
+            single.launch(i, inputs[i], p, hidden=[again])
+            if not _same_bits(again, y) or (i < len(chain.masks) and not torch.equal(chain.masks[i], single.masks[i])):
                 return f"the output of layer {i}"
-        stack.dgrad(other, p)
+        stack.dgrad(chain, p)
         for i in stack.down:
             again, sums = spare[: inputs[i].numel()].view_as(inputs[i]), [torch.empty_like(b) for b in stack.dbias]
             below = slice(i - 1, i) if i else slice(0)
             outputs = {"dx": [again], "dbias": sums[below], "found_inf": stack.found_inf}
-            first.dgrad([i], stack.gradients[i + 1], inputs, p, **outputs)
+            single.dgrad([i], stack.gradients[i + 1], inputs, p, **outputs)
             pairs = [(again, stack.gradients[i]), *zip(sums[below], stack.dbias[below])]
             if not all(_same_bits(a, b) for a, b in pairs):
                 return f"the gradient of layer {i}"

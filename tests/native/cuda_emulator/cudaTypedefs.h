@@ -12,11 +12,10 @@ inline CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType type, cu
                                   const cuuint32_t* step, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
                                   CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   const cuuint32_t element = type == CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 ? 4 : 2;
-  const bool fits =
-      rank == 2 && reinterpret_cast<uintptr_t>(base) % 16 == 0 && pitch[0] % 16 == 0 && pitch[0] < uint64_t{1} << 40 &&
-      step[0] == 1 && step[1] == 1 && box[0] * element == (swizzle == CU_TENSOR_MAP_SWIZZLE_64B ? 64 : 128) &&
-      (swizzle == CU_TENSOR_MAP_SWIZZLE_64B || swizzle == CU_TENSOR_MAP_SWIZZLE_128B) && box[1] >= 1 && box[1] <= 256 &&
-      size[0] >= 1 && size[1] >= 1 && size[0] <= uint64_t{1} << 32 && size[1] <= uint64_t{1} << 32;
+  const bool fits = rank == 2 && reinterpret_cast<uintptr_t>(base) % 16 == 0 && pitch[0] % 16 == 0 &&
+                    pitch[0] < uint64_t{1} << 40 && step[0] == 1 && step[1] == 1 && box[0] * element == 128 &&
+                    swizzle == CU_TENSOR_MAP_SWIZZLE_128B && box[1] >= 1 && box[1] <= 256 && size[0] >= 1 &&
+                    size[1] >= 1 && size[0] <= uint64_t{1} << 32 && size[1] <= uint64_t{1} << 32;
   if (!fits || reinterpret_cast<uintptr_t>(map) % 64 != 0) return CUDA_ERROR_INVALID_VALUE;
   *map = {static_cast<const uint8_t*>(base), size[0], size[1], pitch[0], box[0], box[1], element};
   return CUDA_SUCCESS;

@@ -77,7 +77,7 @@ inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t 
       if (block->live == 0) fail("a copy lands in a block that has ended");
       for (uint32_t r = 0; r < map.box_rows; ++r)
         for (uint32_t chunk = 0; chunk < row_bytes / 16; ++chunk) {
-          const uint32_t address = swizzled(target + r * row_bytes + chunk * 16, row_bytes);
+          const uint32_t address = swizzled(target + r * row_bytes + chunk * 16);
           uint8_t values[16] = {};
           const int size = static_cast<int>(map.element);
           for (int e = 0; e < 16 / size; ++e) {
@@ -114,11 +114,7 @@ inline void counter_wait(const int32_t* counter, int32_t wanted) {
 inline void note_tell(int32_t* note, int32_t value) { *note = value; }
 inline int32_t note_read(const int32_t* note) { return *note; }
 
-constexpr uint64_t kKeepNormally = 1, kEvictFirst = 2;
-
-inline void tma_load(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier,
-                     uint64_t policy) {
-  if (policy != kKeepNormally && policy != kEvictFirst) emulator::fail("a copy with an unknown cache policy");
+inline void tma_load(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier) {
   tma_load_multicast(target, map, k, row, barrier, static_cast<uint16_t>(1 << cluster_rank()));
 }
 
@@ -139,7 +135,6 @@ inline void named_barrier(int id, int threads) {
   emulator::meet(m, "named barrier");
 }
 
-constexpr uint64_t kStep = 32 >> 4;
 inline uint64_t moved(uint64_t operand, uint32_t bytes) { return operand + (bytes >> 4); }
 #include "operand.inc"  // descriptors are made by the function of csrc/kernels/sm90.cuh itself
 

@@ -88,23 +88,20 @@ inline float value_of(uint16_t bits, Type type) {
   return table[type == Type::bf16][bits];
 }
 
-// The 16-byte chunk within rows of 128 (64) bytes, bits 4 to 6 (5) of the address, is exchanged by bits 7 to 9 (8).
-inline uint32_t swizzled(uint32_t address, uint32_t row_bytes) {
-  return address ^ (address >> 7 & (row_bytes / 16 - 1)) << 4;
-}
+// The 16-byte chunk within rows of 128 bytes, bits 4 to 6 of the address, is exchanged by bits 7 to 9.
+inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
-// The 32 bytes along K of one row of a K-major operand, 16 or 8 elements: rows of 128 or 64 bytes in groups of eight,
+// The 32 bytes along K of one row of a K-major operand, 16 or 8 elements: rows of 128 bytes in groups of eight,
 // the groups a stride apart; `swizzled` says where a chunk lies.
 inline int read_row(uint64_t descriptor, int row, Type type, float (&out)[16]) {
   const auto start = static_cast<uint32_t>(descriptor & 0x3FFF) << 4;
   const auto stride = static_cast<uint32_t>(descriptor >> 32 & 0x3FFF) << 4;
-  const uint32_t row_bytes = descriptor >> 62 == 1 ? 128 : 64;
-  if (descriptor >> 62 != 1 && descriptor >> 62 != 2) fail("an operand with another swizzle is not emulated");
+  if (descriptor >> 62 != 1) fail("an operand with another swizzle is not emulated");
   if (descriptor >> 49 & 7) fail("an operand with a base offset is not emulated");
   const int elements = type == Type::tf32 ? 4 : 8;
   for (uint32_t chunk = 0; chunk < 2; ++chunk) {
-    const uint32_t address = start + row / 8 * stride + row % 8 * row_bytes + chunk * 16;
-    const uint8_t* const from = at(*current->block, swizzled(address, row_bytes), 16);
+    const uint32_t address = start + row / 8 * stride + row % 8 * 128 + chunk * 16;
+    const uint8_t* const from = at(*current->block, swizzled(address), 16);
     for (int e = 0; e < elements; ++e) {
       float& value = out[chunk * elements + e];
       if (type == Type::tf32) {
