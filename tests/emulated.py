@@ -337,11 +337,12 @@ def dropout_keep_sm90_out(p, seed, step, layer, first_row, rows, widths, half, *
     call("dropout_keep_sm90", float(p), seed, step, layer, first_row, *sizes, [*keep])
 
 
-def linear_sm90_out(x, weights, biases, p, keep, rounds_ahead=2, *, y, masks):
+def linear_sm90_out(x, weights, biases, p, keep, rounds_ahead=2, seed=0, step=None, layer=0, first_row=0, *, y, masks):
     n, widths = len(weights), [x.shape[1], *map(len, weights)]
     keep, masks = ([*given] + [None] * (n - len(given)) for given in (keep, masks))
     given = (x, n, [*weights], [*biases], float(p), keep, [*y], masks, len(x), widths, x.dtype)
-    call("linear_forward_sm90", *given, rounds_ahead)
+    step = torch.zeros(1, dtype=torch.int64) if step is None else step
+    call("linear_forward_sm90", *given, rounds_ahead, seed, step, layer, first_row)
 
 
 def linear_sm90_dgrad_out(dz, weights_t, masks, p, rounds_ahead=2, *, dx, dbias, found_inf=None):

@@ -219,6 +219,21 @@ def test_one_launch_for_all_layers_has_the_bits_of_one_for_each(B, widths, dtype
             assert all(torch.equal(a, b) for a, b in zip(sums, dbias[i : i + 1]))
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("first_row", [4096, 4097])
+@pytest.mark.parametrize(("B", "widths"), [(1, [64, 128, 64]), (777, [320, 200, 264]), (131072, [256, 1024, 256])])
+def test_one_launch_draws_what_is_drawn_before(B, widths, first_row, dtype):
+    needs("sm90")
+    weights, biases = zip(*(layer(1, I, O, dtype)[1:] for I, O in pairwise(widths)))
+    x, given, results = layer(B, widths[0], 8, dtype)[0], (3, step(), 1, first_row), []
+    for keep in (keep_of(B, widths[1:], dtype, 0.3, *given), []):
+        y = [torch.full((B, n), float("nan"), device=DEVICE, dtype=dtype) for n in widths[1:]]
+        masks = [torch.zeros(linear_sm90.mask_bytes(B, n), dtype=torch.uint8, device=DEVICE) for n in widths[1:]]
+        linear_sm90.linear_sm90_out(x, weights, biases, 0.3, keep, 2, *given, y=y, masks=masks)
+        results.append([*y, *masks])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
 def test_autograd_through_the_op():
     x, weight, bias = (t.requires_grad_() for t in layer(67, 40, 48, torch.float32))
     y = ops.linear_relu_dropout(x, weight, bias, 0.2, 3, step(), 1, 0)

@@ -210,3 +210,21 @@ def test_empty_products():
     dbias, mask = poisoned(8), torch.empty(0, dtype=torch.uint8)
     emulated.linear_sm90_dgrad_out(x, [weight], [mask], 0.0, dx=[y], dbias=[dbias])
     assert torch.equal(dbias, torch.zeros(8))
+
+
+@pytest.mark.parametrize(("M", "widths", "clusters"), CHAINS)
+@pytest.mark.parametrize("dtype", [F16, BF16, F32])
+@pytest.mark.parametrize("first_row", [6, 7])
+def test_dropout_drawn_in_the_products_is_that_drawn_before(M, widths, clusters, dtype, first_row):
+    emulated.reseed(M, 2 * clusters)
+    pairs, step = list(pairwise(widths)), torch.tensor(3)
+    weights = [normal(N, K, dtype=dtype, scale=K**-0.5, key=f"w{i}") for i, (K, N) in enumerate(pairs)]
+    biases = [normal(N, dtype=dtype, key=f"b{i}") for i, N in enumerate(widths[1:])]
+    x, given = normal(M, widths[0], dtype=dtype, key="x"), (5, step, 2, first_row)
+    results = []
+    for keep in (keep_of(M, widths[1:], dtype, 0.3, *given), []):
+        y = [poisoned(M, N, dtype=dtype) for N in widths[1:]]
+        masks = [torch.full((emulated.mask_bytes(M, N),), 0xA5, dtype=torch.uint8) for N in widths[1:]]
+        emulated.linear_sm90_out(x, weights, biases, 0.3, keep, 2, *given, y=y, masks=masks)
+        results.append([*y, *masks])
+    assert all(torch.equal(a, b) for a, b in zip(*results))

@@ -70,7 +70,7 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
       " bool half, *, Tensor(a!)[] keep) -> ()");
   m.def(
       "linear_sm90_out(Tensor x, Tensor[] weights, Tensor[] biases, float p, Tensor[] keep, int rounds_ahead,"
-      " *, Tensor(a!)[] y, Tensor(b!)[] masks) -> ()");
+      " int seed, Tensor step, int layer, int first_row, *, Tensor(a!)[] y, Tensor(b!)[] masks) -> ()");
   m.def(
       "linear_sm90_dgrad_out(Tensor dz, Tensor[] weights_t, Tensor[] masks, float p, int rounds_ahead,"
       " *, Tensor(a!)[] dx, Tensor(b!)[] dbias, Tensor(c!)? found_inf) -> ()");

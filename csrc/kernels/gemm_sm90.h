@@ -30,8 +30,8 @@ struct DropoutArgs {
 
 constexpr int kSm90Links = 8;  // of a chain at most
 
-// A layer forward: y [M, N] = dropout(relu(x weight [N, K]^T + bias [N])); bias in the dtype of x. keep null: no
-// dropout; mask null: not wanted.
+// A layer forward: y [M, N] = dropout(relu(x weight [N, K]^T + bias [N])); bias in the dtype of x. keep: of all
+// layers or none; mask null: not wanted.
 struct ForwardSm90 {
   int64_t N;
   const void *weight, *bias, *keep;
@@ -71,9 +71,9 @@ int64_t sm90_workspace(int64_t M, int links);
 
 // One launch for the layers in `links`, 1 to kSm90Links: each takes the y of the one before, the first x [M, K]. A tile
 // begins when the rows that it reads are finished; the results are, bit for bit, those of a launch for each.
-// scale: of what is kept, where there is dropout.
+// dropout: of the first; threshold 0: none; without `keep` of the layers what it keeps is drawn meanwhile.
 cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType dtype, const ForwardSm90* links,
-                                int count, float scale, int rounds_ahead, void* workspace, cudaStream_t stream);
+                                int count, DropoutArgs dropout, int rounds_ahead, void* workspace, cudaStream_t stream);
 
 // The same for gradients: each takes the dx of the one before, the first dz [M, K]. scale: of what a mask keeps.
 // found_inf (half types): set to 1 where an element of a dx without a mask is not finite, never to 0; may be null.

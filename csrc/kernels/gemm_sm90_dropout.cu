@@ -2,9 +2,7 @@
 // product delays it (docs/cuda.md).
 #include <algorithm>
 
-#include "core/philox.h"
-#include "kernels/gemm_sm90.h"
-#include "kernels/gemm_sm90_bits.cuh"
+#include "kernels/gemm_sm90_draw.cuh"
 
 namespace widedeep::kernels {
 namespace {
@@ -17,47 +15,12 @@ struct List {
   KeepSm90 item[kSm90Links];
 };
 
-// A call serves two rows. kOdd: `row` is the second of two, so that the rows need a call more.
-template <typename T, bool kOdd>
-__device__ __forceinline__ Bits<T> draw(const core::Dropout& drop, uint32_t row, uint32_t column) {
-  constexpr int kCalls = kTogether / 2 + kOdd;
-  core::Philox4 calls[kCalls];
-  core::dropout_bits(drop, row, column / 8, calls);
-  Bits<T> bits{};
-#pragma unroll
-  for (int i = 0; i < kCalls; ++i) {
-    const uint32_t addend = core::dropout_addend(drop.threshold, calls[i]);
-#pragma unroll
-    for (int second = 0; second < 2; ++second) {
-      const int n = 2 * i + second - kOdd;
-      if (n < 0 || n >= kTogether) continue;
-      // Each row comes in at the top of the bytes, and the ones before it move down.
-      const auto add = [&](uint32_t& word, uint32_t random) {
-        word = word >> 1 | (core::dropout_signs(random, addend) & 0x80808080u);
-      };
-      const uint32_t lower = calls[i].word[second * 2], upper = calls[i].word[second * 2 + 1];
-      if constexpr (kHalf<T>)
-        add(bits.v[0], lower), add(bits.v[1], upper);
-      else
-        add(bits.v[0], column & 4 ? upper : lower);
-    }
-  }
-  return bits;
-}
-
 // A warp draws the bits of kGroupRows rows and of the columns that are handed over together; blockIdx.y is the layer.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     dropout_keep_kernel(const __grid_constant__ List list, int strips, DropoutArgs args) {
   const KeepSm90& layer = list.item[blockIdx.y];
-  const auto step = static_cast<uint64_t>(*args.step);
-  const core::Dropout drop{static_cast<uint32_t>(args.seed),
-                           static_cast<uint32_t>(args.seed >> 32),
-                           static_cast<uint32_t>(step),
-                           static_cast<uint32_t>(step >> 32),
-                           (args.layer + blockIdx.y) << 24,
-                           args.threshold,
-                           args.scale};
+  const core::Dropout drop = dropout_of(args, static_cast<uint64_t>(*args.step), blockIdx.y);
   const auto tiles_n = static_cast<int>((layer.N + kColumns - 1) / kColumns);
   const int64_t parts = int64_t{strips} * tiles_n * (2 * kTurns<T>);
   const uint32_t lane = threadIdx.x % 32;
@@ -69,8 +32,7 @@ __global__ void __launch_bounds__(kThreads)
     uint32_t row = args.first_row + static_cast<uint32_t>(strip * kRows + group * kGroupRows);
     Bits<T>* keep = static_cast<Bits<T>*>(layer.keep) + bits_at<T>(strip, tiles_n, tile_n, group, turn, 0) + lane;
 #pragma unroll 1
-    for (int block = 0; block < kBlocks; ++block, row += kTogether, keep += 32)
-      *keep = row % 2 == 0 ? draw<T, false>(drop, row, column) : draw<T, true>(drop, row, column);
+    for (int block = 0; block < kBlocks; ++block, row += kTogether, keep += 32) *keep = draw<T>(drop, row, column);
   }
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 #include <type_traits>
 
+#include "kernels/gemm_sm90_draw.cuh"
 #include "kernels/gemm_sm90_ring.cuh"
 #include "kernels/sm90_pairs.cuh"
 
@@ -38,7 +39,7 @@ __device__ __forceinline__ Shift load_shift(const Shared& s, int group, int j) {
 
 template <Epilogue kEpilogue>
 __device__ __forceinline__ void load_shifts(const Shared& s, int group, int first, Shift (&shift)[kAhead]) {
-  if constexpr (kEpilogue == Epilogue::kForward)
+  if constexpr (forward(kEpilogue))
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) shift[j] = load_shift(s, group, first + j);
 }
@@ -48,7 +49,7 @@ __device__ __forceinline__ void load_shifts(const Shared& s, int group, int firs
 template <typename T, Epilogue kEpilogue, int kTurn>
 __device__ __forceinline__ void hand_over(Shared& s, const float (&acc)[128], float scale, int group,
                                           Shift (&shift)[kAhead]) {
-  constexpr bool kForward = kEpilogue == Epilogue::kForward;
+  constexpr bool kForward = forward(kEpilogue);
   const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, quad = lane % 4;
   const auto value = [&](int j, int i, int e) {
     const float v = acc[j * 4 + i * 2 + e];
@@ -196,7 +197,7 @@ __device__ __forceinline__ Bits<T> finish_rows(const uint8_t (*out)[kRowBytes], 
   T* to = static_cast<T*>(link.c) + int64_t{row} * link.N + at;
 #pragma unroll
   for (int n = 0; n < kTogether; ++n, to += link.N) {
-    if constexpr (kEpilogue == Epilogue::kForward)
+    if constexpr (forward(kEpilogue))
       drop_row<T, kFlag>(v[n], given, n, positive);
     else
       mask_row<T, kFlag>(v[n], given, n, bad);

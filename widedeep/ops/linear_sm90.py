@@ -67,6 +67,10 @@ def linear_sm90_out(
     p: float,
     keep: Sequence[Tensor],
     rounds_ahead: int = 2,
+    seed: int = 0,
+    step: Tensor | None = None,
+    layer: int = 0,
+    first_row: int = 0,
     *,
     y: Sequence[Tensor],
     masks: Sequence[Tensor],
@@ -90,7 +94,10 @@ def linear_sm90_out(
         RuntimeError: wrong shape, dtype, device, stride or alignment (16 bytes); x and y share memory; a GPU other than
             compute capability 9.0.
     """
-    _ops.linear_sm90_out.default(x, weights, biases, p, keep, rounds_ahead, y=y, masks=masks)
+    if step is None:
+        step = torch.zeros(1, dtype=torch.int64, device=x.device)
+    dropout = (rounds_ahead, seed, step, layer, first_row)
+    _ops.linear_sm90_out.default(x, weights, biases, p, keep, *dropout, y=y, masks=masks)
 
 
 def linear_sm90_dgrad_out(

@@ -178,3 +178,16 @@ class Sm90Chain(Sm90Layers):
 
     def forward(self, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
         self.launch(0, x, dropout.p, hidden=hidden)
+
+
+class DrawingChain(Sm90Chain):
+    """What dropout keeps is drawn by the warps that finish the rows, while they wait for them."""
+
+    def draw(self, rows, dropout):
+        pass
+
+    def forward(self, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
+        weights, biases = zip(*map(self._layer, range(self.count)))
+        p, seed, step, first_row = dropout
+        args = (p, [], 2, seed, step, 0, first_row)
+        linear_sm90.linear_sm90_out(x, weights, biases, *args, y=hidden, masks=self._parts(self.masks, len(x)))

@@ -239,12 +239,13 @@ int run_dropout_keep_sm90(double p, int64_t seed, const int64_t* step, int64_t l
 // Lists of the chain's layers; widths: K, then each layer's N; keep, masks and dbias may hold nulls.
 int run_linear_forward_sm90(const void* x, int64_t count, void** weights, void** biases, double p, void** keep,
                             void** y, void** masks, int64_t M, const int64_t* widths, int64_t type,
-                            int64_t rounds_ahead) {
+                            int64_t rounds_ahead, int64_t seed, const int64_t* step, int64_t layer, int64_t first_row) {
   std::vector<ForwardSm90> links;
   for (int64_t i = 0; i < count; ++i) links.push_back({widths[i + 1], weights[i], biases[i], keep[i], y[i], masks[i]});
   const Workspace workspace(sm90_workspace(M, static_cast<int>(count)));
   return linear_forward_sm90(x, M, widths[0], core::DType(type), links.data(), static_cast<int>(count),
-                             core::dropout_scale(p), static_cast<int>(rounds_ahead), workspace.get(), nullptr);
+                             dropout_args(p, seed, step, layer, first_row), static_cast<int>(rounds_ahead),
+                             workspace.get(), nullptr);
 }
 
 int run_linear_dgrad_sm90(const void* dz, int64_t count, void** weights_t, void** masks, double scale, void** dx,
