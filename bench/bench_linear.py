@@ -50,27 +50,18 @@ def hopper_bits(who, rows, columns, device):
 
 @pytest.mark.parametrize("who", ["ours", "ours, Hopper", "torch", "product"])
 def test_forward(layer, measure, who):
-    """The Hopper product with what dropout keeps drawn before: see test_dropout."""
     t = layer
-    mask, keep = (hopper_bits(who, *t["y"].shape, t["y"].device).fill_(0xFD) for _ in range(2))
-    args = (t["x"], t["weight"], t["bias"], P, 1, t["step"], 0, 0)
+    mask, dropout = hopper_bits(who, *t["y"].shape, t["y"].device), (P, 1, t["step"], 0, 0)
+    args = (t["x"], t["weight"], t["bias"], *dropout)
     calls = {
         "ours": lambda: ops.linear_relu_dropout_out(*args, y=t["y"]),
         "ours, Hopper": lambda: linear_sm90.linear_sm90_out(
-            t["x"], [t["weight"]], [t["bias"]], P, [keep], y=[t["y"]], masks=[mask]
+            t["x"], [t["weight"]], [t["bias"]], *dropout, y=[t["y"]], masks=[mask]
         ),
         "torch": lambda: F.dropout(F.relu(F.linear(t["x"], t["weight"], t["bias"]), inplace=True), P, inplace=True),
         "product": lambda: torch.mm(t["x"], t["weight"].t(), out=t["y"]),
     }
     measure(calls[who], flops(t))
-
-
-def test_dropout(layer, measure):
-    """A bit for each element of y."""
-    y = layer["y"]
-    keep = hopper_bits("ours, Hopper", *y.shape, y.device)
-    args = (P, 1, layer["step"], 0, 0, len(y), [y.shape[1]], y.element_size() == 2)
-    measure(lambda: linear_sm90.dropout_keep_sm90_out(*args, keep=[keep]), bytes=keep.numel())
 
 
 @pytest.mark.parametrize("who", ["ours", "ours, bits", "ours, Hopper", "torch", "product"])

@@ -121,13 +121,12 @@ def layers(budget: Budget) -> None:
         return
     for n in (1, LAYERS):
         size = linear_sm90.mask_bytes(B, WIDTH)
-        keep, masks = ([torch.empty(size, dtype=torch.uint8, device="cuda") for _ in range(n)] for _ in range(2))
+        masks = [torch.empty(size, dtype=torch.uint8, device="cuda") for _ in range(n)]
         many = [y, *(torch.empty_like(y) for _ in range(n - 1))]
         sums = [dbias, *(torch.empty_like(dbias) for _ in range(n - 1))]
-        drawn = partial(linear_sm90.dropout_keep_sm90_out, P, 1, step, 0, 0, B, [WIDTH] * n, True, keep=keep)
-        budget.add("layer dropout, sm90" if n == 1 else f"{n} layers' dropout, sm90", drawn, None, bytes=n * size)
         name = "layer" if n == 1 else f"{n} layers"
-        forward_args, dgrad_args = (x, [weight] * n, [bias] * n, P, keep), (dz, [weight_t] * n, masks, P)
+        dropout = (P, 1, step, 0, 0)
+        forward_args, dgrad_args = (x, [weight] * n, [bias] * n, *dropout), (dz, [weight_t] * n, masks, P)
         for what, call, target in (
             ("forward", partial(linear_sm90.linear_sm90_out, *forward_args, y=many, masks=masks), 0.42),
             ("dgrad", partial(linear_sm90.linear_sm90_dgrad_out, *dgrad_args, dx=many, dbias=sums), 0.46),
@@ -183,7 +182,7 @@ def predicted_step(lines: list[Line]) -> tuple[float, str]:
         if found := re.fullmatch(r"(layer|\d+ layers) forward, sm90", name):
             calls, chain = (LAYERS, "") if found[1] == "layer" else (1, "-chain")
             both = calls * (ms[name] + ms[name.replace("forward", "dgrad")])
-            routes[f"sm90{chain}"] = both + ms[f"{LAYERS} layers' dropout, sm90"]
+            routes[f"sm90{chain}"] = both
     route = min(routes, key=routes.__getitem__)
     return fixed + routes[route], route
 

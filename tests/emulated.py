@@ -331,18 +331,11 @@ def transpose_out(matrices, *, out):
     call("transpose", len(matrices), list(matrices), list(out), sizes, matrices[0].dtype)
 
 
-def dropout_keep_sm90_out(p, seed, step, layer, first_row, rows, widths, half, *, keep):
-    dtype = torch.float16 if half else torch.float32
-    sizes = (rows, len(widths), [*widths], dtype)
-    call("dropout_keep_sm90", float(p), seed, step, layer, first_row, *sizes, [*keep])
-
-
-def linear_sm90_out(x, weights, biases, p, keep, rounds_ahead=2, seed=0, step=None, layer=0, first_row=0, *, y, masks):
+def linear_sm90_out(x, weights, biases, p, seed, step, layer, first_row, rounds_ahead=2, *, y, masks):
     n, widths = len(weights), [x.shape[1], *map(len, weights)]
-    keep, masks = ([*given] + [None] * (n - len(given)) for given in (keep, masks))
-    given = (x, n, [*weights], [*biases], float(p), keep, [*y], masks, len(x), widths, x.dtype)
-    step = torch.zeros(1, dtype=torch.int64) if step is None else step
-    call("linear_forward_sm90", *given, rounds_ahead, seed, step, layer, first_row)
+    dropout, masks = (float(p), seed, step, layer, first_row), [*masks] + [None] * (n - len(masks))
+    given = (x, n, [*weights], [*biases], *dropout, [*y], masks, len(x), widths, x.dtype)
+    call("linear_forward_sm90", *given, rounds_ahead)
 
 
 def linear_sm90_dgrad_out(dz, weights_t, masks, p, rounds_ahead=2, *, dx, dbias, found_inf=None):

@@ -37,16 +37,6 @@ def step(n=2**33 + 1):
     return torch.tensor(n, device=DEVICE)
 
 
-def keep_of(B, widths, dtype, p, seed, step, layer, first_row):
-    """What dropout keeps of some layers, for the Hopper products; nothing without dropout."""
-    sizes = [linear_sm90.mask_bytes(B, N) for N in widths] if p else []
-    keep = [torch.full((n,), 0xA5, dtype=torch.uint8, device=DEVICE) for n in sizes]
-    if p:
-        half = dtype != torch.float32
-        linear_sm90.dropout_keep_sm90_out(p, seed, step, layer, first_row, B, widths, half, keep=keep)
-    return keep
-
-
 def needs(route):
     if route != "cublaslt" and not linear_sm90.available(torch.device(DEVICE)):
         pytest.skip("the Hopper products need compute capability 9.0")
@@ -71,8 +61,7 @@ def test_forward_and_gradients_match_reference(route, B, I, O, dtype, p):
     y, mask = poisoned(B, O, device=DEVICE, dtype=dtype), None
     if route != "cublaslt":
         mask = torch.full((linear_sm90.mask_bytes(B, O),), 0xA5, dtype=torch.uint8, device=DEVICE)
-        keep = keep_of(B, [O], dtype, *args)
-        linear_sm90.linear_sm90_out(x, [weight], [bias], p, keep, y=[y], masks=[mask])
+        linear_sm90.linear_sm90_out(x, [weight], [bias], *args, y=[y], masks=[mask])
     else:
         bits = torch.full((B, bit_row_bytes(O)), 0xA5, dtype=torch.uint8, device=DEVICE)
         ops.linear_relu_dropout_out(x, weight, bias, *args, y=y, bits=bits)
@@ -89,7 +78,7 @@ def test_forward_and_gradients_match_reference(route, B, I, O, dtype, p):
         linear_sm90.linear_sm90_dgrad_out(dz, [upper.t().contiguous()], [mask], p, dx=[dx], dbias=[dbias])
     else:
         ops.linear_dgrad_out(dz, upper, y, p, dx=dx, dbias=dbias)
-        through_bits = torch.empty_like(dx), torch.empty_like(dbias)
+        through_bits = poisoned(B, O, device=DEVICE, dtype=dtype), poisoned(O, device=DEVICE)
         ops.linear_dgrad_out(dz, upper, None, p, dx=through_bits[0], dbias=through_bits[1], bits=bits)
         assert torch.equal(through_bits[0], dx)
         assert torch.equal(through_bits[1], dbias)
@@ -139,8 +128,7 @@ def test_masks_are_those_of_the_counter(route, p, first_row):
     args = (p, 77, step(12), 3, first_row)
     bias = torch.ones(O, device=DEVICE).half()
     if route != "cublaslt":
-        keep = keep_of(B, [O], torch.float16, *args)
-        linear_sm90.linear_sm90_out(x, [weight], [bias], p, keep, y=[y], masks=[])
+        linear_sm90.linear_sm90_out(x, [weight], [bias], *args, y=[y], masks=[])
     else:
         ops.linear_relu_dropout_out(x, weight, bias, *args, y=y)
     keep = reference.dropout_mask(B, O, *args[:1], 77, 12, 3, first_row)
@@ -159,11 +147,11 @@ def test_hopper_products_repeat_their_bits():
     needs("sm90")
     x, weight, bias = layer(70000, 512, 1024, torch.float16)
     mask = torch.empty(linear_sm90.mask_bytes(70000, 1024), dtype=torch.uint8, device=DEVICE)
-    keep, results = keep_of(70000, [1024], torch.float16, 0.1, 1, step(), 0, 0), []
+    dropout, results = (0.1, 1, step(), 0, 0), []
     for _ in range(3):
         y, dx = torch.empty(70000, 1024, device=DEVICE).half(), torch.empty(70000, 1024, device=DEVICE).half()
         dbias = torch.empty(1024, device=DEVICE)
-        linear_sm90.linear_sm90_out(x, [weight], [bias], 0.1, keep, y=[y], masks=[mask])
+        linear_sm90.linear_sm90_out(x, [weight], [bias], *dropout, y=[y], masks=[mask])
         linear_sm90.linear_sm90_dgrad_out(x, [weight], [mask], 0.1, dx=[dx], dbias=[dbias])
         results.append((y, dx, dbias, mask.clone()))
     for other in results[1:]:
@@ -188,10 +176,10 @@ def test_one_launch_for_all_layers_has_the_bits_of_one_for_each(B, widths, dtype
     masks, alone = ([torch.empty(n, dtype=torch.uint8, device=DEVICE) for n in sizes] for _ in range(2))
     dbias = [torch.empty(n, device=DEVICE) for n in widths[-2:0:-1]]
     transposed = [w.t().contiguous() for w in reversed(weights)]
-    keep = keep_of(B, widths[1:], dtype, 0.1, 3, step(), 0, 0)
+    dropout = (0.1, 3, step())
 
     def there_and_back():
-        linear_sm90.linear_sm90_out(x, weights, biases, 0.1, keep, rounds_ahead, y=y, masks=masks)
+        linear_sm90.linear_sm90_out(x, weights, biases, *dropout, 1, 7, rounds_ahead, y=y, masks=masks)
         linear_sm90.linear_sm90_dgrad_out(dz, transposed, masks[::-1], 0.1, rounds_ahead, dx=dx, dbias=dbias)
 
     run = there_and_back
@@ -207,7 +195,7 @@ def test_one_launch_for_all_layers_has_the_bits_of_one_for_each(B, widths, dtype
         run()
         for i, (_, O) in enumerate(pairs):
             want, found = torch.empty(B, O, device=DEVICE, dtype=dtype), alone[i : i + 1]
-            args = ([x, *y][i], weights[i : i + 1], biases[i : i + 1], 0.1, keep[i : i + 1])
+            args = ([x, *y][i], weights[i : i + 1], biases[i : i + 1], *dropout, 1 + i, 7)
             linear_sm90.linear_sm90_out(*args, y=[want], masks=found)
             assert torch.equal(want, y[i])
             assert all(torch.equal(a, b) for a, b in zip(found, masks[i : i + 1]))
@@ -217,21 +205,6 @@ def test_one_launch_for_all_layers_has_the_bits_of_one_for_each(B, widths, dtype
             linear_sm90.linear_sm90_dgrad_out(*args, dx=[want], dbias=sums)
             assert torch.equal(want, dx[i])
             assert all(torch.equal(a, b) for a, b in zip(sums, dbias[i : i + 1]))
-
-
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("first_row", [4096, 4097])
-@pytest.mark.parametrize(("B", "widths"), [(1, [64, 128, 64]), (777, [320, 200, 264]), (131072, [256, 1024, 256])])
-def test_one_launch_draws_what_is_drawn_before(B, widths, first_row, dtype):
-    needs("sm90")
-    weights, biases = zip(*(layer(1, I, O, dtype)[1:] for I, O in pairwise(widths)))
-    x, given, results = layer(B, widths[0], 8, dtype)[0], (3, step(), 1, first_row), []
-    for keep in (keep_of(B, widths[1:], dtype, 0.3, *given), []):
-        y = [torch.full((B, n), float("nan"), device=DEVICE, dtype=dtype) for n in widths[1:]]
-        masks = [torch.zeros(linear_sm90.mask_bytes(B, n), dtype=torch.uint8, device=DEVICE) for n in widths[1:]]
-        linear_sm90.linear_sm90_out(x, weights, biases, 0.3, keep, 2, *given, y=y, masks=masks)
-        results.append([*y, *masks])
-    assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
 def test_autograd_through_the_op():

@@ -133,10 +133,6 @@ def test_streams_race_for_nothing_among_ranks(kind, precision, spec, monkeypatch
 def hopper(monkeypatch):
     """In the place of the Hopper products what touches the same memory."""
 
-    def draw(*args, keep):
-        for bits in keep:
-            bits.zero_()
-
     def products(x, weights, *rest, **outputs):
         for read in tree_leaves((x, weights, rest)):
             if isinstance(read, torch.Tensor):
@@ -146,7 +142,6 @@ def hopper(monkeypatch):
                 written.zero_()
 
     monkeypatch.setattr(linear_sm90, "available", lambda device: True)
-    monkeypatch.setattr(linear_sm90, "dropout_keep_sm90_out", draw)
     monkeypatch.setattr(linear_sm90, "linear_sm90_out", products)
     monkeypatch.setattr(linear_sm90, "linear_sm90_dgrad_out", products)
 

@@ -41,14 +41,6 @@ def layer(M, N, K, dtype):
     return normal(M, K, dtype=dtype, key="a"), normal(N, K, dtype=dtype, scale=K**-0.5, key="b")
 
 
-def keep_of(M, widths, dtype, p, seed, step, layer, first_row):
-    """What dropout keeps of some layers; nothing without dropout."""
-    keep = [torch.full((emulated.mask_bytes(M, N),), 0xA5, dtype=torch.uint8) for N in widths] if p else []
-    if p:
-        emulated.dropout_keep_sm90_out(p, seed, step, layer, first_row, M, widths, dtype != F32, keep=keep)
-    return keep
-
-
 @pytest.mark.parametrize(("M", "N", "K", "dtype"), SHAPES)
 @pytest.mark.parametrize(("p", "seed"), [(0.0, 1), (0.1, 2)])
 def test_forward_and_gradient(M, N, K, dtype, p, seed):
@@ -74,7 +66,7 @@ def forward_and_gradient(M, N, K, dtype, p):
     y = poisoned(M, N, dtype=dtype)
     mask = torch.full((emulated.mask_bytes(M, N),), 0xFF, dtype=torch.uint8)
     dropout = (p, -3, torch.tensor(2**32 + 7), 2, 2**32 - 50)
-    emulated.linear_sm90_out(x, [weight], [bias], p, keep_of(M, [N], dtype, *dropout), y=[y], masks=[mask])
+    emulated.linear_sm90_out(x, [weight], [bias], *dropout, y=[y], masks=[mask])
     close(y, reference.linear_relu_dropout(x.double(), weight.double(), bias.double(), *dropout))
 
     # The gradient into this layer's output reads the mask that the forward pass wrote.
@@ -116,8 +108,7 @@ def test_dropout_drops_what_the_cpu_drops(dtype, first_row):
     ones = torch.ones(M, K, dtype=dtype), torch.ones(N, K, dtype=dtype), torch.ones(N, dtype=dtype)
     dropout = (0.4, 12345, torch.tensor(77), 4, first_row)
     y, want = poisoned(M, N, dtype=dtype), poisoned(M, N, dtype=dtype)
-    keep = keep_of(M, [N], dtype, *dropout)
-    emulated.linear_sm90_out(ones[0], ones[1:2], ones[2:], dropout[0], keep, y=[y], masks=[])
+    emulated.linear_sm90_out(ones[0], ones[1:2], ones[2:], *dropout, y=[y], masks=[])
     ops.linear_relu_dropout_out(*ones, *dropout, y=want)
     assert torch.equal(y > 0, want > 0)
     assert torch.equal(y > 0, reference.dropout_mask(M, N, *dropout[:2], int(dropout[2]), *dropout[3:]))
@@ -140,7 +131,7 @@ def chain_of(M, widths, dtype, p, rounds_ahead):
     weights = [normal(N, K, dtype=dtype, scale=K**-0.5, key=f"w{i}") for i, (K, N) in enumerate(pairs)]
     biases = [normal(N, dtype=dtype, key=f"b{i}") for i, N in enumerate(widths[1:])]
     transposed = [w.t().contiguous() for w in reversed(weights)]
-    keep = keep_of(M, widths[1:], dtype, p, 5, torch.tensor(3), 2, 7)
+    dropout = (p, 5, torch.tensor(3))
 
     def buffers():
         masks = [torch.full((emulated.mask_bytes(M, N),), 0xA5, dtype=torch.uint8) for N in widths[1:-1]]
@@ -150,13 +141,12 @@ def chain_of(M, widths, dtype, p, rounds_ahead):
     x, dz = normal(M, widths[0], dtype=dtype, key="x"), normal(M, widths[-1], dtype=dtype, key="dz")
     together, one_by_one = buffers(), buffers()
     y, masks, dx, dbias = together
-    emulated.linear_sm90_out(x, weights, biases, p, keep, rounds_ahead, y=y, masks=masks)
+    emulated.linear_sm90_out(x, weights, biases, *dropout, 2, 7, rounds_ahead, y=y, masks=masks)
     emulated.linear_sm90_dgrad_out(dz, transposed, masks[::-1], p, rounds_ahead, dx=dx, dbias=dbias)
     y, masks, dx, dbias = one_by_one
     for i in range(len(pairs)):
         inputs = (([x, *y][i], [weights[i]], [biases[i]]), ([dz, *dx][i], [transposed[i]], masks[::-1][i : i + 1], p))
-        alone = keep_of(M, [widths[i + 1]], dtype, p, 5, torch.tensor(3), 2 + i, 7)
-        emulated.linear_sm90_out(*inputs[0], p, alone, y=[y[i]], masks=masks[i : i + 1])
+        emulated.linear_sm90_out(*inputs[0], *dropout, 2 + i, 7, y=[y[i]], masks=masks[i : i + 1])
     for i in range(len(pairs)):
         g = [dz, *dx][i]
         outputs = {"dx": [dx[i]], "dbias": dbias[i : i + 1]}
@@ -199,32 +189,14 @@ def test_sums_without_a_mask_are_refused():
 def test_a_chain_of_no_layers_or_too_many_is_refused(count):
     ones, outputs = [torch.ones(8, 8).half()] * count, {"y": [poisoned(4, 8, dtype=F16)] * count, "masks": []}
     with pytest.raises(RuntimeError, match="CUDA error 1"):
-        emulated.linear_sm90_out(torch.ones(4, 8).half(), ones, ones, 0.0, [], **outputs)
+        emulated.linear_sm90_out(torch.ones(4, 8).half(), ones, ones, 0.0, 0, torch.tensor(0), 0, 0, **outputs)
 
 
 def test_empty_products():
     y = poisoned(0, 8, dtype=BF16)
     x, weight = layer(0, 8, 8, BF16)
-    keep = keep_of(0, [8], BF16, 0.1, 1, torch.tensor(1), 0, 0)
-    emulated.linear_sm90_out(x, [weight], [normal(8, dtype=BF16)], 0.1, keep, y=[y], masks=[])
+    dropout = (0.1, 1, torch.tensor(1), 0, 0)
+    emulated.linear_sm90_out(x, [weight], [normal(8, dtype=BF16)], *dropout, y=[y], masks=[])
     dbias, mask = poisoned(8), torch.empty(0, dtype=torch.uint8)
     emulated.linear_sm90_dgrad_out(x, [weight], [mask], 0.0, dx=[y], dbias=[dbias])
     assert torch.equal(dbias, torch.zeros(8))
-
-
-@pytest.mark.parametrize(("M", "widths", "clusters"), CHAINS)
-@pytest.mark.parametrize("dtype", [F16, BF16, F32])
-@pytest.mark.parametrize("first_row", [6, 7])
-def test_dropout_drawn_in_the_products_is_that_drawn_before(M, widths, clusters, dtype, first_row):
-    emulated.reseed(M, 2 * clusters)
-    pairs, step = list(pairwise(widths)), torch.tensor(3)
-    weights = [normal(N, K, dtype=dtype, scale=K**-0.5, key=f"w{i}") for i, (K, N) in enumerate(pairs)]
-    biases = [normal(N, dtype=dtype, key=f"b{i}") for i, N in enumerate(widths[1:])]
-    x, given = normal(M, widths[0], dtype=dtype, key="x"), (5, step, 2, first_row)
-    results = []
-    for keep in (keep_of(M, widths[1:], dtype, 0.3, *given), []):
-        y = [poisoned(M, N, dtype=dtype) for N in widths[1:]]
-        masks = [torch.full((emulated.mask_bytes(M, N),), 0xA5, dtype=torch.uint8) for N in widths[1:]]
-        emulated.linear_sm90_out(x, weights, biases, 0.3, keep, 2, *given, y=y, masks=masks)
-        results.append([*y, *masks])
-    assert all(torch.equal(a, b) for a, b in zip(*results))

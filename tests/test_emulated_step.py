@@ -59,7 +59,7 @@ def kernels(monkeypatch):
     for function in (linear_relu_dropout_out, linear_dgrad_out, linear_wgrad_out):
         monkeypatch.setattr(ops, function.__name__, function)
     monkeypatch.setattr(linear_sm90, "available", lambda device: True)
-    for name in ("dropout_keep_sm90_out", "linear_sm90_out", "linear_sm90_dgrad_out"):
+    for name in ("linear_sm90_out", "linear_sm90_dgrad_out"):
         monkeypatch.setattr(linear_sm90, name, getattr(emulated, name))
 
 

@@ -76,57 +76,30 @@ Tensor workspace_of(const Tensor& input, size_t links) {
   return torch::stable::new_empty(input, {bytes}, ScalarType::Byte);
 }
 
-kernels::DropoutArgs dropout_of(double p, int64_t seed, const Tensor& step, int64_t layer, int64_t first_row) {
-  return {core::dropout_threshold(p),   core::dropout_scale(p),
-          static_cast<uint64_t>(seed),  static_cast<const int64_t*>(step.const_data_ptr()),
-          static_cast<uint32_t>(layer), static_cast<uint32_t>(first_row)};
-}
-
-void dropout_keep_sm90_out(double p, int64_t seed, Tensor step, int64_t layer, int64_t first_row, int64_t rows,
-                           std::vector<int64_t> widths, bool half, Tensors keep) {
-  const char* op = "dropout_keep_sm90";
-  check_scalar(step, op, "step", ScalarType::Long, step);
-  check_dropout(p, op);
-  STD_TORCH_CHECK(!widths.empty() && widths.size() <= kernels::kSm90Links && keep.size() == widths.size(), op,
-                  ": expected a keep for each of 1 to ", kernels::kSm90Links, " widths, got ", keep.size(), " for ",
-                  widths.size());
-  const auto count = static_cast<int64_t>(widths.size());
-  STD_TORCH_CHECK(layer >= 0 && layer + count <= 256, op, ": layers must be in [0, 256), got ", layer, " to ",
-                  layer + count - 1);
-  std::vector<kernels::KeepSm90> layers;
-  for (size_t i = 0; i < widths.size(); ++i) {
-    STD_TORCH_CHECK(rows >= 0 && widths[i] > 0, op, ": expected sizes above 0, got [", rows, ", ", widths[i], "]");
-    check_mask(keep[i], op, "keep", {kernels::sm90_mask_bytes(rows, widths[i])}, step);
-    layers.push_back({widths[i], keep[i].mutable_data_ptr()});
-  }
-  const DeviceGuard guard(step.get_device_index());
-  const kernels::DropoutArgs dropout = dropout_of(p, seed, step, layer, first_row);
-  STD_CUDA_CHECK(kernels::dropout_keep_sm90(layers.data(), static_cast<int>(count), rows,
-                                            half ? core::DType::f16 : core::DType::f32, dropout, current_stream(step)));
-}
-
-void linear_sm90_out(Tensor x, Tensors weights, Tensors biases, double p, Tensors keep, int64_t rounds_ahead,
-                     int64_t seed, Tensor step, int64_t layer, int64_t first_row, Tensors y, Tensors masks) {
+void linear_sm90_out(Tensor x, Tensors weights, Tensors biases, double p, int64_t seed, Tensor step, int64_t layer,
+                     int64_t first_row, int64_t rounds_ahead, Tensors y, Tensors masks) {
   const char* op = "linear_sm90";
   const core::DType dtype = check_chain(x, weights, y, masks, op, "y");
   STD_TORCH_CHECK(biases.size() == weights.size(), op, ": expected ", weights.size(), " biases, got ", biases.size());
   check_dropout(p, op);
-  STD_TORCH_CHECK(keep.empty() || (p > 0 && keep.size() == weights.size()), op,
-                  ": expected a keep for each weight, or none, got ", keep.size(), " with p = ", p);
   check_scalar(step, op, "step", ScalarType::Long, x);
+  const auto count = static_cast<int64_t>(weights.size());
+  STD_TORCH_CHECK(layer >= 0 && layer + count <= 256, op, ": layers must be in [0, 256), got ", layer, " to ",
+                  layer + count - 1);
   std::vector<kernels::ForwardSm90> links;
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t N = weights[i].size(0);
     check(biases[i], op, "a bias", x.scalar_type(), {N}, x);
-    if (!keep.empty()) check_mask(keep[i], op, "keep", {kernels::sm90_mask_bytes(x.size(0), N)}, x);
-    links.push_back({N, weights[i].const_data_ptr(), biases[i].const_data_ptr(), pointer_of(keep, i), pointer_of(y, i),
-                     pointer_of(masks, i)});
+    links.push_back(
+        {N, weights[i].const_data_ptr(), biases[i].const_data_ptr(), pointer_of(y, i), pointer_of(masks, i)});
   }
   const DeviceGuard guard(x.get_device_index());
   const Tensor workspace = workspace_of(x, links.size());
+  const kernels::DropoutArgs dropout{core::dropout_threshold(p),   core::dropout_scale(p),
+                                     static_cast<uint64_t>(seed),  static_cast<const int64_t*>(step.const_data_ptr()),
+                                     static_cast<uint32_t>(layer), static_cast<uint32_t>(first_row)};
   STD_CUDA_CHECK(kernels::linear_forward_sm90(x.const_data_ptr(), x.size(0), x.size(1), dtype, links.data(),
-                                              static_cast<int>(links.size()),
-                                              dropout_of(p, seed, step, layer, first_row), rounds_of(rounds_ahead, op),
+                                              static_cast<int>(count), dropout, rounds_of(rounds_ahead, op),
                                               workspace.mutable_data_ptr(), current_stream(x)));
 }
 
@@ -167,7 +140,6 @@ void linear_sm90_dgrad_out(Tensor dz, Tensors weights_t, Tensors masks, double p
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(widedeep, CUDA, m) {
-  m.impl("dropout_keep_sm90_out", TORCH_BOX(&dropout_keep_sm90_out));
   m.impl("linear_sm90_out", TORCH_BOX(&linear_sm90_out));
   m.impl("linear_sm90_dgrad_out", TORCH_BOX(&linear_sm90_dgrad_out));
 }

@@ -63,14 +63,11 @@ STABLE_TORCH_LIBRARY(widedeep, m) {
   m.def("linear_wgrad_out(Tensor dz, Tensor x, *, Tensor(a!) dweight) -> ()");
   m.def("transpose_out(Tensor[] matrices, *, Tensor(a!)[] out) -> ()");
 
-  // The same layers on Hopper GPUs, everything fused into the product, a chain of them in one launch. keep, masks: a
-  // bit for each element, whether dropout keeps it and whether it is positive then.
+  // The same layers on Hopper GPUs, everything fused into the product, a chain of them in one launch. masks: a bit for
+  // each element, whether dropout keeps it and it is positive.
   m.def(
-      "dropout_keep_sm90_out(float p, int seed, Tensor step, int layer, int first_row, int rows, int[] widths,"
-      " bool half, *, Tensor(a!)[] keep) -> ()");
-  m.def(
-      "linear_sm90_out(Tensor x, Tensor[] weights, Tensor[] biases, float p, Tensor[] keep, int rounds_ahead,"
-      " int seed, Tensor step, int layer, int first_row, *, Tensor(a!)[] y, Tensor(b!)[] masks) -> ()");
+      "linear_sm90_out(Tensor x, Tensor[] weights, Tensor[] biases, float p, int seed, Tensor step, int layer,"
+      " int first_row, int rounds_ahead, *, Tensor(a!)[] y, Tensor(b!)[] masks) -> ()");
   m.def(
       "linear_sm90_dgrad_out(Tensor dz, Tensor[] weights_t, Tensor[] masks, float p, int rounds_ahead,"
       " *, Tensor(a!)[] dx, Tensor(b!)[] dbias, Tensor(c!)? found_inf) -> ()");

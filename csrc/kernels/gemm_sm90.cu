@@ -42,15 +42,16 @@ __device__ __forceinline__ void consume(Shared& s, uint32_t ring, const Params& 
   }
 }
 
-// The blocks of kTogether rows that a warp finishes of 64: every third, the second warpgroup's beginning with another,
+// A warp finishes every third of a warpgroup's blocks of kTogether rows, the second warpgroup's beginning with another,
 // so that over a tile each warp has five or six of the sixteen.
 template <typename T, Epilogue kEpilogue>
 __device__ __forceinline__ void finish(Shared& s, const Params& p) {
-  constexpr bool kForward = forward(kEpilogue), kDraws = kEpilogue == Epilogue::kForwardDrawing;
+  constexpr bool kForward = kEpilogue == Epilogue::kForward;
   const int clusters = gridDim.x / kCluster, warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
   const int thread = warp * 32 + lane;
   uint32_t parity = 0, bad = 0;
-  const uint64_t step = kDraws ? static_cast<uint64_t>(*p.dropout.step) : 0;
+  const bool drops = kForward && p.dropout.threshold != 0;
+  const uint64_t step = drops ? static_cast<uint64_t>(*p.dropout.step) : 0;
   Place next = place_of(p, blockIdx.x / kCluster);
   // With the word that what was handed over is taken come the offsets of what is handed over next.
   Offsets offsets{};
@@ -72,31 +73,21 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
     }
     const Link& link = p.link[at.link];
     const int strip = at.m * kCluster + static_cast<int>(cluster_rank());
-    const auto* const given = static_cast<const Bits<T>*>(kForward ? link.keep : link.mask);
+    const auto* const mask = static_cast<const Bits<T>*>(kForward ? nullptr : link.mask);
     auto* const noted = static_cast<Bits<T>*>(kForward ? link.mask : nullptr);
+    const bool some = kForward ? drops : mask != nullptr;  // whether bits say which values stay
     float sums[kTurns<T>][8] = {};
 #pragma unroll
     for (int turn = 0; turn < kTurns<T>; ++turn, parity ^= 1)
 #pragma unroll 1
       for (int group = 0; group < 2; ++group) {
         const int64_t blocks = bits_at<T>(strip, link.tiles_n, at.n, group, turn, 0) + lane;
-        Bits<T> bits[3] = {};  // loaded while the rows are still to come
         const int first = (warp + group) % kFinishers;
-        if constexpr (kDraws) {
-          const core::Dropout drop = dropout_of(p.dropout, step, at.link);
-          const uint32_t row = p.dropout.first_row + strip * kRows + group * kGroupRows;
-          const uint32_t column = at.n * kColumns + turn * kHanded<T> + lane * kLane<T>;
-#pragma unroll 1
-          for (int block = first; block < kBlocks; block += kFinishers) {
-            bits[0] = bits[1], bits[1] = bits[2];
-            bits[2] = draw<T>(drop, row + block * kTogether, column);
-          }
-          if (first + 2 * kFinishers >= kBlocks) bits[0] = bits[1], bits[1] = bits[2];  // two blocks
-        } else if (given) {
-#pragma unroll
-          for (int i = 0; i < 3; ++i)
-            if (first + i * kFinishers < kBlocks) bits[i] = given[blocks + (first + i * kFinishers) * 32];
-        }
+        Bits<T> bits[kMostBlocks] = {};  // drawn or loaded while the rows are still to come
+        if (drops)
+          draw_blocks<T>(dropout_of(p.dropout, step, at.link), p.dropout.first_row + strip * kRows + group * kGroupRows,
+                         at.n * kColumns + turn * kHanded<T> + lane * kLane<T>, first, bits);
+        if (mask) load_blocks<T>(mask + blocks, first, bits);
         barrier_wait(smem_address(&s.ready[group]), parity);
         if (kForward && turn + 1 == kTurns<T>) store_offsets(s, offsets, group, thread);
 #pragma unroll 1
@@ -106,10 +97,9 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
                                                     strip * kRows + group * kGroupRows + block * kTogether,
                                                     at.n * kColumns + turn * kHanded<T>, bits[0], sums[turn], bad);
           };
-          const Bits<T> positive =
-              kDraws || given ? rows.template operator()<true>() : rows.template operator()<false>();
+          const Bits<T> positive = some ? rows.template operator()<true>() : rows.template operator()<false>();
           if (noted) noted[blocks + block * 32] = positive;
-          bits[0] = bits[1], bits[1] = bits[2];
+          next_bits<T>(bits);
         }
         taken(group);
       }
@@ -204,18 +194,15 @@ cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType
     const ForwardSm90& layer = links[i];
     Link& link = p.link[i];
     if (const cudaError_t error = set_link(p, i, x, K, layer.weight, layer.N, dtype)) return error;
-    if ((layer.keep != nullptr) != (links[0].keep != nullptr)) return cudaErrorInvalidValue;
     link.scale = dropout.threshold ? dropout.scale : 1.f;
     link.c = layer.y;
     link.bias = layer.bias;
-    link.keep = layer.keep;
     link.mask = layer.mask;
     x = layer.y;
     K = layer.N;
   }
   p.dropout = dropout;
-  return dropout.threshold && !links[0].keep ? launch<Epilogue::kForwardDrawing>(p, dtype, stream)
-                                             : launch<Epilogue::kForward>(p, dtype, stream);
+  return launch<Epilogue::kForward>(p, dtype, stream);
 }
 
 cudaError_t linear_dgrad_sm90(const void* dz, int64_t M, int64_t K, core::DType dtype, const GradientSm90* links,

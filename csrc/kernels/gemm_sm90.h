@@ -5,9 +5,9 @@
 // Deterministic: a tile has one owner, sums have one order. Needs compute capability 9.0; other devices get
 // cudaErrorNoKernelImageForDevice.
 //
-// keep, mask: for each element of C whether dropout keeps it, and whether y > 0 (kept and positive), one bit each, in
-// the order in which the thread that finishes it holds it (gemm_sm90_bits.cuh): forward reads the one and writes the
-// other, which the gradient into the same layer reads. sm90_mask_bytes each.
+// mask: for each element of C whether y > 0 (kept by dropout and positive), a bit, in the order in which the thread
+// that finishes it holds it (gemm_sm90_bits.cuh): forward writes it, the gradient into the same layer reads it.
+// sm90_mask_bytes.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -30,11 +30,11 @@ struct DropoutArgs {
 
 constexpr int kSm90Links = 8;  // of a chain at most
 
-// A layer forward: y [M, N] = dropout(relu(x weight [N, K]^T + bias [N])); bias in the dtype of x. keep: of all
-// layers or none; mask null: not wanted.
+// A layer forward: y [M, N] = dropout(relu(x weight [N, K]^T + bias [N])); bias in the dtype of x. mask null: not
+// wanted.
 struct ForwardSm90 {
   int64_t N;
-  const void *weight, *bias, *keep;
+  const void *weight, *bias;
   void *y, *mask;
 };
 
@@ -49,11 +49,6 @@ struct GradientSm90 {
   float* column_sums;
 };
 
-struct KeepSm90 {
-  int64_t N;
-  void* keep;
-};
-
 // Of a chain: tiles of every cluster between what a layer writes and what the next one reads of it. With fewer it lies
 // in the second-level cache still, with more nobody waits. Results do not depend on it.
 constexpr int kMostRounds = 1024;
@@ -61,17 +56,12 @@ constexpr int kMostRounds = 1024;
 int64_t sm90_mask_bytes(int64_t M, int64_t N);
 int64_t sm90_strips(int64_t M);
 
-// What dropout keeps of activations [M, N] of 1 to kSm90Links layers, dropout.layer and the following. Any device.
-// The threshold must be even.
-cudaError_t dropout_keep_sm90(const KeepSm90* layers, int count, int64_t M, core::DType dtype, DropoutArgs dropout,
-                              cudaStream_t stream);
-
 // Bytes that a chain of `links` needs for its own use; none for one.
 int64_t sm90_workspace(int64_t M, int links);
 
 // One launch for the layers in `links`, 1 to kSm90Links: each takes the y of the one before, the first x [M, K]. A tile
 // begins when the rows that it reads are finished; the results are, bit for bit, those of a launch for each.
-// dropout: of the first; threshold 0: none; without `keep` of the layers what it keeps is drawn meanwhile.
+// dropout: of the first layer, the following ones count on from it; threshold 0: none.
 cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType dtype, const ForwardSm90* links,
                                 int count, DropoutArgs dropout, int rounds_ahead, void* workspace, cudaStream_t stream);
 

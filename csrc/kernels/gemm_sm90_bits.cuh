@@ -1,6 +1,5 @@
 // Of the Hopper products: their tiles, and the order in which bits of a tile's elements are kept, one bit an element,
-// in words of the lane that finishes them. What dropout keeps comes in this order, what was kept and positive leaves in
-// it.
+// in words of the lane that finishes them.
 #pragma once
 #include "kernels/common.cuh"
 

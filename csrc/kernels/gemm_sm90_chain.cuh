@@ -21,7 +21,6 @@ struct Link {
   float scale;
   void* c;
   const void* bias;
-  const void* keep;
   void* mask;
   float* column_sums;
 };
@@ -35,12 +34,11 @@ struct Params {
   int tiles_band, tiles;  // of a whole band, and of the launch
   int32_t* finished;      // [links - 1, 2 tiles_m]: the parts of a strip's rows that are stored
   float* found_inf;
-  DropoutArgs dropout;  // of kForwardDrawing
+  DropoutArgs dropout;
   int rounds_ahead;
 };
 
-enum class Epilogue { kForward, kForwardDrawing, kGradient };
-constexpr bool forward(Epilogue e) { return e != Epilogue::kGradient; }
+enum class Epilogue { kForward, kGradient };
 
 // Sets the shapes of link `at`, whose input has K columns.
 inline cudaError_t set_link(Params& p, int at, const void* a, int64_t K, const void* b, int64_t N, core::DType dtype) {

@@ -1,4 +1,4 @@
-// What dropout keeps, in the order of gemm_sm90_bits.cuh.
+// What dropout keeps, in the order of gemm_sm90_bits.cuh. Included by gemm_sm90_rows.cuh alone.
 #pragma once
 #include "core/philox.h"
 #include "kernels/gemm_sm90.h"

@@ -39,7 +39,7 @@ __device__ __forceinline__ Shift load_shift(const Shared& s, int group, int j) {
 
 template <Epilogue kEpilogue>
 __device__ __forceinline__ void load_shifts(const Shared& s, int group, int first, Shift (&shift)[kAhead]) {
-  if constexpr (forward(kEpilogue))
+  if constexpr (kEpilogue == Epilogue::kForward)
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) shift[j] = load_shift(s, group, first + j);
 }
@@ -49,7 +49,7 @@ __device__ __forceinline__ void load_shifts(const Shared& s, int group, int firs
 template <typename T, Epilogue kEpilogue, int kTurn>
 __device__ __forceinline__ void hand_over(Shared& s, const float (&acc)[128], float scale, int group,
                                           Shift (&shift)[kAhead]) {
-  constexpr bool kForward = forward(kEpilogue);
+  constexpr bool kForward = kEpilogue == Epilogue::kForward;
   const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, quad = lane % 4;
   const auto value = [&](int j, int i, int e) {
     const float v = acc[j * 4 + i * 2 + e];
@@ -118,6 +118,35 @@ __device__ __forceinline__ void store_offsets(Shared& s, const Offsets& offsets,
 #pragma unroll
   for (int i = 0; i < Offsets::kParts; ++i)
     if (const int n = thread + i * Offsets::kThreads; n < kColumns) s.offset[group][n] = offsets.v[i];
+}
+
+constexpr int kMostBlocks = (kBlocks + kFinishers - 1) / kFinishers;  // that a warp finishes of a warpgroup's
+
+template <typename T>
+__device__ __forceinline__ void next_bits(Bits<T> (&bits)[kMostBlocks]) {
+#pragma unroll
+  for (int i = 0; i + 1 < kMostBlocks; ++i) bits[i] = bits[i + 1];
+}
+
+// What dropout keeps of the blocks first, first + kFinishers ...; row and column: of the lane's first element of block
+// 0.
+template <typename T>
+__device__ __forceinline__ void draw_blocks(const core::Dropout& drop, uint32_t row, uint32_t column, int first,
+                                            Bits<T> (&bits)[kMostBlocks]) {
+#pragma unroll 1
+  for (int i = 0; i < kMostBlocks; ++i) {
+    next_bits<T>(bits);
+    const int block = first + i * kFinishers;
+    if (block < kBlocks) bits[kMostBlocks - 1] = draw<T>(drop, row + block * kTogether, column);
+  }
+}
+
+// The same of a mask, of which `mask` is the lane's word of block 0.
+template <typename T>
+__device__ __forceinline__ void load_blocks(const Bits<T>* mask, int first, Bits<T> (&bits)[kMostBlocks]) {
+#pragma unroll
+  for (int i = 0; i < kMostBlocks; ++i)
+    if (first + i * kFinishers < kBlocks) bits[i] = mask[(first + i * kFinishers) * 32];
 }
 
 // Bits 15 and 31: whether the halves of a pair are infinite or NaN.
@@ -197,7 +226,7 @@ __device__ __forceinline__ Bits<T> finish_rows(const uint8_t (*out)[kRowBytes], 
   T* to = static_cast<T*>(link.c) + int64_t{row} * link.N + at;
 #pragma unroll
   for (int n = 0; n < kTogether; ++n, to += link.N) {
-    if constexpr (forward(kEpilogue))
+    if constexpr (kEpilogue == Epilogue::kForward)
       drop_row<T, kFlag>(v[n], given, n, positive);
     else
       mask_row<T, kFlag>(v[n], given, n, bad);

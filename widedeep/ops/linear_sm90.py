@@ -32,45 +32,16 @@ def mask_bytes(rows: int, columns: int) -> int:
     return -(-rows // 256) * -(-columns // 256) * 256 * 32
 
 
-def dropout_keep_sm90_out(
-    p: float,
-    seed: int,
-    step: Tensor,
-    layer: int,
-    first_row: int,
-    rows: int,
-    widths: Sequence[int],
-    half: bool,
-    *,
-    keep: Sequence[Tensor],
-) -> None:
-    """Write what dropout keeps of the outputs of some layers, the same elements as
-    widedeep.ops.linear.linear_relu_dropout keeps.
-
-    Args:
-        p, seed, step, first_row: as there.
-        layer:  the number of the first layer, as there; the others follow.
-        rows:   B, of the batch.
-        widths: N of each layer, 1 to LINKS of them.
-        half:   whether the layers' type is a half type: the order of the bits depends on it.
-        keep:   [mask_bytes(B, N)] uint8 for each, overwritten.
-    Raises:
-        RuntimeError: wrong shape, dtype, device or alignment (16 bytes); p or layer out of range.
-    """
-    _ops.dropout_keep_sm90_out.default(p, seed, step, layer, first_row, rows, widths, half, keep=keep)
-
-
 def linear_sm90_out(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     p: float,
-    keep: Sequence[Tensor],
+    seed: int,
+    step: Tensor,
+    layer: int,
+    first_row: int,
     rounds_ahead: int = 2,
-    seed: int = 0,
-    step: Tensor | None = None,
-    layer: int = 0,
-    first_row: int = 0,
     *,
     y: Sequence[Tensor],
     masks: Sequence[Tensor],
@@ -83,21 +54,19 @@ def linear_sm90_out(
         x:       [B, K], float32, float16 or bfloat16, contiguous, as all that follow.
         weights: 1 to LINKS of [N, K], each N the K of the next, all multiples of 8.
         biases:  [N] for each.
-        p:       dropout, in [0, 1).
-        keep:    for each layer what dropout_keep_sm90_out wrote for it; none if p is 0.
+        p, seed, step, first_row: as in widedeep.ops.linear.linear_relu_dropout, which keeps the same elements.
+        layer:   the number of the first layer, as there; the others follow.
         rounds_ahead: tiles that every multiprocessor works on between what a layer writes and what the next one reads
             of it, from 1 on: with fewer it lies in the second-level cache still, with more nobody waits. The bits are
             the same.
         y:       [B, N] for each, overwritten; x and all of them apart in memory.
         masks:   [mask_bytes(B, N)] uint8 for each of the first layers, overwritten; of the others none is kept.
     Raises:
-        RuntimeError: wrong shape, dtype, device, stride or alignment (16 bytes); x and y share memory; a GPU other than
-            compute capability 9.0.
+        RuntimeError: wrong shape, dtype, device, stride or alignment (16 bytes); x and y share memory; p or layer out
+            of range; a GPU other than compute capability 9.0.
     """
-    if step is None:
-        step = torch.zeros(1, dtype=torch.int64, device=x.device)
-    dropout = (rounds_ahead, seed, step, layer, first_row)
-    _ops.linear_sm90_out.default(x, weights, biases, p, keep, *dropout, y=y, masks=masks)
+    dropout = (p, seed, step, layer, first_row)
+    _ops.linear_sm90_out.default(x, weights, biases, *dropout, rounds_ahead, y=y, masks=masks)
 
 
 def linear_sm90_dgrad_out(
@@ -132,5 +101,5 @@ def linear_sm90_dgrad_out(
     _ops.linear_sm90_dgrad_out.default(dz, weights_t, masks, p, rounds_ahead, **outputs)
 
 
-for _name in ("dropout_keep_sm90_out", "linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):
+for _name in ("linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):
     torch.library.register_fake(f"widedeep::{_name}", lambda *args, **kwargs: None)

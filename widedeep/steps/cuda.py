@@ -294,8 +294,6 @@ class CudaStep(Step):
         x, hidden = buffers.rows(len(batch.ids))
         wide_logit = buffers.wide_logit[: len(x)]
         places = (spec.hotness, spec.mean, self.weights.table_columns, self.weights.numeric_columns)
-        if hidden and training:  # beside the gather it would take longer than before it
-            self.layers.draw(len(x), self._dropout(batch))
         ops.embedding_forward_out(batch.ids, batch.numeric, *self.lookup, *places, x=x, wide_logit=wide_logit)
         if hidden and training:
             self.layers.forward(x, self._dropout(batch), hidden=hidden)

@@ -49,11 +49,8 @@ class Layers:
     def refresh(self) -> None:
         """Called after every change of the weights' copies."""
 
-    def draw(self, rows: int, dropout: Dropout) -> None:
-        """What can be done before `forward` for a batch of `rows`, beside something else."""
-
     def forward(self, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
-        """All layers, after `draw`: `hidden` are their outputs, and from the second on their inputs."""
+        """All layers: `hidden` are their outputs, and from the second on their inputs."""
         p, seed, step, first_row = dropout
         for i, y in enumerate(hidden):
             weight, bias = self._layer(i)
@@ -103,8 +100,8 @@ class Layers:
 
 
 class Sm90Layers(Layers):
-    """Our Hopper products: what dropout keeps is drawn ahead of them, and a mask of one bit an element goes from the
-    forward pass to the gradient, which reads a transposed copy of the weight.
+    """Our Hopper products: a mask of one bit an element goes from the forward pass to the gradient, which reads a
+    transposed copy of the weight.
     """
 
     name = bits = "sm90"
@@ -112,40 +109,28 @@ class Sm90Layers(Layers):
     def __init__(self, weights: PaddedWeights):
         super().__init__(weights)
         self.transposed = [torch.empty_like(self._layer(i)[0].t().contiguous()) for i in range(self.count)]
-        self.keep: list[Tensor] = []  # of the outputs of all layers
         self.refresh()
 
     def grow(self, rows: int) -> None:
         device = self.weights.flat.device
-        sizes = [linear_sm90.mask_bytes(rows, width) for width in self.weights.widths[1:]]
-        self.keep = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
-        self.masks = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes[:-1]]
+        sizes = [linear_sm90.mask_bytes(rows, width) for width in self.weights.widths[1:-1]]
+        self.masks = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
 
     def refresh(self) -> None:
         ops.transpose_out([self._layer(i)[0] for i in range(self.count)], out=self.transposed)
 
-    def draw(self, rows: int, dropout: Dropout) -> None:
-        if not dropout.p:
-            return
-        widths, half = self.weights.widths[1:], self.transposed[0].element_size() == 2
-        p, seed, step, first_row = dropout
-        for first in range(0, self.count, linear_sm90.LINKS):
-            some = slice(first, first + linear_sm90.LINKS)
-            keep = self._parts(self.keep, rows)[some]
-            sizes = (rows, widths[some], half)
-            linear_sm90.dropout_keep_sm90_out(p, seed, step, first, first_row, *sizes, keep=keep)
-
     def forward(self, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
         for i, y in enumerate(hidden):
-            self.launch(i, x, dropout.p, hidden=[y])
+            self.launch(i, x, dropout, hidden=[y])
             x = y
 
-    def launch(self, first: int, x: Tensor, p: float, *, hidden: Sequence[Tensor]) -> None:
+    def launch(self, first: int, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
         """Layers `first` and following, as many as there are outputs in `hidden`, in one launch."""
         some = slice(first, first + len(hidden))
         weights, biases = zip(*map(self._layer, range(self.count)[some]))
-        keep, masks = self._parts(self.keep, len(x))[some] if p else [], self._parts(self.masks, len(x))[some]
-        linear_sm90.linear_sm90_out(x, weights, biases, p, keep, y=hidden, masks=masks)
+        p, seed, step, first_row = dropout
+        masks = self._masks(len(x))[some]
+        linear_sm90.linear_sm90_out(x, weights, biases, p, seed, step, first, first_row, y=hidden, masks=masks)
 
     def dgrad(
         self,
@@ -159,15 +144,15 @@ class Sm90Layers(Layers):
         found_inf: Tensor | None,
     ) -> None:
         weights = [self.transposed[i] for i in layers]
-        masks = [self._parts(self.masks, len(dz))[i - 1] for i in layers if i]
+        masks = [self._masks(len(dz))[i - 1] for i in layers if i]
         found_inf = None if layers[-1] else found_inf
         outputs = {"dx": dx, "dbias": dbias, "found_inf": found_inf}
         linear_sm90.linear_sm90_dgrad_out(dz, weights, masks, p, **outputs)
 
-    def _parts(self, bits: list[Tensor], rows: int) -> list[Tensor]:
-        """Of each layer's bits those of a batch of `rows`."""
-        sizes = (linear_sm90.mask_bytes(rows, width) for width in self.weights.widths[1:])
-        return [b[:size] for b, size in zip(bits, sizes)]
+    def _masks(self, rows: int) -> list[Tensor]:
+        """Those of a batch of `rows`."""
+        sizes = (linear_sm90.mask_bytes(rows, width) for width in self.weights.widths[1:-1])
+        return [mask[:size] for mask, size in zip(self.masks, sizes)]
 
 
 class Sm90Chain(Sm90Layers):
@@ -177,17 +162,4 @@ class Sm90Chain(Sm90Layers):
     together = True
 
     def forward(self, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
-        self.launch(0, x, dropout.p, hidden=hidden)
-
-
-class DrawingChain(Sm90Chain):
-    """What dropout keeps is drawn by the warps that finish the rows, while they wait for them."""
-
-    def draw(self, rows, dropout):
-        pass
-
-    def forward(self, x: Tensor, dropout: Dropout, *, hidden: Sequence[Tensor]) -> None:
-        weights, biases = zip(*map(self._layer, range(self.count)))
-        p, seed, step, first_row = dropout
-        args = (p, [], 2, seed, step, 0, first_row)
-        linear_sm90.linear_sm90_out(x, weights, biases, *args, y=hidden, masks=self._parts(self.masks, len(x)))
+        self.launch(0, x, dropout, hidden=hidden)

@@ -151,7 +151,7 @@ def fastest(routes: list[Layers], p: float, buffers: Activations, rows: int) -> 
 
 
 def _seconds_of(routes: list[Layers], p: float, buffers: Activations, rows: int) -> list[float]:
-    """Of each route: all layers forward, `draw` included, and the gradients of their inputs."""
+    """Of each route: all layers forward, and the gradients of their inputs."""
     bench = _Stack(routes[0].weights, buffers, rows, apart=any(route.together for route in routes))
     for route in routes:
         route.grow(rows)
@@ -179,9 +179,10 @@ class _Stack:
         self.down = range(len(self.hidden) - 1, -1, -1)
 
     def forward(self, route: Layers, p: float) -> None:
-        dropout = Dropout(p, 0, self.step, 0)
-        route.draw(len(self.x), dropout)
-        route.forward(self.x, dropout, hidden=self.hidden)
+        route.forward(self.x, self.dropout(p), hidden=self.hidden)
+
+    def dropout(self, p: float) -> Dropout:
+        return Dropout(p, 0, self.step, 0)
 
     def dgrad(self, route: Layers, p: float) -> None:
         inputs = [self.x, *self.hidden]
@@ -199,14 +200,13 @@ def bits_difference(chain: Sm90Chain, single: Sm90Layers, p: float, buffers: Act
     inputs, spare = [stack.x, *stack.hidden], stack.x.new_empty(rows * max(chain.weights.widths))
     for route in (chain, single):
         route.grow(rows)
-    single.draw(rows, Dropout(p, 0, stack.step, 0))
     for _ in range(CHAIN_REPEATS):
         for a in (*stack.hidden, *stack.gradients[:-1]):
             a.fill_(float("nan"))  # what was right in the run before must not be read again
         stack.forward(chain, p)
         for i, y in enumerate(stack.hidden):
             again = spare[: y.numel()].view_as(y)
-            single.launch(i, inputs[i], p, hidden=[again])
+            single.launch(i, inputs[i], stack.dropout(p), hidden=[again])
             if not _same_bits(again, y) or (i < len(chain.masks) and not torch.equal(chain.masks[i], single.masks[i])):
                 return f"the output of layer {i}"
         stack.dgrad(chain, p)
@@ -270,9 +270,8 @@ def disagreement(B: int, I: int, O: int, dtype: torch.dtype, p: float, device: t
     step, tolerance, where = torch.full((1,), 3, device=device), AGREEMENT[dtype], f"of [{B}, {I}] x [{O}, {I}]"
     dropout = (p, 11, step, 2, 5)
     want, got = random(B, O), random(B, O)
-    keep, mask = (torch.empty(linear_sm90.mask_bytes(B, O), dtype=torch.uint8, device=device) for _ in range(2))
-    ours = (x, [weight], [bias], p, [keep] if p else [])
-    linear_sm90.dropout_keep_sm90_out(*dropout, B, [O], dtype != torch.float32, keep=[keep])
+    mask = torch.empty(linear_sm90.mask_bytes(B, O), dtype=torch.uint8, device=device)
+    ours = (x, [weight], [bias], *dropout)
     ops.linear_relu_dropout_out(x, weight, bias, *dropout, y=want)
     linear_sm90.linear_sm90_out(*ours, y=[got], masks=[mask])
     if ((want > 0) != (got > 0)).sum() > MASK_AGREEMENT * want.numel() + 8:

@@ -228,20 +228,12 @@ int run_transpose(int64_t count, void** matrices, void** out, const int64_t* siz
 
 int64_t run_mask_bytes(int64_t M, int64_t N) { return sm90_mask_bytes(M, N); }
 
-int run_dropout_keep_sm90(double p, int64_t seed, const int64_t* step, int64_t layer, int64_t first_row, int64_t M,
-                          int64_t count, const int64_t* widths, int64_t type, void** keep) {
-  std::vector<KeepSm90> layers;
-  for (int64_t i = 0; i < count; ++i) layers.push_back({widths[i], keep[i]});
-  return dropout_keep_sm90(layers.data(), static_cast<int>(count), M, core::DType(type),
-                           dropout_args(p, seed, step, layer, first_row), nullptr);
-}
-
-// Lists of the chain's layers; widths: K, then each layer's N; keep, masks and dbias may hold nulls.
-int run_linear_forward_sm90(const void* x, int64_t count, void** weights, void** biases, double p, void** keep,
-                            void** y, void** masks, int64_t M, const int64_t* widths, int64_t type,
-                            int64_t rounds_ahead, int64_t seed, const int64_t* step, int64_t layer, int64_t first_row) {
+// Lists of the chain's layers; widths: K, then each layer's N; masks and dbias may hold nulls.
+int run_linear_forward_sm90(const void* x, int64_t count, void** weights, void** biases, double p, int64_t seed,
+                            const int64_t* step, int64_t layer, int64_t first_row, void** y, void** masks, int64_t M,
+                            const int64_t* widths, int64_t type, int64_t rounds_ahead) {
   std::vector<ForwardSm90> links;
-  for (int64_t i = 0; i < count; ++i) links.push_back({widths[i + 1], weights[i], biases[i], keep[i], y[i], masks[i]});
+  for (int64_t i = 0; i < count; ++i) links.push_back({widths[i + 1], weights[i], biases[i], y[i], masks[i]});
   const Workspace workspace(sm90_workspace(M, static_cast<int>(count)));
   return linear_forward_sm90(x, M, widths[0], core::DType(type), links.data(), static_cast<int>(count),
                              dropout_args(p, seed, step, layer, first_row), static_cast<int>(rounds_ahead),
