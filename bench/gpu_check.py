@@ -68,7 +68,8 @@ def whole_steps(log: str) -> str:
         ours, *peers = result["contenders"]
         ratios = ", ".join(f"{p['ours_over_this']:.2f} x {p['name']}" for p in peers)
         rate = f"B={result['batch']}: {ours['samples_per_s'] / 1e6:.2f} M/s ({ours['ms_per_step']:.2f} ms)"
-        parts.append(f"{rate} {ratios}".strip())
+        memory = f"at most {result['device_GiB']:.1f} GiB" if "device_GiB" in result else ""
+        parts.append(" ".join(part for part in (rate, memory, ratios) if part))
     return "; ".join(parts)
 
 

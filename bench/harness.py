@@ -149,6 +149,9 @@ def _measure(args: argparse.Namespace, contenders: list[Contender], reader: Read
         contender.synchronize()
         return (time.perf_counter() - start) / steps
 
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     for contender in contenders:
         seconds(contender, WARMUP_STEPS)
     ours, *others = contenders
@@ -164,7 +167,9 @@ def _measure(args: argparse.Namespace, contenders: list[Contender], reader: Read
     for name, times in pairs.items():
         row = _row(name, [theirs for _, theirs in times], rows)
         table.append(row | {"ours_over_this": statistics.median(theirs / mine for mine, theirs in times)})
-    return {"batch": rows, "steps": steps, "rounds": args.rounds, "contenders": table}
+    report = {"batch": rows, "steps": steps, "rounds": args.rounds, "contenders": table}
+    # What torch holds: the rows of the shards, ours, and peers that are torch's own.
+    return report | ({"device_GiB": torch.cuda.max_memory_reserved() / 2**30} if args.device == "cuda" else {})
 
 
 def _row(name: str, times: list[float], rows: int) -> dict:
@@ -217,6 +222,8 @@ def text(report: dict) -> str:
                 f"{row['samples_per_s']:12,.0f}{row['ms_per_step']:10.2f}{row['slowest']:12,.0f}{row['fastest']:12,.0f}"
             )
             lines.append(f"{row['name']:24}{numbers}{ratio:>13}")
+        if "device_GiB" in result:
+            lines.append(f"device memory held by torch: {result['device_GiB']:.2f} GiB at most")
     lines += [""] + [f"{name}: {version}" for name, version in report["versions"].items()]
     lines += [f"{name} left out: {reason}" for name, reason in report["skipped"].items()]
     return "\n".join(lines)

@@ -138,6 +138,10 @@ def test_whole_steps_are_reported(tmp_path, capsys):
             assert peer["ours_over_this"] > 0
         assert report["skipped"] == {}
         assert "ours / this" in harness.text(report)
+        assert "device_GiB" not in report["results"][0]
+        report["results"][0]["device_GiB"] = 5.625  # as on a GPU
+        assert "at most 5.6 GiB" in gpu_check.whole_steps(json.dumps(report))
+        assert "5.62 GiB at most" in harness.text(report)
 
 
 def test_end_to_end(tmp_path, capsys):
