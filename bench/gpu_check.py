@@ -105,14 +105,11 @@ def sanitizer(tool: str) -> list[str]:
     places = [os.environ.get("PATH", ""), os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"]
     program = shutil.which("compute-sanitizer", path=os.pathsep.join(places)) or "compute-sanitizer"
     # Without its cache of memory torch gives every tensor an allocation of its own, whose ends the sanitizer knows.
-    # Barriers in dynamic shared memory it does not find by itself, and takes what they order for races.
-    barriers = ["--num-cuda-barriers=64"] if tool == "racecheck" else []
     return [
         "env",
         "PYTORCH_NO_CUDA_MEMORY_CACHING=1",
         program,
         f"--tool={tool}",
-        *barriers,
         "--error-exitcode=9",
         *TESTS,
         "-x",

@@ -16,8 +16,13 @@ struct Shared {
   alignas(1024) uint8_t out[2][kGroupRows][kRowBytes];
   float offset[2][kColumns];  // of each warpgroup: the bias of its tile, times the scale of dropout
   alignas(16) float sums[kFinishers][kColumns];
-  uint64_t ready[2], taken[2];  // of `out`
 };
+
+// Named barriers of a block, by which rows are handed over: kReady for each warpgroup and each warp that finishes,
+// kTaken for each warpgroup.
+constexpr int kReady = 1, kTaken = kReady + 2 * kFinishers, kSums = kTaken + 2;
+constexpr int kReadyThreads = 128 + 32, kTakenThreads = 128 + 32 * kFinishers, kSumsThreads = 32 * kFinishers;
+static_assert(kSums < 16, "more barriers than a block has");
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -242,17 +247,16 @@ template <typename T>
 __device__ __forceinline__ void add_warps(Shared& s, const Link& link, const float (&sums)[kTurns<T>][8], int first,
                                           int strip, int column) {
   const uint32_t lane = threadIdx.x % 32;
-  constexpr int kAll = kFinishers * 32;
 #pragma unroll
   for (int turn = 0; turn < kTurns<T>; ++turn)
 #pragma unroll
     for (int n = 0; n < kLane<T>; n += 4)  // 16 bytes a lane: no bank conflicts
       *reinterpret_cast<Pack<float, 4>*>(&s.sums[first][turn * kHanded<T> + lane * kLane<T> + n]) = {
           {sums[turn][n], sums[turn][n + 1], sums[turn][n + 2], sums[turn][n + 3]}};
-  named_barrier(3, kAll);
-  for (int n = first * 32 + static_cast<int>(lane); n < kColumns && column + n < link.N; n += kAll)
+  named_barrier(kSums, kSumsThreads);
+  for (int n = first * 32 + static_cast<int>(lane); n < kColumns && column + n < link.N; n += kSumsThreads)
     link.column_sums[int64_t{strip} * link.N + column + n] = (s.sums[0][n] + s.sums[1][n]) + s.sums[2][n];
-  named_barrier(3, kAll);  // the sums are read before the next tile writes its own
+  named_barrier(kSums, kSumsThreads);  // the sums are read before the next tile writes its own
 }
 
 #endif
