@@ -149,7 +149,7 @@ def _measure(args: argparse.Namespace, contenders: list[Contender], reader: Read
         contender.synchronize()
         return (time.perf_counter() - start) / steps
 
-    if torch.cuda.is_available():
+    if args.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     for contender in contenders:

@@ -40,9 +40,8 @@ def test_matrices_that_start_in_the_middle_of_16_bytes():
         ops.linear_dgrad_out(x, weight, shifted, 0.1, dx=torch.empty_like(x), dbias=None)
     with pytest.raises(RuntimeError, match="matrices must start at a multiple of 16 bytes"):
         ops.transpose_out([shifted], out=[weight[:, :8].contiguous()])
-    gpu = {"y": [shifted], "masks": []}
     with pytest.raises(RuntimeError, match="y must start at a multiple of 16 bytes"):
-        linear_sm90.linear_sm90_out(x, [weight], [bias], 0.0, [], **gpu)
+        linear_sm90.linear_sm90_out(x, [weight], [bias], 0.1, 1, step, 0, 0, y=[shifted], masks=[])
     mask = torch.zeros(linear_sm90.mask_bytes(8, 16) + 1, dtype=torch.uint8, device=DEVICE)[1:]
     with pytest.raises(RuntimeError, match="a mask must start at a multiple of 16 bytes"):
         linear_sm90.linear_sm90_dgrad_out(x, [weight], [mask], 0.0, dx=[torch.empty_like(x)], dbias=[])
@@ -51,9 +50,9 @@ def test_matrices_that_start_in_the_middle_of_16_bytes():
 def test_layers_of_a_chain_that_share_memory():
     """A tile may be written while another block reads what lay there."""
     x, weight = torch.zeros(8, 16, device=DEVICE).half(), torch.zeros(16, 16, device=DEVICE).half()
-    both = torch.empty(12, 16, device=DEVICE).half()
+    both, step = torch.empty(12, 16, device=DEVICE).half(), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     for outputs in ([torch.empty_like(x), x], [both[:8], both[4:]]):
         with pytest.raises(RuntimeError, match="linear_sm90: the first argument and all of y must lie apart"):
-            linear_sm90.linear_sm90_out(x, [weight] * 2, [weight[0]] * 2, 0.0, [], y=outputs, masks=[])
+            linear_sm90.linear_sm90_out(x, [weight] * 2, [weight[0]] * 2, 0.1, 1, step, 0, 0, y=outputs, masks=[])
         with pytest.raises(RuntimeError, match="linear_sm90_dgrad: the first argument and all of dx must lie apart"):
             linear_sm90.linear_sm90_dgrad_out(x, [weight] * 2, [], 0.0, dx=outputs, dbias=[])

@@ -43,9 +43,8 @@ void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int
   check_aligned(y, op, "y");
   const DeviceGuard guard(x.get_device_index());
   const Tensor offset = in_dtype_of(x, bias);
-  const uint32_t threshold = core::dropout_threshold(p);
   // The library's own epilogue is nearly free, where it has one; with dropout one pass does all three, and the bits.
-  if (threshold == 0 && !bits.has_value() && l.O % 8 == 0 && l.I % 8 == 0) {
+  if (core::dropout_threshold(p) == 0 && !bits.has_value() && l.O % 8 == 0 && l.I % 8 == 0) {
     product(kernels::Product::forward, l, x, weight, offset.const_data_ptr(), y, op);
     return;
   }
@@ -53,12 +52,8 @@ void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int
   if (bits.has_value()) check_aligned(*bits, op, "bits");
   auto* positive = bits.has_value() ? static_cast<uint32_t*>(bits->mutable_data_ptr()) : nullptr;
   product(kernels::Product::forward, l, x, weight, nullptr, y, op);
-  const kernels::DropoutArgs dropout{threshold,
-                                     core::dropout_scale(p),
-                                     static_cast<uint64_t>(seed),
-                                     static_cast<const int64_t*>(step.const_data_ptr()),
-                                     static_cast<uint32_t>(layer),
-                                     static_cast<uint32_t>(first_row)};
+  const auto dropout =
+      kernels::dropout_args(p, seed, static_cast<const int64_t*>(step.const_data_ptr()), layer, first_row);
   STD_CUDA_CHECK(kernels::bias_relu_dropout(y.mutable_data_ptr(), offset.const_data_ptr(), positive, l.B, l.O, l.dtype,
                                             dropout, current_stream(x)));
 }

@@ -95,9 +95,8 @@ void linear_sm90_out(Tensor x, Tensors weights, Tensors biases, double p, int64_
   }
   const DeviceGuard guard(x.get_device_index());
   const Tensor workspace = workspace_of(x, links.size());
-  const kernels::DropoutArgs dropout{core::dropout_threshold(p),   core::dropout_scale(p),
-                                     static_cast<uint64_t>(seed),  static_cast<const int64_t*>(step.const_data_ptr()),
-                                     static_cast<uint32_t>(layer), static_cast<uint32_t>(first_row)};
+  const auto dropout =
+      kernels::dropout_args(p, seed, static_cast<const int64_t*>(step.const_data_ptr()), layer, first_row);
   STD_CUDA_CHECK(kernels::linear_forward_sm90(x.const_data_ptr(), x.size(0), x.size(1), dtype, links.data(),
                                               static_cast<int>(count), dropout, rounds_of(rounds_ahead, op),
                                               workspace.mutable_data_ptr(), current_stream(x)));

@@ -69,14 +69,19 @@ WD_HOST_DEVICE inline float dropout_scale(double p) {
 }
 
 // layer < 256; step and seed are taken as 64 bits, whatever their sign.
-WD_HOST_DEVICE inline Dropout make_dropout(double p, uint64_t seed, uint64_t step, uint32_t layer) {
+WD_HOST_DEVICE inline Dropout make_dropout(uint32_t threshold, float scale, uint64_t seed, uint64_t step,
+                                           uint32_t layer) {
   return {static_cast<uint32_t>(seed),
           static_cast<uint32_t>(seed >> 32),
           static_cast<uint32_t>(step),
           static_cast<uint32_t>(step >> 32),
           layer << 24,
-          dropout_threshold(p),
-          dropout_scale(p)};
+          threshold,
+          scale};
+}
+
+WD_HOST_DEVICE inline Dropout make_dropout(double p, uint64_t seed, uint64_t step, uint32_t layer) {
+  return make_dropout(dropout_threshold(p), dropout_scale(p), seed, step, layer);
 }
 
 // The bytes of one call: columns 8 * call ... of rows `row` and row ^ 1. row is the row's position within the global

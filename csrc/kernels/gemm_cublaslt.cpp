@@ -10,16 +10,12 @@
 
 #include "kernels/gemm.h"
 #include "kernels/gemm_cublaslt_plan.h"
+#include "kernels/timing.h"
 
 namespace widedeep::kernels {
 namespace {
 
 constexpr int kProposals = 32;
-constexpr float kPromising = 1.2f;  // of the shortest first run: what takes longer is not run again
-// The others run in turn for so many milliseconds, and rounds: a card that is busy comes to its power limit, where
-// others are the fastest than on a rested one.
-constexpr float kBusy = 40.f;
-constexpr int kRoundsLeast = 6, kRoundsMost = 40;
 constexpr float kAsGood = 1.01f;  // noise of the clock: within it the library's order decides, so that runs repeat
 
 cudaError_t to_cuda(cublasStatus_t status) {
@@ -80,73 +76,6 @@ std::vector<cublasLtMatmulHeuristicResult_t> proposals(const Call& call) {
   return found;
 }
 
-// Points of time on a stream.
-class Marks {
- public:
-  explicit Marks(cudaStream_t stream) : stream_(stream) {}
-  Marks(const Marks&) = delete;
-  ~Marks() {
-    for (const cudaEvent_t event : events_) cudaEventDestroy(event);
-  }
-  bool add() {
-    cudaEvent_t event;
-    if (cudaEventCreate(&event) != cudaSuccess) return false;
-    events_.push_back(event);
-    return cudaEventRecord(event, stream_) == cudaSuccess;
-  }
-  bool wait() const { return cudaEventSynchronize(events_.back()) == cudaSuccess; }
-  float between(size_t i) const {  // the i-th and the next, in milliseconds
-    float ms = INFINITY;
-    cudaEventElapsedTime(&ms, events_[i], events_[i + 1]);
-    return ms;
-  }
-
- private:
-  cudaStream_t stream_;
-  std::vector<cudaEvent_t> events_;
-};
-
-// Milliseconds of a run by itself, after one that loads the kernel; infinity when the algorithm does not run.
-float first_time(const Call& call, const cublasLtMatmulAlgo_t& algorithm, cudaStream_t stream) {
-  Marks marks(stream);
-  for (int run = 0; run < 2; ++run)
-    if (!marks.add() || call.run(algorithm, stream) != CUBLAS_STATUS_SUCCESS) return INFINITY;
-  return marks.add() && marks.wait() ? marks.between(1) : INFINITY;
-}
-
-// Milliseconds of each proposal: of those whose first run is promising medians of runs in turn, one right behind the
-// other; the first half of the rounds does not count.
-std::vector<float> times_of(const Call& call, const std::vector<cublasLtMatmulHeuristicResult_t>& proposals,
-                            cudaStream_t stream) {
-  std::vector<float> times;
-  for (const auto& proposal : proposals) times.push_back(first_time(call, proposal.algo, stream));
-  const float limit = kPromising * *std::min_element(times.begin(), times.end());
-  if (limit == INFINITY) return times;
-  std::vector<size_t> promising;
-  float round = 0.f;  // milliseconds
-  for (size_t i = 0; i < times.size(); ++i) {
-    if (times[i] <= limit)
-      promising.push_back(i), round += times[i];
-    else
-      times[i] = INFINITY;
-  }
-  if (promising.size() == 1) return times;
-  const int rounds = std::clamp(static_cast<int>(kBusy / round), kRoundsLeast, kRoundsMost);
-  Marks marks(stream);
-  bool ran = marks.add();
-  for (int r = 0; r < rounds && ran; ++r)
-    for (const size_t i : promising)
-      ran = ran && call.run(proposals[i].algo, stream) == CUBLAS_STATUS_SUCCESS && marks.add();
-  if (!ran || !marks.wait()) return times;
-  for (size_t n = 0; n < promising.size(); ++n) {
-    std::vector<float> runs;
-    for (int r = rounds / 2; r < rounds; ++r) runs.push_back(marks.between(r * promising.size() + n));
-    std::nth_element(runs.begin(), runs.begin() + runs.size() / 2, runs.end());
-    times[promising[n]] = runs[runs.size() / 2];
-  }
-  return times;
-}
-
 cudaError_t fastest(const Call& call, cublasLtMatmulAlgo_t* chosen, bool* timed, cudaStream_t stream) {
   const auto found = proposals(call);
   if (found.empty()) return cudaErrorNotSupported;
@@ -155,7 +84,8 @@ cudaError_t fastest(const Call& call, cublasLtMatmulAlgo_t* chosen, bool* timed,
   if (const cudaError_t error = cudaStreamIsCapturing(stream, &capturing)) return error;
   *timed = capturing == cudaStreamCaptureStatusNone;
   if (!*timed) return cudaSuccess;
-  const std::vector<float> times = times_of(call, found, stream);
+  const auto run = [&](size_t i) { return call.run(found[i].algo, stream) == CUBLAS_STATUS_SUCCESS; };
+  const std::vector<float> times = times_in_turn(found.size(), run, stream);
   const float best = *std::min_element(times.begin(), times.end());
   if (best == INFINITY) return cudaErrorNotSupported;
   const auto first = std::find_if(times.begin(), times.end(), [best](float ms) { return ms <= kAsGood * best; });

@@ -14,19 +14,9 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "kernels/dropout.h"
 
 namespace widedeep::kernels {
-
-// The dropout of one layer: threshold and scale as in core/philox.h; *step is read on the device. threshold 0: no
-// dropout.
-struct DropoutArgs {
-  uint32_t threshold;
-  float scale;
-  uint64_t seed;
-  const int64_t* step;
-  uint32_t layer;
-  uint32_t first_row;
-};
 
 constexpr int kSm90Links = 8;  // of a chain at most
 

@@ -1,21 +1,9 @@
 // What dropout keeps, in the order of gemm_sm90_bits.cuh. Included by gemm_sm90_rows.cuh alone.
 #pragma once
 #include "core/philox.h"
-#include "kernels/gemm_sm90.h"
 #include "kernels/gemm_sm90_bits.cuh"
 
 namespace widedeep::kernels::sm90 {
-
-// Of the layer `above` of args.layer.
-__device__ __forceinline__ core::Dropout dropout_of(const DropoutArgs& args, uint64_t step, uint32_t above) {
-  return {static_cast<uint32_t>(args.seed),
-          static_cast<uint32_t>(args.seed >> 32),
-          static_cast<uint32_t>(step),
-          static_cast<uint32_t>(step >> 32),
-          (args.layer + above) << 24,
-          args.threshold,
-          args.scale};
-}
 
 // A call serves two rows. kOdd: `row` is the second of two, so that the rows need a call more.
 template <typename T, bool kOdd>

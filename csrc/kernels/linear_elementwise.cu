@@ -58,13 +58,7 @@ __global__ void __launch_bounds__(256)
     bias_relu_dropout_kernel(T* __restrict__ y, const T* __restrict__ bias, uint32_t* __restrict__ bits, int64_t M,
                              int64_t N, DropoutArgs args) {
   const uint64_t step = args.threshold ? static_cast<uint64_t>(*args.step) : 0;
-  const core::Dropout drop{static_cast<uint32_t>(args.seed),
-                           static_cast<uint32_t>(args.seed >> 32),
-                           static_cast<uint32_t>(step),
-                           static_cast<uint32_t>(step >> 32),
-                           args.layer << 24,
-                           args.threshold,
-                           args.threshold ? args.scale : 1.f};
+  const core::Dropout drop = dropout_of(args, step, 0);
   const int64_t groups = (N + 31) / 32, quads = M * groups, stride = grid_threads() / 4;
   const int64_t row_step = stride / groups, group_step = stride % groups;
   const bool packed = N % kVector<T> == 0;

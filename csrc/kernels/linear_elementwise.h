@@ -8,7 +8,7 @@
 
 #include "core/bits.h"
 #include "core/dtype.h"
-#include "kernels/gemm_sm90.h"
+#include "kernels/dropout.h"
 
 namespace widedeep::kernels {
 

@@ -5,58 +5,40 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace widedeep::kernels::sm90 {
 
-// Two floats rounded to nearest, the first in the lower half; pack_relu: negative ones become 0, NaN stays.
+// Two floats rounded to nearest, the first in the lower half.
 template <typename T>
-__device__ __forceinline__ uint32_t pack(float lower, float upper);
+__device__ __forceinline__ uint32_t pack(float lower, float upper) {
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, __half>)
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+  else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+  return pair;
+}
+
+// The same; negative ones become 0, NaN stays.
 template <typename T>
-__device__ __forceinline__ uint32_t pack_relu(float lower, float upper);
-
-template <>
-__device__ __forceinline__ uint32_t pack<__half>(float lower, float upper) {
+__device__ __forceinline__ uint32_t pack_relu(float lower, float upper) {
   uint32_t pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
-  return pair;
-}
-
-template <>
-__device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float lower, float upper) {
-  uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
-  return pair;
-}
-
-template <>
-__device__ __forceinline__ uint32_t pack_relu<__half>(float lower, float upper) {
-  uint32_t pair;
-  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
-  return pair;
-}
-
-template <>
-__device__ __forceinline__ uint32_t pack_relu<__nv_bfloat16>(float lower, float upper) {
-  uint32_t pair;
-  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+  if constexpr (std::is_same_v<T, __half>)
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+  else
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
   return pair;
 }
 
 // The sums of both halves, rounded to nearest.
 template <typename T>
-__device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b);
-
-template <>
-__device__ __forceinline__ uint32_t add_pairs<__half>(uint32_t a, uint32_t b) {
+__device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
   uint32_t sums;
-  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sums) : "r"(a), "r"(b));
-  return sums;
-}
-
-template <>
-__device__ __forceinline__ uint32_t add_pairs<__nv_bfloat16>(uint32_t a, uint32_t b) {
-  uint32_t sums;
-  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(sums) : "r"(a), "r"(b));
+  if constexpr (std::is_same_v<T, __half>)
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sums) : "r"(a), "r"(b));
+  else
+    asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(sums) : "r"(a), "r"(b));
   return sums;
 }
 

@@ -58,11 +58,6 @@ core::FtrlRule ftrl_rule(double lr, double l1, double l2) {
   return {static_cast<float>(lr), static_cast<float>(l1), static_cast<float>(l2)};
 }
 
-DropoutArgs dropout_args(double p, int64_t seed, const int64_t* step, int64_t layer, int64_t first_row) {
-  return {core::dropout_threshold(p),   core::dropout_scale(p),          static_cast<uint64_t>(seed), step,
-          static_cast<uint32_t>(layer), static_cast<uint32_t>(first_row)};
-}
-
 }  // namespace
 
 extern "C" {
