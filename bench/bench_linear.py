@@ -1,5 +1,7 @@
 """Hidden layers of the seed's model beside torch: `python -m pytest bench/bench_linear.py`."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,12 @@ DTYPES = {"cpu": torch.float32, "cuda": torch.float16}
 
 @pytest.fixture(params=[0, 1])
 def layer(request, device):
+    return tensors(device, *SHAPES[device][request.param])
+
+
+@functools.cache
+def tensors(device, B, I, O):
     """x, weight, bias, y, dz and buffers for the gradients."""
-    B, I, O = SHAPES[device][request.param]
     dtype = DTYPES[device]
     x, y, dz = (normal(B, n, device=device, dtype=dtype, key=k) for k, n in enumerate((I, O, O)))
     weight = normal(O, I, device=device, dtype=dtype, scale=I**-0.5)

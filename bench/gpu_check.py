@@ -1,11 +1,13 @@
 """Everything that only a GPU can tell, in one run of less than nine minutes: `python -m bench.gpu_check`.
 
-Builds, tests, measures and sanitizes, each stage in a process of its own under its own time limit, so that a kernel
-that hangs or faults costs its stage alone; where the Hopper products fail their tests, the rest goes without them.
-Ends with one table: stage, result, seconds, numbers. Logs: <out>/<stage>.log.
+Builds; tests and sanitizes, all beside each other, since most of that is waiting for the host; then measures, one
+stage after the other. Each stage is a process of its own under its own time limit, so that a kernel that hangs or
+faults costs its stage alone; where the Hopper products fail their tests, the rest goes without them. Ends with one
+table: stage, result, seconds, numbers. Logs: <out>/<stage>.log.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -14,18 +16,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PY = sys.executable
 TESTS = [PY, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda"]
-SANITIZED = "test_cuda_linear.py test_cuda_step.py test_ops_embedding.py test_ops_head.py test_ops_optim.py"
-# Small cases of a step's kernels; the sanitizer makes them some hundred times slower.
-SMALL = (
-    "(129-72-136 and 0.3 or 67-small or 7-33 or duplicates or padding or one_launch and 777 and False) and not golden"
-)
 
 # What was built, and whether it loads beside this torch on this GPU: without that no later stage can tell anything.
 LOADS_STAGE, LOADS = (
@@ -39,12 +38,27 @@ HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes or one_lau
 # Tests with stages of their own: they take long, wait for another process, or compile at first use.
 ELSEWHERE = "test_cuda_linear.py test_cuda_step.py test_cuda_nccl.py test_preprocess_cuda.py test_xp.py"
 
+TOOLS = ["memcheck", "racecheck", "initcheck"]
+# Small cases of every kernel of a step, by name of a stage: what of which files. The sanitizer makes them some hundred
+# times slower.
+SANITIZED = {
+    "layers": ("129-72-136 and 0.3 or one_launch and 777 and False", "test_cuda_linear.py"),
+    "embedding": ("67-small or padding", "test_ops_embedding.py"),
+    "others": (
+        "7-33 or 7-13 or 129-256 or duplicates or check_finite and nan or rmsprop_dense and True-copy or shape1 "
+        "or loss_scale or settle or transpose_matches or 333-0-1 or 500-40-33 or 200-5000",
+        "test_ops_head.py test_ops_optim.py test_ops_linear.py test_ops_batch.py test_ops_metrics.py",
+    ),
+    "step": ("padding_changes_nothing", "test_cuda_step.py"),
+}
+
 
 class Stage(NamedTuple):
     name: str
     command: list[str]
     limit: int  # seconds
     numbers: Callable[[str], str]
+    beside: bool = False  # others like it: nothing is timed
 
 
 def tests(log: str) -> str:
@@ -55,9 +69,10 @@ def tests(log: str) -> str:
 
 
 def sanitized(log: str) -> str:
-    return (
-        "; ".join(re.findall(r"ERROR SUMMARY: (.*)|RACECHECK SUMMARY: (.*)", log)[-1:][0]) if "SUMMARY" in log else ""
-    )
+    """How many cases ran, what the tool sums up, and where most of its findings are."""
+    summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", log)
+    places = Counter(re.findall(r"=\s+(?:at|and|Error: Race).* in (\S+:\d+)", log)).most_common(3)
+    return "; ".join([tests(log), *summary[-1:], *(f"{place} ({n})" for place, n in places)])
 
 
 def whole_steps(log: str) -> str:
@@ -100,74 +115,82 @@ def bench(what: str, *options: str) -> list[str]:
     return [PY, "-m", f"bench.{what}", "--device", "cuda", "--json", "--rounds", "3", *options]
 
 
-def sanitizer(tool: str) -> list[str]:
-    files = [f"tests/{name}" for name in SANITIZED.split()]
+def sanitizer(tool: str, cases: str) -> list[str]:
     places = [os.environ.get("PATH", ""), os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"]
     program = shutil.which("compute-sanitizer", path=os.pathsep.join(places)) or "compute-sanitizer"
+    chosen, files = SANITIZED[cases]
+    # initcheck wants to see who wrote what our kernels read; the others look at ours alone.
+    ours = [] if tool == "initcheck" else ["--kernel-name", "kns=widedeep"]
+    port = 49152 + 16 * (
+        len(SANITIZED) * TOOLS.index(tool) + list(SANITIZED).index(cases)
+    )  # each its own: they run at once
+    options = [f"--tool={tool}", "--error-exitcode=9", f"--port={port}", "--target-processes=application-only"]
+    options += ["--print-limit=40", "--num-callers-host=8", *ours]
     # Without its cache of memory torch gives every tensor an allocation of its own, whose ends the sanitizer knows.
-    return [
-        "env",
-        "PYTORCH_NO_CUDA_MEMORY_CACHING=1",
-        program,
-        f"--tool={tool}",
-        "--error-exitcode=9",
-        *TESTS,
-        "-x",
-        "-k",
-        SMALL,
-        *files,
-    ]
+    command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", program, *options, *TESTS, "-k", chosen]
+    return command + [f"tests/{name}" for name in files.split()]
 
 
 def stages() -> list[Stage]:
     """The most telling first, in case the time is up before the last."""
-    build = [
-        PY,
-        "setup.py",
-        "-q",
-        "egg_info",
-        "build_ext",
-        "--inplace",
-    ]  # needs neither a network nor a right to install
+    build = [PY, "setup.py", "-q", "egg_info", "build_ext", "--inplace"]  # neither a network nor a right to install
     fp16, tf32 = ["--precision", "fp16"], ["--precision", "tf32"]
-    large, both = ["--batch", "131072"], ["--batch", "131072", "16384"]
-    alone = ["--peers", "none"]
+    both, alone = ["--batch", "131072", "16384"], ["--peers", "none"]
+    peers = "torch-reduce-overhead-dense,jax"
     job = ["--displays", "20000", "--epochs", "2", "--batch", "16384", "--device", "cuda", "--json", *fp16]
+    rest = ["tests", *(f"--ignore=tests/{name}" for name in ELSEWHERE.split())]
+    beside = [
+        Stage("layers", [*TESTS, "-k", f"not ({HOPPER})", "tests/test_cuda_linear.py"], 150, tests),
+        Stage(HOPPER_STAGE, [*TESTS, "-k", HOPPER, "tests/test_cuda_linear.py"], 150, tests),
+        Stage("step", [*TESTS, "tests/test_cuda_step.py"], 150, tests),
+        Stage("ops", [*TESTS, *rest], 150, tests),
+        Stage("preprocessing", [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"], 150, tests),
+        Stage("nccl", [*TESTS, "tests/test_cuda_nccl.py"], 150, tests),
+    ]
+    for tool in TOOLS:
+        beside += [Stage(f"{tool} {cases}", sanitizer(tool, cases), 150, sanitized) for cases in SANITIZED]
     return [
         Stage("build", build, 170, last_line),
         Stage(LOADS_STAGE, [PY, "-c", LOADS], 30, last_line),
-        Stage("layers", [*TESTS, "-k", f"not ({HOPPER})", "tests/test_cuda_linear.py"], 60, tests),
-        Stage(HOPPER_STAGE, [*TESTS, "-k", HOPPER, "tests/test_cuda_linear.py"], 45, tests),
-        Stage("step", [*TESTS, "tests/test_cuda_step.py"], 90, tests),
+        *(stage._replace(beside=True) for stage in beside),
         Stage("kernels", [PY, "-m", "bench.budget", "--json"], 60, kernels),
-        Stage("timeline", [PY, "-m", "bench.timeline", "train"], 40, last_line),
-        Stage("training fp16", bench("train", *fp16, *both, *alone), 60, whole_steps),
-        Stage("inference fp16", bench("infer", *fp16, *both, "4096", *alone), 45, whole_steps),
-        Stage("end to end", [PY, "-m", "bench.end_to_end", *job], 60, whole_job),
-        Stage("ops", [*TESTS, "tests", *(f"--ignore=tests/{name}" for name in ELSEWHERE.split())], 90, tests),
-        Stage("preprocessing", [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"], 60, tests),
-        Stage("nccl", [*TESTS, "tests/test_cuda_nccl.py"], 40, tests),
-        Stage("memcheck", sanitizer("memcheck"), 60, sanitized),
-        Stage("racecheck", sanitizer("racecheck"), 60, sanitized),
-        Stage("initcheck", sanitizer("initcheck"), 60, sanitized),
         Stage(
-            "training beside peers",
-            bench("train", *fp16, *large, "--peers", "torch-reduce-overhead,jax"),
-            90,
+            "training fp16",
+            bench("train", *fp16, *both, "--peers", f"torch,torch-compile-dense,{peers}"),
+            200,
             whole_steps,
         ),
-        Stage("training tf32", bench("train", *tf32, *large, *alone), 40, whole_steps),
+        Stage("inference fp16", bench("infer", *fp16, *both, "4096", "--peers", peers), 90, whole_steps),
+        Stage("training tf32", bench("train", *tf32, *both, *alone), 45, whole_steps),
+        Stage("kernels in a row", [PY, "-m", "bench.budget", "--sustained", "--json"], 60, kernels),
+        Stage(
+            "op families",
+            [PY, "-m", "pytest", "-q", "-k", "cuda", "--benchmark-columns=median", *families()],
+            90,
+            tests,
+        ),
+        Stage("timeline", [PY, "-m", "bench.timeline", "train"], 40, last_line),
+        Stage("end to end", [PY, "-m", "bench.end_to_end", *job], 60, whole_job),
+        Stage("doctor", [PY, "-m", "widedeep", "doctor"], 30, last_line),
         Stage("registers", [PY, "cmake/ptxas_report.py", "build"], 10, last_line),
     ]
 
 
-def run(stage: Stage, limit: float, log: Path) -> tuple[str, float]:
-    """(result in words, seconds). All that the stage started ends with it. Tests of which none passed are not ok."""
+def families() -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "bench").glob("bench_*.py"))
+
+
+def run(stage: Stage, limit: float, log: Path, threads: int | None = None) -> tuple[str, float]:
+    """(result in words, seconds). All that the stage started ends with it. Tests of which none passed are not ok.
+
+    threads: of the host, for each stage of several.
+    """
     start = time.monotonic()
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with log.open("w") as out:
         try:
             process = subprocess.Popen(
-                stage.command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                stage.command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
         except OSError as error:
             out.write(str(error))
@@ -184,40 +207,48 @@ def run(stage: Stage, limit: float, log: Path) -> tuple[str, float]:
     return result, time.monotonic() - start
 
 
+def row(stage: Stage, result: str, seconds: float = 0.0, log: str = "") -> dict:
+    try:
+        numbers = stage.numbers(log) or last_line(log)
+    except (ValueError, KeyError, IndexError):
+        numbers = last_line(log)
+    return {"stage": stage.name, "result": result, "seconds": round(seconds, 1), "numbers": numbers}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="where logs and summary.json go")
     parser.add_argument("--seconds", type=int, default=520, help="for all stages together")
-    parser.add_argument("--only", nargs="+", help="names of the stages to run, each in all the time left")
+    parser.add_argument("--only", nargs="+", help="first words of the stages to run, each in all the time left")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     end, rows, loads = time.monotonic() + args.seconds, [], True
-    for stage in stages():
-        if args.only and stage.name not in args.only:
-            continue
+    chosen = [s for s in stages() if not args.only or any(s.name.startswith(words) for words in args.only)]
+
+    def done(stage: Stage, threads: int | None = None) -> dict:
         left = end - time.monotonic()
-        log = args.out / f"{stage.name.replace(' ', '-')}.log"
         if left < 5 or not loads:
-            rows.append(
-                {"stage": stage.name, "result": "no time left" if loads else "not run", "seconds": 0.0, "numbers": ""}
-            )
-            continue
-        result, seconds = run(stage, left if args.only else min(stage.limit, left), log)
-        if stage.name == HOPPER_STAGE and result != "ok":
-            os.environ["WIDEDEEP_SM90"] = "0"
-        loads &= stage.name != LOADS_STAGE or result == "ok"
-        text = log.read_text(errors="replace")
-        try:
-            numbers = stage.numbers(text) if result == "ok" or stage.numbers is tests else last_line(text)
-        except (ValueError, KeyError, IndexError):
-            numbers = last_line(text)
-        rows.append({"stage": stage.name, "result": result, "seconds": round(seconds, 1), "numbers": numbers})
+            return row(stage, "no time left" if loads else "not run")
+        log = args.out / f"{stage.name.replace(' ', '-')}.log"
+        result, seconds = run(stage, left if args.only else min(stage.limit, left), log, threads)
         print(f"{stage.name}: {result}, {seconds:.0f} s", file=sys.stderr, flush=True)
+        return row(stage, result, seconds, log.read_text(errors="replace"))
+
+    for _, group in itertools.groupby(chosen, key=lambda stage: stage.beside or stage.name):
+        together = list(group)
+        threads = max(1, (os.cpu_count() or 1) // len(together)) if len(together) > 1 else None
+        with ThreadPoolExecutor(len(together)) as pool:
+            told = list(pool.map(done, together, [threads] * len(together)))
+        rows += told
+        for stage in told:
+            if stage["stage"] == HOPPER_STAGE and stage["result"] != "ok":
+                os.environ["WIDEDEEP_SM90"] = "0"
+            loads &= stage["stage"] != LOADS_STAGE or stage["result"] == "ok"
     (args.out / "summary.json").write_text(json.dumps(rows, indent=1))
     print(f"{'stage':24}{'result':>14}{'seconds':>9}  numbers")
-    for row in rows:
-        print(f"{row['stage']:24}{row['result']:>14}{row['seconds']:9.1f}  {row['numbers']}")
-    return int(any(row["result"] != "ok" for row in rows))
+    for stage in rows:
+        print(f"{stage['stage']:24}{stage['result']:>14}{stage['seconds']:9.1f}  {stage['numbers']}")
+    return int(any(stage["result"] != "ok" for stage in rows))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Every contender starts from the same weights, must give the same logits before the clock starts, and reads the same
 batches from a shard set through the package's Reader, which is part of the time. A round measures ours and a peer in
-turn, `steps` steps each; the ratio is the median over rounds of ours / peer, so that a machine that drifts slows both.
+turn, about a second each; the ratio is the median over rounds of ours / peer, so that a machine that drifts slows both.
 """
 
 import argparse
@@ -46,7 +46,9 @@ def options(what: str) -> argparse.ArgumentParser:
         "--batch", type=int, nargs="+", help="rows of a batch; several are measured one after the other"
     )
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
-    parser.add_argument("--steps", type=int, default=0, help="steps of one measurement (default: about a second)")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="steps of one measurement (default: about a second of each)"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each pair")
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {','.join(peers.PEERS)}")
     parser.add_argument("--step", choices=("fused", "reference"), default="fused", help="which of our steps")
@@ -155,26 +157,27 @@ def _measure(args: argparse.Namespace, contenders: list[Contender], reader: Read
     for contender in contenders:
         seconds(contender, WARMUP_STEPS)
     ours, *others = contenders
-    steps = args.steps or max(1, round(1.0 / seconds(ours, 2)))
+    steps = {c.name: args.steps or max(1, round(1.0 / seconds(c, 2))) for c in contenders}
     own: list[float] = []
     pairs: dict[str, list[tuple[float, float]]] = {c.name: [] for c in others}
     for _ in range(args.rounds):
         for peer in others or [None]:
-            own.append(seconds(ours, steps))
+            own.append(seconds(ours, steps[ours.name]))
             if peer is not None:
-                pairs[peer.name].append((own[-1], seconds(peer, steps)))
-    table = [_row(ours.name, own, rows)]
+                pairs[peer.name].append((own[-1], seconds(peer, steps[peer.name])))
+    table = [_row(ours.name, own, rows, steps[ours.name])]
     for name, times in pairs.items():
-        row = _row(name, [theirs for _, theirs in times], rows)
+        row = _row(name, [theirs for _, theirs in times], rows, steps[name])
         table.append(row | {"ours_over_this": statistics.median(theirs / mine for mine, theirs in times)})
-    report = {"batch": rows, "steps": steps, "rounds": args.rounds, "contenders": table}
+    report = {"batch": rows, "rounds": args.rounds, "contenders": table}
     # What torch holds: the rows of the shards, ours, and peers that are torch's own.
     return report | ({"device_GiB": torch.cuda.max_memory_reserved() / 2**30} if args.device == "cuda" else {})
 
 
-def _row(name: str, times: list[float], rows: int) -> dict:
+def _row(name: str, times: list[float], rows: int, steps: int) -> dict:
     return {
         "name": name,
+        "steps": steps,
         "samples_per_s": rows / statistics.median(times),
         "slowest": rows / max(times),
         "fastest": rows / min(times),
@@ -213,15 +216,15 @@ def text(report: dict) -> str:
     for result in report["results"]:
         lines += [
             "",
-            f"batch {result['batch']}, {result['steps']} steps a measurement, medians of {result['rounds']} rounds",
-            f"{'':24}{'samples/s':>12}{'ms/step':>10}{'slowest':>12}{'fastest':>12}{'ours / this':>13}",
+            f"batch {result['batch']}, medians of {result['rounds']} rounds",
+            f"{'':28}{'steps':>6}{'samples/s':>12}{'ms/step':>10}{'slowest':>12}{'fastest':>12}{'ours / this':>13}",
         ]
         for row in result["contenders"]:
             ratio = f"{row['ours_over_this']:.2f}" if "ours_over_this" in row else ""
             numbers = (
                 f"{row['samples_per_s']:12,.0f}{row['ms_per_step']:10.2f}{row['slowest']:12,.0f}{row['fastest']:12,.0f}"
             )
-            lines.append(f"{row['name']:24}{numbers}{ratio:>13}")
+            lines.append(f"{row['name']:28}{row['steps']:6}{numbers}{ratio:>13}")
         if "device_GiB" in result:
             lines.append(f"device memory held by torch: {result['device_GiB']:.2f} GiB at most")
     lines += [""] + [f"{name}: {version}" for name, version in report["versions"].items()]

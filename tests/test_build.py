@@ -177,3 +177,43 @@ def test_gpu_check_asks_for_files_and_options_that_exist():
         assert all((ROOT / path).exists() for path in paths), stage.name
         if {"bench.train", "bench.infer"} & set(stage.command):
             harness.options("").parse_args(stage.command[3:])
+
+
+@pytest.mark.parametrize("cases", list(gpu_check.SANITIZED))
+def test_gpu_check_sanitizes_cases_of_every_file_it_names(cases):
+    command = gpu_check.sanitizer("memcheck", cases)
+    command = [*command[command.index(gpu_check.PY) :], "--collect-only"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    for name in gpu_check.SANITIZED[cases][1].split():
+        assert f"tests/{name}::" in done.stdout
+
+
+def test_gpu_check_runs_beside_each_other_what_it_does_not_time(tmp_path, monkeypatch):
+    """Each of three waits for a file of the next; the one that is timed finds all of them done."""
+
+    def waits(own, other):
+        code = f"from pathlib import Path; import time; Path({own!r}).touch()\n"
+        return [sys.executable, "-c", code + f"while not Path({other!r}).exists(): time.sleep(0.01)"]
+
+    files = [str(tmp_path / str(i)) for i in range(3)]
+    stages = [
+        gpu_check.Stage(f"beside {i}", waits(files[i], files[(i + 1) % 3]), 30, str, beside=True) for i in range(3)
+    ]
+    alone = f"from pathlib import Path; exit(not all(Path(f).exists() for f in {files}))"
+    stages += [gpu_check.Stage("timed", [sys.executable, "-c", alone], 30, str)]
+    monkeypatch.setattr(gpu_check, "stages", lambda: stages)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path)])
+    assert gpu_check.main() == 0
+
+
+def test_gpu_check_says_where_the_sanitizer_found_something():
+    log = """..========= Error: Race reported between Read access at f(int)+0x10 in rows.cuh:193
+=========     and Write access at g(int)+0x20 in rows.cuh:91 [512 hazards]
+=========     and Write access at g(int)+0x30 in rows.cuh:91 [8 hazards]
+1 failed, 3 passed in 4.2s
+========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"""
+    told = gpu_check.sanitized(log)
+    assert told == (
+        "1 failed, 3 passed in 4.2s; 1 hazard displayed (1 error, 0 warnings); rows.cuh:91 (2); rows.cuh:193 (1)"
+    )
