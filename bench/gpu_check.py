@@ -136,7 +136,7 @@ def stages() -> list[Stage]:
     build = [PY, "setup.py", "-q", "egg_info", "build_ext", "--inplace"]  # neither a network nor a right to install
     fp16, tf32 = ["--precision", "fp16"], ["--precision", "tf32"]
     both, alone = ["--batch", "131072", "16384"], ["--peers", "none"]
-    peers = "torch-reduce-overhead-dense,jax"
+    trained, predicts = "torch,torch-compile-dense,torch-reduce-overhead-dense", "torch-reduce-overhead-dense"
     job = ["--displays", "20000", "--epochs", "2", "--batch", "16384", "--device", "cuda", "--json", *fp16]
     rest = ["tests", *(f"--ignore=tests/{name}" for name in ELSEWHERE.split())]
     beside = [
@@ -154,14 +154,11 @@ def stages() -> list[Stage]:
         Stage(LOADS_STAGE, [PY, "-c", LOADS], 30, last_line),
         *(stage._replace(beside=True) for stage in beside),
         Stage("kernels", [PY, "-m", "bench.budget", "--json"], 60, kernels),
-        Stage(
-            "training fp16",
-            bench("train", *fp16, *both, "--peers", f"torch,torch-compile-dense,{peers}"),
-            200,
-            whole_steps,
-        ),
-        Stage("inference fp16", bench("infer", *fp16, *both, "4096", "--peers", peers), 90, whole_steps),
+        Stage("training fp16", bench("train", *fp16, *both, "--peers", "jax"), 90, whole_steps),
+        Stage("inference fp16", bench("infer", *fp16, *both, "4096", "--peers", "jax"), 70, whole_steps),
         Stage("training tf32", bench("train", *tf32, *both, *alone), 45, whole_steps),
+        Stage("training beside torch", bench("train", *fp16, *both, "--peers", trained), 150, whole_steps),
+        Stage("inference beside torch", bench("infer", *fp16, *both, "4096", "--peers", predicts), 80, whole_steps),
         Stage("kernels in a row", [PY, "-m", "bench.budget", "--sustained", "--json"], 60, kernels),
         Stage(
             "op families",
