@@ -36,21 +36,26 @@ LOADS_STAGE, LOADS = (
 )
 HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes or one_launch"
 # Tests with stages of their own: they take long, wait for another process, or compile at first use.
+OPS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_ops_*.py"))]
 ELSEWHERE = "test_cuda_linear.py test_cuda_step.py test_cuda_nccl.py test_preprocess_cuda.py test_xp.py"
 
 TOOLS = ["memcheck", "racecheck", "initcheck"]
 # Small cases of every kernel of a step, by name of a stage: what of which files. The sanitizer makes them some hundred
 # times slower.
 SANITIZED = {
-    "layers": ("129-72-136 and 0.3 or one_launch and 777 and False", "test_cuda_linear.py"),
+    "layers": ("129-72-136 and 0.3", "test_cuda_linear.py"),
+    "chain": ("small_hopper_chain", "test_cuda_linear.py"),
     "embedding": ("67-small or padding", "test_ops_embedding.py"),
     "others": (
         "7-33 or 7-13 or 129-256 or duplicates or check_finite and nan or rmsprop_dense and True-copy or shape1 "
         "or loss_scale or settle or transpose_matches or 333-0-1 or 500-40-33 or 200-5000",
         "test_ops_head.py test_ops_optim.py test_ops_linear.py test_ops_batch.py test_ops_metrics.py",
     ),
-    "step": ("padding_changes_nothing", "test_cuda_step.py"),
+    "step": ("padding_changes_nothing and one-hot", "test_cuda_step.py"),
 }
+# racecheck stops in products of the library in half types ("failed to handle a hardware exception"); `step` shows it
+# our passes over a product in float32.
+NOT_SANITIZED = [("racecheck", "layers")]
 
 
 class Stage(NamedTuple):
@@ -135,46 +140,42 @@ def stages() -> list[Stage]:
     """The most telling first, in case the time is up before the last."""
     build = [PY, "setup.py", "-q", "egg_info", "build_ext", "--inplace"]  # neither a network nor a right to install
     fp16, tf32 = ["--precision", "fp16"], ["--precision", "tf32"]
-    both, alone = ["--batch", "131072", "16384"], ["--peers", "none"]
+    both, fewer = ["--batch", "131072", "16384"], ["--rounds", "2"]
     trained, predicts = "torch,torch-compile-dense,torch-reduce-overhead-dense", "torch-reduce-overhead-dense"
+    families = [PY, "-m", "pytest", "-q", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("bench/bench_*.py")))]
     job = ["--displays", "20000", "--epochs", "2", "--batch", "16384", "--device", "cuda", "--json", *fp16]
-    rest = ["tests", *(f"--ignore=tests/{name}" for name in ELSEWHERE.split())]
+    elsewhere = [*OPS, *(f"tests/{name}" for name in ELSEWHERE.split())]
+    rest = ["tests", *(f"--ignore={path}" for path in elsewhere)]
     beside = [
         Stage("layers", [*TESTS, "-k", f"not ({HOPPER})", "tests/test_cuda_linear.py"], 150, tests),
         Stage(HOPPER_STAGE, [*TESTS, "-k", HOPPER, "tests/test_cuda_linear.py"], 150, tests),
         Stage("step", [*TESTS, "tests/test_cuda_step.py"], 150, tests),
-        Stage("ops", [*TESTS, *rest], 150, tests),
+        Stage("ops", [*TESTS, *OPS], 150, tests),
+        Stage("rest", [*TESTS, *rest], 150, tests),
         Stage("preprocessing", [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"], 150, tests),
         Stage("nccl", [*TESTS, "tests/test_cuda_nccl.py"], 150, tests),
     ]
-    for tool in TOOLS:
-        beside += [Stage(f"{tool} {cases}", sanitizer(tool, cases), 150, sanitized) for cases in SANITIZED]
+    chosen = [pair for pair in itertools.product(TOOLS, SANITIZED) if pair not in NOT_SANITIZED]
+    beside += [Stage(" ".join(pair), sanitizer(*pair), 150, sanitized) for pair in chosen]
     return [
         Stage("build", build, 170, last_line),
         Stage(LOADS_STAGE, [PY, "-c", LOADS], 30, last_line),
         *(stage._replace(beside=True) for stage in beside),
         Stage("kernels", [PY, "-m", "bench.budget", "--json"], 60, kernels),
         Stage("training fp16", bench("train", *fp16, *both, "--peers", "jax"), 90, whole_steps),
-        Stage("inference fp16", bench("infer", *fp16, *both, "4096", "--peers", "jax"), 70, whole_steps),
-        Stage("training tf32", bench("train", *tf32, *both, *alone), 45, whole_steps),
-        Stage("training beside torch", bench("train", *fp16, *both, "--peers", trained), 150, whole_steps),
-        Stage("inference beside torch", bench("infer", *fp16, *both, "4096", "--peers", predicts), 80, whole_steps),
-        Stage("kernels in a row", [PY, "-m", "bench.budget", "--sustained", "--json"], 60, kernels),
+        Stage("inference fp16", bench("infer", *fp16, *both, "4096", "--peers", "jax", *fewer), 70, whole_steps),
+        Stage("training tf32", bench("train", *tf32, "--batch", "131072", "--peers", "none"), 45, whole_steps),
+        Stage("training beside torch", bench("train", *fp16, *both, "--peers", trained, *fewer), 150, whole_steps),
         Stage(
-            "op families",
-            [PY, "-m", "pytest", "-q", "-k", "cuda", "--benchmark-columns=median", *families()],
-            90,
-            tests,
+            "inference beside torch", bench("infer", *fp16, *both, "4096", "--peers", predicts, *fewer), 80, whole_steps
         ),
+        Stage("op families", [*families, "-k", "cuda", "--benchmark-columns=median"], 90, tests),
         Stage("timeline", [PY, "-m", "bench.timeline", "train"], 40, last_line),
         Stage("end to end", [PY, "-m", "bench.end_to_end", *job], 60, whole_job),
         Stage("doctor", [PY, "-m", "widedeep", "doctor"], 30, last_line),
         Stage("registers", [PY, "cmake/ptxas_report.py", "build"], 10, last_line),
+        Stage("kernels in a row", [PY, "-m", "bench.budget", "--sustained", "--json"], 60, kernels),
     ]
-
-
-def families() -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "bench").glob("bench_*.py"))
 
 
 def run(stage: Stage, limit: float, log: Path, threads: int | None = None) -> tuple[str, float]:
@@ -215,7 +216,7 @@ def row(stage: Stage, result: str, seconds: float = 0.0, log: str = "") -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="where logs and summary.json go")
-    parser.add_argument("--seconds", type=int, default=520, help="for all stages together")
+    parser.add_argument("--seconds", type=int, default=530, help="for all stages together")
     parser.add_argument("--only", nargs="+", help="first words of the stages to run, each in all the time left")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

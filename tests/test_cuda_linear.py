@@ -207,6 +207,29 @@ def test_one_launch_for_all_layers_has_the_bits_of_one_for_each(B, widths, dtype
             assert all(torch.equal(a, b) for a, b in zip(sums, dbias[i : i + 1]))
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_a_small_hopper_chain_matches_reference(dtype):
+    """Few launches, and none of the library's: what racecheck is shown of the Hopper products."""
+    needs("sm90")
+    B, widths, p = 300, [64, 264, 136], 0.1
+    tolerance = TF32 if dtype == torch.float32 else TOLERANCE[dtype]
+    weights, biases = zip(*(layer(1, I, O, dtype)[1:] for I, O in pairwise(widths)))
+    x, dz = (normal(B, n, device=DEVICE, dtype=dtype) for n in (widths[0], widths[-1]))
+    y, dx = ([poisoned(B, n, device=DEVICE, dtype=dtype) for n in some] for some in (widths[1:], widths[-2::-1]))
+    mask = torch.full((linear_sm90.mask_bytes(B, widths[1]),), 0xA5, dtype=torch.uint8, device=DEVICE)
+    linear_sm90.linear_sm90_out(x, weights, biases, p, 3, step(), 0, 0, y=y, masks=[mask])
+    for i, h in enumerate((x, y[0])):
+        rows = (h.double().cpu(), weights[i].double().cpu(), biases[i].double().cpu())
+        close(y[i].cpu(), reference.linear_relu_dropout(*rows, p, 3, step().cpu(), i, 0), tolerance)
+    dbias = poisoned(widths[1], device=DEVICE)
+    back = [w.t().contiguous() for w in reversed(weights)]
+    linear_sm90.linear_sm90_dgrad_out(dz, back, [mask], p, dx=dx, dbias=[dbias])
+    want = dz.double().cpu() @ weights[1].double().cpu() * (y[0] > 0).cpu() * reference.dropout_scale(p)
+    close(dx[0].cpu(), want, tolerance)
+    close(dbias.cpu(), want.sum(0), tolerance * 4)
+    close(dx[1].cpu(), dx[0].double().cpu() @ weights[0].double().cpu(), tolerance)
+
+
 def test_autograd_through_the_op():
     x, weight, bias = (t.requires_grad_() for t in layer(67, 40, 48, torch.float32))
     y = ops.linear_relu_dropout(x, weight, bias, 0.2, 3, step(), 1, 0)

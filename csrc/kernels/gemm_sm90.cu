@@ -18,13 +18,16 @@ __device__ __forceinline__ void consume(Shared& s, uint32_t ring, const Params& 
   const int group = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x / 128), 0) - 1;
   float acc[128];
   Reader<T> reader(ring, group);
+  uint32_t parity = 0;
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += gridDim.x / kCluster) {
     Shift shift[kAhead];
-    const auto wait_taken = [&] { named_barrier(kTaken + group, kTakenThreads); };
+    const auto wait_taken = [&] {
+      barrier_wait(smem_address(&s.taken[group]), parity);
+      parity ^= 1;
+    };
     const auto hand = [&]<int kTurn>(float scale) {
       hand_over<T, kEpilogue, kTurn>(s, acc, scale, group, shift);
-      for (int warp = 0; warp < kFinishers; ++warp)
-        named_barrier_arrive(kReady + group * kFinishers + warp, kReadyThreads);
+      barrier_arrive(smem_address(&s.ready[group]));
     };
     const float scale = reader.multiply(s.ring, acc, [&] {
       wait_taken();
@@ -45,13 +48,13 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
   constexpr bool kForward = kEpilogue == Epilogue::kForward;
   const int clusters = gridDim.x / kCluster, warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
   const int thread = warp * 32 + lane;
-  uint32_t bad = 0;
+  uint32_t bad = 0, parity = 0;
   const bool drops = kForward && p.dropout.threshold != 0;
   const uint64_t step = drops ? static_cast<uint64_t>(*p.dropout.step) : 0;
   Place next = place_of(p, blockIdx.x / kCluster);
   // With the word that what was handed over is taken come the offsets of what is handed over next.
   Offsets offsets{};
-  const auto taken = [&](int group) { named_barrier_arrive(kTaken + group, kTakenThreads); };
+  const auto taken = [&](int group) { barrier_arrive(smem_address(&s.taken[group])); };
   if (kForward) offsets = load_offsets<T>(p.link[next.link], next.n * kColumns, thread);
   for (int group = 0; group < 2; ++group) {
     if (kForward) store_offsets(s, offsets, group, thread);
@@ -59,8 +62,7 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
   }
   for (int tile = blockIdx.x / kCluster; tile < p.tiles; tile += clusters) {
     const Place at = next;
-    const bool last = tile + clusters >= p.tiles;
-    if (!last) {
+    if (tile + clusters < p.tiles) {
       next = place_of(p, tile + clusters);
       if (kForward) offsets = load_offsets<T>(p.link[next.link], next.n * kColumns, thread);
       if (warp == 0 && lane == 0) look_ahead(s.ring, p, next, tile + clusters);
@@ -72,7 +74,7 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
     const bool some = kForward ? drops : mask != nullptr;  // whether bits say which values stay
     float sums[kTurns<T>][8] = {};
 #pragma unroll
-    for (int turn = 0; turn < kTurns<T>; ++turn)
+    for (int turn = 0; turn < kTurns<T>; ++turn, parity ^= 1)
 #pragma unroll 1
       for (int group = 0; group < 2; ++group) {
         const int64_t blocks = bits_at<T>(strip, link.tiles_n, at.n, group, turn, 0) + lane;
@@ -82,7 +84,7 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
           draw_blocks<T>(dropout_of(p.dropout, step, at.link), p.dropout.first_row + strip * kRows + group * kGroupRows,
                          at.n * kColumns + turn * kHanded<T> + lane * kLane<T>, first, bits);
         if (mask) load_blocks<T>(mask + blocks, first, bits);
-        named_barrier(kReady + group * kFinishers + warp, kReadyThreads);
+        barrier_wait(smem_address(&s.ready[group]), parity);
         if (kForward && turn + 1 == kTurns<T>) store_offsets(s, offsets, group, thread);
 #pragma unroll 1
         for (int block = first; block < kBlocks; block += kFinishers) {
@@ -95,7 +97,7 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
           if (noted) noted[blocks + block * 32] = positive;
           next_bits<T>(bits);
         }
-        if (!last || turn + 1 < kTurns<T>) taken(group);  // else nobody waits for it
+        taken(group);
       }
     __syncwarp();  // the counter is for what all lanes have stored
     if (lane == 0 && at.link + 1 < p.links) counter_arrive(counter_of(p, at.link, strip));
@@ -114,6 +116,10 @@ __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_c
   static_assert(kFew + 2 * kMany <= 3 * 168, "more registers than a block is given");
   if (threadIdx.x == 0) {
     init_ring(s.ring);
+    for (int group = 0; group < 2; ++group) {
+      barrier_init(smem_address(&s.ready[group]), 128);
+      barrier_init(smem_address(&s.taken[group]), kFinishing);
+    }
     fence_barrier_init();
   }
   __syncwarp();  // the cluster barriers want whole warps

@@ -16,13 +16,12 @@ struct Shared {
   alignas(1024) uint8_t out[2][kGroupRows][kRowBytes];
   float offset[2][kColumns];  // of each warpgroup: the bias of its tile, times the scale of dropout
   alignas(16) float sums[kFinishers][kColumns];
+  // Of each warpgroup's rows in `out`. Every thread arrives for itself: where one lane arrives for its warp, after
+  // __syncwarp, racecheck takes what the others did for races (and bar.arrive for no order at all).
+  uint64_t ready[2], taken[2];
 };
 
-// Named barriers of a block, by which rows are handed over: kReady for each warpgroup and each warp that finishes,
-// kTaken for each warpgroup.
-constexpr int kReady = 1, kTaken = kReady + 2 * kFinishers, kSums = kTaken + 2;
-constexpr int kReadyThreads = 128 + 32, kTakenThreads = 128 + 32 * kFinishers, kSumsThreads = 32 * kFinishers;
-static_assert(kSums < 16, "more barriers than a block has");
+constexpr int kFinishing = 32 * kFinishers;  // threads
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -253,10 +252,10 @@ __device__ __forceinline__ void add_warps(Shared& s, const Link& link, const flo
     for (int n = 0; n < kLane<T>; n += 4)  // 16 bytes a lane: no bank conflicts
       *reinterpret_cast<Pack<float, 4>*>(&s.sums[first][turn * kHanded<T> + lane * kLane<T> + n]) = {
           {sums[turn][n], sums[turn][n + 1], sums[turn][n + 2], sums[turn][n + 3]}};
-  named_barrier(kSums, kSumsThreads);
-  for (int n = first * 32 + static_cast<int>(lane); n < kColumns && column + n < link.N; n += kSumsThreads)
+  named_barrier(1, kFinishing);
+  for (int n = first * 32 + static_cast<int>(lane); n < kColumns && column + n < link.N; n += kFinishing)
     link.column_sums[int64_t{strip} * link.N + column + n] = (s.sums[0][n] + s.sums[1][n]) + s.sums[2][n];
-  named_barrier(kSums, kSumsThreads);  // the sums are read before the next tile writes its own
+  named_barrier(1, kFinishing);  // the sums are read before the next tile writes its own
 }
 
 #endif

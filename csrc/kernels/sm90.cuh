@@ -21,6 +21,11 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// What the thread has read and written so far is done for those who see the phase complete.
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 // The shared memory at the same offset in block `rank` of the cluster.
 __device__ __forceinline__ uint32_t remote_address(uint32_t address, uint32_t rank) {
   uint32_t remote;
@@ -158,11 +163,6 @@ __device__ __forceinline__ void register_shrink() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// A barrier of the block, 1 to 15; `threads`: all that come to it, whole warps. Those that only arrive do not wait;
-// what they stored is there for those that do.
-__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

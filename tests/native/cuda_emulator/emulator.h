@@ -100,7 +100,6 @@ void run(const Launch& launch, const std::function<void()>& kernel);
 
 // Waits for the other threads of the meeting; all of a meeting must be doing the same thing.
 void meet(Meeting& meeting, const char* what);
-void arrive(Meeting& meeting, const char* what);  // without waiting
 // Waits until ready() holds; it is asked again after every change().
 void wait_until(const std::function<bool()>& ready, const char* what);
 void change();

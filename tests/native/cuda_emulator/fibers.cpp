@@ -166,23 +166,14 @@ std::mt19937_64& generator() {
   return numbers;
 }
 
-void come(Meeting& m, const char* what) {
+void meet(Meeting& m, const char* what) {
+  current->doing = what;
   if (m.arrived == 0) m.what = what;
   if (std::strcmp(m.what, what) != 0) fail(std::string("threads meet in ") + m.what + " and in " + what);
   ++m.arrived;
-}
-
-void meet(Meeting& m, const char* what) {
-  current->doing = what;
-  come(m, what);
   m.waiting.push_back(current);
   complete(m);
   leave();
-}
-
-void arrive(Meeting& m, const char* what) {
-  come(m, what);
-  complete(m);
 }
 
 void wait_until(const std::function<bool()>& is_ready, const char* what) {

@@ -25,6 +25,12 @@ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
   emulated::complete(b);
 }
 
+inline void barrier_arrive(uint32_t barrier) {
+  emulated::Barrier& b = emulated::barrier_at(*emulator::current->block, barrier);
+  --b.pending;
+  emulated::complete(b);
+}
+
 inline uint32_t remote_address(uint32_t address, uint32_t rank) { return rank << 24 | address; }
 
 inline void barrier_arrive_remote_if(uint32_t remote, bool wanted) {
@@ -120,13 +126,6 @@ void register_grow() {
 template <int kRegisters>
 void register_shrink() {
   register_grow<kRegisters>();
-}
-
-inline void named_barrier_arrive(int id, int threads) {
-  emulator::meet_warp("named barrier");
-  emulator::Meeting& m = emulator::current->block->named[id];
-  m.expected = threads;
-  emulator::arrive(m, "named barrier");
 }
 
 inline void named_barrier(int id, int threads) {
