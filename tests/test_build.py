@@ -1,6 +1,7 @@
 """What the build says of itself, and the tools around it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,26 @@ def test_nvcc_log_fails_when_wgmma_is_serialised(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
     assert "C7510" in done.stderr
+
+
+@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("g++")), reason="needs cmake and g++")
+def test_a_compiler_that_links_runtimes_of_its_own_gets_the_shared_ones(tmp_path):
+    own = tmp_path / "g++"
+    own.write_text(f'#!/bin/sh\nexec {shutil.which("g++")} -static-libstdc++ -static-libgcc "$@"\n')
+    own.chmod(0o755)
+    lists = ["cmake_minimum_required(VERSION 3.20)", "project(probe LANGUAGES CXX)"]
+    lists += [
+        f"include({ROOT}/cmake/exceptions.cmake)",
+        'file(WRITE ${CMAKE_BINARY_DIR}/runtimes "${WIDEDEEP_RUNTIMES}")',
+    ]
+    (tmp_path / "CMakeLists.txt").write_text("\n".join(lists))
+    for name, compiler in (("shared", "g++"), ("own", str(own))):
+        command = ["cmake", "-S", str(tmp_path), "-B", str(tmp_path / name), f"-DPython_EXECUTABLE={sys.executable}"]
+        subprocess.run([*command, f"-DCMAKE_CXX_COMPILER={compiler}"], check=True, capture_output=True)
+        runtimes = (tmp_path / name / "runtimes").read_text()
+        assert [Path(p).name[:9] for p in runtimes.split(";") if p] == (
+            ["libstdc++", "libgcc_s."] if name == "own" else []
+        )
 
 
 @pytest.mark.parametrize(
