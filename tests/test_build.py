@@ -1,6 +1,7 @@
 """What the build says of itself, and the tools around it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -136,13 +137,14 @@ def test_a_compiler_that_links_runtimes_of_its_own_gets_the_shared_ones(tmp_path
         'file(WRITE ${CMAKE_BINARY_DIR}/runtimes "${WIDEDEEP_RUNTIMES}")',
     ]
     (tmp_path / "CMakeLists.txt").write_text("\n".join(lists))
-    for name, compiler in (("shared", "g++"), ("own", str(own))):
+    both = ["libstdc++.so", "libgcc_s.so"]
+    for name, compiler in (("plain", "g++"), ("own", str(own))):
         command = ["cmake", "-S", str(tmp_path), "-B", str(tmp_path / name), f"-DPython_EXECUTABLE={sys.executable}"]
         subprocess.run([*command, f"-DCMAKE_CXX_COMPILER={compiler}"], check=True, capture_output=True)
-        runtimes = (tmp_path / name / "runtimes").read_text()
-        assert [Path(p).name[:9] for p in runtimes.split(";") if p] == (
-            ["libstdc++", "libgcc_s."] if name == "own" else []
-        )
+        linked = (tmp_path / name / "exceptions.so").read_bytes()  # by this compiler alone: the names stand in it
+        missing = both if name == "own" else [runtime for runtime in both if runtime.encode() not in linked]
+        named = [Path(path).name for path in (tmp_path / name / "runtimes").read_text().split(";") if path]
+        assert [path.split(".so")[0] + ".so" for path in named] == missing
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,15 @@ def test_a_compiler_that_links_runtimes_of_its_own_gets_the_shared_ones(tmp_path
 def test_gpu_check_tells_what_became_of_a_stage(tmp_path, command, result):
     stage = gpu_check.Stage("stage", command, 30, gpu_check.last_line)
     assert gpu_check.run(stage, 0.5 if "sleep" in command[-1] else 30, tmp_path / "log")[0] == result
+
+
+def test_gpu_check_knows_tests_for_another_gpu(tmp_path):
+    """By the words with which the tests of Hopper products are skipped."""
+    reason = re.search(r'pytest.skip\("(.*)"\)', (ROOT / "tests/test_cuda_linear.py").read_text())[1]
+    (tmp_path / "test_other.py").write_text(f"import pytest\ndef test_it():\n    pytest.skip({reason!r})\n")
+    command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", str(tmp_path / "test_other.py")]
+    stage = gpu_check.Stage("stage", command, 30, gpu_check.last_line)
+    assert gpu_check.run(stage, 30, tmp_path / "log")[0] == gpu_check.NOT_HERE
 
 
 def test_hopper_products_can_be_left_out(monkeypatch):
