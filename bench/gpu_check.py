@@ -141,6 +141,7 @@ def stages() -> list[Stage]:
     build = [PY, "setup.py", "-q", "egg_info", "build_ext", "--inplace"]  # neither a network nor a right to install
     fp16, tf32 = ["--precision", "fp16"], ["--precision", "tf32"]
     both, fewer = ["--batch", "131072", "16384"], ["--rounds", "2"]
+    stream = ["--batch", "131072", "--data", "stream"]
     trained, predicts = "torch,torch-compile-dense,torch-reduce-overhead-dense", "torch-reduce-overhead-dense"
     families = [PY, "-m", "pytest", "-q", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("bench/bench_*.py")))]
     job = ["--displays", "20000", "--epochs", "2", "--batch", "16384", "--device", "cuda", "--json", *fp16]
@@ -165,6 +166,7 @@ def stages() -> list[Stage]:
         Stage("training fp16", bench("train", *fp16, *both, "--peers", "jax"), 90, whole_steps),
         Stage("inference fp16", bench("infer", *fp16, *both, "4096", "--peers", "jax", *fewer), 70, whole_steps),
         Stage("training tf32", bench("train", *tf32, "--batch", "131072", "--peers", "none"), 45, whole_steps),
+        Stage("training from files", bench("train", *fp16, *stream, "--peers", "none"), 60, whole_steps),
         Stage("training beside torch", bench("train", *fp16, *both, "--peers", trained, *fewer), 150, whole_steps),
         Stage(
             "inference beside torch", bench("infer", *fp16, *both, "4096", "--peers", predicts, *fewer), 80, whole_steps
@@ -174,7 +176,6 @@ def stages() -> list[Stage]:
         Stage("end to end", [PY, "-m", "bench.end_to_end", *job], 60, whole_job),
         Stage("doctor", [PY, "-m", "widedeep", "doctor"], 30, last_line),
         Stage("registers", [PY, "cmake/ptxas_report.py", "build"], 10, last_line),
-        Stage("kernels in a row", [PY, "-m", "bench.budget", "--sustained", "--json"], 60, kernels),
     ]
 
 

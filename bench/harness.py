@@ -24,7 +24,7 @@ import torch
 from bench import peers
 from bench.job import Contender, Job, write_shards
 from bench.ours import WideDeepContender
-from widedeep.data import Batch, Places, Reader
+from widedeep.data import MODES, Batch, Places, Reader
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.model import WideDeep
@@ -32,7 +32,8 @@ from widedeep.shards import ShardSet
 from widedeep.step import GEMMS, PRECISIONS
 
 WARMUP_STEPS = 3  # compilation, capture, allocation
-EPOCH_STEPS = 8  # batches in the shard set; they are repeated
+# Batches in the shard set, by the reader's mode; they are repeated. A stream's threads begin anew with each epoch.
+EPOCH_STEPS = {"auto": 8, "device": 8, "pinned": 8, "stream": 48}
 # Largest difference of initial logits, which are of the order of 1, between two implementations of the same model.
 AGREEMENT = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
 
@@ -53,6 +54,7 @@ def options(what: str) -> argparse.ArgumentParser:
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {','.join(peers.PEERS)}")
     parser.add_argument("--step", choices=("fused", "reference"), default="fused", help="which of our steps")
     parser.add_argument("--gemm", choices=GEMMS, default="auto", help="our products of hidden layers on a GPU")
+    parser.add_argument("--data", choices=MODES, default="auto", help="mode of the reader: where its rows are")
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024] * 5)
     parser.add_argument("--fspec_file", type=Path, help="feature spec (default: the seed's Outbrain model)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -83,9 +85,9 @@ def run(args: argparse.Namespace, what: str, action: Action) -> dict:
     results = []
     with tempfile.TemporaryDirectory(prefix="widedeep-bench-") as directory:
         shards = Path(directory) / "train"
-        write_shards(shards, spec, EPOCH_STEPS * max(args.batch))
+        write_shards(shards, spec, EPOCH_STEPS[args.data] * max(args.batch))
         for batch in args.batch:
-            reader = Reader(ShardSet.open(shards), batch, device=job.device, spec=spec)
+            reader = Reader(ShardSet.open(shards), batch, mode=args.data, device=job.device, spec=spec)
             results.append(_measure(args, contenders, reader, action))
     return {
         "bench": what,
@@ -94,6 +96,7 @@ def run(args: argparse.Namespace, what: str, action: Action) -> dict:
         "commit": commit(),
         "python": platform.python_version(),
         "precision": args.precision,
+        "data": args.data,
         "parameters": spec.parameter_count(args.hidden),
         "versions": {c.name: c.version for c in contenders},
         "skipped": skipped,
@@ -210,7 +213,7 @@ def commit() -> str:
 
 def text(report: dict) -> str:
     lines = [
-        f"{report['bench']}: {report['parameters']:,} parameters, {report['precision']}",
+        f"{report['bench']}: {report['parameters']:,} parameters, {report['precision']}, data: {report['data']}",
         f"{report['device']}; commit {report['commit']}; {report['date']}",
     ]
     for result in report["results"]:

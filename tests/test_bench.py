@@ -127,9 +127,9 @@ def test_whole_steps_are_reported(tmp_path, capsys):
     SPEC.save(tmp_path / "spec.yaml")
     arguments = ["--device", "cpu", "--batch", "64", "32", "--hidden", "16", "--steps", "1", "--rounds", "2"]
     arguments += ["--fspec_file", str(tmp_path / "spec.yaml"), "--peers", "torch", "--json"]
-    for module in ("train", "infer"):
+    for module, data in (("train", "stream"), ("infer", "pinned")):
         action = __import__(f"bench.{module}", fromlist=["action"]).action
-        assert harness.main(module, action, arguments) == 0
+        assert harness.main(module, action, [*arguments, "--data", data]) == 0
         report = json.loads(capsys.readouterr().out)
         assert [r["batch"] for r in report["results"]] == [64, 32]
         for result in report["results"]:

@@ -1,8 +1,10 @@
 """Loads the shared libraries; the one file that touches them. Importing it registers `torch.ops.widedeep.*`."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from widedeep import _C
@@ -36,6 +38,42 @@ def bf16_products() -> str:
     except RuntimeError as error:
         raise InputError(str(error)) from None
     return f"{products} (this CPU has {'bf16' if cpu_multiplies_bf16() else 'no bf16'} instructions)"
+
+
+def epoch_rows(
+    rows: int, block_rows: int, window_rows: int, seed: int, epoch: int, start: int, out: np.ndarray
+) -> None:
+    """Write the rows at positions start, ... of an epoch's order into `out`, int64 [n]; twin of `EpochOrder.rows_at`.
+
+    Raises:
+        IndexError: positions outside [0, rows).
+    """
+    _C.epoch_rows(rows, block_rows, window_rows, seed, epoch, start, out)
+
+
+def assemble_rows(
+    tables: Sequence[Sequence[np.ndarray]],
+    numerics: Sequence[Sequence[np.ndarray]],
+    label: Sequence[np.ndarray],
+    group: Sequence[np.ndarray] | None,
+    ends: Sequence[int],
+    rows: np.ndarray,
+    slots: np.ndarray | None,
+    out: Sequence[np.ndarray | None],
+) -> None:
+    """Write rows of stored columns into the matrices of a batch. Other threads run meanwhile.
+
+    Args:
+        tables, numerics, label, group: columns as `ShardSet.column` gives them, a piece for each part.
+        ends: number of rows up to the end of each part.
+        rows: [n] int64. In ascending order they are read fastest.
+        slots: [n] int64, the row of the matrices that each goes to; None: in order.
+        out: ids [n, K] int32 (-1 = padding), numeric [n, N] float32, label [n] float32, group [n] int64 or None.
+    Raises:
+        IndexError: a row that is not there, or a slot.
+        ValueError: an array of another type or shape.
+    """
+    _C.assemble_rows(tables, numerics, label, group, ends, rows, slots, *out)
 
 
 def _load_cuda() -> bool:

@@ -1,11 +1,11 @@
 """Batches of a shard set: the same rows in the same order in every mode, and for any number of ranks together."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -160,7 +160,7 @@ class Reader:
             yield piece, batch
 
     def _streamed(self, slices: Iterator[Slice], order: EpochOrder | None) -> Iterator[tuple[Slice, Rows]]:
-        fetch = partial(_fetch, self._layout, order)
+        fetch = partial(_fetch, self._layout, order, self.device.type == "cuda")
         chunks = prefetch_map(fetch, _chunks(slices), _read_threads(self.device))
         batches = ((piece, rows) for chunk in chunks for piece, rows in chunk)
         if self.device.type == "cpu":
@@ -182,13 +182,10 @@ def _chunks(slices: Iterator[Slice]) -> Iterator[list[Slice]]:
         yield taken
 
 
-def _fetch(layout: Layout, order: EpochOrder | None, slices: list[Slice]) -> list[tuple[Slice, Rows]]:
-    places = [np.arange(s.start, s.stop) if order is None else order.rows_at(s.start, s.stop) for s in slices]
-    return _cut(slices, layout.gather(np.concatenate(places)))
-
-
-def _cut(slices: list[Slice], rows: Rows) -> list[tuple[Slice, Rows]]:
-    ends = np.cumsum([s.stop - s.start for s in slices]).tolist()
+def _fetch(layout: Layout, order: EpochOrder | None, pinned: bool, slices: list[Slice]) -> list[tuple[Slice, Rows]]:
+    if order is None:
+        return [(s, layout.read(s.start, s.stop, pinned)) for s in slices]
+    rows, ends = layout.gather(order, slices, pinned), itertools.accumulate(s.stop - s.start for s in slices)
     return [(s, rows.cut(end - (s.stop - s.start), end)) for s, end in zip(slices, ends)]
 
 

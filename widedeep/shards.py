@@ -262,6 +262,7 @@ class ShardSet:
         rows: number of rows.
         columns: {name: Column} in file order.
         manifest: the manifest as a dict (with `statistics` and `provenance`).
+        ends: [parts] int64, the number of rows up to the end of each part.
     """
 
     def __init__(self, directory: Path, manifest: dict):
@@ -270,7 +271,7 @@ class ShardSet:
         self.rows: int = manifest["rows"]
         self.columns = {c["name"]: Column(**c) for c in manifest["columns"]}
         self._parts: list[dict] = manifest["parts"]
-        self._ends = np.cumsum([part["rows"] for part in self._parts], dtype=np.int64)
+        self.ends = np.cumsum([part["rows"] for part in self._parts], dtype=np.int64)
         self._maps = [self._map(part) for part in self._parts]
 
     @classmethod
@@ -325,12 +326,12 @@ class ShardSet:
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"{self.directory}: rows {start}..{stop} are not within 0..{self.rows}")
         result = self._empty(stop - start, columns)
-        first = int(np.searchsorted(self._ends, start, side="right"))
+        first = int(np.searchsorted(self.ends, start, side="right"))
         for index in range(first, len(self._parts)):
-            part_start = int(self._ends[index]) - self._parts[index]["rows"]
+            part_start = int(self.ends[index]) - self._parts[index]["rows"]
             if part_start >= stop:
                 break
-            low, high = max(start, part_start), min(stop, int(self._ends[index]))
+            low, high = max(start, part_start), min(stop, int(self.ends[index]))
             for name, out in result.items():
                 out[low - start : high - start] = self._block(index, self.columns[name])[
                     low - part_start : high - part_start
@@ -345,13 +346,13 @@ class ShardSet:
         # Ascending order touches each page once, and gives each part one slice.
         order = np.argsort(rows)
         ascending = rows[order]
-        bounds = np.searchsorted(ascending, np.concatenate([[0], self._ends]))
+        bounds = np.searchsorted(ascending, np.concatenate([[0], self.ends]))
         result = self._empty(len(rows), columns)
         for name, out in result.items():
             for index, part in enumerate(self._parts):
                 slots = slice(bounds[index], bounds[index + 1])
                 if slots.stop > slots.start:
-                    local = ascending[slots] - (self._ends[index] - part["rows"])
+                    local = ascending[slots] - (self.ends[index] - part["rows"])
                     out[order[slots]] = self._block(index, self.columns[name])[local]
         return {name: self._decode(name, out) for name, out in result.items()}
 

@@ -1,7 +1,8 @@
 // The Python module `_C`: importing it registers the ops; build_info() says what was built and what was left out,
-// multiplies_bf16() and library_bf16() what cpu/bf16.h does.
+// multiplies_bf16() and library_bf16() what cpu/bf16.h does; what readers of files need is in columns_cpu.cpp.
 #include <pybind11/pybind11.h>
 
+#include "bindings/columns_cpu.h"
 #include "cpu/bf16.h"
 #include "cpu/gemm.h"
 
@@ -22,4 +23,5 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("multiplies_bf16", widedeep::cpu::multiplies_bf16);
   m.def("library_bf16", widedeep::cpu::library_bf16);
+  widedeep::define_columns(m);
 }

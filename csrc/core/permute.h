@@ -86,17 +86,36 @@ class EpochOrder {
         block_order_(blocks_, absorb(epoch_key_, 1)),
         short_place_(block_order_.inverse(blocks_ - 1)) {}
 
+  // The rows of a window, in their own order: at positions [first, first + size).
+  struct Window {
+    uint64_t first, size;
+    Feistel within;
+  };
+
   // Past the short block the layout is as if all blocks were full, moved up by the rows that the short one lacks.
-  WD_HOST_DEVICE uint64_t operator()(uint64_t position) const {
+  WD_HOST_DEVICE Window window_of(uint64_t position) const {
     const uint64_t window_full = window_blocks_ * block_rows_;
     const uint64_t short_window = short_place_ / window_blocks_;
     uint64_t window = position / window_full;
     if (window > short_window || position >= start(short_window + 1)) window = (position + missing_) / window_full;
     const uint64_t first = start(window), size = start(window + 1) - first;
-    const Feistel within(size, absorb(absorb(epoch_key_, 2), window));
-    uint64_t place = first + within(position - first);
-    if (place >= (short_place_ + 1) * block_rows_ - missing_) place += missing_;
-    return block_order_(place / block_rows_) * block_rows_ + place % block_rows_;
+    return {first, size, Feistel(size, absorb(absorb(epoch_key_, 2), window))};
+  }
+
+  // Where the row of a window's position lies among the blocks laid end to end, all of block_rows rows.
+  WD_HOST_DEVICE uint64_t place_of(const Window& window, uint64_t position) const {
+    const uint64_t place = window.first + window.within(position - window.first);
+    return place >= (short_place_ + 1) * block_rows_ - missing_ ? place + missing_ : place;
+  }
+
+  // The first row of the q-th block of the epoch.
+  WD_HOST_DEVICE uint64_t block_start(uint64_t q) const { return block_order_(q) * block_rows_; }
+
+  WD_HOST_DEVICE uint64_t block_rows() const { return block_rows_; }
+
+  WD_HOST_DEVICE uint64_t operator()(uint64_t position) const {
+    const uint64_t place = place_of(window_of(position), position);
+    return block_start(place / block_rows_) + place % block_rows_;
   }
 
  private:

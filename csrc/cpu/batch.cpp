@@ -1,7 +1,9 @@
 #include "cpu/batch.h"
 
 #include <algorithm>
+#include <optional>
 
+#include "cpu/order.h"
 #include "cpu/parallel.h"
 
 namespace widedeep::cpu {
@@ -16,10 +18,12 @@ void gather_batch(const StoredRows& from, const core::EpochOrder* order, int64_t
   const int64_t K = from.K, N = from.N;
   parallel_for(0, B, 2048, [&](int64_t begin, int64_t end) {
     int64_t place[kAhead];
+    std::optional<OrderedRows> ordered;
+    if (order) ordered.emplace(*order);
     for (int64_t first = begin; first < end; first += kAhead) {
       const int64_t rows = std::min(kAhead, end - first);
       for (int64_t i = 0; i < rows; ++i) {
-        const int64_t row = order ? static_cast<int64_t>((*order)(start + first + i)) : start + first + i;
+        const int64_t row = ordered ? (*ordered)(start + first + i) : start + first + i;
         place[i] = row;
         __builtin_prefetch(from.ids + row * K);
         __builtin_prefetch(from.numeric + row * N);

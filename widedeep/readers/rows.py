@@ -1,7 +1,7 @@
 """From the columns of a shard set to the matrices of a batch."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from widedeep._load import has_cuda_kernels
+from widedeep._load import assemble_rows, epoch_rows, has_cuda_kernels
 from widedeep.errors import InputError
 from widedeep.ops import gather_batch_out
 from widedeep.shards import ShardSet
@@ -95,11 +95,19 @@ class Layout:
     def row_bytes(self) -> int:
         return 4 * (self.id_columns + len(self._numeric) + 1) + (8 if self._group else 0)
 
-    def read(self, start: int, stop: int) -> Rows:
-        return self._assemble(self._shards.read(start, stop, self._names()), stop - start)
+    def read(self, start: int, stop: int, pinned: bool = False) -> Rows:
+        """Rows [start, stop) as they are stored; pinned: in memory that a GPU reads by itself."""
+        return self._assemble(np.arange(start, stop), None, pinned)
 
-    def gather(self, rows: np.ndarray) -> Rows:
-        return self._assemble(self._shards.gather(rows, self._names()), len(rows))
+    def gather(self, order: EpochOrder, pieces: Sequence[Slice], pinned: bool = False) -> Rows:
+        """Rows at the positions of the pieces, in that order, one after the other."""
+        ends = np.cumsum([piece.stop - piece.start for piece in pieces])
+        rows = np.empty(ends[-1], np.int64)
+        settings = (self._shards.rows, order.block_rows, order.window_rows, order.seed, order.epoch)
+        for piece, end in zip(pieces, ends):
+            epoch_rows(*settings, piece.start, rows[end - (piece.stop - piece.start) : end])
+        slots = np.argsort(rows)  # ascending order touches each page of a file once
+        return self._assemble(rows[slots], slots, pinned)
 
     def load(self, device: torch.device) -> Rows:
         """The whole data set on `device`, read by several threads: rows are made of columns at a core's pace."""
@@ -116,18 +124,20 @@ class Layout:
             list(pool.map(fill, range(0, total, READ_ROWS)))  # the list: an exception of a thread is raised here
         return result
 
-    def _names(self) -> list[str]:
-        return [*self._tables, *self._numeric, self._label, *([self._group] if self._group else [])]
+    def _assemble(self, rows: np.ndarray, slots: np.ndarray | None, pinned: bool) -> Rows:
+        n, column = len(rows), self._shards.column
 
-    def _assemble(self, arrays: Mapping[str, np.ndarray], rows: int) -> Rows:
-        ids = np.empty((rows, self.id_columns), np.int32)
-        at = 0
-        for name, hotness in zip(self._tables, self._hotness):
-            ids[:, at : at + hotness] = arrays[name].reshape(rows, hotness)
-            at += hotness
-        numeric = np.empty((rows, len(self._numeric)), np.float32)
-        for column, name in enumerate(self._numeric):
-            numeric[:, column] = arrays[name]
-        label = arrays[self._label].astype(np.float32)
-        group = torch.from_numpy(arrays[self._group]) if self._group else None
-        return Rows(torch.from_numpy(ids), torch.from_numpy(numeric), torch.from_numpy(label), group)
+        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(n, *shape, dtype=dtype, pin_memory=pinned)
+
+        result = Rows(
+            empty(self.id_columns, dtype=torch.int32),
+            empty(len(self._numeric), dtype=torch.float32),
+            empty(dtype=torch.float32),
+            empty(dtype=torch.int64) if self._group else None,
+        )
+        stored = ([column(name) for name in names] for names in (self._tables, self._numeric))
+        group = column(self._group) if self._group else None
+        ends = self._shards.ends.tolist()
+        assemble_rows(*stored, column(self._label), group, ends, rows, slots, result.map(Tensor.numpy))
+        return result

@@ -1,0 +1,9 @@
+// What module.cpp takes from columns_cpu.cpp.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace widedeep {
+
+void define_columns(pybind11::module_& m);
+
+}  // namespace widedeep
