@@ -97,7 +97,7 @@ class Layout:
 
     def read(self, start: int, stop: int, pinned: bool = False) -> Rows:
         """Rows [start, stop) as they are stored; pinned: in memory that a GPU reads by itself."""
-        return self._assemble(np.arange(start, stop), None, pinned)
+        return self._assemble(np.arange(start, stop), None, self._empty(stop - start, pinned))
 
     def gather(self, order: EpochOrder, pieces: Sequence[Slice], pinned: bool = False) -> Rows:
         """Rows at the positions of the pieces, in that order, one after the other."""
@@ -107,16 +107,20 @@ class Layout:
         for piece, end in zip(pieces, ends):
             epoch_rows(*settings, piece.start, rows[end - (piece.stop - piece.start) : end])
         slots = np.argsort(rows)  # ascending order touches each page of a file once
-        return self._assemble(rows[slots], slots, pinned)
+        return self._assemble(rows[slots], slots, self._empty(len(rows), pinned))
 
     def load(self, device: torch.device) -> Rows:
         """The whole data set on `device`, read by several threads: rows are made of columns at a core's pace."""
         total = self._shards.rows
-        result = self.read(0, 0).map(lambda t: torch.empty((total, *t.shape[1:]), dtype=t.dtype, device=device))
+        result = self._empty(total, device=device)
 
         def fill(start: int) -> None:
             stop = min(total, start + READ_ROWS)
-            for target, source in zip(result.cut(start, stop), self.read(start, stop)):
+            targets = result.cut(start, stop)
+            if device.type == "cpu":
+                self._assemble(np.arange(start, stop), None, targets)
+                return
+            for target, source in zip(targets, self.read(start, stop)):
                 if target is not None:
                     target.copy_(source)
 
@@ -124,20 +128,21 @@ class Layout:
             list(pool.map(fill, range(0, total, READ_ROWS)))  # the list: an exception of a thread is raised here
         return result
 
-    def _assemble(self, rows: np.ndarray, slots: np.ndarray | None, pinned: bool) -> Rows:
-        n, column = len(rows), self._shards.column
-
+    def _empty(self, rows: int, pinned: bool = False, device: torch.device | str = "cpu") -> Rows:
         def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(n, *shape, dtype=dtype, pin_memory=pinned)
+            return torch.empty(rows, *shape, dtype=dtype, pin_memory=pinned, device=device)
 
-        result = Rows(
+        return Rows(
             empty(self.id_columns, dtype=torch.int32),
             empty(len(self._numeric), dtype=torch.float32),
             empty(dtype=torch.float32),
             empty(dtype=torch.int64) if self._group else None,
         )
+
+    def _assemble(self, rows: np.ndarray, slots: np.ndarray | None, out: Rows) -> Rows:
+        column = self._shards.column
         stored = ([column(name) for name in names] for names in (self._tables, self._numeric))
         group = column(self._group) if self._group else None
         ends = self._shards.ends.tolist()
-        assemble_rows(*stored, column(self._label), group, ends, rows, slots, result.map(Tensor.numpy))
-        return result
+        assemble_rows(*stored, column(self._label), group, ends, rows, slots, out.map(Tensor.numpy))
+        return out
