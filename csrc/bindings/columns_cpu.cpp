@@ -99,7 +99,7 @@ void assemble(const std::vector<Parts>& tables, const std::vector<Parts>& numeri
   const core::BatchRows to{matrix<int32_t>(out_ids, "ids", {n, K}), matrix<float>(out_numeric, "numeric", {n, N}),
                            matrix<float>(out_label, "label", {n}),
                            out_group.has_value() ? matrix<int64_t>(*out_group, "group", {n}) : nullptr};
-  const py::gil_scoped_release free;
+  const py::gil_scoped_release released;
   for (int64_t i = 0; i < n; ++i)
     if (picked[i] < 0 || picked[i] >= ends.back() || (places && (places[i] < 0 || places[i] >= n)))
       throw py::index_error("assemble_rows: row " + std::to_string(picked[i]) + " is not within 0.." +
@@ -117,7 +117,7 @@ void epoch_rows(int64_t rows, int64_t block_rows, int64_t window_rows, int64_t s
                           " are not all within " + std::to_string(rows) + " rows, or a size is out of range");
   auto* const to = matrix<int64_t>(out, "out", {n});
   if (n == 0) return;
-  const py::gil_scoped_release free;
+  const py::gil_scoped_release released;
   const core::EpochOrder order(rows, block_rows, window_rows, seed, epoch);
   cpu::OrderedRows ordered(order);
   for (int64_t i = 0; i < n; ++i) to[i] = ordered(start + i);
