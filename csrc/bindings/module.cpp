@@ -1,8 +1,8 @@
 // The Python module `_C`: importing it registers the ops; build_info() says what was built and what was left out,
-// multiplies_bf16() and library_bf16() what cpu/bf16.h does; what readers of files need is in columns_cpu.cpp.
+// multiplies_bf16() and library_bf16() what cpu/bf16.h does; what readers of files need is in columns.cpp.
 #include <pybind11/pybind11.h>
 
-#include "bindings/columns_cpu.h"
+#include "bindings/columns.h"
 #include "cpu/bf16.h"
 #include "cpu/gemm.h"
 

@@ -1,4 +1,4 @@
-// What module.cpp takes from columns_cpu.cpp.
+// What module.cpp takes from columns.cpp.
 #pragma once
 #include <pybind11/pybind11.h>
 

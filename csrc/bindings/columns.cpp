@@ -1,5 +1,5 @@
 // `_C.assemble_rows` and `_C.epoch_rows`: what a reader needs of files, on numpy arrays. Contracts: widedeep/_load.py.
-#include "bindings/columns_cpu.h"
+#include "bindings/columns.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
