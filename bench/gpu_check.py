@@ -147,21 +147,23 @@ def stages() -> list[Stage]:
     job = ["--displays", "20000", "--epochs", "2", "--batch", "16384", "--device", "cuda", "--json", *fp16]
     elsewhere = [*OPS, *(f"tests/{name}" for name in ELSEWHERE.split())]
     rest = ["tests", *(f"--ignore={path}" for path in elsewhere)]
-    beside = [
-        Stage("layers", [*TESTS, "-k", f"not ({HOPPER})", "tests/test_cuda_linear.py"], 150, tests),
-        Stage(HOPPER_STAGE, [*TESTS, "-k", HOPPER, "tests/test_cuda_linear.py"], 150, tests),
-        Stage("step", [*TESTS, "tests/test_cuda_step.py"], 150, tests),
-        Stage("ops", [*TESTS, *OPS], 150, tests),
-        Stage("rest", [*TESTS, *rest], 150, tests),
-        Stage("preprocessing", [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"], 150, tests),
-        Stage("nccl", [*TESTS, "tests/test_cuda_nccl.py"], 150, tests),
-    ]
-    chosen = [pair for pair in itertools.product(TOOLS, SANITIZED) if pair not in NOT_SANITIZED]
-    beside += [Stage(" ".join(pair), sanitizer(*pair), 150, sanitized) for pair in chosen]
+    linear = "tests/test_cuda_linear.py"
+    beside = {
+        "layers": [*TESTS, "-k", f"not ({HOPPER})", linear],
+        HOPPER_STAGE: [*TESTS, "-k", HOPPER, linear],
+        "step": [*TESTS, "tests/test_cuda_step.py"],
+        "ops": [*TESTS, *OPS],
+        "rest": [*TESTS, *rest],
+        "preprocessing": [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"],
+        "nccl": [*TESTS, "tests/test_cuda_nccl.py"],
+    }
+    cases = [pair for pair in itertools.product(TOOLS, SANITIZED) if pair not in NOT_SANITIZED]
+    sanitizers = {" ".join(pair): sanitizer(*pair) for pair in cases}
     return [
         Stage("build", build, 170, last_line),
         Stage(LOADS_STAGE, [PY, "-c", LOADS], 30, last_line),
-        *(stage._replace(beside=True) for stage in beside),
+        *(Stage(name, command, 150, tests, beside=True) for name, command in beside.items()),
+        *(Stage(name, command, 150, sanitized, beside=True) for name, command in sanitizers.items()),
         Stage("kernels", [PY, "-m", "bench.budget", "--json"], 60, kernels),
         Stage("training fp16", bench("train", *fp16, *both, "--peers", "jax"), 90, whole_steps),
         Stage("inference fp16", bench("infer", *fp16, *both, "4096", "--peers", "jax", *fewer), 70, whole_steps),

@@ -183,8 +183,6 @@ def _chunks(slices: Iterator[Slice]) -> Iterator[list[Slice]]:
 
 
 def _fetch(layout: Layout, order: EpochOrder | None, pinned: bool, slices: list[Slice]) -> list[tuple[Slice, Rows]]:
-    if order is None:
-        return [(s, layout.read(s.start, s.stop, pinned)) for s in slices]
     rows, ends = layout.gather(order, slices, pinned), itertools.accumulate(s.stop - s.start for s in slices)
     return [(s, rows.cut(end - (s.stop - s.start), end)) for s, end in zip(slices, ends)]
 

@@ -39,9 +39,8 @@ inline void check_gather_batch(const std::vector<Tensor>& sources, const Optiona
 // Empty: the rows as they are stored. Otherwise block_rows, window_rows, seed, epoch.
 inline std::optional<core::EpochOrder> epoch_order(const std::vector<int64_t>& order, int64_t rows) {
   if (order.empty() || rows == 0) return std::nullopt;
-  constexpr int64_t kLimit = int64_t{1} << 40;  // sums and products of them stay far from 2^64
   STD_TORCH_CHECK(order.size() == 4, "gather_batch_out: order must be empty or block_rows, window_rows, seed, epoch");
-  STD_TORCH_CHECK(order[0] >= 1 && order[0] <= kLimit && order[1] >= 1 && order[1] <= kLimit,
+  STD_TORCH_CHECK(order[0] >= 1 && order[0] <= core::kMostOrdered && order[1] >= 1 && order[1] <= core::kMostOrdered,
                   "gather_batch_out: block_rows and window_rows must be in [1, 2^40], got ", order[0], " and ",
                   order[1]);
   return core::EpochOrder(rows, order[0], order[1], order[2], order[3]);

@@ -18,7 +18,7 @@ namespace {
 namespace py = pybind11;
 using Parts = std::vector<py::array>;
 
-[[noreturn]] void refuse(const std::string& what) { throw py::value_error("assemble_rows: " + what); }
+[[noreturn]] void refuse(const std::string& what) { throw py::value_error("a reader's arrays: " + what); }
 
 template <typename T>
 bool holds(const py::array& a) {
@@ -109,17 +109,16 @@ void assemble(const std::vector<Parts>& tables, const std::vector<Parts>& numeri
 
 void epoch_rows(int64_t rows, int64_t block_rows, int64_t window_rows, int64_t seed, int64_t epoch, int64_t start,
                 py::array out) {
-  constexpr int64_t kLimit = int64_t{1} << 40;  // sums and products of them stay far from 2^64
   const int64_t n = out.ndim() == 1 ? out.shape(0) : -1;
-  if (n < 0 || start < 0 || rows < start || n > rows - start || rows > kLimit || block_rows < 1 ||
-      block_rows > kLimit || window_rows < 1 || window_rows > kLimit)
+  if (n < 0 || start < 0 || rows < start || n > rows - start || rows > core::kMostOrdered || block_rows < 1 ||
+      block_rows > core::kMostOrdered || window_rows < 1 || window_rows > core::kMostOrdered)
     throw py::index_error("epoch_rows: positions " + std::to_string(start) + " + " + std::to_string(n) +
                           " are not all within " + std::to_string(rows) + " rows, or a size is out of range");
   auto* const to = matrix<int64_t>(out, "out", {n});
   if (n == 0) return;
   const py::gil_scoped_release released;
   const core::EpochOrder order(rows, block_rows, window_rows, seed, epoch);
-  cpu::OrderedRows ordered(order);
+  cpu::OrderedRows ordered(order, start);
   for (int64_t i = 0; i < n; ++i) to[i] = ordered(start + i);
 }
 

@@ -73,7 +73,9 @@ class Feistel {
   uint32_t low_;
 };
 
-// Caller guarantees rows, block_rows, window_rows >= 1, all < 2^62, and position < rows.
+constexpr int64_t kMostOrdered = int64_t{1} << 40;  // rows of an order: sums and products of them stay far from 2^64
+
+// Caller guarantees that rows, block_rows and window_rows are from 1 to kMostOrdered, and position < rows.
 class EpochOrder {
  public:
   WD_HOST_DEVICE EpochOrder(uint64_t rows, uint64_t block_rows, uint64_t window_rows, uint64_t seed, uint64_t epoch)

@@ -19,7 +19,7 @@ void gather_batch(const StoredRows& from, const core::EpochOrder* order, int64_t
   parallel_for(0, B, 2048, [&](int64_t begin, int64_t end) {
     int64_t place[kAhead];
     std::optional<OrderedRows> ordered;
-    if (order) ordered.emplace(*order);
+    if (order) ordered.emplace(*order, start + begin);
     for (int64_t first = begin; first < end; first += kAhead) {
       const int64_t rows = std::min(kAhead, end - first);
       for (int64_t i = 0; i < rows; ++i) {

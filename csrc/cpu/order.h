@@ -1,8 +1,8 @@
-// Rows at consecutive positions of an epoch's order. What they share is computed once: the window's permutation, and
-// where its blocks are.
+// Rows at the positions of an epoch's order, one after the other. What neighbours share is computed once: the
+// permutation of their window, and where its blocks are.
 #pragma once
+#include <array>
 #include <cstdint>
-#include <vector>
 
 #include "core/permute.h"
 
@@ -10,29 +10,27 @@ namespace widedeep::cpu {
 
 class OrderedRows {
  public:
-  // Caller keeps `order`.
-  explicit OrderedRows(const core::EpochOrder& order) : order_(order), window_(order.window_of(0)) {}
+  // Caller keeps `order`. first: the position that is asked for first.
+  OrderedRows(const core::EpochOrder& order, uint64_t first) : order_(order), window_(order.window_of(first)) {}
 
   int64_t operator()(uint64_t position) {
-    if (position - window_.first >= window_.size || starts_.empty()) enter(position);
-    const uint64_t place = order_.place_of(window_, position), block = place / order_.block_rows() - first_block_;
-    if (starts_[block] == kUnknown) starts_[block] = order_.block_start(first_block_ + block);
-    return static_cast<int64_t>(starts_[block] + place % order_.block_rows());
+    if (position - window_.first >= window_.size) window_ = order_.window_of(position);
+    const uint64_t place = order_.place_of(window_, position), block = place / order_.block_rows();
+    Block& known = blocks_[block % kBlocks];
+    if (known.number != block) known = {block, order_.block_start(block)};
+    return static_cast<int64_t>(known.start + place % order_.block_rows());
   }
 
  private:
-  static constexpr uint64_t kUnknown = ~uint64_t{0};
+  static constexpr uint64_t kBlocks = 512;  // twice what a window has as a rule
 
-  void enter(uint64_t position) {
-    window_ = order_.window_of(position);
-    first_block_ = window_.first / order_.block_rows();  // or one more: places past the short block are moved up
-    starts_.assign(window_.size / order_.block_rows() + 3, kUnknown);
-  }
+  struct Block {
+    uint64_t number = ~uint64_t{0}, start = 0;
+  };
 
   const core::EpochOrder& order_;
   core::EpochOrder::Window window_;
-  uint64_t first_block_ = 0;
-  std::vector<uint64_t> starts_;
+  std::array<Block, kBlocks> blocks_;
 };
 
 }  // namespace widedeep::cpu

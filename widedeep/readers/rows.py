@@ -82,6 +82,9 @@ class Layout:
         self._group = next((c.name for c in columns if c.kind == "group"), None)
         self._hotness = [shards.columns[name].hotness for name in self._tables]
         self._shards = shards
+        tables, numerics = ([shards.column(name) for name in names] for names in (self._tables, self._numeric))
+        group = shards.column(self._group) if self._group else None
+        self._stored = (tables, numerics, shards.column(self._label), group, shards.ends.tolist())
         if not self._tables and not self._numeric:
             raise InputError(
                 f"{shards.directory}: has neither categorical nor numeric columns; a model needs at least one"
@@ -95,19 +98,24 @@ class Layout:
     def row_bytes(self) -> int:
         return 4 * (self.id_columns + len(self._numeric) + 1) + (8 if self._group else 0)
 
-    def read(self, start: int, stop: int, pinned: bool = False) -> Rows:
-        """Rows [start, stop) as they are stored; pinned: in memory that a GPU reads by itself."""
-        return self._assemble(np.arange(start, stop), None, self._empty(stop - start, pinned))
+    def gather(self, order: EpochOrder | None, pieces: Sequence[Slice], pinned: bool = False) -> Rows:
+        """Rows at the positions of the pieces of an epoch's order (None: as they are stored), one after the other.
 
-    def gather(self, order: EpochOrder, pieces: Sequence[Slice], pinned: bool = False) -> Rows:
-        """Rows at the positions of the pieces, in that order, one after the other."""
-        ends = np.cumsum([piece.stop - piece.start for piece in pieces])
-        rows = np.empty(ends[-1], np.int64)
-        settings = (self._shards.rows, order.block_rows, order.window_rows, order.seed, order.epoch)
-        for piece, end in zip(pieces, ends):
-            epoch_rows(*settings, piece.start, rows[end - (piece.stop - piece.start) : end])
-        slots = np.argsort(rows)  # ascending order touches each page of a file once
-        return self._assemble(rows[slots], slots, self._empty(len(rows), pinned))
+        pinned: in memory that a GPU reads by itself.
+        """
+        rows, end = np.empty(sum(piece.stop - piece.start for piece in pieces), np.int64), 0
+        for piece in pieces:
+            begin, end = end, end + piece.stop - piece.start
+            if order is None:
+                rows[begin:end] = np.arange(piece.start, piece.stop)
+            else:
+                settings = (self._shards.rows, order.block_rows, order.window_rows, order.seed, order.epoch)
+                epoch_rows(*settings, piece.start, rows[begin:end])
+        # Ascending order touches each page of a file once.
+        slots = None if order is None else np.argsort(rows)
+        out = self._empty(len(rows), pinned)
+        self._assemble(rows if slots is None else rows[slots], slots, out)
+        return out
 
     def load(self, device: torch.device) -> Rows:
         """The whole data set on `device`, read by several threads: rows are made of columns at a core's pace."""
@@ -115,14 +123,14 @@ class Layout:
         result = self._empty(total, device=device)
 
         def fill(start: int) -> None:
-            stop = min(total, start + READ_ROWS)
-            targets = result.cut(start, stop)
-            if device.type == "cpu":
-                self._assemble(np.arange(start, stop), None, targets)
-                return
-            for target, source in zip(targets, self.read(start, stop)):
-                if target is not None:
-                    target.copy_(source)
+            target = result.cut(start, min(total, start + READ_ROWS))
+            count = len(target.label)
+            host = target if device.type == "cpu" else self._empty(count)
+            self._assemble(np.arange(start, start + count), None, host)
+            if host is not target:
+                for there, here in zip(target, host):
+                    if there is not None:
+                        there.copy_(here)
 
         with ThreadPoolExecutor(LOADERS) as pool:
             list(pool.map(fill, range(0, total, READ_ROWS)))  # the list: an exception of a thread is raised here
@@ -139,10 +147,5 @@ class Layout:
             empty(dtype=torch.int64) if self._group else None,
         )
 
-    def _assemble(self, rows: np.ndarray, slots: np.ndarray | None, out: Rows) -> Rows:
-        column = self._shards.column
-        stored = ([column(name) for name in names] for names in (self._tables, self._numeric))
-        group = column(self._group) if self._group else None
-        ends = self._shards.ends.tolist()
-        assemble_rows(*stored, column(self._label), group, ends, rows, slots, out.map(Tensor.numpy))
-        return out
+    def _assemble(self, rows: np.ndarray, slots: np.ndarray | None, out: Rows) -> None:
+        assemble_rows(*self._stored, rows, slots, out.map(Tensor.numpy))
