@@ -38,7 +38,8 @@ NOT_HERE, NEEDS_HOPPER = "not here", "need compute capability 9.0"
 HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes or one_launch"
 # Tests with stages of their own: they take long, wait for another process, or compile at first use.
 OPS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_ops_*.py"))]
-ELSEWHERE = "test_cuda_linear.py test_cuda_step.py test_cuda_nccl.py test_preprocess_cuda.py test_xp.py"
+ALONE = ("cuda_linear", "cuda_step", "cuda_nccl", "cuda_ranks", "preprocess_cuda", "xp")
+ELSEWHERE = [f"tests/test_{name}.py" for name in ALONE]
 
 TOOLS = ["memcheck", "racecheck", "initcheck"]
 # Small cases of every kernel of a step, by name of a stage: what of which files. The sanitizer makes them some hundred
@@ -145,8 +146,7 @@ def stages() -> list[Stage]:
     trained, predicts = "torch,torch-compile-dense,torch-reduce-overhead-dense", "torch-reduce-overhead-dense"
     families = [PY, "-m", "pytest", "-q", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("bench/bench_*.py")))]
     job = ["--displays", "20000", "--epochs", "2", "--batch", "16384", "--device", "cuda", "--json", *fp16]
-    elsewhere = [*OPS, *(f"tests/{name}" for name in ELSEWHERE.split())]
-    rest = ["tests", *(f"--ignore={path}" for path in elsewhere)]
+    rest = ["tests", *(f"--ignore={path}" for path in [*OPS, *ELSEWHERE])]
     linear = "tests/test_cuda_linear.py"
     beside = {
         "layers": [*TESTS, "-k", f"not ({HOPPER})", linear],
@@ -155,7 +155,7 @@ def stages() -> list[Stage]:
         "ops": [*TESTS, *OPS],
         "rest": [*TESTS, *rest],
         "preprocessing": [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"],
-        "nccl": [*TESTS, "tests/test_cuda_nccl.py"],
+        "ranks": [*TESTS, "tests/test_cuda_nccl.py", "tests/test_cuda_ranks.py"],
     }
     cases = [pair for pair in itertools.product(TOOLS, SANITIZED) if pair not in NOT_SANITIZED]
     sanitizers = {" ".join(pair): sanitizer(*pair) for pair in cases}

@@ -19,6 +19,7 @@ def run_ranks(world: int, *arguments: object, timeout: float = 240) -> list[str]
     """Runs `python *arguments` as `world` processes on this machine; returns each one's stdout, by rank."""
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     env |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    env |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])}
     processes = [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],

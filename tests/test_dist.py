@@ -70,11 +70,11 @@ FLAGS = shlex.split(
 )
 
 
-def whole_run(world: int, data: Path, out: Path, *flags: str) -> tuple[dict, dict, list[dict]]:
+def whole_run(world: int, data: Path, out: Path, *flags: str, program=FLAGS) -> tuple[dict, dict, list[dict]]:
     """(weights and slots, evaluation, logged values) of `world` processes; 32 steps, the last of each epoch ragged."""
     command_line()
     places = ["--dataset_path", data, "--model_dir", out / "model", "--results_dir", out]
-    run_ranks(world, *FLAGS, *places, *flags)
+    run_ranks(world, *program, *places, *flags)
     path = Checkpoints(out / "model").find("last")
     arrays = load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
