@@ -22,10 +22,10 @@ class HostComm(dist.GroupComm):
     def all_reduce_(self, tensor):
         return tensor.copy_(super().all_reduce_(tensor.cpu()))
 
-    def all_gather_rows(self, tensor):
+    def all_gather_rows(self, tensor, lengths=None):
         device, self.device = self.device, torch.device("cpu")
         try:
-            return super().all_gather_rows(tensor.cpu()).to(device)
+            return super().all_gather_rows(tensor.cpu(), lengths).to(tensor.device)
         finally:
             self.device = device
 

@@ -15,12 +15,12 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def run_ranks(world: int, *arguments: object, timeout: float = 240) -> list[str]:
-    """Runs `python *arguments` as `world` processes on this machine; returns each one's stdout, by rank."""
+def start_ranks(world: int, *arguments: object) -> list[subprocess.Popen]:
+    """Starts `python *arguments` as `world` processes on this machine."""
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     env |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     env |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -31,6 +31,11 @@ def run_ranks(world: int, *arguments: object, timeout: float = 240) -> list[str]
         )
         for rank in range(world)
     ]
+
+
+def run_ranks(world: int, *arguments: object, timeout: float = 240) -> list[str]:
+    """Runs `python *arguments` as `world` processes on this machine; returns each one's stdout, by rank."""
+    processes = start_ranks(world, *arguments)
     try:
         results = [process.communicate(timeout=timeout) for process in processes]
     finally:

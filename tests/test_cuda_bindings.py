@@ -42,6 +42,13 @@ def test_matrices_that_start_in_the_middle_of_16_bytes():
         ops.transpose_out([shifted], out=[weight[:, :8].contiguous()])
     with pytest.raises(RuntimeError, match="y must start at a multiple of 16 bytes"):
         linear_sm90.linear_sm90_out(x, [weight], [bias], 0.1, 1, step, 0, 0, y=[shifted], masks=[])
+    row, logit = torch.zeros(1, 16, device=DEVICE), torch.zeros(8, device=DEVICE)
+    with pytest.raises(RuntimeError, match="head_forward: h must start at a multiple of 16 bytes"):
+        ops.head_forward(shifted, row, logit[:1], logit)
+    outputs = {"logit": logit, "dlogit": logit.clone(), "dz": shifted, "dbias_hidden": row[0].clone()}
+    outputs |= {"dweight": row.clone(), "dbias": logit[:1].clone(), "loss": logit[:1].clone()}
+    with pytest.raises(RuntimeError, match="head_step_out: dz must start at a multiple of 16 bytes"):
+        ops.head_step_out(x, row, logit[:1], logit, logit, 8, 0.1, None, **outputs)
     mask = torch.zeros(linear_sm90.mask_bytes(8, 16) + 1, dtype=torch.uint8, device=DEVICE)[1:]
     with pytest.raises(RuntimeError, match="a mask must start at a multiple of 16 bytes"):
         linear_sm90.linear_sm90_dgrad_out(x, [weight], [mask], 0.0, dx=[torch.empty_like(x)], dbias=[])

@@ -1,12 +1,10 @@
-"""NCCL with one process: the captured step beside its watchdog thread, and the step of several ranks."""
-
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+"""NCCL with one process: the captured step beside its watchdog thread, and the step of several ranks; and what becomes
+of a process that fails.
+"""
 
 import pytest
+import torch
+from ranks import run_ranks, start_ranks
 
 pytestmark = pytest.mark.cuda
 
@@ -48,14 +46,36 @@ print("done")
 """
 
 
+FAILS = """
+import torch
+from widedeep import run
+from widedeep.config import TrainConfig
+from widedeep.errors import InputError
+
+def action(config, comm):
+    total = comm.all_reduce_(torch.ones(1 << 20, device=comm.device))
+    if comm.rank == 0:
+        raise InputError("this process has something to say")
+    comm.all_reduce_(total)  # waits for the first process
+    torch.cuda.synchronize()
+
+try:
+    run.launch(TrainConfig().updated(affinity="disabled"), action)
+except InputError as error:
+    print(error)
+"""
+
+
 def test_one_process():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    here = Path(__file__).resolve().parent
-    env = os.environ | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    env |= {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.endswith("done\n")
+    assert run_ranks(1, "-c", PROGRAM, timeout=120) == ["done\n"]
+
+
+def test_a_process_that_fails_says_so_and_ends_whoever_waits_for_it():
+    first, *others = start_ranks(min(2, torch.cuda.device_count()), "-c", FAILS)
+    try:
+        said, errors = first.communicate(timeout=90)
+        assert (first.returncode, said) == (0, "this process has something to say\n"), errors
+        assert all(process.poll() is None for process in others)
+    finally:
+        for process in (first, *others):
+            process.kill()

@@ -1,5 +1,6 @@
 """Reader: the same rows in every mode and for every world size, none lost or repeated, and no thread left behind."""
 
+import contextlib
 import gc
 import threading
 from types import SimpleNamespace
@@ -223,6 +224,31 @@ def test_prefetch_stays_within_its_depth():
         assert len(made) <= taken + 3 + 1
     got.close()
     assert len(made) < 30
+
+
+def test_a_thread_that_copies_is_on_its_gpu_all_the_while(monkeypatch):
+    """It begins on the first one; where a stream is left there, every process has memory on the first GPU."""
+    current = ["cuda:0"]
+
+    @contextlib.contextmanager
+    def on(device):
+        before, current[0] = current[0], device
+        yield
+        current[0] = before
+
+    @contextlib.contextmanager
+    def using(stream):
+        assert current == ["cuda:3"]
+        yield
+        assert current == ["cuda:3"]
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "stream", using)
+    piece, rows = object(), SimpleNamespace(map=lambda function: rows)
+    stream = SimpleNamespace(record_event=lambda: "event")
+    copies = prefetching._copies((pair for pair in [(piece, rows)] * 3), "cuda:3", stream)
+    assert list(copies) == [(piece, rows, "event")] * 3
+    assert current == ["cuda:0"]
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -14,8 +14,11 @@ from planted import planted_data
 from ranks import ROOT, run_ranks
 from safetensors.torch import load_file
 
+from widedeep import run
 from widedeep.checkpoint import Checkpoints, read_progress
+from widedeep.config import TrainConfig
 from widedeep.dist import LocalComm
+from widedeep.errors import InputError
 
 COLLECTIVES = """
 import json, torch
@@ -43,6 +46,33 @@ def test_one_process_alone():
     assert comm.all_gather_rows(x) is x
     assert comm.all_reduce_(x) is x
     assert (comm.rank, comm.world) == (0, 1)
+
+
+@pytest.mark.parametrize("error", [None, InputError("no"), KeyboardInterrupt()])
+def test_who_fails_leaves_without_the_others(error, monkeypatch):
+    """They may wait for this process, and it for them, if it left together with them."""
+    left = []
+
+    class Group(LocalComm):
+        def close(self):
+            left.append("together")
+
+        def abort(self):
+            left.append("alone")
+
+    def action(config, comm):
+        if error:
+            raise error
+        return 5
+
+    monkeypatch.setattr(run, "connect", Group)
+    config = TrainConfig().updated(cpu=True, affinity="disabled")
+    if error:
+        with pytest.raises(type(error)):
+            run.launch(config, action)
+    else:
+        assert run.launch(config, action) == 5
+    assert left == ["alone" if error else "together"]
 
 
 def test_a_lost_worker_is_one_sentence(tmp_path):

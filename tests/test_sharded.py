@@ -6,7 +6,8 @@ from test_cuda_step import EVEN, HIDDEN, gpu_step
 from test_model import MOVED, SPECS
 from test_step import LR, MIXED, batch_of, in_ranks, new_step, part_of
 
-from widedeep import share
+from widedeep import model as model_module
+from widedeep import ops, share
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
@@ -33,7 +34,10 @@ def whole(step):
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])
-def test_a_model_in_shares_has_the_values_of_the_whole(world):
+@pytest.mark.parametrize("piece", [1, 64, 1 << 22])
+def test_a_model_in_shares_has_the_values_of_the_whole(world, piece, monkeypatch):
+    """However many of them are drawn at a time."""
+    monkeypatch.setattr(model_module, "PIECE", piece)
     spec = SPECS[MIXED]
     model = WideDeep(spec, hidden=[8], seed=5)
     parts = [WideDeep(spec, hidden=[8], seed=5, share=Share(rank, world)) for rank in range(world)]
@@ -45,9 +49,9 @@ def test_a_model_in_shares_has_the_values_of_the_whole(world):
         parts[0](*batch_of(spec, 3)[:2])
 
 
-@pytest.mark.parametrize("pieces", [2, 1 << 18])
-def test_gathering_puts_every_row_in_its_place(pieces, monkeypatch):
-    monkeypatch.setattr(share, "GATHERED_ROWS", pieces)
+@pytest.mark.parametrize("size", [1, 80, 1 << 20])
+def test_gathering_puts_every_row_in_its_place(size, monkeypatch):
+    monkeypatch.setattr(share, "GATHERED_BYTES", size)
     arrays = {f"deep.table.{rows}": torch.rand(rows, 3) for rows in (1, 2, 3, 10, 11)}
     arrays |= {"last_step.deep.table.a.table.b": torch.arange(7, dtype=torch.int32), "wide.bias": torch.rand(1)}
 
@@ -162,6 +166,22 @@ def test_shares_give_the_result_of_one_process(kind, spec, world, precision, par
             assert [len(t) for t in step.slots.table_rms] == list(step.model.table_rows)
         for name, a in step.model.named_arrays().items():  # what is not shared out has the same bits everywhere
             assert is_table(name) or torch.equal(a, steps[0].model.named_arrays()[name]), name
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["the op", "the lender"])
+@pytest.mark.parametrize("kind", STEPS)
+def test_an_id_past_its_table_is_refused_and_changes_nothing(kind, looks, monkeypatch):
+    """It would name a row of the next table. On a GPU the op does not look."""
+    step = sharded_step(kind, EVEN, LocalComm("cpu"))
+    segments = ops.embedding_segments
+    if not looks:
+        monkeypatch.setattr(ops, "embedding_segments", lambda ids, *rest: segments(ids.clamp(max=6), *rest))
+    batch, before = batch_of(EVEN, 4), {n: a.clone() for n, a in step.model.named_arrays().items()}
+    batch.ids[2, 1] = 7
+    with pytest.raises(RuntimeError, match=r"feature 1 has id 7 in batch row 2, expected -1 \(padding\) or 0 to 6"):
+        step.train(batch, 0, LR)
+    for name, a in step.model.named_arrays().items():
+        assert torch.equal(a, before[name]), name
 
 
 @pytest.mark.parametrize("kind", STEPS)

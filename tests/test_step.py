@@ -263,7 +263,8 @@ class ThreadComm(LocalComm):
     def all_reduce_(self, tensor):
         return tensor.copy_(sum(self._exchange(tensor)))
 
-    def all_gather_rows(self, tensor):
+    def all_gather_rows(self, tensor, lengths=None):
+        assert lengths is None or lengths[self.rank] == len(tensor)
         return torch.cat(self._exchange(tensor))
 
     def all_to_all_rows(self, tensor, sent, received):

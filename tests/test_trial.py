@@ -113,6 +113,27 @@ def test_a_run_keeps_its_route_where_batches_grow(timed, monkeypatch):
     assert other.gemm == "cublaslt"
 
 
+class Second(LocalComm):
+    """One of two processes, the first of which takes our products and has no rows."""
+
+    rank, world = 1, 2
+
+    def all_gather_rows(self, tensor, lengths=None):
+        route = torch.tensor([trial.ROUTES.index("sm90")])
+        return torch.cat([route, tensor]) if tensor.shape == route.shape else tensor
+
+
+def test_ranks_take_the_route_of_the_first(timed):
+    """Whatever their own clocks say; where the batches of one of them grow too, and after a resumption."""
+    timed["sm90"] = 9.0
+    step = gpu_step(config=StepConfig(precision="fp16"), comm=Second("cpu"))
+    step.predict(batch_of(EVEN, 40))
+    assert step.gemm == "cublaslt"
+    for i, rows in enumerate((40, 60)):
+        step.train(batch_of(EVEN, rows), i, LR)
+        assert (step.gemm, int(step.state()["route"])) == ("sm90", trial.ROUTES.index("sm90"))
+
+
 def test_routes_are_compared_again_where_batches_grow(monkeypatch):
     compared = []
 

@@ -6,6 +6,7 @@ joins GPUs, gloo CPUs.
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from widedeep.errors import InputError, RunError
 
 TIMEOUT = timedelta(minutes=30)  # the first process may write a checkpoint of many gigabytes while the others wait
+LEAVE = 20  # seconds at most until a process that failed says so
 
 
 class LocalComm:
@@ -32,8 +34,12 @@ class LocalComm:
         """Sums `tensor` over the processes, in place; returns it."""
         return tensor
 
-    def all_gather_rows(self, tensor: Tensor) -> Tensor:
-        """[n, ...] of each process, n its own, to [sum of n, ...] in the order of ranks, the same on every process."""
+    def all_gather_rows(self, tensor: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """[n, ...] of each process, n its own, to [sum of n, ...] in the order of ranks, the same on every process.
+
+        Args:
+            lengths: n of each process, where the caller knows them: nobody asks the others, nor the device, for them.
+        """
         return tensor
 
     def all_to_all_rows(self, tensor: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
@@ -44,7 +50,10 @@ class LocalComm:
         """Waits for all processes."""
 
     def close(self) -> None:
-        """Leaves the group."""
+        """Leaves the group, together with the others."""
+
+    def abort(self) -> None:
+        """Leaves the group after a failure: at once, for the others may be waiting for this process."""
 
 
 class GroupComm(LocalComm):
@@ -66,12 +75,13 @@ class GroupComm(LocalComm):
             self._group.all_reduce(tensor)
         return tensor
 
-    def all_gather_rows(self, tensor: Tensor) -> Tensor:
+    def all_gather_rows(self, tensor: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         tensor = tensor.contiguous()
         with _lost_worker():
-            counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
-            self._group.all_gather(counts, torch.tensor([len(tensor)], device=self.device))
-            lengths = torch.cat(counts).tolist()
+            if lengths is None:
+                counts = torch.empty(self.world, 1, dtype=torch.int64, device=self.device)
+                self._group.all_gather(list(counts), torch.full_like(counts[0], len(tensor)))
+                lengths = counts.view(-1).tolist()
             if min(lengths) == max(lengths):
                 padded = tensor
             else:  # collectives want equal shapes: the shorter ones are padded, and cut again below
@@ -95,6 +105,13 @@ class GroupComm(LocalComm):
 
     def close(self) -> None:
         self._group.destroy_process_group()
+
+    def abort(self) -> None:
+        if self._group.get_backend() != "nccl":  # which alone waits for the others when it is left
+            return self.close()
+        leaving = threading.Thread(target=self._group.group.WORLD.abort, daemon=True)
+        leaving.start()
+        leaving.join(LEAVE)
 
 
 def choose_device(cpu: bool) -> torch.device:

@@ -4,8 +4,9 @@ Source: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems"; sizes
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from widedeep.share import ALL_ROWS, Share
 TRUNCATED_STD = 0.87962566103423978
 PARTS = ("both", "wide", "deep")
 WIDE_INITS = ("uniform", "zeros")
+PIECE = 1 << 22  # initial values of a table at a time, where a process keeps a share of it
 
 
 class WideDeep(nn.Module):
@@ -90,8 +92,9 @@ class WideDeep(nn.Module):
             return
         for feature in self.spec.categorical:
             std = math.sqrt(2 / (feature.cardinality + feature.dim)) / TRUNCATED_STD
-            whole = _truncated_normal(feature.cardinality, feature.dim, std, generator)
-            self.tables.append(nn.Parameter(self.share.take(whole)))
+            table = torch.empty(self.share.count(feature.cardinality), feature.dim)
+            _draw_rows(table, self.share, feature.cardinality, partial(_truncated_normal, std, generator))
+            self.tables.append(nn.Parameter(table))
         width = self.spec.deep_width
         for units in self.hidden:
             self.layers.append(_linear(width, units, generator))
@@ -103,13 +106,11 @@ class WideDeep(nn.Module):
             self.wide = self.wide_numeric = self.wide_bias = None
             return
         N = len(self.spec.numeric)
-        wide, numeric = torch.zeros(self.spec.total_rows), torch.zeros(N)
+        wide, numeric = torch.zeros(sum(self.table_rows)), torch.zeros(N)
         if wide_init == "uniform":
-            wide.uniform_(-0.05, 0.05, generator=generator)
-            limit = math.sqrt(6 / (N + 1))
-            numeric.uniform_(-limit, limit, generator=generator)
-        if self.share.world > 1:
-            wide = torch.cat([self.share.take(table) for table in wide.split(list(self.spec.cardinalities))])
+            for table, rows in zip(wide.split(self.table_rows), self.spec.cardinalities):
+                _draw_rows(table, self.share, rows, partial(_uniform, 0.05, generator))
+            _uniform(math.sqrt(6 / (N + 1)), generator, numeric)
         self.wide, self.wide_numeric = nn.Parameter(wide), nn.Parameter(numeric)
         self.wide_bias = nn.Parameter(torch.zeros(1))
 
@@ -196,14 +197,32 @@ def _keep_step(model: WideDeep, state: dict, prefix: str, *_) -> None:
     state.setdefault(f"{prefix}dropout_step", model.dropout_step)
 
 
-def _truncated_normal(rows: int, dim: int, std: float, generator: torch.Generator) -> Tensor:
-    """[rows, dim] draws of a normal, cut at two of its standard deviations: the inverse of its distribution function.
+def _draw_rows(table: Tensor, share: Share, rows: int, draw: Callable[[Tensor], None]) -> None:
+    """Fills `table`, the share of a table of `rows`, with what `draw` puts there in the whole: drawn piece by piece,
+    for a process need not have memory for all.
+    """
+    if share.world == 1:
+        draw(table)
+        return
+    piece = share.world * max(1, PIECE // (share.world * max(1, table.shape[1:].numel())))
+    for start in range(0, rows, piece):
+        draw(values := torch.empty(min(piece, rows - start), *table.shape[1:]))
+        mine = values[share.rank :: share.world]
+        table[start // share.world :][: len(mine)] = mine
+
+
+def _truncated_normal(std: float, generator: torch.Generator, draws: Tensor) -> None:
+    """Draws of a normal, cut at two of its standard deviations: the inverse of its distribution function.
 
     `nn.init.trunc_normal_` takes ten times as long.
     """
     within = math.erf(math.sqrt(2))  # probability of lying inside
-    draws = torch.empty(rows, dim).uniform_(-within, within, generator=generator)
-    return draws.erfinv_().mul_(math.sqrt(2) * std).clamp_(-2 * std, 2 * std)
+    _uniform(within, generator, draws)
+    draws.erfinv_().mul_(math.sqrt(2) * std).clamp_(-2 * std, 2 * std)
+
+
+def _uniform(limit: float, generator: torch.Generator, draws: Tensor) -> None:
+    draws.uniform_(-limit, limit, generator=generator)
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

@@ -24,7 +24,7 @@ from widedeep.step import Step, StepConfig, make_step
 
 
 def launch(config: TrainConfig, action: Callable[[TrainConfig, LocalComm], Any]) -> Any:
-    """Joins the run's processes, pins them, does `action(config, comm)`, and leaves.
+    """Joins the run's processes, pins them, does `action(config, comm)`, and leaves; after a failure on its own.
 
     Raises:
         InputError: the configuration makes no sense on this machine.
@@ -43,9 +43,12 @@ def launch(config: TrainConfig, action: Callable[[TrainConfig, LocalComm], Any])
             tell(comm, pinned)
         if config.training.xla:
             tell(comm, "--xla has no meaning here: there is no TensorFlow graph to compile")
-        return action(config, comm)
-    finally:
-        comm.close()
+        result = action(config, comm)
+    except BaseException:
+        comm.abort()
+        raise
+    comm.close()
+    return result
 
 
 def tell(comm: LocalComm, text: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from widedeep.dist import LocalComm
 
-GATHERED_ROWS = 1 << 18  # of a table on each process at a time: what is gathered must fit beside the model
+GATHERED_BYTES = 64 << 20  # of a table at a time, of all processes: what is gathered must fit beside the model
 
 
 class Share(NamedTuple):
@@ -51,9 +51,12 @@ def gather_arrays(comm: LocalComm, share: Share, arrays: Mapping[str, Tensor]) -
 def _gather(comm: LocalComm, share: Share, part: Tensor) -> Tensor | None:
     counts = comm.all_gather_rows(torch.tensor([len(part)], device=comm.device)).tolist()
     whole = torch.empty(sum(counts), *part.shape[1:], dtype=part.dtype) if comm.rank == 0 else None
-    for start in range(0, max(counts), GATHERED_ROWS):
-        here = slice(start, start + GATHERED_ROWS)
-        pieces = comm.all_gather_rows(part[here]).split([len(range(n)[here]) for n in counts])
+    row = max(1, part.element_size() * part.shape[1:].numel())
+    rows = max(1, GATHERED_BYTES // (row * comm.world))
+    for start in range(0, max(counts), rows):
+        here = slice(start, start + rows)
+        lengths = [len(range(n)[here]) for n in counts]
+        pieces = comm.all_gather_rows(part[here], lengths).split(lengths)
         for rank, piece in enumerate(pieces if comm.rank == 0 else ()):
             whole[rank :: share.world][here] = piece
     return whole

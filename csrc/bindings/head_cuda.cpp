@@ -19,6 +19,7 @@ kernels::HeadInputs inputs(const Tensor& h, const Tensor& weight, const Tensor& 
   STD_TORCH_CHECK(h.size(1) <= kernels::kMaxRagged || (h.size(1) <= kernels::kMaxHead && h.size(1) % 8 == 0), op,
                   ": on a GPU the last hidden layer has at most ", kernels::kMaxHead, " units, a multiple of 8 from ",
                   kernels::kMaxRagged, " on, got ", h.size(1));
+  if (h.size(1) % 8 == 0) check_aligned(h, op, "h");
   return {
       h.const_data_ptr(), element_type(h.scalar_type(), op, "h"), h.size(0), h.size(1), values(weight), values(bias),
       values(wide_logit)};
@@ -44,6 +45,7 @@ void head_step_out(Tensor h, Tensor weight, Tensor bias, Tensor wide_logit, Tens
                    Tensor dweight, Tensor dbias, Tensor loss) {
   const auto in = inputs(h, weight, bias, wide_logit, "head_step_out");
   check_head_step(h, label, global_rows, p, loss_scale, {logit, dlogit, dz, dbias_hidden, dweight, dbias, loss});
+  if (in.H % 8 == 0) check_aligned(dz, "head_step_out", "dz");
   const DeviceGuard guard(h.get_device_index());
   const Tensor memory =
       torch::stable::new_empty(h, {static_cast<int64_t>(kernels::head_workspace(in.H))}, ScalarType::Byte);

@@ -95,12 +95,14 @@ def transfer(batches: Iterator[tuple[Slice, Rows]], device: torch.device) -> Ite
 
 def _copies(batches: Iterator[tuple[Slice, Rows]], device: torch.device, stream: torch.cuda.Stream) -> Iterator[tuple]:
     try:
-        for piece, host in batches:
-            # torch's allocator of pinned memory keeps a freed block until the copies queued from it are done.
-            pinned = host.map(lambda tensor: tensor if tensor.is_pinned() else tensor.contiguous().pin_memory())
-            with torch.cuda.stream(stream):
-                rows = pinned.map(lambda tensor: tensor.to(device, non_blocking=True))
-                copied = stream.record_event()
-            yield piece, rows, copied
+        # A thread begins with the first GPU as its current one, and leaving a stream would take memory there.
+        with torch.cuda.device(device):
+            for piece, host in batches:
+                # torch's allocator of pinned memory keeps a freed block until the copies queued from it are done.
+                pinned = host.map(lambda tensor: tensor if tensor.is_pinned() else tensor.contiguous().pin_memory())
+                with torch.cuda.stream(stream):
+                    rows = pinned.map(lambda tensor: tensor.to(device, non_blocking=True))
+                    copied = stream.record_event()
+                yield piece, rows, copied
     finally:
         batches.close()

@@ -61,9 +61,11 @@ class Lender:
         here = [share.count(rows) for rows in spec.cardinalities]
         self.base = list(accumulate(here, initial=0))[:-1]  # first row of each table in `wide`
         self.row_base = torch.tensor(spec.row_base, dtype=torch.int64, device=device)
+        bounds = [rows for rows, hot in zip(spec.cardinalities, spec.hotness) for _ in range(hot)]
+        self.bounds = torch.tensor(bounds, device=device)
 
     def borrow(self, ids: Tensor) -> Borrowed:
-        """The rows of all ranks that ids [B, K] int32 name."""
+        """The rows of all ranks that ids [B, K] int32 name. Raises RuntimeError for an id past its table."""
         ids, flat, slots, counts = self._ask_for(ids)
         one_each = [1] * self.comm.world
         lent_counts = self.comm.all_to_all_rows(counts, one_each, one_each)
@@ -95,7 +97,10 @@ class Lender:
         spec, world, device = self.spec, self.comm.world, ids.device
         F = len(spec.cardinalities)
         unique, offsets, entries, _, start = ops.embedding_segments(ids, spec.hotness, spec.cardinalities)
-        *starts, valid = torch.cat([start, offsets[-1:]]).tolist()
+        outside = (ids >= self.bounds).any().view(1)
+        *starts, valid, outside = torch.cat([start, offsets[-1:], outside]).tolist()
+        if outside:
+            self._refuse(ids)
         U, start = starts[-1], start.long()
         table = torch.repeat_interleave(torch.arange(F, device=device), start.diff(), output_size=U)
         unique = unique[:U].long()
@@ -109,6 +114,14 @@ class Lender:
         counts = torch.zeros(F * world, dtype=torch.int64, device=device)
         counts.scatter_add_(0, group, torch.ones_like(group))  # bincount would ask the device for its largest
         return ids, unique[order], (row // world)[order], counts.view(F, world).t().contiguous()
+
+    def _refuse(self, ids: Tensor) -> None:
+        row, column = (ids >= self.bounds).nonzero()[0].tolist()
+        feature = next(f for f, last in enumerate(accumulate(self.spec.hotness)) if column < last)
+        raise RuntimeError(
+            f"feature {feature} has id {int(ids[row, column])} in batch row {row}, expected -1 (padding) or 0 to"
+            f" {int(self.bounds[column]) - 1}"
+        )
 
     def _send(self, lists: Sequence[Sequence[Tensor]], sent: Counts, received: Counts) -> list[list[Tensor]]:
         """Lists of F tensors [n_f, ...], each ordered by the rank that it is for, to all ranks in one collective; what

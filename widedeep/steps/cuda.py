@@ -351,8 +351,8 @@ class CudaStep(Step):
             if not self.layers.together:
                 input_gradients([i])
 
-    def _sum_over_ranks(self, *names: str) -> None:
-        """Called as soon as these gradients are queued; there is nobody else here."""
+    def _sum_over_ranks(self, weight: str, bias: str) -> None:
+        """Called as soon as the gradients of these neighbours are queued; there is nobody else here."""
 
     def _update_rows(self, batch: Batch, segments: tuple[Tensor, ...]) -> None:
         config, spec, B = self.config, self.spec, len(batch.ids)

@@ -2,12 +2,14 @@
 rows are exchanged deduplicated. Not captured, since the numbers of touched rows decide the sizes of what is exchanged.
 """
 
+import torch
 from torch import Tensor
 
 from widedeep import ops
 from widedeep.data import Batch
 from widedeep.steps.cuda import CudaStep
 from widedeep.steps.rows import update_rows
+from widedeep.steps.trial import ROUTES
 
 
 class RanksCudaStep(CudaStep):
@@ -15,26 +17,38 @@ class RanksCudaStep(CudaStep):
 
     _summing = False
 
+    def train(self, batch: Batch, step: int, lr: float) -> Tensor:
+        if self.chooses and self.route is None:
+            self._agree_on_route(len(batch.ids))
+        return super().train(batch, step, lr)
+
+    def _agree_on_route(self, rows: int) -> None:
+        """All take the first rank's, which its checkpoint names: each has a clock of its own."""
+        with self._on_device():
+            self._prepare(rows)
+            own = torch.full((1,), ROUTES.index(self.layers.bits), device=self.device)
+            self.route = ROUTES[int(self.comm.all_gather_rows(own, [1] * self.comm.world)[0])]
+            if self.route != self.layers.bits:
+                self._forget_layers()
+
     def _run(self, batch: Batch) -> None:
         self._summing = True
         try:
             segments = self._backward(batch)
         finally:
             self._summing = False
-        for name in self.slots.dense_accum:
-            self.comm.all_reduce_(self.weights.padded[name])
+        if self.model.has_wide:
+            self.comm.all_reduce_(self.weights.neighbours("wide.numeric.weight", "wide.bias"))
         if self._all_finite(batch):
             self._update_dense()
             if self.spec.categorical:
                 self._update_gathered_rows(batch.ids, segments)
         self._count()
 
-    def _sum_over_ranks(self, *names: str) -> None:
-        if not self._summing:
-            return
-        with self.second.queue():
-            for name in names:
-                self.comm.all_reduce_(self.weights.padded[name])
+    def _sum_over_ranks(self, weight: str, bias: str) -> None:
+        if self._summing:
+            with self.second.queue():
+                self.comm.all_reduce_(self.weights.neighbours(weight, bias))
 
     def _all_finite(self, batch: Batch) -> bool:
         """Of the gradients on all ranks."""

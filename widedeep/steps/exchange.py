@@ -39,12 +39,14 @@ def gather_tables(
         in the order of ranks, so that sums have the same bits on every rank.
     """
     F, dims = len(tables), [values.shape[1] for values in tables]
-    counts = comm.all_gather_rows(torch.tensor([[len(values) for values in tables]], device=wide.device)).tolist()
-    flat = comm.all_gather_rows(touched)
-    packed = comm.all_gather_rows(torch.cat([*(values.reshape(-1) for values in tables), wide]))
+    own = torch.tensor([[len(values) for values in tables]]).to(wide.device, non_blocking=True)
+    counts = comm.all_gather_rows(own, [1] * comm.world).tolist()  # the only question to the device
+    sizes = [[*(n * D for n, D in zip(per_rank, dims)), sum(per_rank)] for per_rank in counts]
+    flat = comm.all_gather_rows(touched, [sum(per_rank) for per_rank in counts])
+    packed = torch.cat([*(values.reshape(-1) for values in tables), wide])
+    packed = comm.all_gather_rows(packed, [sum(per_rank) for per_rank in sizes])
     row_parts = flat.split([n for per_rank in counts for n in per_rank])
-    sizes = [size for per in counts for size in (*(n * D for n, D in zip(per, dims)), sum(per))]
-    value_parts = packed.split(sizes)
+    value_parts = packed.split([size for per_rank in sizes for size in per_rank])
     gathered = []
     for f, (base, D) in enumerate(zip(row_base, dims)):
         rows = torch.cat(row_parts[f::F]) - base

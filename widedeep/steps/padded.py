@@ -104,6 +104,11 @@ class PaddedWeights:
     def _rows(self, name: str, padded: Tensor) -> Tensor:
         return padded[: len(self.masters[name])]
 
+    def neighbours(self, first: str, last: str) -> Tensor:
+        """The gradients from one to another of `flat`, and the padding between them."""
+        start, stop = (self.padded[name].storage_offset() for name in (first, last))
+        return self.flat[start : stop + self.padded[last].numel()]
+
     def get(self, name: str) -> Tensor:
         """What the kernels read: the padded copy, or the weight itself."""
         return self.copies.get(name, self.masters[name])
