@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import main
 from planted import planted_data
 from safetensors.torch import load_file
@@ -143,6 +144,26 @@ def test_flags_that_change_the_weights_are_named(data, tmp_path, capsys):
     assert main(words(data, tmp_path, "reference", *goes_on, "--deep_dropout", "0.5", "--combiner", "mean")) == 0
     said = "not as before: --deep_dropout 0.5 (was 0.2), --combiner mean (was not given)\n"
     assert said in capsys.readouterr().out
+
+
+def test_a_feature_spec_that_makes_another_function_of_the_weights_is_named(data, tmp_path, capsys):
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    spec = yaml.safe_load((other / "feature_spec.yaml").read_text())
+    assert spec["channel_spec"]["numerical"] == ["age", "price"]
+    spec["feature_spec"]["tags"]["combiner"] = "sum"
+    spec["channel_spec"]["numerical"] = ["price", "age"]
+    (other / "feature_spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    assert main(words(data, tmp_path, "reference", "--num_epochs", "1")) == 0
+    goes_on = ["--use_checkpoint", "--num_epochs", "1"]
+    said = "numeric features price, age (was age, price), combiner of tags sum (was mean)\n"
+    capsys.readouterr()
+    assert main(words(other, tmp_path, "reference", *goes_on, "--evaluate")) == 0
+    assert f"not as trained: {said}" in capsys.readouterr().out
+    assert main(words(other, tmp_path, "reference", *goes_on)) == 0
+    assert f"not as before: {said}" in capsys.readouterr().out
+    assert main(words(data, tmp_path, "reference", *goes_on, "--evaluate")) == 0
+    assert main(words(data, tmp_path, "reference", *goes_on)) == 0
+    assert "not as" not in capsys.readouterr().out
 
 
 def test_other_rows_continue_only_a_whole_epoch(data, tmp_path, capsys):

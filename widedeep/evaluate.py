@@ -18,6 +18,7 @@ from widedeep.feature_spec import FeatureSpec
 from widedeep.journal import Journal
 from widedeep.metrics import Evaluation
 from widedeep.outputs import group_column, plain, write_json
+from widedeep.resume import changed_features
 from widedeep.run import Run, tell
 
 
@@ -118,6 +119,8 @@ def evaluate_run(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     step = 0
     if config.location.use_checkpoint:
         step = load(run, found).step
+        if changes := changed_features(FeatureSpec.load(found / checkpoint.SPEC), run.spec):
+            tell(comm, f"not as trained: {', '.join(changes)}")
     else:
         tell(comm, "evaluating fresh random weights, for --use_checkpoint is not given")
     reader = run.ordered_reader("test")

@@ -12,6 +12,7 @@ from widedeep.checkpoint import Checkpoints, Progress
 from widedeep.config import TrainConfig
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
+from widedeep.feature_spec import FeatureSpec
 from widedeep.run import Run, tell
 from widedeep.shards import ShardSet
 
@@ -89,7 +90,7 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
     ):
         if before != now:
             raise InputError(f"{found}: was trained with {before} {name}, not {now}: it cannot be continued.")
-    changes = changed_flags(trained, config)
+    changes = changed_flags(trained, config) + changed_features(FeatureSpec.load(found / checkpoint.SPEC), run.spec)
     data = rows_identity(shards)
     if progress.data not in (None, data):
         if progress.position:
@@ -118,6 +119,19 @@ def changed_flags(before: TrainConfig, now: TrainConfig) -> list[str]:
         for config in (before, now)
     )
     return [f"--{name} {new[name]} (was {old[name]})" for name in WEIGHTS_DEPEND_ON if old[name] != new[name]]
+
+
+def changed_features(before: FeatureSpec, now: FeatureSpec) -> list[str]:
+    """What makes another function of the same weights, as `combiner of tags sum (was mean)`: shapes need no words here,
+    for weights of other shapes are not loaded.
+    """
+    old, new = (
+        {"categorical features": ", ".join(spec.names), "numeric features": ", ".join(spec.numeric_names)}
+        | {f"max_hotness of {f.name}": f.hotness for f in spec.categorical}
+        | {f"combiner of {f.name}": f.combiner for f in spec.categorical if f.hotness > 1}
+        for spec in (before, now)
+    )
+    return [f"{name} {new[name]} (was {old[name]})" for name in new if old.get(name, new[name]) != new[name]]
 
 
 def rows_identity(shards: ShardSet) -> str:
