@@ -179,6 +179,9 @@ def test_evaluation_without_groups(results):
 def test_bad_input(tmp_path, results):
     with pytest.raises(InputError, match="expected a run's results"):
         report.run(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(InputError, match=r"expected .*, and metrics\.jsonl holds no record yet"):
+        report.run(tmp_path)
     (results / "evaluation.json").write_text("{")
     with pytest.raises(InputError, match=r"evaluation\.json: expected JSON"):
         report.run(results)

@@ -135,6 +135,16 @@ def test_missing_checkpoint_warns_in_training_and_stops_evaluation(data, tmp_pat
     assert "no checkpoint to continue" in capsys.readouterr().out
 
 
+def test_a_run_stopped_before_its_first_checkpoint_is_continued_into_its_own_results(data, tmp_path, capsys):
+    assert main(words(data, tmp_path, "reference", "--num_epochs", "1")) == 0
+    (tmp_path / "model").rename(tmp_path / "lost")
+    elsewhere = ["--model_dir", str(tmp_path / "other")]
+    assert main(words(data, tmp_path, "reference", "--num_epochs", "1", "--use_checkpoint", *elsewhere)) == 2
+    assert "evaluation.json is there: give --overwrite" in capsys.readouterr().err
+    assert main(words(data, tmp_path, "reference", "--num_epochs", "1", "--use_checkpoint")) == 0
+    assert "no checkpoint to continue, starting afresh" in capsys.readouterr().out
+
+
 def test_flags_that_change_the_weights_are_named(data, tmp_path, capsys):
     assert main(words(data, tmp_path, "reference", "--num_epochs", "1")) == 0
     goes_on = ["--use_checkpoint", "--num_epochs", "1"]

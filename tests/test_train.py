@@ -153,8 +153,29 @@ def test_neither_benchmark_nor_fresh_weights_take_the_place_of_a_training(data, 
 
 def test_a_new_run_leaves_no_evaluation_of_the_one_it_replaces(data, finished, tmp_path):
     shutil.copytree(finished / "results", tmp_path / "results")
-    assert train(data, tmp_path, "--deep_learning_rate", "1e30", "--log_every", "1") == 1
+    assert train(data, tmp_path, "--overwrite", "--deep_learning_rate", "1e30", "--log_every", "1") == 1
     assert not (tmp_path / "results" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("named", ["evaluation.json", "metrics.jsonl"])
+def test_results_of_another_run_are_not_replaced_unasked(data, finished, tmp_path, capsys, named):
+    results = shutil.copytree(finished / "results", tmp_path / "results")
+    if named == "metrics.jsonl":  # of a run that has not come to its first evaluation
+        (results / "evaluation.json").unlink()
+    before = {name: (results / name).read_bytes() for name in os.listdir(results)}
+    assert train(data, tmp_path) == 2
+    said = f"{results / named} is there: give --overwrite to replace these results, or another --results_dir."
+    assert capsys.readouterr().err == f"widedeep: {said}\n"
+    assert {name: (results / name).read_bytes() for name in os.listdir(results)} == before
+    assert train(data, tmp_path, "--overwrite", "--num_epochs", "1") == 0
+    assert train(data, tmp_path, "--overwrite", "--num_epochs", "1") == 0
+
+
+def test_results_without_a_record_may_be_replaced(data, tmp_path):
+    (tmp_path / "results").mkdir()
+    for name in ("metrics.jsonl", "log.json", "args.json"):  # of a run that was stopped before it had said anything
+        (tmp_path / "results" / name).touch()
+    assert train(data, tmp_path, "--num_epochs", "1") == 0
 
 
 def test_a_diverged_model_predicts_nothing(data, tmp_path, capsys):

@@ -26,7 +26,7 @@ class Location:
     fspec_file: str = option("feature_spec.yaml", "feature spec, relative to dataset_path")
     embedding_sizes_file: str | None = option(None, "JSON map of feature to embedding dim, over those of the spec")
     use_checkpoint: bool = option(False, "continue from the last checkpoint of model_dir")
-    overwrite: bool = option(False, "replace the checkpoints that model_dir holds")
+    overwrite: bool = option(False, "replace the checkpoints of model_dir and the results of results_dir")
     model_dir: str = option("/outbrain/checkpoints", "directory of the checkpoints")
     results_dir: str = option("/results", "directory of the logs and summaries")
     log_filename: str = option("log.json", "name of the JSON-lines log in results_dir")

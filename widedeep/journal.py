@@ -8,12 +8,11 @@ from torch import Tensor
 from widedeep import atomic
 from widedeep.checkpoint import Progress
 from widedeep.data import Batch
-from widedeep.logs import METRICS_FILE, RunLog, last_seconds
+from widedeep.logs import EVALUATION_FILE, METRICS_FILE, RunLog, last_seconds
 from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC, numbers
 from widedeep.outputs import data_summary, write_json, write_text
 from widedeep.run import Run
 
-EVALUATION = "evaluation.json"
 UNITS = {
     "streaming_map_val": {"unit": None},
     "train_throughput": {"unit": "samples/s"},
@@ -42,7 +41,7 @@ class Journal:
         done = None if progress is None else progress.step
         if self._writes and done == 0:
             with atomic.write_errors(self._results):
-                (self._results / EVALUATION).unlink(missing_ok=True)  # of the run that is replaced
+                (self._results / EVALUATION_FILE).unlink(missing_ok=True)  # of the run that is replaced
         if self._writes and not self._adds:
             write_json(self._results / "args.json", config.flat())
             write_text(self._results / "config.yaml", config.to_yaml())
@@ -124,7 +123,7 @@ class Journal:
 
     def _write_evaluation(self, result: dict[str, float | int], evaluation: Evaluation) -> None:
         if self._writes:
-            write_json(self._results / EVALUATION, result | {"calibration": evaluation.calibration()})
+            write_json(self._results / EVALUATION_FILE, result | {"calibration": evaluation.calibration()})
 
     def _close_bar(self) -> None:
         if self._bar is not None:

@@ -21,6 +21,7 @@ from widedeep.outputs import plain
 
 Step = tuple[int, ...] | str
 METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is no terminal
 logger = logging.getLogger("widedeep")
 

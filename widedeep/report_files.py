@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.errors import InputError
-from widedeep.logs import METRICS_FILE
+from widedeep.logs import EVALUATION_FILE, METRICS_FILE
 
 DLLL = "DLLL "
 
@@ -38,11 +38,13 @@ def read(directory: Path) -> RunFiles:
     files.training = _by_step(of_training, "loss")
     epochs = _by_step(_with_epochs(of_training, files.arguments.get("num_epochs")), "loss_val")
     files.validation = epochs or _by_step(records, "loss_val")  # of evaluations alone
-    files.evaluation = _read_object(directory / "evaluation.json", files.missing)
+    files.evaluation = _read_object(directory / EVALUATION_FILE, files.missing)
     files.data = _read_object(directory / "data_summary.json", files.missing)
     files.baselines = _read_object(directory / "baselines.json", [])
     if not records and not files.evaluation:
-        raise InputError(f"{directory}: expected a run's results, {METRICS_FILE} or evaluation.json, and found neither")
+        what = f"expected a run's results, {METRICS_FILE} or {EVALUATION_FILE}, and"
+        found = f"{METRICS_FILE} holds no record yet" if (directory / METRICS_FILE).is_file() else "found neither"
+        raise InputError(f"{directory}: {what} {found}")
     return files
 
 

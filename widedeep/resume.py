@@ -9,10 +9,11 @@ import xxhash
 
 from widedeep import checkpoint
 from widedeep.checkpoint import Checkpoints, Progress
-from widedeep.config import TrainConfig
+from widedeep.config import Location, TrainConfig
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
+from widedeep.logs import EVALUATION_FILE, METRICS_FILE
 from widedeep.run import Run, tell
 from widedeep.shards import ShardSet
 
@@ -45,6 +46,8 @@ def start(config: TrainConfig, comm: LocalComm, checkpoints: Checkpoints) -> tup
         run = resume(config, comm, found, progress)
         checkpoints.adopt()
         return run, progress
+    if comm.rank == 0:
+        check_results(config.location)
     check_ranks(comm, checkpoints.directory)
     if config.location.use_checkpoint:
         tell(comm, f"{checkpoints.directory}: no checkpoint to continue, starting afresh")
@@ -52,6 +55,21 @@ def start(config: TrainConfig, comm: LocalComm, checkpoints: Checkpoints) -> tup
     training, shards = run.config.training, run.train_shards
     identity = rows_identity(shards)
     return run, Progress(training.seed, shards.rows, training.global_batch_size, identity, comm.world)
+
+
+def check_results(where: Location) -> None:
+    """Refuses results that a new run would replace unasked, but those of a run that this one continues and that was
+    stopped before its first checkpoint.
+
+    Raises:
+        InputError: names one of them.
+    """
+    results = Path(where.results_dir)
+    config = results / "config.yaml"
+    ours = where.use_checkpoint and config.is_file() and TrainConfig.load(config).location.model_dir == where.model_dir
+    for found in (results / EVALUATION_FILE, results / METRICS_FILE):
+        if found.is_file() and found.stat().st_size and not (ours or where.overwrite):
+            raise InputError(f"{found} is there: give --overwrite to replace these results, or another --results_dir.")
 
 
 def check_ranks(comm: LocalComm, directory: Path, step: int = 0, identity: int = 0) -> None:
