@@ -1,9 +1,11 @@
 """The records of a run, and where each of them goes."""
 
+import errno
 import io
 import json
 import logging
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from rich.console import Console
 
 from widedeep import logs
-from widedeep.errors import InputError
+from widedeep.errors import InputError, RunError
 from widedeep.logs import RunLog, last_seconds
 
 
@@ -73,14 +75,13 @@ def test_a_new_run_empties_the_files_and_a_resumed_one_continues_them(tmp_path):
     a_run(tmp_path, log_filename="other.json")
     a_run(tmp_path, log_filename="other.json")
     assert len(dlll(tmp_path / "other.json")) == 5
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": [5')  # a killed run
+    for name in ("metrics.jsonl", "other.json"):
+        with (tmp_path / name).open("a") as file:
+            file.write('DLLL {"step": [5')  # a killed run
     with RunLog(tmp_path, "other.json", append=True) as log:
         log.log((500, 9100), {"loss": 0.4})
     assert len(dlll(tmp_path / "other.json")) == 6
-    *_, torn, last = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert torn == '{"step": [5'
-    assert json.loads(last)["loss"] == 0.4
+    assert [line.get("loss") for line in metric_lines(tmp_path)] == [0.4512, None, None, 0.4]
 
 
 def test_the_clock_of_a_resumed_run_goes_on(tmp_path):
@@ -143,6 +144,15 @@ def test_unwritable_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"log\.json"):
         RunLog(tmp_path / "file" / "results")
+
+
+def test_a_disk_too_full_for_the_log_is_said_not_to_have_cost_a_checkpoint(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(RunError, match=r"log\.json: No space left on device; every checkpoint is whole$"):
+        RunLog(tmp_path)
 
 
 def test_plain_lines_off_terminals(tmp_path, caplog, monkeypatch):

@@ -1,5 +1,6 @@
 """Training through the command line on planted data: it learns, says what it does, and its parts agree."""
 
+import errno
 import json
 import os
 import shlex
@@ -14,7 +15,7 @@ from commands import main
 from planted import planted_data
 from sklearn.metrics import log_loss, roc_auc_score
 
-from widedeep import report, run
+from widedeep import logs, report, run
 from widedeep.checkpoint import Checkpoints, Progress
 from widedeep.config import TrainConfig
 from widedeep.train import is_finished, note_score
@@ -244,6 +245,16 @@ def test_seed_decides_everything_and_is_recorded(data, tmp_path):
     places = ["--dataset_path", data, "--model_dir", tmp_path / "d", "--results_dir", tmp_path / "d"]
     assert main(["train", *map(str, places), *flags, *one_epoch]) == 0
     assert yaml.safe_load((tmp_path / "d" / "config.yaml").read_text())["seed"] is not None
+
+
+def test_a_disk_that_fills_under_the_log_has_not_cost_a_checkpoint(data, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(logs.RunLog, "log", full)
+    assert train(data, tmp_path) == 1
+    said = f"widedeep: cannot write {tmp_path / 'results'}: No space left on device; every checkpoint is whole\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path, capsys):

@@ -31,15 +31,18 @@ class Output(NamedTuple):
 
 
 @contextlib.contextmanager
-def write_errors(target: Path) -> Iterator[None]:
-    """Turn an OSError of writing `target` into one sentence: RunError if the disk is full, else InputError."""
+def write_errors(target: Path, kept: str = "what was there before is untouched") -> Iterator[None]:
+    """Turn an OSError of writing `target` into one sentence: RunError if the disk is full, else InputError.
+
+    kept: what a full disk has not cost. As it stands, true of outputs that are renamed into place; logs say their own.
+    """
     try:
         yield
     except OSError as error:
         short = error.errno is None and SHORT_WRITE in str(error)
         if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             why = "No space left on device, or the limit of a file's size is reached" if short else error.strerror
-            raise RunError(f"cannot write {target}: {why}; what was there before is untouched") from error
+            raise RunError(f"cannot write {target}: {why}; {kept}") from error
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from widedeep import atomic
 from widedeep.checkpoint import Progress
 from widedeep.data import Batch
-from widedeep.logs import EVALUATION_FILE, METRICS_FILE, RunLog, last_seconds
+from widedeep.logs import EVALUATION_FILE, KEPT, METRICS_FILE, RunLog, last_seconds
 from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC, numbers
 from widedeep.outputs import data_summary, write_json, write_text
 from widedeep.run import Run
@@ -40,7 +40,7 @@ class Journal:
         self._adds = progress is None and (self._results / METRICS_FILE).is_file()
         done = None if progress is None else progress.step
         if self._writes and done == 0:
-            with atomic.write_errors(self._results):
+            with atomic.write_errors(self._results, KEPT):
                 (self._results / EVALUATION_FILE).unlink(missing_ok=True)  # of the run that is replaced
         if self._writes and not self._adds:
             write_json(self._results / "args.json", config.flat())
@@ -66,12 +66,12 @@ class Journal:
 
     def __exit__(self, *_) -> None:
         self._close_bar()
-        with atomic.write_errors(self._results):
+        with atomic.write_errors(self._results, KEPT):
             self._log.close()
 
     def log(self, step: tuple[int, ...] | str, data: dict[str, Any]) -> None:
         """One line of the log."""
-        with atomic.write_errors(self._results):
+        with atomic.write_errors(self._results, KEPT):
             self._log.log(step, data)
 
     def advance(self, rows: int) -> None:

@@ -6,6 +6,7 @@ The DLLL log has the lines of the original's dllogger: the prefix `DLLL ` and a 
 import contextlib
 import json
 import logging
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ Step = tuple[int, ...] | str
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is no terminal
+KEPT = "every checkpoint is whole"  # where the disk is too full for the log, which is written in place
 logger = logging.getLogger("widedeep")
 
 
@@ -161,7 +163,7 @@ class TensorBoard:
             raise InputError(
                 "--tensorboard needs the package tensorboard: pip install 'widedeep[tensorboard]'"
             ) from error
-        with atomic.write_errors(directory):
+        with atomic.write_errors(directory, KEPT):
             if first_step == 0:
                 for events in directory.glob("events.out.tfevents.*"):
                     events.unlink()
@@ -274,13 +276,12 @@ class RowsPerSecond(ProgressColumn):
 
 
 def _open(path: Path, append: bool) -> TextIO:
-    with atomic.write_errors(path):
+    with atomic.write_errors(path, KEPT):
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = append and path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-        file = path.open("a" if append else "w", buffering=1, encoding="utf-8")
-        if torn:  # a killed run left half a line
-            file.write("\n")
-        return file
+        if append and path.exists():
+            whole = path.read_bytes().rfind(b"\n") + 1  # what follows is half a line, which a killed run left
+            os.truncate(path, whole)
+        return path.open("a" if append else "w", buffering=1, encoding="utf-8")
 
 
 def last_seconds(path: Path) -> float:
