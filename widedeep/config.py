@@ -4,6 +4,7 @@ On the command line and in a config file the names are flat (`--num_epochs 3`, `
 their groups (`config.training.num_epochs`). Imports nothing heavy.
 """
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -187,13 +188,17 @@ class TrainConfig:
         Raises:
             InputError: naming the flag and what was expected.
         """
+        values = self.flat()
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"--{name}: expected a number, got {value}.")
         for name, low in _AT_LEAST.items():
-            value = self.flat()[name]
-            if value is not None and not value >= low:  # so that NaN is refused too
-                raise InputError(f"--{name} must be at least {low}, got {value}.")
+            if values[name] is not None and values[name] < low:
+                raise InputError(f"--{name} must be at least {low}, got {values[name]}.")
+        for name, high in _AT_MOST.items():
+            if values[name] is not None and values[name] > high:
+                raise InputError(f"--{name} must be at most {high}, got {values[name]}.")
         t, m = self.training, self.mode
-        if (m.threads or 1) > MOST_THREADS:
-            raise InputError(f"--threads must be at most {MOST_THREADS}, got {m.threads}.")
         if t.linear_learning_rate == 0:  # FTRL divides by it
             raise InputError("--linear_learning_rate must be above 0, got 0.")
         if any(width < 1 for width in self.model.deep_hidden_units):
@@ -220,7 +225,10 @@ class TrainConfig:
             )
 
 
-MOST_THREADS = 1024  # many more and the threads' library dies
+_AT_MOST = {
+    "num_auc_thresholds": 1_000_000,  # each costs memory and time at every line of the log
+    "threads": 1024,  # many more and the threads' library dies
+}
 _AT_LEAST = {
     "training_set_size": 1,
     "global_batch_size": 1,
