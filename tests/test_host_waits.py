@@ -78,7 +78,7 @@ def shards(tmp_path_factory):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_training(shards, parts, precision):
     step = gpu_step(config=StepConfig(precision), parts=parts)
-    reader, watch = Reader(shards, 96, mode="device", spec=EVEN), LossWatch(LocalComm("cpu"))
+    reader, watch = Reader(shards, 96, mode="device", spec=EVEN), LossWatch(LocalComm("cpu"), precision)
     batches = reader.epoch(0, into=step.places)
     watch.add(step.train(next(batches), 0, 1e-3))  # the first batch chooses products and makes the buffers
     with NoWaiting():

@@ -50,7 +50,7 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
     tell(run.comm, run.describe())
     if run.step.note:
         tell(run.comm, run.step.note)
-    mode, watch = run.config.mode, LossWatch(run.comm)
+    mode, watch = run.config.mode, LossWatch(run.comm, run.config.precision)
     with Journal(run, progress=progress) as journal:
         while not is_finished(progress, run.config):
             batches = reader.epoch(progress.epoch, progress.position, into=run.step.places)
@@ -106,8 +106,8 @@ def note_score(progress: Progress) -> bool:
 class LossWatch:
     """Notices a loss that is not finite, reading the device only where a line is logged or a checkpoint written."""
 
-    def __init__(self, comm: LocalComm):
-        self._comm = comm
+    def __init__(self, comm: LocalComm, precision: str):
+        self._comm, self._precision = comm, precision
         self._sum = torch.zeros((), device=comm.device)
         self._last = torch.zeros((), device=comm.device)
 
@@ -124,8 +124,9 @@ class LossWatch:
         """
         total, last = self._comm.all_reduce_(torch.stack([self._sum, self._last])).tolist()
         if not math.isfinite(total):
+            advice = "a lower learning rate" + " or --precision fp32" * (self._precision != "fp32")
             raise RunError(
-                f"the loss is not finite at step {step}: a lower learning rate or --precision fp32 may help;"
+                f"the loss is not finite at or before step {step}: {advice} may help;"
                 " no checkpoint of this state was written."
             )
         return last
