@@ -314,11 +314,12 @@ def writers(root: Path, out: Path) -> dict[str, list]:
         "predict": ["predict", *score, "--out", out / "p.parquet"],
         "predict csv": ["predict", *score, "--out", out / "p.csv"],
         "evaluate": ["evaluate", *score, "--out", out / "e.json"],
+        "export": ["export", "--model", model, "--format", "pt2", "--out", out / "x"],
         "report": ["report", root / "results", "--out", out / "r.html"],
     }
 
 
-NAMES = ("synth", "outbrain", "model", "results", "predict", "predict csv", "evaluate", "report")
+NAMES = ("synth", "outbrain", "model", "results", "predict", "predict csv", "evaluate", "export", "report")
 
 
 @pytest.mark.parametrize("name", NAMES)

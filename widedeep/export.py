@@ -6,6 +6,7 @@ which, where the weights come from, and how far the program's logits are from th
 
 import contextlib
 import copy
+import io
 import json
 import logging
 import warnings
@@ -162,7 +163,9 @@ def _write_pt2(served: Served, path: Path) -> Program:
     program = torch.export.export(served, inputs, dynamic_shapes=shapes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it holds paths of this machine
-    torch.export.save(program, path)
+    packed = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+    torch.export.save(program, packed)
+    path.write_bytes(packed.getbuffer())
     module = torch.export.load(path).module()
     return lambda ids, numeric: module(ids, numeric)[0]
 
