@@ -221,6 +221,23 @@ def test_data_sets(copy, tmp_path, refuse, how):
     assert contents(copy / "model") | contents(copy / "results") == before
 
 
+def test_ids_past_their_table_where_nobody_looked_at_the_checksums(copy, refuse):
+    for split in ("train", "test"):
+        shard = copy / "data" / split / "part-00000.shard"
+        content = bytearray(shard.read_bytes())
+        content[10] = 200
+        shard.write_bytes(content)
+    said = "the data are damaged, feature 0 has id 200, expected -1 (padding) or 0 to 49: run without --verify false"
+    fused = ["--step", "fused", "--verify", "false"]
+    score = ["--model", copy / "model", "--dataset_path", copy / "data", "--cpu", *fused]
+    for words in (
+        train_words(copy / "data", copy, "--overwrite", *fused),
+        ["evaluate", *score],
+        ["predict", *score, "--out", copy / "p.csv"],
+    ):
+        refuse(words, 2, f"{copy / 'data'}: {said}")
+
+
 def test_a_data_set_of_other_features_is_not_scored(copy, tmp_path, refuse):
     said = damaged(copy / "data", "other cardinality")
     spec = yaml.safe_load((copy / "data" / "feature_spec.yaml").read_text())
