@@ -221,23 +221,6 @@ def test_data_sets(copy, tmp_path, refuse, how):
     assert contents(copy / "model") | contents(copy / "results") == before
 
 
-def test_ids_past_their_table_where_nobody_looked_at_the_checksums(copy, refuse):
-    for split in ("train", "test"):
-        shard = copy / "data" / split / "part-00000.shard"
-        content = bytearray(shard.read_bytes())
-        content[10] = 200
-        shard.write_bytes(content)
-    said = "the data are damaged, feature 0 has id 200, expected -1 (padding) or 0 to 49: run without --verify false"
-    fused = ["--step", "fused", "--verify", "false"]
-    score = ["--model", copy / "model", "--dataset_path", copy / "data", "--cpu", *fused]
-    for words in (
-        train_words(copy / "data", copy, "--overwrite", *fused),
-        ["evaluate", *score],
-        ["predict", *score, "--out", copy / "p.csv"],
-    ):
-        refuse(words, 2, f"{copy / 'data'}: {said}")
-
-
 def test_a_data_set_of_other_features_is_not_scored(copy, tmp_path, refuse):
     said = damaged(copy / "data", "other cardinality")
     spec = yaml.safe_load((copy / "data" / "feature_spec.yaml").read_text())
@@ -263,6 +246,17 @@ def test_a_damaged_checkpoint(copy, refuse):
     refuse(["evaluate", *words], 2, "model.safetensors", "damaged")
     refuse(["predict", *words, "--out", copy / "p.csv"], 2, "model.safetensors", "damaged")
     refuse(train_words(copy / "data", copy, "--use_checkpoint"), 2, "model.safetensors", "damaged")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "feature_spec.yaml"])
+def test_a_checkpoint_that_lacks_a_file(copy, refuse, name):
+    checkpoint = next((copy / "model" / "checkpoint").glob("step-*"))
+    (checkpoint / name).unlink()
+    said = f"{checkpoint / name}: the checkpoint is damaged, it is missing; there is no other checkpoint."
+    words = ["--model", copy / "model", "--dataset_path", copy / "data", "--cpu"]
+    refuse(["evaluate", *words], 2, said)
+    refuse(["predict", *words, "--out", copy / "p.csv"], 2, said)
+    refuse(train_words(copy / "data", copy, "--use_checkpoint"), 2, said)
 
 
 def test_no_checkpoint(copy, refuse):

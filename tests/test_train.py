@@ -247,6 +247,26 @@ def test_seed_decides_everything_and_is_recorded(data, tmp_path):
     assert yaml.safe_load((tmp_path / "d" / "config.yaml").read_text())["seed"] is not None
 
 
+def test_ids_past_their_table_where_nobody_looked_at_the_checksums(data, finished, tmp_path, capfd):
+    data = shutil.copytree(data, tmp_path / "data")
+    for split in ("train", "test"):
+        shard = data / split / "part-00000.shard"
+        content = bytearray(shard.read_bytes())
+        content[10] = 200
+        shard.write_bytes(content)
+    fused = ["--step", "fused", "--verify", "false"]
+    score = ["--model", str(finished / "model"), "--dataset_path", str(data), "--cpu", *fused]
+    said = "the data are damaged, feature 0 has id 200, expected -1 (padding) or 0 to 49: run without --verify false"
+    for run_it in (
+        lambda: train(data, tmp_path, *fused),
+        lambda: main(["evaluate", *score]),
+        lambda: main(["predict", *score, "--out", str(tmp_path / "p.csv")]),
+    ):
+        capfd.readouterr()
+        assert run_it() == 2
+        assert capfd.readouterr().err.startswith(f"widedeep: {data}: {said}")
+
+
 def test_a_disk_that_fills_under_the_log_has_not_cost_a_checkpoint(data, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -60,8 +60,13 @@ def load(run: Run, directory: Path) -> Progress:
 
 
 def scoring_config(scoring: Scoring) -> tuple[TrainConfig, Path]:
-    """The config that a checkpoint was trained with, changed to what is to be scored now, and its directory."""
+    """The config that a checkpoint was trained with, changed to what is to be scored now, and its directory.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is damaged.
+    """
     directory = checkpoint.locate(scoring.model, scoring.checkpoint)
+    checkpoint.read_progress(directory)  # which checks the files
     config = TrainConfig.load(directory / checkpoint.CONFIG)
     precision = scoring.precision or config.precision
     if scoring.precision is None and precision in ("fp16", "tf32") and choose_device(scoring.cpu).type == "cpu":
@@ -76,14 +81,16 @@ def scoring_config(scoring: Scoring) -> tuple[TrainConfig, Path]:
 def open_scored(config: TrainConfig, comm: LocalComm, directory: Path, split: str = "test") -> tuple[Run, Reader]:
     """A checkpoint's model, with the rows of a data set: the model's features, the data's files and groups.
 
+    directory: of a checkpoint that `scoring_config` has found whole.
+
     Raises:
-        InputError: the checkpoint is damaged, or the data lacks a feature of the model.
+        InputError: the data lacks a feature of the model.
     """
     data = FeatureSpec.load(Path(config.location.dataset_path) / config.location.fspec_file)
     spec = FeatureSpec.load(directory / checkpoint.SPEC)
     spec = replace(spec, sources=data.sources, directory=data.directory, group=data.group, label=data.label)
     run = Run.open(config, comm, spec)
-    load(run, directory)
+    checkpoint.load_arrays(directory, checkpoint.MODEL, run.model.named_arrays(), run.model.share)
     return run, run.ordered_reader(split)
 
 
