@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from commands import main
-from planted import planted_data
+from planted import planted_data, planted_rows
 from sklearn.metrics import log_loss, roc_auc_score
 
 from widedeep import logs, report, run
@@ -297,6 +298,21 @@ def test_best_score_and_patience():
         history.append((note_score(progress), is_finished(progress, config)))
     assert history == [(True, False), (False, False), (True, False), (False, False), (False, True)]
     assert progress.best == 0.6
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_labels_that_are_all_equal_are_said(data, tmp_path, capsys, monkeypatch, label):
+    def of_one_class(*args):
+        rows = planted_rows(*args)
+        return rows | {"clicked": np.full_like(rows["clicked"], label)}
+
+    assert train(data, tmp_path / "both", "--num_epochs", "1") == 0
+    assert "rows have the label" not in capsys.readouterr().out
+    monkeypatch.setattr("planted.planted_rows", of_one_class)
+    assert train(planted_data(tmp_path / "set"), tmp_path, "--num_epochs", "1") == 0
+    said = capsys.readouterr().out
+    assert f"all 1,003 train rows have the label {label}: there is nothing to learn but that\n" in said
+    assert f"all 401 test rows have the label {label}: no AUC is defined, so auc_val will be nan\n" in said
 
 
 def test_tensorboard_events(data, tmp_path):

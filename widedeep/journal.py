@@ -11,7 +11,7 @@ from widedeep.data import Batch
 from widedeep.logs import EVALUATION_FILE, KEPT, METRICS_FILE, RunLog, last_seconds
 from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC, numbers
 from widedeep.outputs import data_summary, write_json, write_text
-from widedeep.run import Run
+from widedeep.run import Run, tell
 
 UNITS = {
     "streaming_map_val": {"unit": None},
@@ -48,6 +48,9 @@ class Journal:
             shards = {name: getattr(run, f"{name}_shards") for name in splits}
             summary = data_summary(run.spec, config.model.deep_hidden_units, shards)
             write_json(self._results / "data_summary.json", summary)
+            for name, split in summary["splits"].items():
+                if split["clicks"] in (0, split["rows"]):
+                    tell(run.comm, one_class(name, split))
         self._log = RunLog(
             self._results,
             config.location.log_filename,
@@ -129,6 +132,13 @@ class Journal:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
             self._bar = None
+
+
+def one_class(name: str, split: dict[str, Any]) -> str:
+    """A sentence for a split whose labels are all equal."""
+    label = int(split["clicks"] > 0)
+    what = {"train": "there is nothing to learn but that", "test": "no AUC is defined, so auc_val will be nan"}
+    return f"all {split['rows']:,} {name} rows have the label {label}: {what[name]}"
 
 
 def log_values(result: dict[str, float | int], groups: bool) -> dict[str, float]:
