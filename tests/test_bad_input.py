@@ -248,17 +248,6 @@ def test_a_damaged_checkpoint(copy, refuse):
     refuse(train_words(copy / "data", copy, "--use_checkpoint"), 2, "model.safetensors", "damaged")
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "feature_spec.yaml"])
-def test_a_checkpoint_that_lacks_a_file(copy, refuse, name):
-    checkpoint = next((copy / "model" / "checkpoint").glob("step-*"))
-    (checkpoint / name).unlink()
-    said = f"{checkpoint / name}: the checkpoint is damaged, it is missing; there is no other checkpoint."
-    words = ["--model", copy / "model", "--dataset_path", copy / "data", "--cpu"]
-    refuse(["evaluate", *words], 2, said)
-    refuse(["predict", *words, "--out", copy / "p.csv"], 2, said)
-    refuse(train_words(copy / "data", copy, "--use_checkpoint"), 2, said)
-
-
 def test_no_checkpoint(copy, refuse):
     shutil.rmtree(copy / "model")
     words = ["--model", copy / "model", "--dataset_path", copy / "data", "--cpu"]

@@ -109,6 +109,23 @@ def test_evaluate_and_predict_and_metrics_agree(data, finished, tmp_path, capsys
     assert scored["auc"] == pytest.approx(result["auc"], abs=1e-9)
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "feature_spec.yaml"])
+def test_a_checkpoint_that_lacks_a_file_is_damaged_whoever_reads_it(data, finished, tmp_path, capsys, name):
+    model = shutil.copytree(finished / "model", tmp_path / "model")
+    lacks = Checkpoints(model).find("last")
+    (lacks / name).unlink()
+    scored = ["--model", str(lacks), "--dataset_path", str(data), "--cpu"]
+    said = f"{lacks / name}: the checkpoint is damaged, it is missing; remove {lacks} to use step-126 instead."
+    for run_it in (
+        lambda: main(["evaluate", *scored]),
+        lambda: main(["predict", *scored, "--out", str(tmp_path / "p.csv")]),
+        lambda: train(data, tmp_path, "--use_checkpoint"),
+    ):
+        capsys.readouterr()
+        assert run_it() == 2
+        assert capsys.readouterr().err == f"widedeep: {said}\n"
+
+
 def test_predict_to_csv(data, finished, tmp_path):
     common = ["--model", str(finished / "model"), "--dataset_path", str(data), "--cpu", "--step", "reference"]
     out = tmp_path / "new" / "p.csv"
