@@ -76,10 +76,11 @@ def open_scored(config: TrainConfig, comm: LocalComm, directory: Path, split: st
     """A checkpoint's model, with the rows of a data set: the model's features, the data's files and groups.
 
     Raises:
-        InputError: the checkpoint is damaged, or the data lacks a feature of the model.
+        InputError: the checkpoint is damaged, the data lacks a feature of the model, or was encoded otherwise.
     """
     data = FeatureSpec.load(Path(config.location.dataset_path) / config.location.fspec_file)
     spec = FeatureSpec.load(directory / checkpoint.SPEC)
+    data.check_statistics(spec, directory)
     spec = replace(spec, sources=data.sources, directory=data.directory, group=data.group, label=data.label)
     run = Run.open(config, comm, spec)
     load(run, directory)
@@ -117,6 +118,7 @@ def evaluate_run(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     run = Run.open(config, comm)
     step = 0
     if config.location.use_checkpoint:
+        run.spec.check_statistics(FeatureSpec.load(found / checkpoint.SPEC), found)
         step = load(run, found).step
     else:
         tell(comm, "evaluating fresh random weights, for --use_checkpoint is not given")

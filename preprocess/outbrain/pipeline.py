@@ -23,6 +23,7 @@ from preprocess.outbrain.ads import Ads
 from preprocess.outbrain.clicks import SPLITS, Scan
 from preprocess.outbrain.config import OutbrainConfig
 from preprocess.outbrain.flavours import FLAVOURS
+from preprocess.provenance import statistics_digest
 from preprocess.stages import Stage, Stages, Watched
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
@@ -153,7 +154,7 @@ class _Run:
         for split in SPLITS:
             write = partial(self.write, scan, split, rows)
             nulls[split] = self.once(f"transform {split}", write, scan.rows(split))["nulls"]
-        self.spec.save(self.out / "feature_spec.yaml")
+        self.spec.with_statistics(statistics_digest(self.out / "statistics")).save(self.out / "feature_spec.yaml")
         report = self.report(scan, nulls, absent)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report

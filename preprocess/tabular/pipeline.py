@@ -13,6 +13,7 @@ import numpy as np
 import widedeep
 from preprocess import engine
 from preprocess.engine import Engine
+from preprocess.provenance import statistics_digest
 from preprocess.stages import Stages
 from preprocess.tabular import source
 from preprocess.tabular.columns import BadCell, Column, Lists, single
@@ -105,7 +106,8 @@ class _Run:
         (self.out / STATISTICS).write_text(json.dumps(_statistics(self.spec), indent=1) + "\n", encoding="utf-8")
         completed = self.spec.completed(self.train_group)
         self.write(completed)
-        completed.save(self.out / "feature_spec.yaml")
+        digest = statistics_digest((self.out / STATISTICS).parent)
+        completed.with_statistics(digest).save(self.out / "feature_spec.yaml")
         report = self.report(completed, time.perf_counter() - started)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report
