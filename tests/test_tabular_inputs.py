@@ -160,7 +160,7 @@ def test_a_split_by_time_tests_on_the_latest_rows(tmp_path, split, first, kind):
     ("split", "cell", "words"),
     [
         ("time:day:0.5", "later", "line 5: column day: expected a time such as 2016-06-14"),
-        ("time:day:0.5", "", "line 5: column day: expected a time, found 'no value'"),
+        ("time:day:0.5", "", "line 5: column day: expected a time, found no value"),
         ("time:day:2016-06-15", "17", "line 5: column day: expected a time such as"),
         ("time:day:17", None, "line 2: column day: expected a number"),
         ("time:day:soon", None, "split: time:day: expected a time such as"),
@@ -225,7 +225,7 @@ ODD = {
         pa.array([bytes(range(240, 256))] * 3, pa.uuid()),
         "column size: expected numbers, text or lists of them, found extension",
     ),
-    "nothing": (pa.nulls(3), "row 1: column size: expected a number, or a `fill` in its transform, found 'no value'"),
+    "nothing": (pa.nulls(3), "row 1: column size: expected a number, or a `fill` in its transform, found no value"),
     "lists": (pa.array([[1.0]] * 3), "column size: expected one value a row for size, found lists"),
 }
 

@@ -102,7 +102,7 @@ class Time(Split):
         """[n] float64: numbers as they are, dates as microseconds."""
         column = single(values)
         if (column.codes < 0).any():
-            raise BadCell(int((column.codes < 0).argmax()), "a time", "no value")
+            raise BadCell(int((column.codes < 0).argmax()), "a time", None)
         if self._kind is None:
             self._kind = "number" if _is_number(column) else "date"
         if self._kind == "number":
