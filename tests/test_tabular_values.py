@@ -196,6 +196,17 @@ def test_test_values_that_train_rows_do_not_have_are_told(tmp_path, caplog, trai
     assert len(caplog.records) == (test != "{}")
 
 
+@pytest.mark.parametrize(("split", "by"), [("time:x:0.5", "time"), ("group:0.5", "group")])
+def test_values_of_the_column_that_splits_the_rows_are_told_to_be_new(tmp_path, caplog, split, by):
+    (tmp_path / "a.csv").write_text("x,click\n" + "".join(f"{i // 2},{i % 2}\n" for i in range(400)))
+    features = COLUMN | {"click": {}, "who": {"transform": {"column": "x"}}}
+    spec = write_spec(tmp_path / "spec.yaml", features, ["x"], group="who")
+    run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.csv"], split=split))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"x: its column splits the rows by {by}, so its test values are new: leave it out of the features"
+    ]
+
+
 def test_a_split_without_test_rows_is_warned_about(tmp_path, caplog):
     labels(tmp_path, ["yes", "no"] * 4, "'yes'", "time:x:9")
     assert "the split time:x:9 makes no test rows" in caplog.text
