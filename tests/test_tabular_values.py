@@ -103,6 +103,17 @@ def test_test_rows_none_of_which_is_positive_are_warned_about(tmp_path, caplog):
     assert "click: none of 2 test rows is positive" in caplog.text
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_train_rows_of_one_label_are_warned_about(tmp_path, caplog, label):
+    (tmp_path / "a.csv").write_text("x,click\n" + f"1,{label}\n" * 8 + f"1,{1 - label}\n")
+    spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"click": {}}, ["x"])
+    files = [tmp_path / "a.csv"]
+    run(TabularConfig(spec, tmp_path / "out", files, test=files))
+    assert not caplog.records
+    run(TabularConfig(spec, tmp_path / "out", files, split="last:1"))
+    assert f"click: all labels of the 8 train rows are {label}: nothing can be learned" in caplog.text
+
+
 def test_only_train_rows_must_have_a_positive_one(tmp_path):
     with pytest.raises(InputError, match="such as 'no', got 'yes'"):
         labels(tmp_path, ["no"] * 8 + ["yes"] * 2, '"yes"')

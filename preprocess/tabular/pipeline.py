@@ -235,6 +235,9 @@ class _Run:
         for mapping, count in self.counts.items():
             rate = count["positive"] / count["rows"] if count["rows"] else None
             result[mapping] = {"rows": count["rows"], "positive_rate": rate}
+        if (rate := result["train"]["positive_rate"]) in (0, 1):
+            told = "%s: all labels of the %d train rows are %d: nothing can be learned, and their AUC is not defined"
+            log.warning(told, self.label.name, result["train"]["rows"], rate)
         return result | {
             "nulls": self.nulls,
             "elements_cut": self.cut,
