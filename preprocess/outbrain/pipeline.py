@@ -224,6 +224,7 @@ class _Run:
             group=grouped,
             threads=memory.writers(config, self.engine),
             rows=scan.rows(split),
+            final=Path(config.out) / split,
         )
         with writer:
             for columns, missing in self.engine.map(transform.run, transform.tasks(scan, split, rows, **common)):

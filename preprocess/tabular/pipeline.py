@@ -152,10 +152,12 @@ class _Run:
         options = {"rows_per_shard": self.config.rows_per_shard, "numeric": self.config.numeric}
         with ExitStack() as stack:
             groups = {m: self.spec.group is not None and (m == "test" or self.train_group) for m in MAPPINGS}
-            writers = {
-                m: stack.enter_context(ShardWriter(self.out / m, completed, **options, group=groups[m]))
-                for m in MAPPINGS
-            }
+            writers = {}
+            for m in MAPPINGS:
+                writer = ShardWriter(
+                    self.out / m, completed, **options, group=groups[m], final=Path(self.config.out) / m
+                )
+                writers[m] = stack.enter_context(writer)
             for chunk, is_test in self.chunks("write"):
                 present = [f for f in self.spec.features if f.columns[0] in chunk.columns]
                 arrays = {f.name: self.encode(f, chunk) for f in present}
