@@ -225,6 +225,7 @@ class _Run:
             group=grouped,
             threads=memory.writers(config, self.engine),
             rows=scan.rows(split),
+            final=Path(config.out) / split,
         )
         with writer:
             for columns, missing in self.engine.map(transform.run, transform.tasks(scan, split, rows, **common)):
@@ -249,6 +250,9 @@ class _Run:
                 "click_rate": clicked / rows if rows else None,
                 "nulls": nulls[split],
             }
+        if (rate := splits["train"]["click_rate"]) in (0, 1):
+            told = "%s: all labels of the %d train rows are %d: nothing can be learned, and their AUC is not defined"
+            log.warning(told, self.spec.label, splits["train"]["rows"], rate)
         return {
             "rows": sum(s["rows"] for s in splits.values()),
             **splits,
