@@ -75,9 +75,9 @@ headers-2.11: $(PY_READY)  ## compile-check the bindings against the headers of 
 
 bench:  ## the op families of a step by pytest-benchmark, with GB/s and TFLOP/s; on a GPU also each kernel beside its target
 	$(AS_IS) -m pytest bench/bench_*.py --benchmark-columns=median,iqr,rounds -q
-	@$(AS_IS) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && $(AS_IS) -m bench.budget || true
+	@! $(AS_IS) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || $(AS_IS) -m bench.budget
 
-sanitize:  ## compute-sanitizer over small cases of the step's kernels (needs a GPU)
+sanitize:  ## compute-sanitizer over small cases of all kernels (needs a GPU)
 	$(AS_IS) -m bench.gpu_check --seconds 3600 --only memcheck racecheck initcheck
 
 gpu-check:  ## build, tests, sanitizer and benches on a GPU machine, in less than nine minutes; one table at the end

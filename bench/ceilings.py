@@ -46,7 +46,8 @@ class Clock:
         return time.perf_counter() - start
 
     def _on_gpu(self, function: Callable[[], object]) -> float:
-        # Long enough for the host to queue what follows: no gap between launches is timed.
+        # Long enough for the host to queue an op of some launches: no gap between them is timed. Of a peer that makes
+        # dozens some of the host's time is.
         self.flush.zero_()
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

@@ -8,6 +8,31 @@ import torch
 from bench.ceilings import Clock, ceilings, described
 from bench.harness import commit, device_name
 
+RATES = "ops beside their ceilings"
+MEASURED = pytest.StashKey[dict[str, dict[str, float]]]()
+
+
+def pytest_configure(config):
+    config.stash[MEASURED] = {}
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What `extra_info` holds: the table of pytest-benchmark shows neither rates nor, on a GPU, the op's own time."""
+    if not config.stash[MEASURED]:
+        return
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    terminalreporter.section(f"{RATES}: {device}, torch {torch.__version__}, commit {commit()}")
+    for name, info in config.stash[MEASURED].items():
+        rates = [
+            f"{info[unit]:,.4g} {unit} ({100 * info[share]:.0f} % of {of})"
+            for unit, share, of in (
+                ("TFLOP/s", "fraction of product", "a product"),
+                ("GB/s", "fraction of copy", "a copy"),
+            )
+            if unit in info
+        ]
+        terminalreporter.write_line(f"{name:62}{info['us']:12,.1f} us  {', '.join(rates)}")
+
 
 def pytest_benchmark_update_machine_info(config, machine_info):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,7 +52,7 @@ def device(request) -> str:
 
 
 @pytest.fixture
-def measure(benchmark, device) -> Callable[..., None]:
+def measure(benchmark, device, request) -> Callable[..., None]:
     """measure(function, flops=..., bytes=...): times calls, and notes what `ceilings.described` says of the median."""
     limits = ceilings(device)
 
@@ -38,6 +63,7 @@ def measure(benchmark, device) -> Callable[..., None]:
         else:
             benchmark.pedantic(function, rounds=7, warmup_rounds=1)
             seconds = benchmark.stats.stats.median
-        benchmark.extra_info |= described(seconds, flops, bytes, limits)
+        benchmark.extra_info |= (info := described(seconds, flops, bytes, limits))
+        request.config.stash[MEASURED][request.node.nodeid.removeprefix("bench/bench_")] = info
 
     return run

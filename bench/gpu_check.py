@@ -9,24 +9,23 @@ table: stage, result, seconds, numbers. Logs: <out>/<stage>.log.
 import argparse
 import itertools
 import json
+import math
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench.conftest import RATES
+from bench.stages import FINE, LEFT_OUT, ROOT, Stage, Stages, last_line, row
+
 PY = sys.executable
 TESTS = [PY, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda"]
 
 # What was built, and whether it loads beside this torch on this GPU: without that no later stage can tell anything.
+BUILD_STAGE = "build"
 LOADS_STAGE, LOADS = (
     "loads",
     "from widedeep import _load; import torch; i = _load.build_info(); there = torch.cuda.is_available(); "
@@ -34,7 +33,6 @@ LOADS_STAGE, LOADS = (
     "'on', torch.cuda.get_device_name() if there else 'no CUDA device', "
     "'' if _load.has_cuda_kernels else 'kernels not loaded'); raise SystemExit(not (_load.has_cuda_kernels and there))",
 )
-NOT_HERE, NEEDS_HOPPER = "not here", "need compute capability 9.0"
 HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes or one_launch"
 # Tests with stages of their own: they take long, wait for another process, or compile at first use.
 OPS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_ops_*.py"))]
@@ -42,7 +40,7 @@ ALONE = ("cuda_linear", "cuda_step", "cuda_nccl", "cuda_ranks", "preprocess_cuda
 ELSEWHERE = [f"tests/test_{name}.py" for name in ALONE]
 
 TOOLS = ["memcheck", "racecheck", "initcheck"]
-# Small cases of every kernel of a step, by name of a stage: what of which files. The sanitizer makes them some hundred
+# Small cases of every kernel, by name of a stage: what of which files. The sanitizer makes them some hundred
 # times slower.
 SANITIZED = {
     "layers": ("129-72-136 and 0.3", "test_cuda_linear.py"),
@@ -54,18 +52,17 @@ SANITIZED = {
         "test_ops_head.py test_ops_optim.py test_ops_linear.py test_ops_batch.py test_ops_metrics.py",
     ),
     "step": ("padding_changes_nothing and one-hot", "test_cuda_step.py"),
+    "preprocessing": (
+        "nulls and (33 or 257) or buckets and 257 or ages and 257 or look_ups and 1000 or taken and float32 "
+        "or similarities",
+        "test_xp.py",
+    ),
 }
-# racecheck stops in products of the library in half types ("failed to handle a hardware exception"); `step` shows it
-# our passes over a product in float32.
 NOT_SANITIZED = [("racecheck", "layers")]
-
-
-class Stage(NamedTuple):
-    name: str
-    command: list[str]
-    limit: int  # seconds
-    numbers: Callable[[str], str]
-    beside: bool = False  # others like it: nothing is timed
+WHY_NOT_SANITIZED = (
+    "the tool stops in the library's products in half types (failed to handle a hardware exception);"
+    " `step` shows it our passes over one in float32"
+)
 
 
 def tests(log: str) -> str:
@@ -83,16 +80,18 @@ def sanitized(log: str) -> str:
 
 
 def whole_steps(log: str) -> str:
-    """Samples/s of ours, and the ratio to each peer."""
+    """Samples/s of ours, the route it took, where its rows were, the ratio to each peer, and who was left out."""
     report = json.loads(log[log.index('{"bench"') :].splitlines()[0])
     parts = []
     for result in report["results"]:
         ours, *peers = result["contenders"]
         ratios = ", ".join(f"{p['ours_over_this']:.2f} x {p['name']}" for p in peers)
         rate = f"B={result['batch']}: {ours['samples_per_s'] / 1e6:.2f} M/s ({ours['ms_per_step']:.2f} ms)"
+        rows = f"rows from {result['rows_from']}"
         memory = f"at most {result['device_GiB']:.1f} GiB" if "device_GiB" in result else ""
-        parts.append(" ".join(part for part in (rate, memory, ratios) if part))
-    return "; ".join(parts)
+        through = f"through {result['gemm']}" if result["gemm"] else ""
+        parts.append(" ".join(part for part in (rate, through, rows, memory, ratios) if part))
+    return "; ".join([*parts, *(f"{name} left out: {why}" for name, why in report["skipped"].items())])
 
 
 def whole_job(log: str) -> str:
@@ -100,7 +99,14 @@ def whole_job(log: str) -> str:
     report = json.loads(log[log.index('{"bench"') :].splitlines()[0])
     spent, last = report["seconds"], report["epochs"][-1]
     seconds = f"preprocessing {spent['preprocessing']:.1f} s, training {spent['training']:.1f} s"
-    return f"{seconds}: loss {last['loss_val']:.4f}, MAP@12 {last['streaming_map_val']:.4f}"
+    loss, score = (last[name] if last[name] is not None else math.nan for name in ("loss_val", "streaming_map_val"))
+    return f"{seconds}: loss {loss:.4f}, MAP@12 {score:.4f}"
+
+
+def rates(log: str) -> str:
+    """How many ops were timed, and what each took (`bench/conftest.py`)."""
+    table = log[log.index(RATES) :].splitlines()[1:] if RATES in log else []
+    return "\n".join([tests(log), *(f"    {line}" for line in itertools.takewhile(str.strip, table))])
 
 
 def kernels(log: str) -> str:
@@ -113,11 +119,6 @@ def kernels(log: str) -> str:
     return "\n".join(lines)
 
 
-def last_line(log: str) -> str:
-    lines = [line for line in log.splitlines() if line.strip()]
-    return lines[-1][:160] if lines else ""
-
-
 def bench(what: str, *options: str) -> list[str]:
     return [PY, "-m", f"bench.{what}", "--device", "cuda", "--json", "--rounds", "3", *options]
 
@@ -126,8 +127,9 @@ def sanitizer(tool: str, cases: str) -> list[str]:
     places = [os.environ.get("PATH", ""), os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"]
     program = shutil.which("compute-sanitizer", path=os.pathsep.join(places)) or "compute-sanitizer"
     chosen, files = SANITIZED[cases]
-    # initcheck wants to see who wrote what our kernels read; the others look at ours alone.
-    ours = [] if tool == "initcheck" else ["--kernel-name", "kns=widedeep"]
+    # initcheck wants to see who wrote what our kernels read; the others look at ours alone. Those of preprocessing,
+    # compiled when they are used, have plain names.
+    ours = [] if tool == "initcheck" or cases == "preprocessing" else ["--kernel-name", "kns=widedeep"]
     place = TOOLS.index(tool) * len(SANITIZED) + list(SANITIZED).index(cases)
     port = 49152 + 16 * place  # of its own: they run at once, and each takes some from there on
     options = [f"--tool={tool}", "--error-exitcode=9", f"--port={port}", "--target-processes=application-only"]
@@ -160,7 +162,7 @@ def stages() -> list[Stage]:
     cases = [pair for pair in itertools.product(TOOLS, SANITIZED) if pair not in NOT_SANITIZED]
     sanitizers = {" ".join(pair): sanitizer(*pair) for pair in cases}
     return [
-        Stage("build", build, 170, last_line),
+        Stage(BUILD_STAGE, build, 170, last_line),
         Stage(LOADS_STAGE, [PY, "-c", LOADS], 30, last_line),
         *(Stage(name, command, 150, tests, beside=True) for name, command in beside.items()),
         *(Stage(name, command, 150, sanitized, beside=True) for name, command in sanitizers.items()),
@@ -173,7 +175,7 @@ def stages() -> list[Stage]:
         Stage(
             "inference beside torch", bench("infer", *fp16, *both, "4096", "--peers", predicts, *fewer), 80, whole_steps
         ),
-        Stage("op families", [*families, "-k", "cuda", "--benchmark-columns=median"], 90, tests),
+        Stage("op families", [*families, "-k", "cuda", "--benchmark-columns=median"], 90, rates),
         Stage("timeline", [PY, "-m", "bench.timeline", "train"], 40, last_line),
         Stage("end to end", [PY, "-m", "bench.end_to_end", *job], 60, whole_job),
         Stage("doctor", [PY, "-m", "widedeep", "doctor"], 30, last_line),
@@ -181,40 +183,33 @@ def stages() -> list[Stage]:
     ]
 
 
-def run(stage: Stage, limit: float, log: Path, threads: int | None = None) -> tuple[str, float]:
-    """(result in words, seconds). All that the stage started ends with it. Tests of which none passed are not ok, but
-    where all of them are for another GPU.
+def summary(rows: list[dict]) -> str:
+    lines = [f"{'stage':24}{'result':>14}{'seconds':>9}  numbers"]
+    lines += [f"{r['stage']:24}{r['result']:>14}{r['seconds']:9.1f}  {r['numbers']}" for r in rows]
+    return "\n".join(lines)
 
-    threads: of the host, for each stage of several.
+
+def chosen(words: list[str] | None) -> list[Stage]:
+    """The stages whose names begin with one of the words.
+
+    Raises:
+        SystemExit: none begins with one of them.
     """
-    start = time.monotonic()
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    with log.open("w") as out:
-        try:
-            process = subprocess.Popen(
-                stage.command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        except OSError as error:
-            out.write(str(error))
-            return "not there", time.monotonic() - start
-        try:
-            code = process.wait(limit)
-            result = "ok" if code == 0 else f"failed ({code})"
-            if code == 0 and "pytest" in stage.command and not re.search(r"\b\d+ passed\b", text := log.read_text()):
-                result = NOT_HERE if NEEDS_HOPPER in text else "none ran"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            result = "time is up"
-    return result, time.monotonic() - start
+    every = stages()
+    if unknown := [word for word in words or () if not any(stage.name.startswith(word) for stage in every)]:
+        sys.exit(f"--only: expected first words of {', '.join(s.name for s in every)}, got {', '.join(unknown)}")
+    return [s for s in every if not words or any(s.name.startswith(word) for word in words)]
 
 
-def row(stage: Stage, result: str, seconds: float = 0.0, log: str = "") -> dict:
-    try:
-        numbers = stage.numbers(log) or last_line(log)
-    except (ValueError, KeyError, IndexError):
-        numbers = last_line(log)
-    return {"stage": stage.name, "result": result, "seconds": round(seconds, 1), "numbers": numbers}
+def check(wanted: list[Stage], run: Stages) -> None:
+    for _, group in itertools.groupby(wanted, key=lambda stage: stage.beside or stage.name):
+        told = {row["stage"]: row["result"] for row in run.run(list(group))}
+        if told.get(HOPPER_STAGE, "ok") != "ok":
+            os.environ["WIDEDEEP_SM90"] = "0"
+        if any(told.get(name, "ok") != "ok" for name in (BUILD_STAGE, LOADS_STAGE)):
+            # Nothing, or what an earlier build has left: not what is to be checked.
+            run.add([row(stage.name, "not run") for stage in wanted[len(run.rows) :]])
+            return
 
 
 def main() -> int:
@@ -223,34 +218,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=530, help="for all stages together")
     parser.add_argument("--only", nargs="+", help="first words of the stages to run, each in all the time left")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    end, rows, loads = time.monotonic() + args.seconds, [], True
-    chosen = [s for s in stages() if not args.only or any(s.name.startswith(words) for words in args.only)]
-
-    def done(stage: Stage, threads: int | None = None) -> dict:
-        left = end - time.monotonic()
-        if left < 5 or not loads:
-            return row(stage, "no time left" if loads else "not run")
-        log = args.out / f"{stage.name.replace(' ', '-')}.log"
-        result, seconds = run(stage, left if args.only else min(stage.limit, left), log, threads)
-        print(f"{stage.name}: {result}, {seconds:.0f} s", file=sys.stderr, flush=True)
-        return row(stage, result, seconds, log.read_text(errors="replace"))
-
-    for _, group in itertools.groupby(chosen, key=lambda stage: stage.beside or stage.name):
-        together = list(group)
-        threads = max(1, (os.cpu_count() or 1) // len(together)) if len(together) > 1 else None
-        with ThreadPoolExecutor(len(together)) as pool:
-            told = list(pool.map(done, together, [threads] * len(together)))
-        rows += told
-        for stage in told:
-            if stage["stage"] == HOPPER_STAGE and stage["result"] != "ok":
-                os.environ["WIDEDEEP_SM90"] = "0"
-            loads &= stage["stage"] != LOADS_STAGE or stage["result"] == "ok"
-    (args.out / "summary.json").write_text(json.dumps(rows, indent=1))
-    print(f"{'stage':24}{'result':>14}{'seconds':>9}  numbers")
-    for stage in rows:
-        print(f"{stage['stage']:24}{stage['result']:>14}{stage['seconds']:9.1f}  {stage['numbers']}")
-    return int(any(stage["result"] not in ("ok", NOT_HERE) for stage in rows))
+    wanted, run = chosen(args.only), Stages(args.out, args.seconds, unlimited=bool(args.only))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        check(wanted, run)
+        not_sanitized = [" ".join(pair) for pair in NOT_SANITIZED]
+        run.add([row(name, LEFT_OUT, WHY_NOT_SANITIZED) for name in not_sanitized if not args.only])
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        print(summary(run.rows))
+    return int(any(row["result"] not in FINE for row in run.rows))
 
 
 if __name__ == "__main__":

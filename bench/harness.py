@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,10 @@ from widedeep.step import GEMMS, PRECISIONS
 
 WARMUP_STEPS = 3  # compilation, capture, allocation
 # Batches in the shard set, by the reader's mode; they are repeated. A stream's threads begin anew with each epoch.
-EPOCH_STEPS = {"auto": 8, "device": 8, "pinned": 8, "stream": 48}
+CONSTANT = "constant"
+EPOCH_STEPS = {"auto": 8, "device": 8, "pinned": 8, "stream": 48, CONSTANT: 1}
 # Largest difference of initial logits, which are of the order of 1, between two implementations of the same model.
+FAILED = "failed"  # how the reason begins for which a peer is left out that should have run
 AGREEMENT = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
 
 Action = Callable[[Contender, Batch, int], None]
@@ -54,7 +56,10 @@ def options(what: str) -> argparse.ArgumentParser:
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {','.join(peers.PEERS)}")
     parser.add_argument("--step", choices=("fused", "reference"), default="fused", help="which of our steps")
     parser.add_argument("--gemm", choices=GEMMS, default="auto", help="our products of hidden layers on a GPU")
-    parser.add_argument("--data", choices=MODES, default="auto", help="mode of the reader: where its rows are")
+    parser.add_argument(
+        "--data", choices=(*MODES, CONSTANT), default="auto",
+        help="mode of the reader: where its rows are; constant: one batch again and again, as nobody trains",
+    )  # fmt: skip
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024] * 5)
     parser.add_argument("--fspec_file", type=Path, help="feature spec (default: the seed's Outbrain model)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -65,12 +70,16 @@ def main(what: str, action: Action, argv: list[str] | None = None) -> int:
     args = options(what).parse_args(argv)
     args.batch = args.batch or ([4096] if args.device == "cpu" else [131072, 16384])
     try:
+        if args.rounds < 1 or args.steps < 0:
+            raise InputError(
+                f"expected --rounds of 1 or more and --steps of 0 or more, got {args.rounds}, {args.steps}"
+            )
         report = run(args, what, action)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps(report) if args.json else text(report))
-    return 0
+    return int(any(reason.startswith(FAILED) for reason in report["skipped"].values()))
 
 
 def run(args: argparse.Namespace, what: str, action: Action) -> dict:
@@ -87,8 +96,9 @@ def run(args: argparse.Namespace, what: str, action: Action) -> dict:
         shards = Path(directory) / "train"
         write_shards(shards, spec, EPOCH_STEPS[args.data] * max(args.batch))
         for batch in args.batch:
-            reader = Reader(ShardSet.open(shards), batch, mode=args.data, device=job.device, spec=spec)
-            results.append(_measure(args, contenders, reader, action))
+            mode = "auto" if args.data == CONSTANT else args.data
+            reader = Reader(ShardSet.open(shards), batch, mode=mode, device=job.device, spec=spec)
+            results.append(_measure(args, contenders, skipped, reader, action))
     return {
         "bench": what,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -98,7 +108,7 @@ def run(args: argparse.Namespace, what: str, action: Action) -> dict:
         "precision": args.precision,
         "data": args.data,
         "parameters": spec.parameter_count(args.hidden),
-        "versions": {c.name: c.version for c in contenders},
+        "versions": {c.name: c.version for c in contenders} | driver(job.device),
         "skipped": skipped,
         "results": results,
     }
@@ -124,25 +134,34 @@ def _contenders(args: argparse.Namespace, job: Job) -> tuple[list[Contender], di
                 peer = peers.make(name, job)
                 error = float(np.abs(peer.logits(batch) - want).max())
             except Exception as failure:  # a peer that cannot run is reported, and does not stop the others
-                skipped[name] = f"failed: {' '.join(str(failure).split())[:300]}"
+                skipped[name] = _failed(failure)
                 continue
             if error <= AGREEMENT[job.precision]:
                 contenders.append(peer)
             else:
-                skipped[name] = f"not the same model: its logits differ by up to {error:.3g}"
+                skipped[name] = f"{FAILED}: not the same model, its logits differ by up to {error:.3g}"
     return contenders, skipped
 
 
-def endless(reader: Reader, into: Places) -> Iterator[Batch]:
+def _failed(error: Exception) -> str:
+    return f"{FAILED}: {' '.join(str(error).split())[:300] or type(error).__name__}"
+
+
+def endless(reader: Reader, into: Places, constant: bool = False) -> Iterator[Batch]:
+    if constant:
+        yield from repeat(next(iter(reader.epoch(0))))
     for epoch in count():
         for batch in reader.epoch(epoch, into=into):
             if batch.global_rows == reader.global_batch:
                 yield batch
 
 
-def _measure(args: argparse.Namespace, contenders: list[Contender], reader: Reader, action: Action) -> dict:
+def _measure(
+    args: argparse.Namespace, contenders: list[Contender], skipped: dict[str, str], reader: Reader, action: Action
+) -> dict:
+    """Of one batch size. A peer that fails leaves `contenders` for good."""
     rows = reader.global_batch
-    batches = {c.name: endless(reader, c.places) for c in contenders}
+    batches = {c.name: endless(reader, c.places, args.data == CONSTANT) for c in contenders}
     taken = dict.fromkeys(batches, 0)
 
     def seconds(contender: Contender, steps: int) -> float:
@@ -154,25 +173,40 @@ def _measure(args: argparse.Namespace, contenders: list[Contender], reader: Read
         contender.synchronize()
         return (time.perf_counter() - start) / steps
 
+    def attempt(contender: Contender, steps: int) -> float | None:
+        """The seconds; None: a peer failed, here for the first time or before."""
+        try:
+            return seconds(contender, steps) if contender in contenders else None
+        except Exception as failure:
+            if contender is ours:
+                raise
+            skipped[contender.name] = _failed(failure)
+            contenders.remove(contender)
+            return None
+
+    ours, *others = contenders
     if args.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    for contender in contenders:
-        seconds(contender, WARMUP_STEPS)
-    ours, *others = contenders
-    steps = {c.name: args.steps or max(1, round(1.0 / seconds(c, 2))) for c in contenders}
+    for contender in (ours, *others):
+        attempt(contender, WARMUP_STEPS)
+    took = {c.name: attempt(c, 2) for c in (ours, *others)}
+    steps = {name: args.steps or max(1, round(1.0 / each)) for name, each in took.items() if each}
     own: list[float] = []
     pairs: dict[str, list[tuple[float, float]]] = {c.name: [] for c in others}
     for _ in range(args.rounds):
         for peer in others or [None]:
             own.append(seconds(ours, steps[ours.name]))
-            if peer is not None:
-                pairs[peer.name].append((own[-1], seconds(peer, steps[peer.name])))
+            if peer is not None and (theirs := attempt(peer, steps.get(peer.name, 0))):
+                pairs[peer.name].append((own[-1], theirs))
     table = [_row(ours.name, own, rows, steps[ours.name])]
     for name, times in pairs.items():
+        if name in skipped:
+            continue
         row = _row(name, [theirs for _, theirs in times], rows, steps[name])
         table.append(row | {"ours_over_this": statistics.median(theirs / mine for mine, theirs in times)})
-    report = {"batch": rows, "rounds": args.rounds, "contenders": table}
+    rows_from = CONSTANT if args.data == CONSTANT else reader.mode
+    report = {"batch": rows, "rounds": args.rounds, "rows_from": rows_from, "gemm": ours.gemm, "contenders": table}
     # What torch holds: the rows of the shards, ours, and peers that are torch's own.
     return report | ({"device_GiB": torch.cuda.max_memory_reserved() / 2**30} if args.device == "cuda" else {})
 
@@ -193,6 +227,18 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def driver(device: torch.device) -> dict[str, str]:
+    """The version of a GPU's driver, where it tells."""
+    if device.type != "cuda":
+        return {}
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"driver": told[0]} if told else {}
 
 
 def _cpuinfo() -> list[str]:
@@ -219,7 +265,8 @@ def text(report: dict) -> str:
     for result in report["results"]:
         lines += [
             "",
-            f"batch {result['batch']}, medians of {result['rounds']} rounds",
+            f"batch {result['batch']}, medians of {result['rounds']} rounds, rows from {result['rows_from']}"
+            + (f", hidden layers through {result['gemm']}" if result["gemm"] else ""),
             f"{'':28}{'steps':>6}{'samples/s':>12}{'ms/step':>10}{'slowest':>12}{'fastest':>12}{'ours / this':>13}",
         ]
         for row in result["contenders"]:

@@ -29,6 +29,11 @@ class WideDeepContender(Contender):
         self.step = make_step(kind, model, config, job.device)
         self.places = self.step.places
 
+    @property
+    def gemm(self) -> str | None:
+        """The route of the hidden layers' products; None where there is one alone."""
+        return getattr(self.step, "gemm", None)
+
     def train(self, batch: Batch, step: int) -> None:
         self.step.train(batch, step, self.lr)
 

@@ -1,13 +1,13 @@
 """The job in JAX: one jitted function per step (XLA), dense gradients, weights donated."""
 
 import os
+from collections import deque
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other contenders need memory on the same GPU
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 
 from bench.job import Contender, Job
 from widedeep.data import Batch
@@ -39,6 +39,7 @@ class JaxContender(Contender):
         if job.precision == "fp16":
             self.slots |= {"scale": jnp.float32(INITIAL_SCALE), "good_steps": jnp.int32(0)}
         self.last = None
+        self.under_way: deque[tuple[Batch, jax.Array]] = deque()
         self.key = jax.random.key(0, impl="rbg")  # XLA's RngBitGenerator instead of threefry
         self._train = jax.jit(self._train_step, donate_argnums=(0, 1))
         self._predict = jax.jit(lambda params, ids, numeric: self._logits(params, ids, numeric, None))
@@ -46,10 +47,20 @@ class JaxContender(Contender):
     def train(self, batch: Batch, step: int) -> None:
         key = jax.random.fold_in(self.key, step)
         self.params, self.slots, self.last = self._train(self.params, self.slots, key, *self._arrays(batch))
+        self._keep(batch)
 
     def predict(self, batch: Batch) -> jax.Array:
         self.last = self._predict(self.params, *self._arrays(batch)[:2])
+        self._keep(batch)
         return self.last
+
+    def _keep(self, batch: Batch) -> None:
+        """torch would give a batch's memory to the next one while XLA still reads it. Two steps are always queued, so
+        that the device does not wait for this.
+        """
+        self.under_way.append((batch, self.last))
+        if len(self.under_way) > 2:
+            jax.block_until_ready(self.under_way.popleft()[1])
 
     def logits(self, batch: Batch) -> np.ndarray:
         return np.asarray(self.predict(batch), np.float32)
@@ -59,8 +70,7 @@ class JaxContender(Contender):
 
     def _arrays(self, batch: Batch) -> list[jax.Array]:
         tensors = (batch.ids, batch.numeric, batch.label)
-        if self.job.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # JAX reads on a stream of its own
+        if self.job.device.type == "cuda":  # JAX's own stream waits for torch's, as the protocol has it
             return [jax.dlpack.from_dlpack(t.contiguous()) for t in tensors]
         return [jnp.asarray(t.numpy()) for t in tensors]
 

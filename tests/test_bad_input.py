@@ -1,5 +1,6 @@
 """Bad input through the command line: an exit code, one sentence that names the place, and nothing lost."""
 
+import errno
 import json
 import os
 import shlex
@@ -17,7 +18,7 @@ import yaml
 from commands import main
 from planted import planted_data
 
-from widedeep import atomic
+from widedeep import atomic, shard_part
 from widedeep.errors import RunError
 
 OUTBRAIN = Path(__file__).parent / "data" / "outbrain"
@@ -359,6 +360,19 @@ def test_a_full_disk(copy, name):
     assert [line for line in lines if str(out) in line or str(copy / "elsewhere") in line] == lines[-1:]
     after = contents(copy)
     assert {path: after.get(path) for path in before} == before
+
+
+@pytest.mark.parametrize("command", ["outbrain", "tabular"])
+def test_a_full_disk_under_shards_names_the_place_that_was_asked_for(tmp_path, monkeypatch, refuse, command):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    spec, table, out = tmp_path / "spec.yaml", tmp_path / "t.csv", tmp_path / "out"
+    spec.write_text(yaml.safe_dump(SPEC))
+    table.write_text("colour,size,bought\n1,2.5,0\n4,1,1\n")
+    given = {"outbrain": ["--data_path", OUTBRAIN], "tabular": [table, "--spec", spec, "--split", "last:1"]}
+    monkeypatch.setattr(shard_part, "open", full, raising=False)
+    refuse(["preprocess", command, *given[command], "--out", out], 1, f"cannot write {out}/train: No space left")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -1,7 +1,11 @@
 """The benches on a small model: contenders do the same job, measurements are described, reports hold together."""
 
 import json
+import re
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ SPEC = FeatureSpec(
     [NumericFeature(f"n{i}") for i in range(3)],
     label="y",
 )
+ROOT = Path(__file__).resolve().parents[1]
 B = 256  # every row of both tables occurs, so that it plays no part who decays the mean squares of rows that do not
 
 
@@ -137,11 +142,62 @@ def test_whole_steps_are_reported(tmp_path, capsys):
             assert ours["samples_per_s"] > 0
             assert peer["ours_over_this"] > 0
         assert report["skipped"] == {}
+        assert {result["rows_from"] for result in report["results"]} == {data}
+        assert f"rows from {data}" in harness.text(report)
         assert "ours / this" in harness.text(report)
         assert "device_GiB" not in report["results"][0]
         report["results"][0]["device_GiB"] = 5.625  # as on a GPU
         assert "at most 5.6 GiB" in gpu_check.whole_steps(json.dumps(report))
         assert "5.62 GiB at most" in harness.text(report)
+
+
+def test_a_constant_batch_is_called_one(tmp_path, capsys):
+    SPEC.save(tmp_path / "spec.yaml")
+    arguments = ["--device", "cpu", "--batch", "64", "--hidden", "16", "--steps", "1", "--rounds", "1", "--json"]
+    arguments += ["--fspec_file", str(tmp_path / "spec.yaml"), "--peers", "none", "--data", harness.CONSTANT]
+    seen = []
+    assert harness.main("training", lambda contender, batch, step: seen.append(batch), arguments) == 0
+    assert len({id(batch) for batch in seen}) == 1
+    assert json.loads(capsys.readouterr().out)["results"][0]["rows_from"] == "constant"
+
+
+@pytest.mark.parametrize("call", [1, 4, 6])
+def test_a_peer_that_fails_is_named_and_stops_nobody(call, tmp_path, capsys):
+    """In the first step, while it is calibrated, in a round."""
+    SPEC.save(tmp_path / "spec.yaml")
+    arguments = ["--device", "cpu", "--batch", "64", "32", "--hidden", "16", "--steps", "1", "--rounds", "2", "--json"]
+    arguments += ["--fspec_file", str(tmp_path / "spec.yaml"), "--peers", "torch,torch-sparse"]
+    calls = []
+
+    def action(contender, batch, step):
+        calls.append(contender.name)
+        if contender.name == "torch" and calls.count("torch") == call:
+            raise RuntimeError("out of\nmemory")
+
+    assert harness.main("training", action, arguments) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["skipped"] == {"torch": "failed: out of memory"}
+    assert calls.count("torch") == call
+    for result in report["results"]:
+        assert [c["name"] for c in result["contenders"]] == ["widedeep (fused)", "torch-sparse"]
+    assert gpu_check.whole_steps(json.dumps(report)).endswith("; torch left out: failed: out of memory")
+
+
+def test_no_rounds_are_refused(capsys):
+    assert harness.main("training", None, ["--device", "cpu", "--rounds", "0"]) == 2
+    assert "--rounds of 1 or more" in capsys.readouterr().err
+
+
+def test_op_families_print_their_rates(tmp_path):
+    """In the words that the check of a GPU looks for."""
+    command = [sys.executable, "-m", "pytest", "-q", "bench/bench_batch.py", "-k", "cpu"]
+    log = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    first, *lines = gpu_check.rates(log).splitlines()
+    assert re.match(r"\d+ passed", first)
+    assert len(lines) == int(first.split()[0])
+    assert all(
+        re.match(r"    batch.py::test_\S+ +[\d.,]+ us  [\d.,]+ GB/s \(\d+ % of a copy\)$", line) for line in lines
+    )
 
 
 def test_end_to_end(tmp_path, capsys):

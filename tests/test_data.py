@@ -2,7 +2,10 @@
 
 import contextlib
 import gc
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +18,7 @@ from widedeep.errors import InputError
 from widedeep.readers import prefetch as prefetching
 from widedeep.shuffle import EpochOrder
 
+ROOT = Path(__file__).resolve().parents[1]
 MODES = ["device", "pinned", "stream"]
 
 
@@ -224,6 +228,30 @@ def test_prefetch_stays_within_its_depth():
         assert len(made) <= taken + 3 + 1
     got.close()
     assert len(made) < 30
+
+
+ENDS = """
+import torch
+from widedeep.readers.prefetch import prefetch
+
+def slow():
+    while True:
+        yield torch.rand(1 << 22).sort()
+
+def fail():
+    items = prefetch(slow(), 2)
+    next(items)
+    raise RuntimeError("the traceback keeps this frame, and the frame its iterator")
+
+fail()
+"""
+
+
+def test_an_interpreter_that_ends_waits_for_the_thread():
+    """It would abort the process where it meets the thread in C++."""
+    done = subprocess.run([sys.executable, "-c", ENDS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("its iterator\n")
 
 
 def test_a_thread_that_copies_is_on_its_gpu_all_the_while(monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -176,6 +177,29 @@ def test_a_memory_limit_counts_each_worker_process(tmp_path):
         config = OutbrainConfig(SMALL, tmp_path / "out", memory_limit=300 << 20)
         with pytest.raises(InputError, match="memory_limit is 300 MiB"):
             memory.block_bytes(config, {}, processes)
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 1 << 16, 3 << 16, 1 << 18, 1 << 22])
+@pytest.mark.parametrize("events", [0, 200 << 20])  # reading them takes less than writing shards, or more
+@pytest.mark.parametrize("workers", [1, 16])
+def test_the_memory_limit_that_is_named_is_the_least_that_is_accepted(tmp_path, workers, events, rows_per_shard):
+    path = tmp_path / "events.csv"
+    with open(path, "wb") as file:
+        file.truncate(events)
+
+    def named(limit):
+        """MiB of the refusal; None if there is none."""
+        config = OutbrainConfig(SMALL, tmp_path / "out", memory_limit=limit << 20, rows_per_shard=rows_per_shard)
+        try:
+            with ThreadEngine(workers) as pool:
+                memory.block_bytes(config, {"events": path}, pool)
+                memory.chunk_rows(config, 0, pool)
+        except InputError as error:
+            return int(re.search(r"expected at least (\d+) MiB", str(error))[1])
+
+    least = named(1)
+    assert named(least) is None
+    assert named(least - 1) == least
 
 
 SPEC = """

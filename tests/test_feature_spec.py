@@ -301,6 +301,16 @@ def test_a_damaged_file_is_named(content, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_file_of_another_kind_is_quoted_in_part(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("user,city,age\n" + "u1,Rome,20\n" * 1000)
+    with pytest.raises(InputError, match=r"expected a mapping, got 'user,city,age u1,Rome,20 .{34}\.\.\.$"):
+        FeatureSpec.load(path)
+    for field in ("feature_spec.a.transform", "channel_spec.map", "feature_spec.a.cardinality"):
+        with pytest.raises(InputError, match=r"got \[1, 1, .{53}\.\.\.$"):
+            FeatureSpec.from_dict(edited(field, [1] * 1000), "f.yaml")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"feature_spec\.yaml.*no such file"):
         FeatureSpec.load(tmp_path)

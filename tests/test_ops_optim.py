@@ -47,6 +47,16 @@ def test_rmsprop_dense_matches_reference(device, grad_dtype, copy_dtype, scaled)
             torch.testing.assert_close(copies[i], w.to(copy_dtype), rtol=0, atol=0)
 
 
+def test_a_mean_square_ends_at_zero_on_a_cpu():
+    """Arithmetic with denormals takes fifty times as long, and a weight without gradients would keep them for good."""
+    n = 5000
+    w, rms, lr = torch.ones(n), torch.full((n,), 5.6e-45), torch.ones(1)
+    ops.rmsprop_dense_([w], [rms], [torch.zeros(n)], [], lr, 0.5, 1e-7)
+    assert torch.equal(rms, torch.zeros(n))
+    assert torch.equal(w, torch.ones(n))
+    assert torch.full((n,), 1e-40).mul(2).ne(0).all()  # of others they are not flushed
+
+
 def test_rmsprop_dense_does_nothing_when_gradients_overflowed(device):
     weights, rms, grads = dense_case(device)
     grads[0][0, 0] = torch.inf

@@ -150,6 +150,18 @@ def test_no_click_rows_is_an_error(tmp_path):
         run(OutbrainConfig(data, tmp_path / "out"))
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_clicks_of_one_label_are_warned_about(tmp_path, caplog, label):
+    data = shutil.copytree(SMALL, tmp_path / "data")
+    run(OutbrainConfig(data, tmp_path / "out"))
+    assert "labels" not in caplog.text
+    header, *lines = (data / "clicks_train.csv").read_text().splitlines()
+    rows = (f"{line.rpartition(',')[0]},{label}" for line in lines)
+    (data / "clicks_train.csv").write_text("\n".join([header, *rows]) + "\n")
+    run(OutbrainConfig(data, tmp_path / "out"))
+    assert f"clicked: all labels of the 12 train rows are {label}: nothing can be learned" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -199,8 +199,8 @@ def test_bad_values_are_named_and_nothing_appears(tmp_path, column, row, value, 
     data = make_rows(spec, 50)
     data[column][row] = value
     joined = {name: np.concatenate([make_rows(spec, 100)[name], values]) for name, values in data.items()}
-    with pytest.raises(InputError, match=words):
-        write(tmp_path / "set", spec, joined, pieces=3)
+    with pytest.raises(InputError, match=f"{tmp_path / 'later'}: column {words}"):
+        write(tmp_path / "set", spec, joined, pieces=3, final=tmp_path / "later")
     assert os.listdir(tmp_path) == []
 
 

@@ -283,7 +283,7 @@ CELLS = [
     ("hour", "", number(), "line 4: column hour: expected a number, or a `fill`"),
     ("hour", "99", {"cardinality": 24}, "line 4: column hour: expected an id of 0 to 23, found '99'"),
     ("hour", "1.5", {"cardinality": 24}, "line 4: column hour: expected an id of 0 to 23, found '1.5'"),
-    ("click", "", {"cardinality": 24}, "line 4: column click: expected a label"),
+    ("click", "", {"cardinality": 24}, "line 4: column click: expected a label, found no value"),
 ]
 
 

@@ -160,9 +160,11 @@ def test_a_split_by_time_tests_on_the_latest_rows(tmp_path, split, first, kind):
     ("split", "cell", "words"),
     [
         ("time:day:0.5", "later", "line 5: column day: expected a time such as 2016-06-14"),
-        ("time:day:0.5", "", "line 5: column day: expected a time, found 'no value'"),
+        ("time:day:0.5", "", "line 5: column day: expected a time, found no value"),
         ("time:day:2016-06-15", "17", "line 5: column day: expected a time such as"),
-        ("time:day:17", None, "line 2: column day: expected a number"),
+        ("time:day:17", None, r"split: time:day: expected a date as in the rows \('2016-06-\d\d'\), got '17'$"),
+        ("time:size:2016-06-15", None, r"split: time:size: expected a number as in .* \('.*'\), got '2016-06-15'$"),
+        ("time:city:17", None, "line 2: column city: expected a number, found"),
         ("time:day:soon", None, "split: time:day: expected a time such as"),
         ("time:day", None, "split: expected random:SHARE"),
         ("time:date:0.5", None, "column date is missing"),
@@ -225,7 +227,7 @@ ODD = {
         pa.array([bytes(range(240, 256))] * 3, pa.uuid()),
         "column size: expected numbers, text or lists of them, found extension",
     ),
-    "nothing": (pa.nulls(3), "row 1: column size: expected a number, or a `fill` in its transform, found 'no value'"),
+    "nothing": (pa.nulls(3), "row 1: column size: expected a number, or a `fill` in its transform, found no value"),
     "lists": (pa.array([[1.0]] * 3), "column size: expected one value a row for size, found lists"),
 }
 

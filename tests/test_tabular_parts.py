@@ -92,6 +92,9 @@ def test_nulls_of_every_kind():
     ):
         column = Column.of(pa.DictionaryArray.from_arrays(codes, pa.array(values)))
         np.testing.assert_array_equal(column.numbers(), [1.5, np.nan, np.nan])
+    for text, found in ((None, "no value"), ("no value", "'no value'")):
+        with pytest.raises(BadCell, match=f"expected 0 to 9, found {found}$"):
+            Column.of(pa.array(["1", text])).integers(0, 9, None, "0 to 9")
     assert Column.of(pa.DictionaryArray.from_arrays([0, None], pa.nulls(1))).codes.tolist() == [-1, -1]
     lists = Lists.of(pa.array([[None], [], None], pa.list_(pa.null())))
     assert (lists.lengths.tolist(), lists.elements.codes.tolist()) == ([1, 0, 0], [-1])

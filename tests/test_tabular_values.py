@@ -103,6 +103,17 @@ def test_test_rows_none_of_which_is_positive_are_warned_about(tmp_path, caplog):
     assert "click: none of 2 test rows is positive" in caplog.text
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_train_rows_of_one_label_are_warned_about(tmp_path, caplog, label):
+    (tmp_path / "a.csv").write_text("x,click\n" + f"1,{label}\n" * 8 + f"1,{1 - label}\n")
+    spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"click": {}}, ["x"])
+    files = [tmp_path / "a.csv"]
+    run(TabularConfig(spec, tmp_path / "out", files, test=files))
+    assert not caplog.records
+    run(TabularConfig(spec, tmp_path / "out", files, split="last:1"))
+    assert f"click: all labels of the 8 train rows are {label}: nothing can be learned" in caplog.text
+
+
 def test_only_train_rows_must_have_a_positive_one(tmp_path):
     with pytest.raises(InputError, match="such as 'no', got 'yes'"):
         labels(tmp_path, ["no"] * 8 + ["yes"] * 2, '"yes"')
@@ -194,6 +205,17 @@ def test_test_values_that_train_rows_do_not_have_are_told(tmp_path, caplog, trai
     caplog.clear()
     run(TabularConfig(spec, tmp_path / "new", test=[tmp_path / "test.csv"], stats=tmp_path / "out"))
     assert len(caplog.records) == (test != "{}")
+
+
+@pytest.mark.parametrize(("split", "by"), [("time:x:0.5", "time"), ("group:0.5", "group")])
+def test_values_of_the_column_that_splits_the_rows_are_told_to_be_new(tmp_path, caplog, split, by):
+    (tmp_path / "a.csv").write_text("x,click\n" + "".join(f"{i // 2},{i % 2}\n" for i in range(400)))
+    features = COLUMN | {"click": {}, "who": {"transform": {"column": "x"}}}
+    spec = write_spec(tmp_path / "spec.yaml", features, ["x"], group="who")
+    run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.csv"], split=split))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"x: its column splits the rows by {by}, so its test values are new: leave it out of the features"
+    ]
 
 
 def test_a_split_without_test_rows_is_warned_about(tmp_path, caplog):

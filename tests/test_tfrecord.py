@@ -1,5 +1,7 @@
 """Records that this file writes itself, byte by byte as the formats say, to shards; damage is named."""
 
+import errno
+import os
 import struct
 from itertools import chain
 
@@ -10,7 +12,8 @@ from commands import main
 from preprocess.tfrecord import TFRecordConfig, records, run
 from preprocess.tfrecord.crc32c import crc32c, masked
 from preprocess.tfrecord.pipeline import NAMES
-from widedeep.errors import InputError
+from widedeep import shard_part
+from widedeep.errors import InputError, RunError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardSet
 
@@ -155,6 +158,18 @@ def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path, make, words):
         run(TFRecordConfig(tmp_path / "in", tmp_path / "out"))
     assert "part-r-00000, record" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_place_that_cannot_be_written_is_the_one_that_was_asked_for(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("train", "eval"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "part-r-00000").write_bytes(record(GOOD))
+    monkeypatch.setattr(shard_part, "open", full, raising=False)
+    with pytest.raises(RunError, match=f"cannot write {tmp_path / 'out' / 'train'}: "):
+        run(TFRecordConfig(tmp_path / "in", tmp_path / "out"))
 
 
 def test_directories_that_lack_records(tmp_path):

@@ -120,6 +120,7 @@ def test_a_checkpoint_that_lacks_a_file_is_damaged_whoever_reads_it(data, finish
         lambda: main(["evaluate", *scored]),
         lambda: main(["predict", *scored, "--out", str(tmp_path / "p.csv")]),
         lambda: train(data, tmp_path, "--use_checkpoint"),
+        lambda: train(data, tmp_path, "--use_checkpoint", "--evaluate"),
     ):
         capsys.readouterr()
         assert run_it() == 2

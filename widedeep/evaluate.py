@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from widedeep import checkpoint
-from widedeep.checkpoint import Checkpoints, Progress
+from widedeep.checkpoint import Checkpoints
 from widedeep.config import Scoring, TrainConfig
 from widedeep.data import Reader
 from widedeep.dist import LocalComm, choose_device
@@ -48,15 +48,13 @@ def scored(run: Run, reader: Reader) -> Iterator[tuple[Tensor, Tensor, Tensor | 
         yield logit, gather(batch.label), None if batch.group is None else gather(batch.group)
 
 
-def load(run: Run, directory: Path) -> Progress:
-    """Puts a checkpoint's weights into the model; returns where its run stood.
+def load(run: Run, directory: Path) -> None:
+    """Puts the weights of a checkpoint whose files were checked into the model.
 
     Raises:
-        InputError: it is damaged, or of another model.
+        InputError: they are those of another model.
     """
-    progress = checkpoint.read_progress(directory)
     checkpoint.load_arrays(directory, checkpoint.MODEL, run.model.named_arrays(), run.model.share)
-    return progress
 
 
 def scoring_config(scoring: Scoring) -> tuple[TrainConfig, Path]:
@@ -84,13 +82,14 @@ def open_scored(config: TrainConfig, comm: LocalComm, directory: Path, split: st
     directory: of a checkpoint that `scoring_config` has found whole.
 
     Raises:
-        InputError: the data lacks a feature of the model.
+        InputError: the data lacks a feature of the model, or was encoded otherwise.
     """
     data = FeatureSpec.load(Path(config.location.dataset_path) / config.location.fspec_file)
     spec = FeatureSpec.load(directory / checkpoint.SPEC)
+    data.check_statistics(spec, directory)
     spec = replace(spec, sources=data.sources, directory=data.directory, group=data.group, label=data.label)
     run = Run.open(config, comm, spec)
-    checkpoint.load_arrays(directory, checkpoint.MODEL, run.model.named_arrays(), run.model.share)
+    load(run, directory)
     return run, run.ordered_reader(split)
 
 
@@ -116,7 +115,7 @@ def evaluate_run(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     """`widedeep train --evaluate`: the metrics of the last checkpoint of model_dir, logged as the original does.
 
     Raises:
-        InputError: --use_checkpoint is given and there is none.
+        InputError: --use_checkpoint is given and there is none, or none that is whole and fits the data.
     """
     checkpoints = Checkpoints(config.location.model_dir)
     found = checkpoints.find("last")
@@ -125,8 +124,11 @@ def evaluate_run(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     run = Run.open(config, comm)
     step = 0
     if config.location.use_checkpoint:
-        step = load(run, found).step
-        if changes := changed_features(FeatureSpec.load(found / checkpoint.SPEC), run.spec):
+        step = checkpoint.read_progress(found).step  # which checks the files
+        trained = FeatureSpec.load(found / checkpoint.SPEC)
+        run.spec.check_statistics(trained, found)
+        load(run, found)
+        if changes := changed_features(trained, run.spec):
             tell(comm, f"not as trained: {', '.join(changes)}")
     else:
         tell(comm, "evaluating fresh random weights, for --use_checkpoint is not given")

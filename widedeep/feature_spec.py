@@ -7,7 +7,7 @@ Field names are those of the original's Oct-2022 feature spec (`feature_spec`, `
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -61,7 +61,7 @@ class FeatureSpec:
         label: name of the 0/1 column.
         group: name of the column whose equal values are ranked together (the `map` channel), or None.
         sources: mapping name -> chunks; empty, or exactly `train` and `test`.
-        metadata: free.
+        metadata: free; `statistics`, if there, tells data sets apart whose ids and numbers mean different things.
         other: attributes of features that are no model input (label, group, unused columns), kept for saving.
         directory: where the spec was loaded from; source files are relative to it.
     """
@@ -161,6 +161,23 @@ class FeatureSpec:
             },
             "metadata": dict(self.metadata),
         }
+
+    def with_statistics(self, digest: str) -> "FeatureSpec":
+        """The same, of data that was encoded with the statistics of a digest."""
+        return replace(self, metadata={**self.metadata, "statistics": digest})
+
+    def check_statistics(self, trained: "FeatureSpec", model: Path) -> None:
+        """Refuses this spec's data for a model that was trained with another's.
+
+        Raises:
+            InputError: both know their statistics, and they differ: an id stands for another value.
+        """
+        ours, theirs = (spec.metadata.get("statistics") for spec in (self, trained))
+        if ours and theirs and ours != theirs:
+            raise InputError(
+                f"{self.directory}: was encoded with other statistics (vocabularies, scales) than the rows that {model}"
+                " was trained with: expected a data set made with --stats of that one."
+            )
 
     def save(self, path: str | Path) -> None:
         """Writes the YAML under a temporary name beside `path`, then renames it."""

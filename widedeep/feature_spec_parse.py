@@ -23,6 +23,7 @@ ATTRIBUTES = ("cardinality", "max_hotness", "dtype", "embedding_dim", "combiner"
 CHUNK_KEYS = ("type", "features", "files")
 CATEGORICAL_DTYPES = ("int32", "int64")
 NUMERIC_DTYPES = ("float32", "float64")
+QUOTED = 60  # characters of a value in a message
 
 
 def parse(
@@ -51,10 +52,10 @@ class _Parser:
         """`value` as a dict with string keys, all of them in `keys` if given; an absent section is empty."""
         value = {} if value is None else value
         if not isinstance(value, dict):
-            self.fail(field, f"a mapping, got {value!r}")
+            self.fail(field, f"a mapping, got {_quoted(value)}")
         for key in value:
             if not isinstance(key, str) or not key:
-                self.fail(field, f"names as keys, got {key!r}")
+                self.fail(field, f"names as keys, got {_quoted(key)}")
             if keys and key not in keys:
                 self.fail(f"{field}.{key}" if field else key, f"one of the keys {', '.join(keys)}")
         return value
@@ -62,21 +63,21 @@ class _Parser:
     def names(self, value: Any, field: str) -> list[str]:
         value = [] if value is None else value
         if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-            self.fail(field, f"a list of names, got {value!r}")
+            self.fail(field, f"a list of names, got {_quoted(value)}")
         if repeated := _repeated(value):
             self.fail(field, f"each name once, got {repeated!r} twice")
         return value
 
     def integer(self, value: Any, field: str, high: int = MAX_CARDINALITY) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.fail(field, f"an integer >= 1, got {value!r}")
+            self.fail(field, f"an integer >= 1, got {_quoted(value)}")
         if value > high:
             self.fail(field, f"an integer <= {high}, got {value}")
         return value
 
     def choice(self, value: Any, field: str, choices: tuple[str, ...]) -> str:
         if value not in choices:
-            self.fail(field, f"one of {', '.join(choices)}, got {value!r}")
+            self.fail(field, f"one of {', '.join(choices)}, got {_quoted(value)}")
         return value
 
     def spec(self, d: Any) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class _Parser:
         if multi_hot:
             hotness = self.integer(a.get("max_hotness"), f"{field}.max_hotness", high=2**16)
         elif a.get("max_hotness", 1) != 1:
-            self.fail(f"{field}.max_hotness", f"1 for a one-hot feature, got {a['max_hotness']!r}")
+            self.fail(f"{field}.max_hotness", f"1 for a one-hot feature, got {_quoted(a['max_hotness'])}")
         else:
             hotness = 1
         stated = self.choice(a.get("combiner") or "sum", f"{field}.combiner", COMBINERS)
@@ -168,7 +169,7 @@ class _Parser:
 
     def other(self, name: str, a: dict) -> None:
         if "dtype" in a and not isinstance(a["dtype"], str):
-            self.fail(f"feature_spec.{name}.dtype", f"a type name, got {a['dtype']!r}")
+            self.fail(f"feature_spec.{name}.dtype", f"a type name, got {_quoted(a['dtype'])}")
         self.transform(a, f"feature_spec.{name}")
 
     def dtype(self, a: dict, field: str, choices: tuple[str, ...]) -> str | None:
@@ -178,7 +179,7 @@ class _Parser:
         transform = a.get("transform")
         names = transform if isinstance(transform, list) else [transform]
         if transform is not None and not isinstance(transform, dict) and not all(isinstance(n, str) for n in names):
-            self.fail(f"{field}.transform", f"a name, a mapping or a list of names, got {transform!r}")
+            self.fail(f"{field}.transform", f"a name, a mapping or a list of names, got {_quoted(transform)}")
         return transform
 
     def sources(self, value: Any, features: dict, channels: dict) -> dict[str, tuple[SourceChunk, ...]]:
@@ -190,7 +191,7 @@ class _Parser:
         for mapping in MAPPINGS:
             field = f"source_spec.{mapping}"
             if not isinstance(value.get(mapping), list) or not value[mapping]:
-                self.fail(field, f"a list of chunks, got {value.get(mapping)!r}")
+                self.fail(field, f"a list of chunks, got {_quoted(value.get(mapping))}")
             chunks = [self.chunk(c, f"{field}[{i}]", features) for i, c in enumerate(value[mapping])]
             if len(chunks) > 1 and any(c.type != "csv" for c in chunks):
                 self.fail(field, f"exactly one chunk unless all are csv, got {len(chunks)}")
@@ -219,3 +220,9 @@ class _Parser:
 
 def _repeated(names: list[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _quoted(value: Any) -> str:
+    """For a message; a file of another kind may be one long text."""
+    text = repr(value)
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."

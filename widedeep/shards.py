@@ -61,8 +61,11 @@ class ShardWriter:
         group: bool = False,
         threads: int = 0,
         rows: int | None = None,
+        final: str | os.PathLike | None = None,
     ):
-        """threads: they check and write rows, each thread those of a part, while `append` takes the next, so its arrays
+        """final: what messages name, where the caller will rename a directory above `directory`.
+
+        threads: they check and write rows, each thread those of a part, while `append` takes the next, so its arrays
         must not change afterwards, and it or `finish` may tell of earlier rows. They need `rows`, the number of rows
         that will come, from which every column has its place in the file. With 0, `append` does all and copies. The
         bytes are the same."""
@@ -70,7 +73,8 @@ class ShardWriter:
             raise InputError(f"rows_per_shard is {rows_per_shard}, expected at least 1")
         if threads and rows is None:
             raise ValueError("threads need the number of rows that will be appended")
-        self.directory = Path(directory)
+        self.directory = Path(directory if final is None else final)
+        self._target = Path(directory)
         self.columns = columns_of(spec, numeric, group)
         self.rows = 0
         self._rows_per_shard = rows_per_shard
@@ -82,7 +86,7 @@ class ShardWriter:
         self._jobs: deque[Future] = deque()  # theirs, in the order of the rows; the last of a part gives its entry
         self._part: Part | None = None  # theirs, begun and not yet full
         self._full = 0  # of their parts, those that are not in `_parts` yet
-        self._partial: Path | None = atomic.begin(self.directory, SHARD_SET_OUTPUT)
+        self._partial: Path | None = atomic.begin(self._target, SHARD_SET_OUTPUT)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -140,7 +144,7 @@ class ShardWriter:
             }
             with atomic.write_errors(self.directory):
                 (self._partial / MANIFEST).write_text(seal(manifest), encoding="utf-8")
-            atomic.commit(self._partial, self.directory)
+            atomic.commit(self._partial, self._target)
         except BaseException:
             self.abort()
             raise

@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/denormals.h"
 #include "cpu/element.h"
 #include "cpu/parallel.h"
 
@@ -68,6 +69,7 @@ void rmsprop_dense(const DenseParameter& p, core::RmspropRule rule, float invers
     visit(p.copy_type, [&](auto* copy_tag) {
       using C = std::remove_pointer_t<decltype(copy_tag)>;
       parallel_for(0, blocks_of(p.n), kBlocksPerThread, [&](int64_t first, int64_t last) {
+        const FlushDenormals flush;
         float converted[kBlock];
         for (int64_t block = first; block < last; ++block) {
           const int64_t at = block * kBlock, count = std::min(kBlock, p.n - at);

@@ -13,6 +13,7 @@ Sorting test rows that do not ascend by display takes 26 bytes each on top of th
 import ctypes
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,6 +37,7 @@ EXPANSION = 5  # decompressed bytes a compressed byte
 SHARD_ROW, CHUNK_ROW = 100, 300
 MULTIHOT_SHARD_ROW, MULTIHOT_CHUNK_ROW = 16, 50  # on top of them
 MIN_BLOCK, MIN_CHUNK_ROWS = 1 << 18, 4096
+FEWER, FEWER_OR_SMALLER = "fewer workers need less", "fewer workers or a smaller rows_per_shard need less"
 
 
 def block_bytes(config: OutbrainConfig, files: Mapping[str, Path | None], engine: Engine) -> int:
@@ -44,17 +46,19 @@ def block_bytes(config: OutbrainConfig, files: Mapping[str, Path | None], engine
     Args:
         files: by name of the raw file; None where it is absent.
     Raises:
-        InputError: the limit leaves no room to read the largest table.
+        InputError: the limit leaves no room to read the largest table, or to write shards whatever the tables take.
     """
     if config.memory_limit is None:
         return csv_io.BLOCK_BYTES
     build = max((_build_bytes(n, p) for n, p in files.items() if p is not None and n != "clicks_train"), default=0)
     fixed = PROCESS + engine.workers * engine.worker_bytes + build
     each = BLOCK_FACTOR * engine.workers
-    room = (config.memory_limit - fixed) // each
-    if room < MIN_BLOCK:
-        raise _too_small(config, fixed + MIN_BLOCK * each, "fewer workers need less")
-    return min(csv_io.BLOCK_BYTES, room)
+    limit = config.memory_limit
+    if (reading := fixed + MIN_BLOCK * each) > limit:
+        limit = _whole(reading)
+    if (need := _least_to_write(replace(config, memory_limit=limit), 0, engine)) > config.memory_limit:
+        raise _too_small(config, need, FEWER if need == limit else FEWER_OR_SMALLER)
+    return min(csv_io.BLOCK_BYTES, (config.memory_limit - fixed) // each)
 
 
 def writers(config: OutbrainConfig, engine: Engine) -> int:
@@ -76,14 +80,27 @@ def chunk_rows(config: OutbrainConfig, table_bytes: int, engine: Engine) -> int:
     wanted = config.chunk_rows or DEFAULT_CHUNK_ROWS[config.device]
     if config.memory_limit is None:
         return wanted
+    if (need := _least_to_write(config, table_bytes, engine)) > config.memory_limit:
+        raise _too_small(config, need, FEWER_OR_SMALLER)
+    fixed, each = _to_write(config, table_bytes, engine)
+    return min(wanted, (config.memory_limit - fixed) // each)
+
+
+def _to_write(config: OutbrainConfig, table_bytes: int, engine: Engine) -> tuple[int, int]:
+    """Bytes that the transforms take, and more of them for every row of a chunk."""
     chunk_row = CHUNK_ROW + (MULTIHOT_CHUNK_ROW if config.multihot else 0)
     shards = (1 + writers(config, engine)) * config.rows_per_shard * _shard_row(config)
     fixed = PROCESS + engine.workers * engine.worker_bytes + table_bytes + shards
-    each = (2 * engine.workers + 1) * chunk_row
-    rows = (config.memory_limit - fixed) // each
-    if rows < MIN_CHUNK_ROWS:
-        raise _too_small(config, fixed + MIN_CHUNK_ROWS * each, "fewer workers or a smaller rows_per_shard need less")
-    return min(wanted, rows)
+    return fixed, (2 * engine.workers + 1) * chunk_row
+
+
+def _least_to_write(config: OutbrainConfig, table_bytes: int, engine: Engine) -> int:
+    """The memory limit if the transforms fit into it, else the least above it that they do, in whole MiB. A higher one
+    may give more writers, which take more."""
+    fixed, each = _to_write(config, table_bytes, engine)
+    if (need := fixed + MIN_CHUNK_ROWS * each) <= config.memory_limit:
+        return config.memory_limit
+    return _least_to_write(replace(config, memory_limit=_whole(need)), table_bytes, engine)
 
 
 def _shard_row(config: OutbrainConfig) -> int:
@@ -105,6 +122,11 @@ def _build_bytes(name: str, path: Path) -> int:
 
 def _too_small(config: OutbrainConfig, need: int, advice: str) -> InputError:
     return InputError(
-        f"memory_limit is {config.memory_limit / 2**20:.0f} MiB, expected at least {-(-need // 2**20)} MiB for this"
+        f"memory_limit is {config.memory_limit / 2**20:.0f} MiB, expected at least {need >> 20} MiB for this"
         f" data set; {advice}"
     )
+
+
+def _whole(count: int) -> int:
+    """Bytes rounded up to MiB, so that what a message says is enough."""
+    return -(-count >> 20) << 20

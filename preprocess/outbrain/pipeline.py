@@ -23,6 +23,7 @@ from preprocess.outbrain.ads import Ads
 from preprocess.outbrain.clicks import SPLITS, Scan
 from preprocess.outbrain.config import OutbrainConfig
 from preprocess.outbrain.flavours import FLAVOURS
+from preprocess.provenance import statistics_digest
 from preprocess.stages import Stage, Stages, Watched
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
@@ -153,7 +154,7 @@ class _Run:
         for split in SPLITS:
             write = partial(self.write, scan, split, rows)
             nulls[split] = self.once(f"transform {split}", write, scan.rows(split))["nulls"]
-        self.spec.save(self.out / "feature_spec.yaml")
+        self.spec.with_statistics(statistics_digest(self.out / "statistics")).save(self.out / "feature_spec.yaml")
         report = self.report(scan, nulls, absent)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report
@@ -224,6 +225,7 @@ class _Run:
             group=grouped,
             threads=memory.writers(config, self.engine),
             rows=scan.rows(split),
+            final=Path(config.out) / split,
         )
         with writer:
             for columns, missing in self.engine.map(transform.run, transform.tasks(scan, split, rows, **common)):
@@ -248,6 +250,9 @@ class _Run:
                 "click_rate": clicked / rows if rows else None,
                 "nulls": nulls[split],
             }
+        if (rate := splits["train"]["click_rate"]) in (0, 1):
+            told = "%s: all labels of the %d train rows are %d: nothing can be learned, and their AUC is not defined"
+            log.warning(told, self.spec.label, splits["train"]["rows"], rate)
         return {
             "rows": sum(s["rows"] for s in splits.values()),
             **splits,

@@ -12,10 +12,10 @@ _REFUSED = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
 class BadCell(ValueError):
-    """A value that does not fit; `row` counts from the chunk's first."""
+    """A value that does not fit; `row` counts from the chunk's first, `found` is None where there is no value."""
 
     def __init__(self, row: int, expected: str, found: Any):
-        super().__init__(f"expected {expected}, found {str(found)[:60]!r}")
+        super().__init__(f"expected {expected}, found {'no value' if found is None else repr(str(found)[:60])}")
         self.row = row
 
 
@@ -98,7 +98,7 @@ class Column:
         if outside.any() and (used := outside & self._is_used()).any():
             raise self._bad(int(used.argmax()), expected)
         if null is None and (self.codes < 0).any():
-            raise BadCell(int((self.codes < 0).argmax()), expected, "no value")
+            raise BadCell(int((self.codes < 0).argmax()), expected, None)
         return self.take(values, 0 if null is None else null)
 
     def _is_used(self) -> np.ndarray:

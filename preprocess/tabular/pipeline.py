@@ -13,6 +13,7 @@ import numpy as np
 import widedeep
 from preprocess import engine
 from preprocess.engine import Engine
+from preprocess.provenance import statistics_digest
 from preprocess.stages import Stages
 from preprocess.tabular import source
 from preprocess.tabular.columns import BadCell, Column, Lists, single
@@ -105,7 +106,8 @@ class _Run:
         (self.out / STATISTICS).write_text(json.dumps(_statistics(self.spec), indent=1) + "\n", encoding="utf-8")
         completed = self.spec.completed(self.train_group)
         self.write(completed)
-        completed.save(self.out / "feature_spec.yaml")
+        digest = statistics_digest((self.out / STATISTICS).parent)
+        completed.with_statistics(digest).save(self.out / "feature_spec.yaml")
         report = self.report(completed, time.perf_counter() - started)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report
@@ -152,10 +154,12 @@ class _Run:
         options = {"rows_per_shard": self.config.rows_per_shard, "numeric": self.config.numeric}
         with ExitStack() as stack:
             groups = {m: self.spec.group is not None and (m == "test" or self.train_group) for m in MAPPINGS}
-            writers = {
-                m: stack.enter_context(ShardWriter(self.out / m, completed, **options, group=groups[m]))
-                for m in MAPPINGS
-            }
+            writers = {}
+            for m in MAPPINGS:
+                writer = ShardWriter(
+                    self.out / m, completed, **options, group=groups[m], final=Path(self.config.out) / m
+                )
+                writers[m] = stack.enter_context(writer)
             for chunk, is_test in self.chunks("write"):
                 present = [f for f in self.spec.features if f.columns[0] in chunk.columns]
                 arrays = {f.name: self.encode(f, chunk) for f in present}
@@ -230,17 +234,14 @@ class _Run:
         for name, cut in self.cut.items():
             if cut:
                 log.warning("%s: %d elements beyond max_hotness were left out", name, cut)
-        for name, known in self.known.items():
-            (hits, values), (train_hits, train_values) = known["test"], known["train"]
-            learned = self.config.stats is None and train_values  # else train rows are as strange as test rows
-            expected = values * train_hits / train_values if learned else values
-            if expected >= EXPECTED and hits < STRANGE * expected:
-                told = "%s: %d of %d test values occur among those learned from train rows; is the spelling the same?"
-                log.warning(told, name, hits, values)
+        self.warn_of_strange_values()
         result: dict[str, Any] = {}
         for mapping, count in self.counts.items():
             rate = count["positive"] / count["rows"] if count["rows"] else None
             result[mapping] = {"rows": count["rows"], "positive_rate": rate}
+        if (rate := result["train"]["positive_rate"]) in (0, 1):
+            told = "%s: all labels of the %d train rows are %d: nothing can be learned, and their AUC is not defined"
+            log.warning(told, self.label.name, result["train"]["rows"], rate)
         return result | {
             "nulls": self.nulls,
             "elements_cut": self.cut,
@@ -248,6 +249,22 @@ class _Run:
             "stages": self.stages.to_dict(),
             "seconds": seconds,
         }
+
+    def warn_of_strange_values(self) -> None:
+        """Tell of vocabularies that hold hardly any of the test values."""
+        by_split = [f.name for f in self.spec.features if self.split and self.split.column in f.columns]
+        for name, known in self.known.items():
+            (hits, values), (train_hits, train_values) = known["test"], known["train"]
+            learned = self.config.stats is None and train_values  # else train rows are as strange as test rows
+            expected = values * train_hits / train_values if learned else values
+            if expected < EXPECTED or hits >= STRANGE * expected:
+                continue
+            if name in by_split:
+                told = "%s: its column splits the rows by %s, so its test values are new: leave it out of the features"
+                log.warning(told, name, self.config.split.partition(":")[0])
+            else:
+                told = "%s: %d of %d test values occur among those learned from train rows; is the spelling the same?"
+                log.warning(told, name, hits, values)
 
 
 def load_statistics(spec: TabularSpec, directory: Path) -> None:

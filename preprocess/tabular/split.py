@@ -79,11 +79,13 @@ class Time(Split):
         self._sample = Sample()
         self._kind: str | None = None
         self._first: float | None = None
+        self._given: str | None = None  # `first`, until a row has shown that it is of the rows' kind
         if first is not None:
             try:
                 self._first = float(self._times(Column.of(pa.array([first])))[0])
             except BadCell as error:
                 raise InputError(f"split: time:{column}: {error}") from error
+            self._given = first
 
     def survey(self, rows: np.ndarray, columns: Mapping[str, Column | Lists]) -> None:
         self._sample.add(self._times(columns[self.column]), np.ones(len(rows), bool), rows)
@@ -102,12 +104,23 @@ class Time(Split):
         """[n] float64: numbers as they are, dates as microseconds."""
         column = single(values)
         if (column.codes < 0).any():
-            raise BadCell(int((column.codes < 0).argmax()), "a time", "no value")
+            raise BadCell(int((column.codes < 0).argmax()), "a time", None)
+        if self._given is not None and len(column):
+            self._check_given(column)
         if self._kind is None:
             self._kind = "number" if _is_number(column) else "date"
         if self._kind == "number":
             return column.numbers()
         return column.take(_dates(column), np.nan)
+
+    def _check_given(self, column: Column) -> None:
+        """Raise InputError if the first row's time is of the other kind: then the flag is wrong and not the row."""
+        first = Column.of(column.values.take(pa.array(column.codes[:1])))
+        other, is_other = ("date", _is_date) if self._kind == "number" else ("number", _is_number)
+        if is_other(first):
+            expected = f"a {other} as in the rows ({first.texts[0]!r})"
+            raise InputError(f"split: time:{self.column}: expected {expected}, got {self._given!r}")
+        self._given = None
 
 
 def parse(text: str, seed: int, group: str | None) -> Split:
@@ -138,6 +151,14 @@ def _is_number(column: Column) -> bool:
         return False
     try:
         column.numbers()
+    except BadCell:
+        return False
+    return True
+
+
+def _is_date(column: Column) -> bool:
+    try:
+        _dates(column)
     except BadCell:
         return False
     return True

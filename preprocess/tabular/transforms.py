@@ -132,7 +132,7 @@ class Label:
     def apply(self, column: Column) -> np.ndarray:
         """[n] uint8."""
         if (column.codes < 0).any():
-            raise BadCell(int((column.codes < 0).argmax()), "a label", "no value")
+            raise BadCell(int((column.codes < 0).argmax()), "a label", None)
         if self.positive is None:
             return column.integers(0, 1, None, "a label of 0 or 1").astype(np.uint8)
         texts = column.texts
@@ -166,7 +166,7 @@ class Group:
         if not self._hashed:
             return column.integers(-(2**63), 2**63 - 1, None, "an integer, or `hash` in its transform")
         if (column.codes < 0).any():
-            raise BadCell(int((column.codes < 0).argmax()), "a group", "no value")
+            raise BadCell(int((column.codes < 0).argmax()), "a group", None)
         digests = [xxhash.xxh3_64_intdigest(text.encode(), self._seed) >> 1 for text in column.texts]
         return column.take(np.array(digests, np.int64), 0)
 
@@ -236,7 +236,7 @@ class Number:
     def _checked(self, column: Column) -> np.ndarray:
         numbers = column.numbers()
         if self._fill_rule is None and (missing := np.isnan(numbers)).any():
-            raise BadCell(int(missing.argmax()), "a number, or a `fill` in its transform", "no value")
+            raise BadCell(int(missing.argmax()), "a number, or a `fill` in its transform", None)
         return numbers
 
     def _shape(self, x: np.ndarray) -> np.ndarray:

@@ -68,6 +68,7 @@ def run(config: TFRecordConfig) -> dict[str, Any]:
         engine.check_sees([out, *chain.from_iterable(files.values())])
         for mapping in MAPPINGS:
             options = {"rows_per_shard": config.rows_per_shard, "numeric": config.numeric, "group": True}
+            options["final"] = Path(config.out) / mapping
             count, positive = 0, 0
             total = sum(path.stat().st_size for path in files[mapping])
             with ShardWriter(out / mapping, spec, **options) as writer, stages.stage(mapping, total) as stage:

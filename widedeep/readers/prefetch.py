@@ -1,5 +1,6 @@
 """Work ahead of the training loop: a background thread, and copies to a GPU on a stream of their own."""
 
+import atexit
 import queue
 import threading
 from collections import deque
@@ -31,18 +32,25 @@ def prefetch(items: Iterator[T], depth: int) -> Iterator[T]:
     stopped = threading.Event()
     thread = threading.Thread(target=_produce, args=(items, ready, stopped), name="widedeep-prefetch", daemon=True)
     thread.start()
-    try:
-        while (item := ready.get()) is not _END:
-            if isinstance(item, _Failure):
-                raise item.error
-            yield item
-    finally:
+
+    def end() -> None:
         stopped.set()
         while thread.is_alive():
             # The thread may be waiting for room.
             while not ready.empty():
                 ready.get_nowait()
             thread.join(0.01)
+
+    # An interpreter that ends while the thread is in C++ aborts; a traceback may keep this iterator until then.
+    atexit.register(end)
+    try:
+        while (item := ready.get()) is not _END:
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+    finally:
+        end()
+        atexit.unregister(end)
 
 
 def _produce(items: Iterator[T], ready: queue.Queue, stopped: threading.Event) -> None:
