@@ -59,9 +59,9 @@ def test_round_trip_gives_the_same_bits(tmp_path):
 def test_a_checkpoint_from_before_the_rows_were_noted_is_read(tmp_path):
     path = save(Checkpoints(tmp_path), 17)
     state = json.loads((path / STATE).read_text())
-    del state["data"], state["processes"]
+    del state["data"], state["processes"], state["threads"]
     (path / STATE).write_text(json.dumps(state))
-    assert read_progress(path).data is read_progress(path).processes is None
+    assert read_progress(path).data is read_progress(path).processes is read_progress(path).threads is None
 
 
 def test_all_files_have_the_mode_that_the_umask_leaves(tmp_path):

@@ -146,12 +146,12 @@ def test_a_run_stopped_before_its_first_checkpoint_is_continued_into_its_own_res
 
 
 def test_flags_that_change_the_weights_are_named(data, tmp_path, capsys):
-    assert main(words(data, tmp_path, "reference", "--num_epochs", "1")) == 0
+    assert main(words(data, tmp_path, "fused", "--num_epochs", "1")) == 0
     goes_on = ["--use_checkpoint", "--num_epochs", "1"]
     capsys.readouterr()
-    assert main(words(data, tmp_path, "reference", *goes_on, "--eval_batch_size", "64", "--threads", "2")) == 0
+    assert main(words(data, tmp_path, "fused", *goes_on, "--eval_batch_size", "64", "--threads", "2")) == 0
     assert "not as before" not in capsys.readouterr().out
-    assert main(words(data, tmp_path, "reference", *goes_on, "--deep_dropout", "0.5", "--combiner", "mean")) == 0
+    assert main(words(data, tmp_path, "fused", *goes_on, "--deep_dropout", "0.5", "--combiner", "mean")) == 0
     said = "not as before: --deep_dropout 0.5 (was 0.2), --combiner mean (was not given)\n"
     assert said in capsys.readouterr().out
 
@@ -174,6 +174,20 @@ def test_a_feature_spec_that_makes_another_function_of_the_weights_is_named(data
     assert main(words(data, tmp_path, "reference", *goes_on, "--evaluate")) == 0
     assert main(words(data, tmp_path, "reference", *goes_on)) == 0
     assert "not as" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("step", "products", "named"), [("reference", "own", True), ("fused", "library", True), ("fused", "own", False)]
+)
+def test_a_number_of_threads_that_changes_bits_is_named(data, tmp_path, capsys, monkeypatch, step, products, named):
+    """Not that of our own products, whose sums have an order of their own."""
+    monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", products)
+    precision = ["--precision", "bf16"] * (step == "fused")
+    assert main(words(data, tmp_path, step, "--num_epochs", "1", *precision)) == 0
+    again = words(data, tmp_path, step, "--num_epochs", "2", "--use_checkpoint", *precision)
+    capsys.readouterr()
+    assert main([*again, "--threads", "2"]) == 0
+    assert ("2 threads (was 1)" in capsys.readouterr().out) == named
 
 
 def test_other_rows_continue_only_a_whole_epoch(data, tmp_path, capsys):

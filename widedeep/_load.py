@@ -24,6 +24,14 @@ def cpu_multiplies_bf16() -> bool:
     return _C.multiplies_bf16()
 
 
+def library_bf16() -> bool:
+    """Whether they are oneDNN's, whose order of sums follows the number of threads; see `bf16_products`."""
+    try:
+        return _C.library_bf16()
+    except RuntimeError as error:
+        raise InputError(str(error)) from None
+
+
 def bf16_products() -> str:
     """Whose products the hidden layers take in bf16 on this CPU, and why, in words.
 
@@ -33,10 +41,7 @@ def bf16_products() -> str:
     Raises:
         InputError: the variable holds anything else.
     """
-    try:
-        products = "oneDNN's products" if _C.library_bf16() else "our own products in float32"
-    except RuntimeError as error:
-        raise InputError(str(error)) from None
+    products = "oneDNN's products" if library_bf16() else "our own products in float32"
     return f"{products} (this CPU has {'bf16' if cpu_multiplies_bf16() else 'no bf16'} instructions)"
 
 

@@ -54,7 +54,8 @@ def start(config: TrainConfig, comm: LocalComm, checkpoints: Checkpoints) -> tup
     run = Run.open(config, comm)
     training, shards = run.config.training, run.train_shards
     identity = rows_identity(shards)
-    return run, Progress(training.seed, shards.rows, training.global_batch_size, identity, comm.world)
+    rows = (shards.rows, training.global_batch_size, identity)
+    return run, Progress(training.seed, *rows, comm.world, run.step.threads)
 
 
 def check_results(where: Location) -> None:
@@ -119,7 +120,9 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
         changes.append("rows of the train set")
     if progress.processes not in (None, comm.world):
         changes.append(f"{comm.world} process{'es' * (comm.world > 1)} (was {progress.processes})")
-    progress.data, progress.processes = data, comm.world
+    if None not in (progress.threads, run.step.threads) and progress.threads != run.step.threads:
+        changes.append(f"{run.step.threads} thread{'s' * (run.step.threads > 1)} (was {progress.threads})")
+    progress.data, progress.processes, progress.threads = data, comm.world, run.step.threads
     share = run.model.share
     checkpoint.load_arrays(found, checkpoint.MODEL, run.model.named_arrays(), share)
     run.step.load_state(checkpoint.read_arrays(found, checkpoint.OPTIMIZER, share))

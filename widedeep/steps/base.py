@@ -112,9 +112,11 @@ class Step(ABC):
 
     Attributes:
         note: how it computes, where that depends on the machine; a line for a person, or nothing.
+        threads: of the host, where their number decides the order of sums and so the bits, else None.
     """
 
     note = ""
+    threads: int | None = None
 
     def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
         self.model = model

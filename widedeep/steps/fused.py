@@ -35,6 +35,7 @@ class FusedStep(Step):
         self.dtype = PRECISIONS[config.precision]
         if self.dtype == torch.bfloat16:
             self.note = f"bf16: {_load.bf16_products()}"
+            self.threads = torch.get_num_threads() if _load.library_bf16() else None
             if comm.rank == 0:
                 log.info(self.note)
         self.spec = model.layout

@@ -20,6 +20,7 @@ class ReferenceStep(Step):
     def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
         super().__init__(model, config, device, comm)
         self.dtype = PRECISIONS[config.precision]
+        self.threads = torch.get_num_threads() if device.type == "cpu" else None
         self.parameters = {name: p for name, p in model.named_parameters()}
         self.scale = torch.full((), INITIAL_SCALE, device=device) if config.precision == "fp16" else None
         self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
