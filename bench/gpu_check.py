@@ -157,7 +157,8 @@ def stages() -> list[Stage]:
         "ops": [*TESTS, *OPS],
         "rest": [*TESTS, *rest],
         "preprocessing": [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"],
-        "ranks": [*TESTS, "tests/test_cuda_nccl.py", "tests/test_cuda_ranks.py"],
+        "nccl": [*TESTS, "tests/test_cuda_nccl.py"],
+        "ranks": [*TESTS, "tests/test_cuda_ranks.py"],
     }
     cases = [pair for pair in itertools.product(TOOLS, SANITIZED) if pair not in NOT_SANITIZED]
     sanitizers = {" ".join(pair): sanitizer(*pair) for pair in cases}
