@@ -41,8 +41,17 @@ def test_forward(case, measure, device, who):
     measure(ours if who == "ours" else plain, bytes=touched(case) * 4 + x.numel() * x.element_size())
 
 
-def test_segments(case, measure):
-    measure(lambda: ops.embedding_segments(case.ids, case.hotness, case.rows), bytes=case.ids.numel() * 4)
+@pytest.mark.parametrize("who", ["ours", "torch"])
+def test_segments(case, measure, who):
+    """torch's stable sort of all (table, id), the distinct ones and how often they come."""
+    base = torch.tensor([sum(case.rows[:f]) for f in range(len(case.rows))], dtype=torch.int32, device=case.ids.device)
+
+    def plain():
+        rows, entries = (case.ids + base).view(-1).sort(stable=True)
+        return entries, torch.unique_consecutive(rows, return_counts=True)
+
+    calls = {"ours": lambda: ops.embedding_segments(case.ids, case.hotness, case.rows), "torch": plain}
+    measure(calls[who], bytes=case.ids.numel() * 4)
 
 
 @pytest.mark.parametrize("who", ["ours", "torch"])

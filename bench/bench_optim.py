@@ -22,7 +22,14 @@ def test_rmsprop(device, measure, who):
     measure(calls[who], bytes=20 * sum(w.numel() for w in weights))
 
 
+@pytest.mark.parametrize("who", ["ours", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_check_finite(device, measure, dtype):
+def test_check_finite(device, measure, dtype, who):
+    """torch's own check, which GradScaler makes, multiplies the gradients too."""
     values, found = normal(1 << 24, device=device, dtype=dtype), torch.zeros(1, device=device)
-    measure(lambda: ops.check_finite_([values], found), bytes=values.numel() * values.element_size())
+    one = torch.ones(1, device=device)
+    calls = {
+        "ours": lambda: ops.check_finite_([values], found),
+        "torch": lambda: torch._amp_foreach_non_finite_check_and_unscale_([values], found, one),
+    }
+    measure(calls[who], bytes=values.numel() * values.element_size())
