@@ -50,6 +50,8 @@ def run(config: OutbrainConfig) -> dict[str, Any]:
     files = _find(config)
     present = [path for path in files.values() if path is not None]
     reads = present if config.stats is None else [*present, Path(config.stats)]
+    if config.memory_limit is not None:
+        memory.keep_one_heap()
     with (
         resume.directory(Path(config.out), DATA_SET_OUTPUT, _key(config, present), reads) as journal,
         make(config.engine, config.workers, journal.work, scheduler=config.scheduler, device=config.device) as engine,
