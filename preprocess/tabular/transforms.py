@@ -151,8 +151,13 @@ class Label:
 
 
 def _stands_in(values: Values, text: str) -> bool:
+    if text in values:
+        return True
+    # float() takes more than the numbers of other columns are: 1_0, and the digits of other scripts.
+    if "_" in text or not text.strip().isascii():
+        return False
     try:
-        return text in values or float(text) in values
+        return float(text) in values
     except ValueError:
         return False
 
