@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from preprocess.inputs import changed
 from widedeep.errors import InputError
 
 NULLS = ("\\N", "")
@@ -102,9 +103,12 @@ class Block:
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.start)
-                return file.read(self.stop - self.start)
+                data = file.read(self.stop - self.start)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
+        if len(data) < self.stop - self.start:
+            raise changed(self.path)
+        return data
 
 
 def find(directory: str | Path, name: str) -> Path | None:

@@ -206,6 +206,15 @@ def test_a_truncated_gz_file_is_an_error(table, tmp_path):
         read(write(tmp_path, data[: len(data) // 2], "t.csv.gz"))
 
 
+def test_a_file_that_shrinks_while_it_is_read_is_named(table, tmp_path):
+    path = write(tmp_path, as_text(table))
+    blocks = list(csv_io.blocks(path, COLUMNS, 1000))
+    path.write_text(as_text(table[:-1]))
+    assert len(csv_io.read_block(blocks[0], COLUMNS)["id"])
+    with pytest.raises(InputError, match=r"t\.csv: changed while it was read"):
+        csv_io.read_block(blocks[-1], COLUMNS)
+
+
 def test_line_of_counts_blank_lines(tmp_path):
     path = write(tmp_path, "a\n1\n\n2\n3\n")
     assert [csv_io.line_of(path, row) for row in range(3)] == [2, 4, 5]

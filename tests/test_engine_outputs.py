@@ -202,6 +202,29 @@ def test_the_memory_limit_that_is_named_is_the_least_that_is_accepted(tmp_path, 
     assert named(least - 1) == least
 
 
+LIMITED = """
+import sys
+from pathlib import Path
+from preprocess.outbrain import OutbrainConfig, run
+limit = int(sys.argv[3])
+run(OutbrainConfig(sys.argv[1], sys.argv[2], workers=16, rows_per_shard=100_000, memory_limit=limit))
+# Not getrusage, whose peak a process has from the one that started it.
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(memory._glibc() is None, reason="the heaps of another C library are not ours to count")
+def test_a_memory_limit_holds_with_many_threads(tmp_path):
+    """Half a million rows; with a heap a thread the process grew to 280 MiB."""
+    synthetic.run(displays=100_000, seed=0, out=tmp_path / "raw")
+    limit = 210 << 20
+    command = [sys.executable, "-c", LIMITED, tmp_path / "raw", tmp_path / "out", str(limit)]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr.decode()
+    assert int(done.stdout) << 10 < limit
+
+
 SPEC = """
 feature_spec:
   label: {}

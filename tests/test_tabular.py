@@ -113,8 +113,11 @@ def test_numbers(tmp_path):
     # Train values after fill: 20, 40, 40, 60: mean 40, deviation sqrt(200).
     standard = [(x - 40) / math.sqrt(200) for x in (20, 40, 40, 60, 80, 99)]
     close(one_feature(tmp_path, "age", number(fill="mean", standardise=True)), standard)
-    constant = "hour,click\n" + "0.1,yes\n" * 9
-    close(one_feature(tmp_path, "hour", {"id": False, "transform": "standardise"}, constant), [0] * 9)
+    for constant in ("0.1", "1465876799998"):
+        train, test = one_feature(tmp_path, "hour", number(standardise=True), "hour,click\n" + f"{constant},yes\n" * 9)
+        assert train + test == [0] * 9
+    times = "".join(f"{1_465_876_799_000_000_000 + x},yes\n" for x in (0, 0, 512, 512, 0))
+    close(one_feature(tmp_path, "hour", number(standardise=True), f"hour,click\n{times}", "last:1"), [-1, -1, 1, 1, -1])
 
 
 def test_multi_hot_from_delimited_text(tmp_path):

@@ -304,6 +304,23 @@ def test_a_split_by_times_in_nanoseconds(tmp_path):
     assert report["test"]["rows"] == 40
 
 
+@pytest.mark.parametrize(
+    ("share", "times", "test"),
+    [
+        ("0.8", range(10), 8),
+        ("0.9", range(10), 9),
+        ("0.34", range(100), 34),
+        ("0.01", range(10), 1),
+        ("0.4", [0, 0, 0, 0, 0, 1, 1, 1, 2, 2], 5),  # all rows of the first time
+    ],
+)
+def test_a_share_by_time_is_rounded(tmp_path, share, times, test):
+    pq.write_table(rows(len(times)).set_column(6, "day", pa.array([*times])), tmp_path / "a.parquet")
+    spec = write_spec(tmp_path / "spec.yaml")
+    report = run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.parquet"], split=f"time:day:{share}"))
+    assert report["test"]["rows"] == test
+
+
 @pytest.mark.parametrize("values", [[b"a", b"\xff"], [[b"a"], [b"\xff"]]])
 def test_bytes_that_are_no_text(tmp_path, values):
     pq.write_table(rows(2).set_column(0, "city", pa.array(values)), tmp_path / "a.parquet")

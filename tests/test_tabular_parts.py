@@ -1,5 +1,8 @@
 """The parts of tabular preprocessing on their own: dictionary-encoded columns, and statistics merged over chunks."""
 
+import math
+import statistics
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,17 +10,41 @@ import pytest
 from preprocess.tabular import transforms
 from preprocess.tabular.columns import BadCell, Column, Lists
 
+DRAWS = np.random.default_rng(0)
+NUMBERS = {
+    "skewed": DRAWS.lognormal(0, 2, 10_000) + 1e6,
+    "around 0": np.concatenate([DRAWS.normal(size=5000)] * 2) * np.repeat([1, -1], 5000),
+    "of all sizes": DRAWS.normal(size=10_000) * 10.0 ** DRAWS.integers(-140, 140, 10_000),
+    "nanoseconds of a second": 1_465_876_799e9 + DRAWS.integers(0, 10**9, 10_000),
+    "denormal": DRAWS.integers(-9, 10, 10_000) * 5e-324,
+    "constant": np.full(10_000, 1465876799998.0),
+    "constant fraction": np.full(9, 0.1),
+    "one": np.array([-3.5]),
+}
 
-def test_moments_do_not_depend_on_the_pieces():
-    values = np.random.default_rng(0).lognormal(0, 2, 10_000) + 1e6
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_moments_are_exact_and_do_not_depend_on_the_pieces(name, monkeypatch):
+    monkeypatch.setattr(transforms, "EXACT_ROWS", 4000)
+    values = NUMBERS[name]
     results = set()
     for pieces in (1, 7, 1000):
         moments = transforms.Moments()
-        for piece in np.array_split(values, pieces):
+        for piece in np.array_split(DRAWS.permutation(values), pieces):
             moments.add(piece)
         results.add((moments.mean(), moments.deviation()))
-    assert len(results) == 1
-    assert results.pop() == pytest.approx((values.mean(), values.std()), rel=1e-10)
+    mean, deviation = results.pop()
+    assert not results
+    assert mean == statistics.mean(values.tolist())
+    assert deviation == pytest.approx(statistics.pstdev(values.tolist()), rel=1e-15, abs=0)
+
+
+def test_moments_of_nothing_and_of_repeated_values():
+    moments = transforms.Moments()
+    assert (moments.mean(), moments.deviation()) == (0, 0)
+    moments.add(np.array([1.0, 4.0]), 3)
+    moments.add(np.array([1.0]), 3)
+    assert (moments.mean(), moments.deviation()) == (2, math.sqrt(2))
 
 
 def test_a_sample_of_many_rows_is_uniform_and_does_not_depend_on_the_pieces(monkeypatch):

@@ -68,6 +68,14 @@ def test_positive_numbers_are_compared_as_numbers(tmp_path, values, positive):
     assert labels(tmp_path, values * 5, positive) == [1, 0] * 5
 
 
+def test_what_only_python_takes_for_a_number_is_a_text(tmp_path):
+    texts = [*["10", "1_0", "1_0.0", "\u0661\u0660"] * 2, " 10\u00a0"]
+    assert labels(tmp_path, texts, "10") == [1, 0, 0, 0] * 2 + [1]
+    assert labels(tmp_path, texts, "'1_0'") == [0, 1, 0, 0] * 2 + [0]
+    with pytest.raises(InputError, match=r"expected a label of the spec .* found '1_0'"):
+        labels(tmp_path, texts, "10", negative="0")
+
+
 @pytest.mark.parametrize(
     ("values", "positive", "negative"),
     [(["yes", "no"], "'yes'", "'no'"), (["1.0", "0"], "1", "0.0"), ([1, 0], "[1, 7]", "[0, -1]")],

@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 import widedeep
-from preprocess import csv_io
+from preprocess import csv_io, inputs
 from preprocess.engine import Engine, make
 from preprocess.outbrain import clicks, layout, memory, resume, store, tables, transform
 from preprocess.outbrain.ads import Ads
@@ -45,15 +45,18 @@ def run(config: OutbrainConfig) -> dict[str, Any]:
     Returns:
         The report: rows, displays and click rate by split, nulls by feature, seconds and rows/s by stage, peak memory.
     Raises:
-        InputError: a file is missing or malformed, or the memory limit is too small.
+        InputError: a file is missing or malformed or changes meanwhile, or the memory limit is too small.
         RunError: the disk is full, or a worker was lost; after the latter the same run continues too.
     """
     files = _find(config)
     present = [path for path in files.values() if path is not None]
     reads = present if config.stats is None else [*present, Path(config.stats)]
+    if config.memory_limit is not None:
+        memory.keep_one_heap()
     with (
         resume.directory(Path(config.out), DATA_SET_OUTPUT, _key(config, present), reads) as journal,
         make(config.engine, config.workers, journal.work, scheduler=config.scheduler, device=config.device) as engine,
+        inputs.unchanged(present),
     ):
         engine.check_sees([*present, journal.work])
         engine.everywhere(store.forget)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from preprocess import inputs
 from preprocess.engine import WorkerLost
 from widedeep import atomic
 
@@ -90,9 +91,9 @@ def directory(
             shutil.rmtree(part, ignore_errors=True)
 
 
-def state(paths: Iterable[Path]) -> dict[str, list[int]]:
+def state(paths: Iterable[Path]) -> dict[str, list[int] | None]:
     """Size and time of change of each file, by absolute path."""
-    return {os.path.abspath(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+    return {os.path.abspath(path): inputs.state(path) for path in paths}
 
 
 def _restore(part: Path, target: Path) -> None:

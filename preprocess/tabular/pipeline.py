@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import widedeep
-from preprocess import engine
+from preprocess import engine, inputs
 from preprocess.engine import Engine
 from preprocess.provenance import statistics_digest
 from preprocess.stages import Stages
@@ -43,7 +43,8 @@ def run(config: TabularConfig) -> dict[str, Any]:
         The report: rows and positive rate by split; nulls and cut-off list elements by feature; cardinalities; stages;
         seconds.
     Raises:
-        InputError: the spec, a file or a value is not as expected; names file and field or line.
+        InputError: the spec, a file or a value is not as expected, or a file changes meanwhile; names file and field or
+            line.
         RunError: the disk is full, or a worker was lost.
     """
     spec = TabularSpec.load(config.spec)
@@ -54,7 +55,9 @@ def run(config: TabularConfig) -> dict[str, Any]:
         engine.make(config.engine, config.workers, out, scheduler=config.scheduler) as pool,
     ):
         pool.check_sees([out])
-        return _Run(config, spec, out, pool).all()
+        job = _Run(config, spec, out, pool)
+        with inputs.unchanged([*job.inputs, *job.test]):
+            return job.all()
 
 
 class _Run:

@@ -93,7 +93,7 @@ class Time(Split):
     def is_test(self, rows: np.ndarray, columns: Mapping[str, Column | Lists]) -> np.ndarray:
         if self._first is None:
             times = np.sort(self._sample.values())
-            self._first = float(times[min(len(times) - 1, int(len(times) * (1 - self._share)))])
+            self._first = float(times[-max(round(len(times) * self._share), 1)])
             if self._first == times[0]:
                 raise InputError(
                     f"split: column {self.column}: expected rows before the test rows, found one time only"

@@ -4,7 +4,9 @@ Every encoder has `learn(values, chosen, rows)` for pass 1, `state()` and `load(
 apply function for pass 2. Statistics do not depend on how the rows were cut into chunks.
 """
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import xxhash
@@ -14,7 +16,9 @@ from preprocess.tabular.columns import BadCell, Column
 
 SAMPLE_ROWS = 1 << 18  # values a quantile is taken from; exact for fewer rows
 Values = frozenset[str | int | float]
-LARGEST = 1e150  # the squares of any larger numbers may add up to infinity
+LARGEST = 1e150  # to learn from: a larger number is a mistake, beside which all others would be standardised to one
+UNIT = 1126  # 2^-UNIT is the last of 53 bits of the smallest number there is
+EXACT_ROWS = 1 << 16
 
 
 class Hash:
@@ -147,8 +151,13 @@ class Label:
 
 
 def _stands_in(values: Values, text: str) -> bool:
+    if text in values:
+        return True
+    # float() takes more than the numbers of other columns are: 1_0, and the digits of other scripts.
+    if "_" in text or not text.strip().isascii():
+        return False
     try:
-        return text in values or float(text) in values
+        return float(text) in values
     except ValueError:
         return False
 
@@ -246,30 +255,47 @@ class Number:
 
 
 class Moments:
-    """Mean and standard deviation: Chan's merge, rounded to 11 digits, so that chunking leaves no trace."""
+    """Mean and standard deviation, from exact sums and rounded once, so that chunking leaves no trace."""
 
     def __init__(self):
-        self._count, self._mean, self._squares = 0, 0.0, 0.0
+        # Integers: of values in units of 2^-UNIT, of squares in units of its square.
+        self._count, self._sum, self._squares = 0, 0, 0
 
     def add(self, values: np.ndarray, times: int = 1) -> None:
-        """Take in the values, each `times` times."""
-        count = len(values) * times
-        if count == 0:
-            return
-        mean = float(values.mean())
-        squares = float(np.square(values - mean).sum()) * times
-        delta, total = mean - self._mean, self._count + count
-        self._squares += squares + delta * delta * self._count * count / total
-        self._mean += delta * count / total
-        self._count = total
+        """Take in finite values, each `times` times."""
+        self._count += len(values) * times
+        for start in range(0, len(values), EXACT_ROWS):
+            total, squares = _exact_sums(values[start : start + EXACT_ROWS])
+            self._sum += total * times
+            self._squares += squares * times
 
     def mean(self) -> float:
-        return float(f"{self._mean:.11g}")
+        return self._sum / (self._count << UNIT) if self._count else 0.0
 
     def deviation(self) -> float:
-        """0 for a constant, whatever rounding left of it."""
-        deviation = (self._squares / self._count) ** 0.5 if self._count else 0.0
-        return float(f"{deviation:.11g}") if deviation > 1e-9 * abs(self._mean) else 0.0
+        """0 for a constant."""
+        spread = self._count * self._squares - self._sum**2
+        return math.isqrt(spread) / (self._count << UNIT) if self._count else 0.0
+
+
+def _exact_sums(values: np.ndarray) -> tuple[int, int]:
+    """What at most EXACT_ROWS finite values and their squares add up to, in the units of `Moments`."""
+    fractions, exponents = np.frexp(values)
+    places = exponents + (UNIT - 53)  # of the lowest of 53 bits, from 0
+    whole = np.ldexp(fractions, 53).astype(np.int64)
+    a, b, c = (limb.astype(np.float64) for limb in (whole >> 36, whole >> 18 & 0x3FFFF, whole & 0x3FFFF))
+    total = _shifted(places, 1, (c, b, a))
+    return total, _shifted(places, 2, (c * c, 2 * b * c, 2 * a * c + b * b, 2 * a * b, a * a))
+
+
+def _shifted(places: np.ndarray, power: int, limbs: Sequence[np.ndarray]) -> int:
+    """The sum of limbs[i] * 2^(18 i + power * place) over rows and i. Limbs are integers below 2^37, so that EXACT_ROWS
+    of them add up exactly in float64."""
+    result = 0
+    for i, limb in enumerate(limbs):
+        sums = np.bincount(places, limb)
+        result += sum(int(sums[place]) << (18 * i + power * place) for place in np.flatnonzero(sums).tolist())
+    return result
 
 
 class Sample:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import widedeep
+from preprocess import inputs
 from preprocess.engine import make
 from preprocess.outbrain.layout import FEB_2021_NAMES as NAMES
 from preprocess.stages import Stages, Watched
@@ -52,7 +53,8 @@ def run(config: TFRecordConfig) -> dict[str, Any]:
     Returns:
         The report: by split records, rows and positive rate; features that were left out; stages; seconds.
     Raises:
-        InputError: a directory, a record or a value is not as expected; names file and record.
+        InputError: a directory, a record or a value is not as expected, or a file changes meanwhile; names file and
+            record.
         RunError: the disk is full, or a worker was lost.
     """
     started = time.perf_counter()
@@ -64,6 +66,7 @@ def run(config: TFRecordConfig) -> dict[str, Any]:
     with (
         atomic.directory(Path(config.out), DATA_SET_OUTPUT, chain.from_iterable(files.values())) as out,
         make(config.engine, config.workers, out, scheduler=config.scheduler) as engine,
+        inputs.unchanged(chain.from_iterable(files.values())),
     ):
         engine.check_sees([out, *chain.from_iterable(files.values())])
         for mapping in MAPPINGS:
