@@ -9,6 +9,7 @@ import pytest
 import yaml
 from commands import command_line
 
+from widedeep.commands.preprocess_outbrain import parse_bytes
 from widedeep.errors import InputError, RunError
 
 cli = command_line()
@@ -194,3 +195,16 @@ def test_a_defect_keeps_its_traceback_and_debug_adds_one(monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
     assert cli.main(["doctor", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [(None, None), ("1000000", 10**6), ("64k", 2**16), ("1.5GiB", 3 << 29), ("512MB", 2**29)]
+)
+def test_a_memory_limit_is_a_number_with_a_unit(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "2 G", "-1G", "1_0G", "1e999", "nan", "\u0663G"])
+def test_a_memory_limit_of_another_form_is_refused(text):
+    with pytest.raises(InputError, match="--memory_limit: expected a size such as 8G or 512M, got "):
+        parse_bytes(text)

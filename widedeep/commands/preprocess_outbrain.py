@@ -1,5 +1,6 @@
 """`widedeep preprocess outbrain`: the raw Kaggle CSVs to shards, with the original's 26 features, or its later 29."""
 
+import re
 from typing import Literal
 
 from widedeep.commands.preprocessing import add_engine, add_output, settings
@@ -65,9 +66,7 @@ def parse_bytes(text: str | None) -> int | None:
     """`8G`, `512MB` or `1000000` as a number of bytes (powers of 1024); None for None."""
     if text is None:
         return None
-    number = text.upper().removesuffix("B").removesuffix("I")
-    unit = number[-1:] if number[-1:].isalpha() else ""
-    try:
-        return int(float(number.removesuffix(unit)) * UNITS[unit])
-    except (KeyError, ValueError) as error:
-        raise InputError(f"--memory_limit: expected a size such as 8G or 512M, got {text!r}.") from error
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)([KMGT]?)(?:I?B)?", text.strip().upper(), re.ASCII)
+    if found is None:
+        raise InputError(f"--memory_limit: expected a size such as 8G or 512M, got {text!r}.")
+    return int(float(found[1]) * UNITS[found[2]])
