@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -24,7 +24,7 @@ from preprocess import synthetic
 from preprocess.engine import cores
 from preprocess.outbrain import OutbrainConfig
 from preprocess.outbrain import run as preprocess
-from widedeep.config import TrainConfig
+from widedeep.config import Precision, TrainConfig
 from widedeep.errors import InputError, RunError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.logs import METRICS_FILE
@@ -49,7 +49,7 @@ def options() -> argparse.ArgumentParser:
         "--warmup_epochs", type=float, help="of the learning rate (default: 6, or fewer where there are)"
     )
     parser.add_argument("--batch", type=int, default=131072, help="rows of a training batch")
-    parser.add_argument("--precision", choices=("fp32", "tf32", "fp16", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024] * 5)
     parser.add_argument("--embedding_dim", type=int, help="of every table (default: those of the original)")
     parser.add_argument("--lr", type=float, default=1.2e-4, help="learning rate of the deep part")

@@ -32,11 +32,11 @@ from widedeep.shards import ShardSet
 from widedeep.step import GEMMS, PRECISIONS
 
 WARMUP_STEPS = 3  # compilation, capture, allocation
-# Batches in the shard set, by the reader's mode; they are repeated. A stream's threads begin anew with each epoch.
 CONSTANT = "constant"
+FAILED = "failed"  # how the reason begins for which a peer is left out that should have run
+# Batches in the shard set, by the reader's mode; they are repeated. A stream's threads begin anew with each epoch.
 EPOCH_STEPS = {"auto": 8, "device": 8, "pinned": 8, "stream": 48, CONSTANT: 1}
 # Largest difference of initial logits, which are of the order of 1, between two implementations of the same model.
-FAILED = "failed"  # how the reason begins for which a peer is left out that should have run
 AGREEMENT = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
 
 Action = Callable[[Contender, Batch, int], None]

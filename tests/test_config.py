@@ -1,9 +1,12 @@
 """Flags and their combinations: names and defaults are the original's, nonsense is refused by name."""
 
+from typing import get_args
+
 import pytest
 
-from widedeep.config import TrainConfig
+from widedeep.config import Precision, TrainConfig
 from widedeep.errors import InputError
+from widedeep.steps.base import PRECISIONS
 
 ORIGINAL = {
     "fspec_file": "feature_spec.yaml",
@@ -83,3 +86,7 @@ def test_unknown_key_names_the_file(tmp_path):
     path.write_text("num_epocs: 3\n")
     with pytest.raises(InputError, match=r"config.yaml: unknown key 'num_epocs'"):
         TrainConfig.load(path)
+
+
+def test_every_precision_of_the_command_line_has_a_type():
+    assert set(get_args(Precision)) == set(PRECISIONS)

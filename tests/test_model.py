@@ -320,9 +320,9 @@ def test_named_arrays_share_memory_and_cover_every_weight():
     ("settings", "words"),
     [
         ({"hidden": [0]}, "hidden: expected layer widths >= 1"),
-        ({"dropout": 1.0}, "dropout: expected a probability in"),
-        ({"dropout": 0.999999}, "dropout: expected a probability in"),
-        ({"dropout": float("nan")}, "dropout: expected a probability in"),
+        ({"dropout": 1.0}, "dropout: expected a probability from 0 to 0.99998, got"),
+        ({"dropout": 0.999999}, "dropout: expected a probability from 0 to 0.99998, got"),
+        ({"dropout": float("nan")}, "dropout: expected a probability from 0 to 0.99998, got"),
         ({"wide_init": "ones"}, "wide_init: expected one of uniform, zeros, got 'ones'"),
         ({"parts": "none"}, "parts: expected one of both, wide, deep, got 'none'"),
         ({"seed": -1}, "seed: expected a number from 0"),

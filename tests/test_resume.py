@@ -176,6 +176,16 @@ def test_a_feature_spec_that_makes_another_function_of_the_weights_is_named(data
     assert "not as" not in capsys.readouterr().out
 
 
+def test_another_kind_of_device_and_of_sharing_is_named(data, tmp_path, capsys):
+    assert main(words(data, tmp_path, "fused", "--num_epochs", "1")) == 0
+    state = Checkpoints(tmp_path / "model").find("last") / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"device": "cuda"}))
+    again = ["--num_epochs", "1", "--use_checkpoint", "--embedding_parallel", "sharded"]
+    capsys.readouterr()
+    assert main(words(data, tmp_path, "fused", *again)) == 0
+    assert "not as before: --embedding_parallel sharded (was replicated), on cpu (was cuda)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("step", "products", "named"), [("reference", "own", True), ("fused", "library", True), ("fused", "own", False)]
 )

@@ -28,7 +28,7 @@ PAST = [
     ({"tables": 17, "hotness": 241}, [8], "feature spec: expected at most 4096 id columns .*, got 4097"),
     ({"dim": 300}, [8], "feature f0: expected an embedding_dim of at most 256 .*, got 300"),
     ({}, [8, 4096], "--deep_hidden_units: expected a last layer of at most 2048 units .*, got 4096"),
-    ({"dim": 256, "tables": 8}, [], "--deep_hidden_units: expected a last layer of at most 2048 units .*, got 2112"),
+    ({"dim": 256, "tables": 8}, [], "expected at most 2048 columns of the deep input where .*, got 2112"),
 ]
 
 

@@ -87,6 +87,17 @@ def test_files_beside_the_log(finished):
     assert summary["splits"]["test"]["groups"] == 101
 
 
+def test_an_auc_by_thresholds_says_by_how_many(data, finished, tmp_path):
+    places = ["--dataset_path", str(data), "--model_dir", str(finished / "model"), "--results_dir", str(tmp_path)]
+    flags = ["--evaluate", "--use_checkpoint", "--cpu", "--deep_hidden_units", "16", "8", "--num_auc_thresholds", "3"]
+    assert main(["train", *places, *flags]) == 0
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert {"auc_3", "auc_8000"} <= result.keys()
+    assert result["auc_3"] < result["auc_8000"]
+    assert main(["report", str(tmp_path)]) == 0
+    assert "AUC, 3 thresholds" in (tmp_path / "report.html").read_text()
+
+
 def test_evaluate_and_predict_and_metrics_agree(data, finished, tmp_path, capsys):
     common = ["--model", str(finished / "model"), "--dataset_path", str(data), "--cpu", "--step", "reference"]
     assert main(["evaluate", *common, "--checkpoint", "last", "--json"]) == 0

@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from .errors import InputError, RunError
+from widedeep.errors import InputError, RunError
 
 SHORT_WRITE = "requested and"  # numpy's "8192 requested and 4096 written": an OSError without a number
 

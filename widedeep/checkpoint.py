@@ -38,8 +38,9 @@ class Progress:
 
     `step` updates are done in all, `position` of them in epoch number `epoch` (from 0). `rows` and
     `global_batch_size` say what one position means, `data` identifies the train rows, `processes` is how many trained
-    last, `threads` those of each where bits depend on them (None: a checkpoint from before they were kept). `metrics`
-    are those of the last evaluation, `best` the best score so far, `waited` the epochs since.
+    last, `device` cpu or cuda (None: a checkpoint from before they were kept), `threads` those of each process, None
+    also where bits do not depend on them. `metrics` are those of the last evaluation, `best` the best score so far,
+    `waited` the epochs since.
     """
 
     seed: int
@@ -47,6 +48,7 @@ class Progress:
     global_batch_size: int
     data: str | None = None
     processes: int | None = None
+    device: str | None = None
     threads: int | None = None
     step: int = 0
     epoch: int = 0
@@ -209,7 +211,9 @@ def read_progress(directory: Path) -> Progress:
         InputError: the checkpoint is damaged; names the file, and an older whole checkpoint if there is one.
     """
     try:
-        state = {"data": None, "processes": None, "threads": None} | json.loads((directory / STATE).read_text())
+        state = {"data": None, "processes": None, "device": None, "threads": None} | json.loads(
+            (directory / STATE).read_text()
+        )
         files = state["files"]
         progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
         for name, wanted in files.items():

@@ -13,6 +13,12 @@ import yaml
 
 from widedeep.errors import InputError
 
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+StepKind = Literal["auto", "reference", "fused"]
+Gemm = Literal["auto", "cublaslt", "sm90", "sm90-chain"]
+Parallel = Literal["replicated", "sharded"]
+ReaderMode = Literal["auto", "device", "pinned", "stream"]
+
 
 def option(default: Any, text: str) -> Any:
     """A dataclass field with its help text. Default `...`: a value must be given; a tuple: several values."""
@@ -45,9 +51,12 @@ class Training:
     linear_learning_rate: float = option(0.02, "learning rate of the wide part (FTRL)")
     deep_learning_rate: float = option(0.00012, "base learning rate of the deep part (RMSprop)")
     deep_warmup_epochs: float = option(6.0, "epochs of linear warm-up of the deep learning rate")
-    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = option(None, "of matrix products (fp32 unless --amp)")
-    step: Literal["auto", "reference", "fused"] = option("auto", "plain torch, or our own kernels")
-    embedding_parallel: Literal["replicated", "sharded"] = option(
+    precision: Precision | None = option(None, "of matrix products (fp32 unless --amp)")
+    step: StepKind = option("auto", "plain torch, or our own kernels")
+    gemm: Gemm = option(
+        "auto", "whose products of hidden layers on a GPU: the library's or ours; auto takes the fastest"
+    )
+    embedding_parallel: Parallel = option(
         "replicated", "whether every process holds all rows of the tables, or each its share of them"
     )
     seed: int | None = option(None, "of initial weights, order and dropout; drawn and recorded when absent")
@@ -89,7 +98,7 @@ class RunMode:
         "socket_unique_continuous",
         "disabled",
     ] = option("socket_unique_interleaved", "pinning of processes to CPU cores")
-    reader_mode: Literal["auto", "device", "pinned", "stream"] = option("auto", "where the rows wait")
+    reader_mode: ReaderMode = option("auto", "where the rows wait")
     threads: int | None = option(None, "CPU threads of one process")
     verify: bool = option(True, "check the checksums of the data before the first step")
     log_every: int = option(100, "steps between two log lines")
@@ -109,14 +118,12 @@ class Scoring:
     checkpoint: str = option("best", "best, last or step-<n>, of a model directory")
     eval_batch_size: int = option(131072, "rows at a time, all devices together")
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
-    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = option(
-        None, "of matrix products (as in training, where the device can)"
-    )
-    step: Literal["auto", "reference", "fused"] = option("auto", "plain torch, or our own kernels")
-    embedding_parallel: Literal["replicated", "sharded"] | None = option(
+    precision: Precision | None = option(None, "of matrix products (as in training, where the device can)")
+    step: StepKind = option("auto", "plain torch, or our own kernels")
+    embedding_parallel: Parallel | None = option(
         None, "whether every process holds all rows of the tables, or each its share of them (as in training)"
     )
-    reader_mode: Literal["auto", "device", "pinned", "stream"] = option("auto", "where the rows wait")
+    reader_mode: ReaderMode = option("auto", "where the rows wait")
     threads: int | None = option(None, "CPU threads of one process")
     verify: bool = option(True, "check the checksums of the data first")
 

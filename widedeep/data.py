@@ -4,19 +4,20 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import psutil
 import torch
 from torch import Tensor
 
+from widedeep.config import ReaderMode
 from widedeep.errors import InputError
 from widedeep.readers.prefetch import prefetch_map, transfer
 from widedeep.readers.rows import READ_ROWS, Layout, Rows, Slice
 from widedeep.shards import ShardSet
 from widedeep.shuffle import WINDOW_ROWS, EpochOrder
 
-MODES = ("auto", "device", "pinned", "stream")
+MODES = get_args(ReaderMode)
 READ_THREADS = 8  # of a stream to a GPU at most: each holds a few chunks of READ_ROWS
 # From a number of rows to where a batch of as many is wanted: ids, numeric, label. None: anywhere.
 Places = Callable[[int], tuple[Tensor, Tensor, Tensor] | None]
@@ -72,7 +73,7 @@ class Reader:
         shards: ShardSet,
         global_batch: int,
         *,
-        mode: Literal["auto", "device", "pinned", "stream"] = "auto",
+        mode: ReaderMode = "auto",
         device: torch.device | str = "cpu",
         seed: int = 0,
         shuffle: bool = True,

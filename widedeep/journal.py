@@ -97,7 +97,7 @@ class Journal:
         """The evaluation after an epoch; returns it under the original's keys."""
         self._close_bar()
         result = evaluation.compute()
-        values = log_values(result, evaluation.groups)
+        values = log_values(result, evaluation)
         self.log((self._progress.step, self._total_steps), values)
         self._write_evaluation(result, evaluation)
         return values
@@ -114,7 +114,7 @@ class Journal:
     def evaluated(self, step: int, evaluation: Evaluation) -> dict[str, float]:
         """The end of an evaluation that is a run of its own; step 0: of weights that no training has touched."""
         result = evaluation.compute()
-        values = log_values(result, evaluation.groups)
+        values = log_values(result, evaluation)
         self.log((step,), values)
         if step or not self._adds:
             self._write_evaluation(result, evaluation)
@@ -141,10 +141,11 @@ def one_class(name: str, split: dict[str, Any]) -> str:
     return f"all {split['rows']:,} {name} rows have the label {label}: {what[name]}"
 
 
-def log_values(result: dict[str, float | int], groups: bool) -> dict[str, float]:
+def log_values(result: dict[str, float | int], evaluation: Evaluation) -> dict[str, float]:
     """An evaluation's result under the original's log keys."""
-    names = {"loss_val": "loss", "auc_val": "auc_200", "binary_accuracy_val": "binary_accuracy"}
-    return {name: result[key] for name, key in (names | ({"streaming_map_val": "map"} if groups else {})).items()}
+    names = {"loss_val": "loss", "auc_val": f"auc_{evaluation.thresholds[0]}", "binary_accuracy_val": "binary_accuracy"}
+    names |= {"streaming_map_val": "map"} if evaluation.groups else {}
+    return {name: result[key] for name, key in names.items()}
 
 
 def batch_values(run: Run, logit: Tensor, batch: Batch) -> dict[str, float]:

@@ -215,7 +215,7 @@ class Evaluation:
     """
 
     def __init__(self, k: int = 12, thresholds: tuple[int, int] = (200, 8000), groups: bool = True):
-        """k: of MAP.    thresholds: of `auc_200` and `auc_8000`.    groups: whether rows carry one (`map`, `gauc`)."""
+        """k: of MAP.    thresholds: of two more AUCs, `auc_<n>`.    groups: whether rows have one (`map`, `gauc`)."""
         self.k, self.thresholds, self.groups = k, thresholds, groups
         self._logit: list[Tensor] = []
         self._label: list[Tensor] = []
@@ -295,7 +295,7 @@ class Evaluation:
         """All metrics of the rows held.
 
         Returns:
-            `loss` (mean over rows, nats), `binary_accuracy`, `auc` (exact), `auc_200`, `auc_8000` (by thresholds),
+            `loss` (mean over rows, nats), `binary_accuracy`, `auc` (exact), `auc_200`, `auc_8000` (by `thresholds`),
             `map` (at k), `gauc`, `rows`, `groups` (distinct). Without groups `map` and `gauc` are NaN and `groups` is
             0. NaN where undefined.
         Raises:
@@ -342,7 +342,7 @@ def score_rows(
 def _score(
     score: Tensor, prob: Tensor, label: Tensor, group: Tensor | None, k: int, curves: Sequence[ThresholdAUC]
 ) -> tuple[dict[str, Tensor | None], dict[str, int]]:
-    """What `score_rows` returns: metrics as tensors, and counts. curves: of 200 and 8000 thresholds, of these rows."""
+    """What `score_rows` returns: metrics as tensors, and counts. curves: of these rows."""
     accuracy = BinaryAccuracy()
     accuracy.update(prob, label)
     mean_precision, group_auc, groups = MeanAveragePrecision(k), GroupAUC(), None
@@ -354,8 +354,7 @@ def _score(
     values = {
         "binary_accuracy": accuracy.value(),
         "auc": _exact_auc(score, label),
-        "auc_200": curves[0].value(),
-        "auc_8000": curves[1].value(),
+        **{f"auc_{curve.count}": curve.value() for curve in curves},
         "map": mean_precision.value(),
         "gauc": group_auc.value(),
     }

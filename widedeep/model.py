@@ -20,6 +20,7 @@ from widedeep.share import ALL_ROWS, Share
 TRUNCATED_STD = 0.87962566103423978
 PARTS = ("both", "wide", "deep")
 WIDE_INITS = ("uniform", "zeros")
+MOST_DROPOUT = 0.99998  # masks know probabilities in 32768ths
 PIECE = 1 << 22  # initial values of a table at a time, where a process keeps a share of it
 
 
@@ -238,8 +239,8 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
 def _check_arguments(hidden: Sequence[int], dropout: float, wide_init: str, parts: str) -> None:
     if not all(isinstance(units, int) and units >= 1 for units in hidden):
         raise InputError(f"hidden: expected layer widths >= 1, got {list(hidden)}")
-    if not 0 <= dropout * 32768 + 0.5 < 32768:  # masks know probabilities in 32768ths
-        raise InputError(f"dropout: expected a probability in [0, 1), got {dropout}")
+    if not 0 <= dropout <= MOST_DROPOUT:
+        raise InputError(f"dropout: expected a probability from 0 to {MOST_DROPOUT}, got {dropout}")
     if wide_init not in WIDE_INITS:
         raise InputError(f"wide_init: expected one of {', '.join(WIDE_INITS)}, got {wide_init!r}")
     if parts not in PARTS:

@@ -1,6 +1,7 @@
 """The page of a report: plain HTML with its style and plots inside, so that one file is all there is to send."""
 
 import base64
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -16,11 +17,8 @@ METRICS = {
     "gauc": ("group AUC", "inside displays, weighted by rows"),
     "loss": ("log loss", "nats, lower is better"),
     "binary_accuracy": ("accuracy", "at a probability of 0.5"),
-    "auc_200": ("AUC, 200 thresholds", "by the rule of Keras"),
-    "auc_8000": ("AUC, 8000 thresholds", "by the rule of Keras"),
-    "rows": ("rows", ""),
-    "groups": ("displays", ""),
 }
+COUNTS = {"rows": ("rows", ""), "groups": ("displays", "")}
 TILES = ("map", "auc", "loss", "binary_accuracy")
 CAPTIONS = {
     "loss": "Training batches, one in --log_every, before their update; the evaluation set after each epoch.",
@@ -83,8 +81,10 @@ def _metrics(files: RunFiles) -> str:
     """The model's final metrics beside those of the baselines."""
     columns = {"model": files.evaluation} | files.baselines
     columns = {name: values for name, values in columns.items() if isinstance(values, dict) and values}
+    counts = {int(key[4:]) for values in columns.values() for key in values if re.fullmatch(r"auc_\d+", key)}
+    by_thresholds = {f"auc_{n}": (f"AUC, {n} thresholds", "by the rule of Keras") for n in sorted(counts)}
     rows = []
-    for key, (label, note) in METRICS.items():
+    for key, (label, note) in (METRICS | by_thresholds | COUNTS).items():
         values = [column.get(key) for column in columns.values()]
         if any(value is not None for value in values):
             rows.append([label, *values, note])

@@ -24,6 +24,8 @@ WEIGHTS_DEPEND_ON = (
     "deep_warmup_epochs",
     "precision",
     "step",
+    "gemm",
+    "embedding_parallel",
     "deep_dropout",
     "combiner",
 )
@@ -55,7 +57,7 @@ def start(config: TrainConfig, comm: LocalComm, checkpoints: Checkpoints) -> tup
     training, shards = run.config.training, run.train_shards
     identity = rows_identity(shards)
     rows = (shards.rows, training.global_batch_size, identity)
-    return run, Progress(training.seed, *rows, comm.world, run.step.threads)
+    return run, Progress(training.seed, *rows, comm.world, comm.device.type, run.step.threads)
 
 
 def check_results(where: Location) -> None:
@@ -120,9 +122,12 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
         changes.append("rows of the train set")
     if progress.processes not in (None, comm.world):
         changes.append(f"{comm.world} process{'es' * (comm.world > 1)} (was {progress.processes})")
+    if progress.device not in (None, comm.device.type):
+        changes.append(f"on {comm.device.type} (was {progress.device})")
     if None not in (progress.threads, run.step.threads) and progress.threads != run.step.threads:
         changes.append(f"{run.step.threads} thread{'s' * (run.step.threads > 1)} (was {progress.threads})")
-    progress.data, progress.processes, progress.threads = data, comm.world, run.step.threads
+    progress.data, progress.processes = data, comm.world
+    progress.device, progress.threads = comm.device.type, run.step.threads
     share = run.model.share
     checkpoint.load_arrays(found, checkpoint.MODEL, run.model.named_arrays(), share)
     run.step.load_state(checkpoint.read_arrays(found, checkpoint.OPTIMIZER, share))

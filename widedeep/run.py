@@ -137,8 +137,9 @@ class Run:
             seed=config.training.seed,
             share=share,
         )
-        rules = StepConfig(precision=config.precision, wide_lr=config.training.linear_learning_rate)
-        return cls(config, comm, spec, model, make_step(config.training.step, model, rules, comm.device, comm))
+        told = config.training
+        rules = StepConfig(precision=config.precision, wide_lr=told.linear_learning_rate, gemm=told.gemm)
+        return cls(config, comm, spec, model, make_step(told.step, model, rules, comm.device, comm))
 
     @cached_property
     def train_shards(self) -> ShardSet:

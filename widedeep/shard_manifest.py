@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from .errors import InputError
-from .features import MAX_CARDINALITY
+from widedeep.errors import InputError
+from widedeep.features import MAX_CARDINALITY
 
 MANIFEST = "manifest.json"
 FORMAT = "widedeep-shards"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from . import atomic
-from .shard_manifest import Column, padded
+from widedeep import atomic
+from widedeep.shard_manifest import Column, padded
 
 
 class Part:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from . import atomic
-from .errors import InputError
-from .shard_manifest import FORMAT, MANIFEST, VERSION, Column, columns_of, padded, seal
-from .shard_manifest import read as read_manifest
-from .shard_part import Part
+from widedeep import atomic
+from widedeep.errors import InputError
+from widedeep.shard_manifest import FORMAT, MANIFEST, VERSION, Column, columns_of, padded, seal
+from widedeep.shard_manifest import read as read_manifest
+from widedeep.shard_part import Part
 
 __all__ = ["DATA_SET_OUTPUT", "MANIFEST", "Column", "ShardSet", "ShardWriter", "columns_of", "decode_ids"]
 

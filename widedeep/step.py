@@ -5,9 +5,11 @@ either can follow the other on a model, and both give the same result to float t
 """
 
 import logging
+from typing import get_args
 
 import torch
 
+from widedeep.config import StepKind
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
@@ -45,8 +47,8 @@ def make_step(
     model.to(device)
     if device.type == "cpu" and config.precision == "tf32":
         raise InputError("precision: expected fp32 or bf16 on a CPU, which has no tf32")
-    if kind not in ("auto", "reference", "fused"):
-        raise InputError(f"step: expected one of auto, reference, fused, got {kind!r}")
+    if kind not in get_args(StepKind):
+        raise InputError(f"step: expected one of {', '.join(get_args(StepKind))}, got {kind!r}")
     if config.gemm not in GEMMS:
         raise InputError(f"gemm: expected one of {', '.join(GEMMS)}, got {config.gemm!r}")
     if kind == "auto":

@@ -14,6 +14,7 @@ from widedeep.ops.embedding import (
 )
 from widedeep.ops.head import head_forward, head_forward_out, head_step_out, wide_numeric_backward_out
 from widedeep.ops.linear import (
+    allow_tf32_,
     linear_dgrad_out,
     linear_relu_dropout,
     linear_relu_dropout_out,
@@ -32,6 +33,7 @@ from widedeep.ops.optim import (
 )
 
 __all__ = [
+    "allow_tf32_",
     "auc_histogram_",
     "check_finite_",
     "embedding_forward",

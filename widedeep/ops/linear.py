@@ -111,6 +111,18 @@ def linear_wgrad_out(dz: Tensor, x: Tensor, *, dweight: Tensor) -> None:
     _ops.linear_wgrad_out.default(dz, x, dweight=dweight)
 
 
+def allow_tf32_(like: Tensor, allow: bool) -> None:
+    """Say whether float32 products of the `linear_*` ops on GPUs round their operands to TF32: for the whole process,
+    until it is said otherwise; at first they do not.
+
+    Args:
+        like: any tensor on a GPU.
+    Raises:
+        RuntimeError: `like` is on a CPU, which has no TF32.
+    """
+    _ops.allow_tf32_.default(like, allow)
+
+
 def transpose_out(matrices: Sequence[Tensor], *, out: Sequence[Tensor]) -> None:
     """Write transposed copies: out[i] = matrices[i]^T, all of them in one launch on a GPU.
 
@@ -138,7 +150,7 @@ def _(dy, y, x, weight, p):
     )
 
 
-for _name in ("linear_relu_dropout_out", "linear_dgrad_out", "linear_wgrad_out", "transpose_out"):
+for _name in ("linear_relu_dropout_out", "linear_dgrad_out", "linear_wgrad_out", "allow_tf32_", "transpose_out"):
     torch.library.register_fake(f"widedeep::{_name}", lambda *args, **kwargs: None)
 
 

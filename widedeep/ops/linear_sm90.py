@@ -101,5 +101,5 @@ def linear_sm90_dgrad_out(
     _ops.linear_sm90_dgrad_out.default(dz, weights_t, masks, p, rounds_ahead, **outputs)
 
 
-for _name in ("linear_sm90_out", "linear_sm90_dgrad_out", "allow_tf32_"):
+for _name in ("linear_sm90_out", "linear_sm90_dgrad_out"):
     torch.library.register_fake(f"widedeep::{_name}", lambda *args, **kwargs: None)

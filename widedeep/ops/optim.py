@@ -135,6 +135,8 @@ def check_finite_(tensors: Sequence[Tensor], found_inf: Tensor) -> None:
     Args:
         tensors:   float32, float16 or bfloat16, contiguous.
         found_inf: one float32.
+    Raises:
+        RuntimeError: wrong dtype, device or stride.
     """
     _ops.check_finite_.default(tensors, found_inf)
 
@@ -155,6 +157,8 @@ def loss_scale_update_(
         scale, good_steps: one float32 and one int32, both updated.
         updates:           one int64: one up unless the step was skipped; the `step` of the next row updates.
         found_inf:         one float32; != 0 says that this step's gradients were not finite.
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
     """
     _ops.loss_scale_update_.default(scale, good_steps, updates, found_inf, growth, backoff, interval)
 

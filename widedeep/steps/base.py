@@ -3,17 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from widedeep.config import Gemm
 from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
 from widedeep.steps.exchange import gather_tables
 
-GEMMS = ("auto", "cublaslt", "sm90", "sm90-chain")
+GEMMS = get_args(Gemm)
 # The original's dynamic loss scale for float16; rules: growth, backoff, and the steps between growths.
 INITIAL_SCALE, SCALE_RULES = 2.0**15, (2.0, 0.5, 2000)
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -225,7 +225,7 @@ class CudaStep(Step):
 
     def _allow_tf32(self, allow: bool) -> None:
         if self.device.type == "cuda":
-            torch.ops.widedeep.allow_tf32_.default(self.lr, allow)
+            ops.allow_tf32_(self.lr, allow)
 
     def _versions(self) -> list[int]:
         return [p._version for p in self.parameters]

@@ -10,9 +10,12 @@ _GPU = " for the fused step on a GPU"
 def excess(model: WideDeep) -> str | None:
     """In which size a model is past the limits, as half a sentence: what was expected. None: in none."""
     spec = model.layout
-    last = model.hidden[-1] if model.hidden else spec.padded_width
-    if model.has_deep and last > WIDEST_HEAD:
-        return f"--deep_hidden_units: expected a last layer of at most {WIDEST_HEAD} units{_GPU}, got {last}"
+    if model.has_deep and model.hidden and model.hidden[-1] > WIDEST_HEAD:
+        expected = f"a last layer of at most {WIDEST_HEAD} units{_GPU}"
+        return f"--deep_hidden_units: expected {expected}, got {model.hidden[-1]}"
+    if model.has_deep and not model.hidden and spec.padded_width > WIDEST_HEAD:
+        expected = f"at most {WIDEST_HEAD} columns of the deep input where there are no hidden layers{_GPU}"
+        return f"expected {expected}, got {spec.padded_width}"
     for name, limit, count in (
         ("tables", MOST_TABLES, len(spec.categorical)),
         ("numeric features", MOST_NUMERICS, len(spec.numeric)),

@@ -132,11 +132,11 @@ def _rounding(device: torch.device, tf32: bool) -> Iterator[None]:
     if not tf32 or device.type != "cuda":
         yield
         return
-    torch.ops.widedeep.allow_tf32_.default(torch.empty(0, device=device), True)
+    ops.allow_tf32_(torch.empty(0, device=device), True)
     try:
         yield
     finally:
-        torch.ops.widedeep.allow_tf32_.default(torch.empty(0, device=device), False)
+        ops.allow_tf32_(torch.empty(0, device=device), False)
 
 
 def fastest(routes: list[Layers], p: float, buffers: Activations, rows: int) -> Layers:
