@@ -17,38 +17,22 @@ import numpy as np
 import xxhash
 
 from preprocess import kernels
+from widedeep.splitmix import absorb, mix64_
 
 SEED = 0
 NULL = -1
-_M1, _M2, _GOLDEN = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
-_MASK = 2**64 - 1
-
-
-def mix64(z: np.ndarray) -> np.ndarray:
-    """[n] uint64 -> [n] uint64: the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), a bijection."""
-    mixed = z >> np.uint64(30)
-    mixed ^= z
-    mixed *= np.uint64(_M1)
-    shifted = mixed >> np.uint64(27)
-    mixed ^= shifted
-    mixed *= np.uint64(_M2)
-    mixed ^= np.right_shift(mixed, np.uint64(31), out=shifted)
-    return mixed
 
 
 def key(seed: int) -> int:
-    """The constant that a seed becomes: `absorb(0, seed)` of csrc/core/hash.h."""
-    z = (seed + _GOLDEN) & _MASK
-    z = ((z ^ (z >> 30)) * _M1) & _MASK
-    z = ((z ^ (z >> 27)) * _M2) & _MASK
-    return z ^ (z >> 31)
+    """The constant that a seed becomes."""
+    return absorb(0, seed)
 
 
 def hash_ids(values: np.ndarray, seed: int = SEED) -> np.ndarray:
     """[n] of any integer type -> [n] uint64."""
     z = values.astype(np.int64).view(np.uint64)
     z ^= np.uint64(key(seed))
-    return mix64(z)
+    return mix64_(z)
 
 
 def id_buckets(values: np.ndarray, buckets: int, seed: int = SEED) -> np.ndarray:

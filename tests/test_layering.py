@@ -88,7 +88,7 @@ def test_python_arrows_point_one_way(place):
         assert touches(source, *ARROWS[place]) == set(), source.relative_to(ROOT)
 
 
-@pytest.mark.parametrize("name", ["shards", "shuffle", "feature_spec", "features", "atomic", "errors"])
+@pytest.mark.parametrize("name", ["shards", "shuffle", "splitmix", "feature_spec", "features", "atomic", "errors"])
 def test_modules_that_preprocessing_uses_do_not_load_torch(name):
     code = f"import sys, widedeep.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

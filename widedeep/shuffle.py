@@ -2,20 +2,13 @@
 
 import numpy as np
 
+from widedeep.splitmix import GOLDEN, MASK, absorb, mix64_
+
 BLOCK_ROWS = 4096  # 16 KiB of a 4-byte column: one contiguous read
 WINDOW_ROWS = 1 << 20
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
 _ROUNDS = 8
 _PIECE = 1 << 14  # positions computed at a time: the temporaries stay in the second-level cache
-
-
-def shuffle_rows(
-    rows: int, block_rows: int, window_rows: int, seed: int, epoch: int, start: int, count: int
-) -> np.ndarray:
-    """Rows at positions [start, start + count) of the epoch's order, as int64 [count]."""
-    return EpochOrder(rows, seed, epoch, block_rows, window_rows).rows_at(start, start + count)
 
 
 class EpochOrder:
@@ -30,9 +23,9 @@ class EpochOrder:
             raise ValueError(f"block_rows and window_rows are at least 1, not {block_rows} and {window_rows}")
         self.rows, self.seed, self.epoch = rows, seed, epoch
         self.block_rows, self.window_rows = block_rows, window_rows
-        self._key = _absorb(_absorb(0, seed & _MASK), epoch & _MASK)
+        self._key = absorb(absorb(0, seed & MASK), epoch & MASK)
         blocks = -(-rows // block_rows)
-        order = feistel(np.arange(blocks), blocks, _absorb(self._key, 1))
+        order = feistel(np.arange(blocks), blocks, absorb(self._key, 1))
         self._block_starts = order * block_rows
         lengths = np.minimum(block_rows, rows - self._block_starts)
         self._ends = np.cumsum(lengths)
@@ -56,7 +49,7 @@ class EpochOrder:
 
     def _window_rows(self, window: int, start: int, stop: int) -> np.ndarray:
         first, end = int(self._bounds[window]), int(self._bounds[window + 1])
-        key = _absorb(_absorb(self._key, 2), window)
+        key = absorb(absorb(self._key, 2), window)
         place = first + feistel(np.arange(start - first, stop - first), end - first, key)
         low = window * self._window_blocks
         block = low + np.searchsorted(self._ends[low : low + self._window_blocks], place, side="right")
@@ -91,20 +84,6 @@ def _rounds(index: np.ndarray, low: int, high: int, key: int) -> np.ndarray:
 
 
 def _round(x: np.ndarray, key: int, r: int) -> np.ndarray:
-    z = _mix64_(x + np.uint64((key + r * _GOLDEN) & _MASK))
+    z = mix64_(x + np.uint64((key + r * GOLDEN) & MASK))
     z >>= np.uint64(32)
     return z
-
-
-def _mix64_(z: np.ndarray) -> np.ndarray:
-    """In place: a large array is bound by memory, and temporaries double its time."""
-    z ^= z >> np.uint64(30)
-    z *= np.uint64(0xBF58476D1CE4E5B9)
-    z ^= z >> np.uint64(27)
-    z *= np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return z
-
-
-def _absorb(h: int, v: int) -> int:
-    return int(_mix64_(np.array([(h + v + _GOLDEN) & _MASK], np.uint64))[0])

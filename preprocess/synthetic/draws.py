@@ -3,7 +3,7 @@
 import numpy as np
 import xxhash
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from widedeep.splitmix import GOLDEN, mix64_
 
 
 class Draws:
@@ -15,14 +15,9 @@ class Draws:
     def bits(self, stream: str, index: np.ndarray) -> np.ndarray:
         """64 random bits for every index; same shape as `index`, uint64."""
         x = np.asarray(index).astype(np.uint64)
-        x *= GOLDEN
+        x *= np.uint64(GOLDEN)
         x += np.uint64(xxhash.xxh3_64_intdigest(f"{self.seed}/{stream}".encode()))
-        x ^= x >> np.uint64(30)
-        x *= np.uint64(0xBF58476D1CE4E5B9)
-        x ^= x >> np.uint64(27)
-        x *= np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-        return x
+        return mix64_(x)
 
     def uniform(self, stream: str, index: np.ndarray) -> np.ndarray:
         """float64 in [0, 1)."""
