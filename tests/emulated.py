@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from widedeep import reference
+from widedeep.ops import Segments
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "csrc" / "kernels"
@@ -227,7 +228,7 @@ def embedding_segments(ids, hotness, rows):
     n = ids.numel()
     out = [torch.full((size,), -7, dtype=torch.int32) for size in (n, n + 1, n, n, len(rows) + 1)]
     call("embedding_segments", ids, len(ids), _lists(hotness, rows), sum(rows), *out)
-    return tuple(out)
+    return Segments(*out)
 
 
 def embedding_row_gradients(

@@ -6,6 +6,7 @@ see embedding_forward); those that a model calls are differentiable.
 
 from widedeep.ops.batch import gather_batch_out
 from widedeep.ops.embedding import (
+    Segments,
     embedding_forward,
     embedding_forward_out,
     embedding_row_gradients,
@@ -33,6 +34,7 @@ from widedeep.ops.optim import (
 )
 
 __all__ = [
+    "Segments",
     "allow_tf32_",
     "auc_histogram_",
     "check_finite_",

@@ -11,6 +11,7 @@ process must end) and takes one below -1 for padding.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,24 +88,33 @@ def embedding_forward_out(
     _ops.embedding_forward_out.default(*weights, *lists, x=x, wide_logit=wide_logit)
 
 
-def embedding_segments(
-    ids: Tensor, hotness: Sequence[int], rows: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+class Segments(NamedTuple):
+    """The entries of a batch, n = B K of them, by the flat row that they name; U distinct rows.
+
+    unique:      [n] int32, the U distinct flat rows in ascending order, then -1.
+    offsets:     [n + 1] int32, where each distinct row's entries start; from place U on, the number of valid ids.
+    entries:     [n] int32, position b K + k of every valid id, by flat row and then by position; then -1.
+    keys:        [n] int32, the flat row of every entry, that is unique repeated; then R.
+    table_start: [F + 1] int32, where each table's rows start in unique; the last is U.
+    """
+
+    unique: Tensor
+    offsets: Tensor
+    entries: Tensor
+    keys: Tensor
+    table_start: Tensor
+
+
+def embedding_segments(ids: Tensor, hotness: Sequence[int], rows: Sequence[int]) -> Segments:
     """Sort the batch's valid ids into distinct flat rows; sizes depend on B and K alone, so no host waits for a count.
 
     Args:
         ids:  [B, K] int32, contiguous; n = B K < 2^31 - 1.
         rows: F ints, the rows of each table; their sum R < 2^31 - 1.
-    Returns:
-        unique:      [n] int32, the U distinct flat rows in ascending order, then -1.
-        offsets:     [n + 1] int32, where each distinct row's entries start; from place U on, the number of valid ids.
-        entries:     [n] int32, position b K + k of every valid id, by flat row and then by position; then -1.
-        keys:        [n] int32, the flat row of every entry, that is unique repeated; then R.
-        table_start: [F + 1] int32, where each table's rows start in unique; the last is U.
     Raises:
         RuntimeError: wrong shape, dtype or stride; on a CPU an id outside its table.
     """
-    return _ops.embedding_segments.default(ids, hotness, rows)
+    return Segments(*_ops.embedding_segments.default(ids, hotness, rows))
 
 
 def embedding_row_gradients(
@@ -266,10 +276,10 @@ def _sparse(rows: Tensor, values: Tensor, shape: tuple) -> Tensor:
 
 def _dense_gradients(ctx, ids, dx, dlogit):
     rows, dims = [r for r, _ in ctx.shapes], [d for _, d in ctx.shapes]
-    segments = _ops.embedding_segments.default(ids, ctx.hotness, rows)
+    segments = embedding_segments(ids, ctx.hotness, rows)
     batch = (ids, dx.contiguous(), dlogit.contiguous(), *segments)
     touched, values = _ops.embedding_row_gradients.default(*batch, ctx.hotness, ctx.mean, ctx.columns, rows, dims)
-    unique, start = segments[0], segments[-1]
+    unique, start = segments.unique, segments.table_start
     tables, row_base = [], 0
     # Places without a row hold zeros: added to any row they change nothing, so that no host waits for a count.
     for f, gradient in enumerate(touched):

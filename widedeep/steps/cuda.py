@@ -259,13 +259,13 @@ class CudaStep(Step):
         self._count()
 
     @_rounding
-    def _backward(self, batch: Batch) -> tuple[Tensor, ...]:
+    def _backward(self, batch: Batch) -> ops.Segments | None:
         """Leaves gradients (times the loss scale) in `weights`, dx and dlogit in `activations`, and the loss; returns
-        the segments of the ids.
+        the segments of the ids, if there are tables.
         """
         spec, grads, B = self.spec, self.weights.padded, len(batch.ids)
         with self.second.queue():
-            segments = ops.embedding_segments(batch.ids, spec.hotness, self._table_rows()) if spec.categorical else ()
+            segments = ops.embedding_segments(batch.ids, spec.hotness, self._table_rows()) if spec.categorical else None
         if self.found_inf is not None:
             self.found_inf.zero_()
         h, wide_logit = self._forward(batch, training=True)
@@ -354,7 +354,7 @@ class CudaStep(Step):
     def _sum_over_ranks(self, weight: str, bias: str) -> None:
         """Called as soon as the gradients of these neighbours are queued; there is nobody else here."""
 
-    def _update_rows(self, batch: Batch, segments: tuple[Tensor, ...]) -> None:
+    def _update_rows(self, batch: Batch, segments: ops.Segments) -> None:
         config, spec, B = self.config, self.spec, len(batch.ids)
         state = (self.lookup[0], self.table_rms, self.slots.last_step, *self.wide_state)
         rules = (self.lr, self.slots.updates, config.rho, config.eps, config.wide_lr, config.l1, config.l2)
@@ -387,7 +387,7 @@ class CudaStep(Step):
         counters = (self.scale, self.good_steps, self.slots.updates)
         ops.loss_scale_update_(*counters, self.found_inf, *SCALE_RULES)
 
-    def _row_gradients(self, ids: Tensor, segments: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], Tensor]:
+    def _row_gradients(self, ids: Tensor, segments: ops.Segments) -> tuple[Tensor, list[Tensor], Tensor]:
         return row_gradients(ids, segments, self.activations, self.spec, self.weights.table_columns, self._table_rows())
 
     def _table_rows(self) -> list[int]:

@@ -57,7 +57,7 @@ class RanksCudaStep(CudaStep):
         ops.check_finite_([self.weights.flat, self.activations.dlogit[: len(batch.ids)]], self.found_inf)
         return not self.comm.all_reduce_(self.found_inf).item()
 
-    def _update_gathered_rows(self, ids: Tensor, segments: tuple[Tensor, ...]) -> None:
+    def _update_gathered_rows(self, ids: Tensor, segments: ops.Segments) -> None:
         touched, tables, wide = self._row_gradients(ids, segments)
         if self.scale is not None:
             tables, wide = [values / self.scale for values in tables], wide / self.scale

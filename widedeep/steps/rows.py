@@ -15,7 +15,7 @@ from widedeep.steps.buffers import Activations
 
 def row_gradients(
     ids: Tensor,
-    segments: tuple[Tensor, ...],
+    segments: ops.Segments,
     activations: Activations,
     spec: FeatureSpec,
     columns: Sequence[int],
@@ -27,12 +27,12 @@ def row_gradients(
         segments: of the ids.  columns: first column of each table in dx, which lies in `activations` with dlogit.
         table_rows: rows of each table.
     """
-    starts, B = segments[-1].tolist(), len(ids)
+    starts, B = segments.table_start.tolist(), len(ids)
     dx, dlogit = activations.gradient(0, B), activations.dlogit[:B]
     shapes = (spec.hotness, spec.mean, columns, table_rows, spec.dims)
     tables, wide = ops.embedding_row_gradients(ids, dx, dlogit, *segments, *shapes)
     counts = [stop - start for start, stop in pairwise(starts)]
-    touched = segments[0][: starts[-1]].long()
+    touched = segments.unique[: starts[-1]].long()
     return touched, [values[:n] for values, n in zip(tables, counts)], wide[: starts[-1]]
 
 
