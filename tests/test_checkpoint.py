@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from widedeep.checkpoint import (
+    ADDED,
     MODEL,
     OPTIMIZER,
     STATE,
@@ -59,11 +60,11 @@ def test_round_trip_gives_the_same_bits(tmp_path):
 def test_a_checkpoint_from_before_the_rows_were_noted_is_read(tmp_path):
     path = save(Checkpoints(tmp_path), 17)
     state = json.loads((path / STATE).read_text())
-    for name in ("data", "processes", "device", "threads"):
+    for name in ADDED:
         del state[name]
     (path / STATE).write_text(json.dumps(state))
     progress = read_progress(path)
-    assert progress.data is progress.processes is progress.device is progress.threads is None
+    assert all(getattr(progress, name) is None for name in ADDED)
 
 
 def test_all_files_have_the_mode_that_the_umask_leaves(tmp_path):

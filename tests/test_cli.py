@@ -208,3 +208,18 @@ def test_a_memory_limit_is_a_number_with_a_unit(text, size):
 def test_a_memory_limit_of_another_form_is_refused(text):
     with pytest.raises(InputError, match="--memory_limit: expected a size such as 8G or 512M, got "):
         parse_bytes(text)
+
+
+def test_a_config_file_names_the_inputs_of_tables(tmp_path, monkeypatch):
+    import preprocess.tabular
+
+    seen = []
+    part = {"rows": 0, "positive_rate": None}
+    monkeypatch.setattr(
+        preprocess.tabular, "run", lambda config: seen.append(config.inputs) or {"train": part, "test": part}
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text("inputs: [a.csv, b.csv]\nspec: spec.yaml\nout: out\n")
+    for words in (["--config", str(path)], ["--config", str(path), "c.csv"], ["--spec", "s", "--out", "o"]):
+        assert cli.main(["preprocess", "tabular", *words]) == 0
+    assert seen == [["a.csv", "b.csv"], ["c.csv"], []]

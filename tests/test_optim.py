@@ -236,6 +236,24 @@ def test_an_empty_table_and_a_zero_gradient_are_fine(kind, gradient):
         optimizer.step()
 
 
+@pytest.mark.parametrize("layout", ["dense", "sparse"])
+def test_ftrl_waits_while_its_rate_is_zero(layout):
+    """As at the beginning of a warm-up and the end of a cosine; the rule divides by the rate."""
+    w = torch.nn.Parameter(torch.tensor([[0.5], [-0.5]]))
+    optimizer = FTRL([w], lr=0.02)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: t / 10)
+    ones = sparse([0, 1], [1.0, 1.0], (2, 1)) if layout == "sparse" else torch.ones(2, 1)
+    for step in range(3):
+        w.grad = ones.clone()
+        optimizer.step()
+        schedule.step()
+        assert w.isfinite().all()
+        assert torch.equal(w, torch.tensor([[0.5], [-0.5]])) == (step == 0)
+    optimizer.param_groups[0]["lr"] = -0.1
+    with pytest.raises(ValueError, match=r"lr: expected a number >= 0, got -0\.1"):
+        optimizer.step()
+
+
 def test_bad_settings_are_refused():
     w = torch.nn.Parameter(torch.ones(3))
     for kind, settings, words in (

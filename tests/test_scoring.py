@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +16,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from widedeep import scoring
 from widedeep.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[1]
 KEYS = ["rows", "groups", "logloss", "accuracy", "auc", "auc_200", "auc_8000", "map", "gauc"]
 
 
@@ -213,3 +217,13 @@ def test_types_of_parquet(tmp_path):
     assert scoring.read_predictions(path, "label", "prob").prob.tolist() == [0.5, 0.25]
     with pytest.raises(InputError, match="column 'g': expected group ids, got the type list"):
         scoring.read_predictions(path, "label", "prob", "g")
+
+
+def test_a_column_that_is_not_there_is_an_exit_code_and_no_abort(tmp_path):
+    """Whatever threads the CSV reader has started."""
+    (tmp_path / "p.csv").write_text("label,prob\n0,0.5\n")
+    program = "import sys, torch; from widedeep import cli; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "metrics", "--predictions", str(tmp_path / "p.csv"), "--group", "nope"]
+    for done in [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(6)]:
+        _, said = done.communicate(timeout=120)
+        assert done.returncode == 2, said

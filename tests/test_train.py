@@ -19,6 +19,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from widedeep import logs, report, run
 from widedeep.checkpoint import Checkpoints, Progress
 from widedeep.config import TrainConfig
+from widedeep.shard_manifest import seal
 from widedeep.train import is_finished, note_score
 
 FLAGS = shlex.split(
@@ -209,6 +210,18 @@ def test_results_without_a_record_may_be_replaced(data, tmp_path):
     assert train(data, tmp_path, "--num_epochs", "1") == 0
 
 
+def test_groups_with_the_name_of_a_prediction_are_refused(data, finished, tmp_path, capsys):
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    for path in (other / "feature_spec.yaml", other / "train" / "manifest.json", other / "test" / "manifest.json"):
+        text = path.read_text().replace("display_id", "logit")
+        if path.suffix == ".json":
+            text = seal({key: value for key, value in json.loads(text).items() if key != "xxh3_64"})
+        path.write_text(text)
+    scored = ["--model", str(finished / "model"), "--dataset_path", str(other), "--cpu", "--step", "reference"]
+    assert main(["predict", *scored, "--out", str(tmp_path / "p.csv")]) == 2
+    assert f"{other / 'test'}: the groups are called 'logit', as a column of predictions is" in capsys.readouterr().err
+
+
 def test_a_diverged_model_predicts_nothing(data, tmp_path, capsys):
     more = ["--deep_learning_rate", "1e38", "--deep_warmup_epochs", "0", "--checkpoint_every_steps", "1"]
     assert train(data, tmp_path, *more, "--log_every", "1000") == 1
@@ -327,6 +340,17 @@ def test_best_score_and_patience():
         history.append((note_score(progress), is_finished(progress, config)))
     assert history == [(True, False), (False, False), (True, False), (False, False), (False, True)]
     assert progress.best == 0.6
+
+
+def test_scores_of_two_kinds_do_not_compare():
+    """A run that goes on with or without MAP begins to look for its best anew."""
+    progress = Progress(seed=0, rows=1, global_batch_size=1)
+    progress.metrics = {"auc_val": 0.8}
+    assert note_score(progress)
+    for metrics, best in (({"auc_val": 0.8, "streaming_map_val": 0.5}, True), ({"auc_val": 0.7}, True)):
+        progress.metrics = metrics
+        assert (note_score(progress), progress.waited) == (best, 0)
+    assert (progress.score, progress.best) == ("auc_val", 0.7)
 
 
 @pytest.mark.parametrize("label", [0, 1])

@@ -39,8 +39,8 @@ class Progress:
     `step` updates are done in all, `position` of them in epoch number `epoch` (from 0). `rows` and
     `global_batch_size` say what one position means, `data` identifies the train rows, `processes` is how many trained
     last, `device` cpu or cuda (None: a checkpoint from before they were kept), `threads` those of each process, None
-    also where bits do not depend on them. `metrics` are those of the last evaluation, `best` the best score so far,
-    `waited` the epochs since.
+    also where bits do not depend on them. `metrics` are those of the last evaluation, `best` the best score so far, of
+    the metric called `score`, `waited` the epochs since.
     """
 
     seed: int
@@ -53,9 +53,13 @@ class Progress:
     step: int = 0
     epoch: int = 0
     position: int = 0
+    score: str | None = None
     best: float | None = None
     waited: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
+
+
+ADDED = ("data", "processes", "device", "threads", "score")  # which older checkpoints lack
 
 
 class Checkpoints:
@@ -211,9 +215,7 @@ def read_progress(directory: Path) -> Progress:
         InputError: the checkpoint is damaged; names the file, and an older whole checkpoint if there is one.
     """
     try:
-        state = {"data": None, "processes": None, "device": None, "threads": None} | json.loads(
-            (directory / STATE).read_text()
-        )
+        state = dict.fromkeys(ADDED) | json.loads((directory / STATE).read_text())
         files = state["files"]
         progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
         for name, wanted in files.items():

@@ -11,6 +11,7 @@ REQUIRED = ("torch", "numpy", "pyarrow", "pyyaml", "jsonargparse", "rich", "safe
 OPTIONAL = {
     "matplotlib": ("plots of `widedeep report`", "pip install 'widedeep[report]'"),
     "onnxscript": ("`widedeep export --format onnx`", "pip install 'widedeep[onnx]'"),
+    "onnxruntime": ("the comparison that ends `widedeep export --format onnx`", "pip install 'widedeep[onnx]'"),
     "tensorboard": ("`--tensorboard`", "pip install 'widedeep[tensorboard]'"),
     "distributed": ("`--engine dask`", "pip install 'widedeep[dask]'"),
     "cupy-cuda13x": ("preprocessing on a GPU", "pip install 'widedeep[gpu]'"),

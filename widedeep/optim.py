@@ -98,9 +98,10 @@ class FTRL(torch.optim.Optimizer):
         w = (sign(linear) l1 - linear) / (sqrt(n) / lr + 2 l2) where |linear| > l1, else 0
 
     A sparse gradient changes only its rows. A dense one changes all: an element that never had a gradient becomes 0,
-    whatever its initial value, so that dense and sparse runs agree only from zero initial weights. The first update of
-    a weight all but erases its initial value. Source: McMahan et al. 2013, "Ad Click Prediction: a View from the
-    Trenches".
+    whatever its initial value, and each is computed anew with the rate of the step, so that dense and sparse runs agree
+    only from zero initial weights and at a constant rate. The first update of a weight all but erases its initial
+    value. While the rate of a group is 0 its weights and state stay as they are. Source: McMahan et al. 2013, "Ad Click
+    Prediction: a View from the Trenches".
 
     State of each parameter: `accum`, `linear`, like it.
     """
@@ -120,8 +121,9 @@ class FTRL(torch.optim.Optimizer):
         loss = _evaluate(closure)
         for group in self.param_groups:
             rules = (float(group["lr"]), group["l1"], group["l2"])
+            _check("lr", rules[0], 0)
             for p in group["params"]:
-                if p.grad is None:
+                if p.grad is None or rules[0] == 0:  # the rule divides by it: a schedule that begins at 0 waits
                     continue
                 state = self.state[p]
                 if not state:

@@ -61,8 +61,11 @@ def write(out: Path, columns: pa.Schema, batches: Iterator[pa.Table]) -> int:
 
 
 def schema(reader: Reader) -> pa.Schema:
+    """Raises InputError where the column of the groups has the name of another."""
     columns = {"label": pa.int8(), "prob": pa.float32(), "logit": pa.float32()}
     group = group_column(reader.shards)
+    if group in columns:
+        raise InputError(f"{reader.shards.directory}: the groups are called {group!r}, as a column of predictions is")
     return pa.schema(columns | ({group: pa.int64()} if group else {}))
 
 

@@ -179,7 +179,9 @@ def _read_csv(path: Path, names: list[str], texts: set[str]) -> pa.Table:
     if not header.strip():
         raise InputError(f"{path}: expected a header line with the names of columns, and the file is empty")
     try:
-        columns = pa_csv.read_csv(pa.py_buffer(header.rstrip(b"\r\n") + b"\n")).column_names
+        # Threads of the reader may still be starting when a refusal ends the process, which then aborts.
+        alone = pa_csv.ReadOptions(use_threads=False)
+        columns = pa_csv.read_csv(pa.py_buffer(header.rstrip(b"\r\n") + b"\n"), alone).column_names
         _check_names(path, names, columns)
         try:
             return _parse_csv(path, names, dict.fromkeys(texts, pa.string()))

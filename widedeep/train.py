@@ -96,7 +96,11 @@ def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> 
 
 def note_score(progress: Progress) -> bool:
     """Keeps the best MAP@12 (AUC without groups) and counts the epochs since; whether this epoch's is the best."""
-    score = progress.metrics.get("streaming_map_val", progress.metrics["auc_val"])
+    name = "streaming_map_val" if "streaming_map_val" in progress.metrics else "auc_val"
+    if progress.score not in (None, name):  # a run that goes on with the other one: they do not compare
+        progress.best, progress.waited = None, 0
+    progress.score = name
+    score = progress.metrics[name]
     better = math.isfinite(score) and (progress.best is None or score > progress.best)
     progress.best = score if better else progress.best
     progress.waited = 0 if better else progress.waited + 1

@@ -1,5 +1,11 @@
 """`widedeep preprocess tabular`: any CSV, Parquet or Arrow tables to shards, as a feature spec with transforms says."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
 from widedeep.commands.preprocessing import add_engine, add_output, settings, show_splits
 
 
@@ -25,5 +31,12 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     from preprocess import tabular
 
-    show_splits(args.out, tabular.run(tabular.TabularConfig(**settings(args))))
+    given = settings(args) | {"inputs": args.inputs or _inputs_of(args.config)}
+    show_splits(args.out, tabular.run(tabular.TabularConfig(**given)))
     return 0
+
+
+def _inputs_of(configs: Sequence[Any] | None) -> list[str]:
+    """What config files name as inputs, the last of them: argparse puts words that are not there in their place."""
+    named = [yaml.safe_load(Path(str(config)).read_text(encoding="utf-8")).get("inputs") for config in configs or ()]
+    return next((inputs for inputs in reversed(named) if inputs), [])
