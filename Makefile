@@ -21,7 +21,7 @@ AS_IS = $(shell test -x $(PY) && echo $(PY) || echo $(PYTHON))
 # The toolkit behind nvcc (which may be a wrapper); empty where there is none.
 CUDA    := $(shell command -v nvcc >/dev/null && realpath "$$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^\#\$$ TOP=//p')")
 NATIVE  := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/*) $(shell find csrc -type f)
-FORMATS := $(shell find csrc preprocess/kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+FORMATS := $(shell find csrc preprocess/kernels tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help install build test test-cuda lint fmt bench sanitize gpu-check demo headers-2.11 ptxas clean
 help:  ## this list
