@@ -77,8 +77,8 @@ bench:  ## the op families of a step by pytest-benchmark, with GB/s and TFLOP/s;
 	$(AS_IS) -m pytest bench/bench_*.py --benchmark-columns=median,iqr,rounds -q
 	@! $(AS_IS) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || $(AS_IS) -m bench.budget
 
-sanitize:  ## compute-sanitizer over small cases of all kernels (needs a GPU)
-	$(AS_IS) -m bench.gpu_check --seconds 3600 --only memcheck racecheck initcheck
+sanitize:  ## build, then compute-sanitizer over small cases of all kernels (needs a GPU)
+	$(AS_IS) -m bench.gpu_check --seconds 3600 --only build loads memcheck racecheck initcheck
 
 gpu-check:  ## build, tests, sanitizer and benches on a GPU machine, in less than nine minutes; one table at the end
 	$(AS_IS) -m bench.gpu_check

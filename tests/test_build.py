@@ -227,6 +227,14 @@ def test_gpu_check_runs_only_stages_that_there_are():
         gpu_check.chosen(["memchek"])
 
 
+def test_make_sanitize_builds_and_loads_what_it_looks_at():
+    """Else the library of an earlier build would be looked at."""
+    words = re.search(r"bench\.gpu_check .*--only (.*)", (ROOT / "Makefile").read_text())[1].split()
+    names = [stage.name for stage in gpu_check.chosen(words)]
+    assert names[:2] == [gpu_check.BUILD_STAGE, gpu_check.LOADS_STAGE]
+    assert {name.split()[0] for name in names[2:]} == set(gpu_check.TOOLS)
+
+
 def test_gpu_check_knows_tests_for_another_gpu(tmp_path):
     """By the words with which the tests of Hopper products are skipped."""
     reason = re.search(r'pytest.skip\("(.*)"\)', (ROOT / "tests/test_cuda_linear.py").read_text())[1]
