@@ -42,7 +42,7 @@ $(INSTALLED): $(NATIVE) | $(PY_READY)
 	  || $(PY) -m pip install -q --retries 0 --timeout 20 --index-url https://download.pytorch.org/whl/cpu "$(TORCH)" 2>/dev/null \
 	  || $(PY) -m pip install -q "$(TORCH)"
 	@test -z "$(CUDA)" || test -e "$(CUDA)/include/cublasLt.h" || $(PY) -m pip install -q --no-deps 'nvidia-cublas>=13,<14'
-	$(PY) -m pip install -q -e '.[test]'
+	$(PY) -m pip install -q --group build -e '.[test]'
 	@mkdir -p $(dir $@) && touch $@
 
 build:  ## compile the kernels in place with the tools already installed (no network)
