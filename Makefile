@@ -21,7 +21,7 @@ AS_IS = $(shell test -x $(PY) && echo $(PY) || echo $(PYTHON))
 # The toolkit behind nvcc (which may be a wrapper); empty where there is none.
 CUDA    := $(shell command -v nvcc >/dev/null && realpath "$$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^\#\$$ TOP=//p')")
 NATIVE  := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/*) $(shell find csrc -type f)
-FORMATS := $(shell find csrc preprocess/kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+FORMATS := $(shell find csrc preprocess/kernels tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help install build test test-cuda lint fmt bench sanitize gpu-check demo headers-2.11 ptxas clean
 help:  ## this list
@@ -42,7 +42,7 @@ $(INSTALLED): $(NATIVE) | $(PY_READY)
 	  || $(PY) -m pip install -q --retries 0 --timeout 20 --index-url https://download.pytorch.org/whl/cpu "$(TORCH)" 2>/dev/null \
 	  || $(PY) -m pip install -q "$(TORCH)"
 	@test -z "$(CUDA)" || test -e "$(CUDA)/include/cublasLt.h" || $(PY) -m pip install -q --no-deps 'nvidia-cublas>=13,<14'
-	$(PY) -m pip install -q -e '.[test]'
+	$(PY) -m pip install -q --group build -e '.[test]'
 	@mkdir -p $(dir $@) && touch $@
 
 build:  ## compile the kernels in place with the tools already installed (no network)
@@ -77,8 +77,8 @@ bench:  ## the op families of a step by pytest-benchmark, with GB/s and TFLOP/s;
 	$(AS_IS) -m pytest bench/bench_*.py --benchmark-columns=median,iqr,rounds -q
 	@! $(AS_IS) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || $(AS_IS) -m bench.budget
 
-sanitize:  ## compute-sanitizer over small cases of all kernels (needs a GPU)
-	$(AS_IS) -m bench.gpu_check --seconds 3600 --only memcheck racecheck initcheck
+sanitize:  ## build, then compute-sanitizer over small cases of all kernels (needs a GPU)
+	$(AS_IS) -m bench.gpu_check --seconds 3600 --only build loads memcheck racecheck initcheck
 
 gpu-check:  ## build, tests, sanitizer and benches on a GPU machine, in less than nine minutes; one table at the end
 	$(AS_IS) -m bench.gpu_check

@@ -3,12 +3,14 @@
 Runs the commands that a user would run, printing each: synth, preprocess, train, report. The yardsticks rank the same
 evaluation displays: popularity by the smoothed click rate of each ad in the training displays, best by the planted
 probabilities that the clicks were drawn from. Exits with 1 when the model closes less than half of the gap between
-them.
+them, and with the exit code of a command that fails. A second run takes the raw data of the first, and replaces the
+rest.
 """
 
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -35,12 +37,31 @@ TRAIN = (
 EMBEDDING_DIM = 16
 SMOOTHING = 20  # rows of the average click rate that every ad starts with
 MIN_GAP_CLOSED = 0.5
+SEED, PLANTED = 1, "planted.parquet"
 
 
 def command(line: str) -> None:
-    """Print and run one command of the package."""
+    """Print and run one command of the package.
+
+    Raises:
+        SystemExit: it failed, and has said why; with its exit code, that of a shell where a signal ended it.
+    """
     print(f"\n$ widedeep {line}", flush=True)
-    subprocess.run([sys.executable, "-m", "widedeep", *shlex.split(line)], check=True)
+    try:
+        code = subprocess.run([sys.executable, "-m", "widedeep", *shlex.split(line)]).returncode
+    except KeyboardInterrupt:  # the command has had it too
+        code = -signal.SIGINT
+    if code:
+        sys.exit(code if code > 0 else 128 - code)
+
+
+def is_made(raw: Path, displays: int) -> bool:
+    """Whether an earlier run has made this raw data, with the planted probabilities; `synth` never replaces any."""
+    manifest = raw / "manifest.json"
+    if not manifest.exists() or not (raw / PLANTED).exists():
+        return False
+    made = json.loads(manifest.read_text(encoding="utf-8"))
+    return (made["displays"], made["seed"]) == (displays, SEED)
 
 
 def popularity(ad: Tensor, clicked: Tensor, train: Tensor) -> Tensor:
@@ -54,7 +75,7 @@ def popularity(ad: Tensor, clicked: Tensor, train: Tensor) -> Tensor:
 
 def yardsticks(raw: Path, data: Path) -> dict[str, dict[str, float]]:
     """Scores of popularity and of the planted probabilities on the displays that preprocessing put into `test`."""
-    rows = pq.read_table(raw / "planted.parquet", columns=["display_id", "ad_id", "clicked", "probability"])
+    rows = pq.read_table(raw / PLANTED, columns=["display_id", "ad_id", "clicked", "probability"])
     display, ad, clicked, planted = (torch.from_numpy(column.to_numpy().copy()) for column in rows.columns)
     held_out = ShardSet.open(data / "test")
     shown = torch.from_numpy(held_out.read(0, held_out.rows, ["display_id"])["display_id"])
@@ -85,19 +106,22 @@ def show(results: dict[str, dict[str, float]], seconds: dict[str, float]) -> flo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="new directory for data, model and report")
+    parser.add_argument("--out", type=Path, required=True, help="directory for data, model and report")
     parser.add_argument("--displays", type=int, default=150_000)
     args = parser.parse_args()
     out, seconds = args.out, {}
     out.mkdir(parents=True, exist_ok=True)
     raw, data, results = out / "raw", out / "data", out / "results"
     stages = {
-        "synth": f"synth --displays {args.displays} --seed 1 --truth true --out {shlex.quote(str(raw))}",
+        "synth": f"synth --displays {args.displays} --seed {SEED} --truth true --out {shlex.quote(str(raw))}",
         "preprocess": f"preprocess outbrain --data_path {shlex.quote(str(raw))} --out {shlex.quote(str(data))}",
         "train": f"train --dataset_path {shlex.quote(str(data))} --model_dir {shlex.quote(str(out / 'model'))} "
         f"--results_dir {shlex.quote(str(results))} {TRAIN.format(out=shlex.quote(str(out)))}",
         "report": f"report {shlex.quote(str(results))}",
     }
+    if is_made(raw, args.displays):
+        print(f"{raw}: made by an earlier run")
+        del stages["synth"]
     for stage, line in stages.items():
         started = time.perf_counter()
         if stage == "train":

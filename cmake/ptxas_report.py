@@ -1,10 +1,14 @@
-"""Prints registers and spills of every kernel from the ptxas reports of a build, and fails when one of ours spills."""
+"""Prints registers and spills of every kernel of this interpreter's last build, and fails when one of ours spills.
+
+Other folders of builds, those of other interpreters or older, are not looked at, nor reports without their object.
+"""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+LIBRARY = "libwidedeep_cuda.so"
 COMPILED = re.compile(r"Compiling entry function '(\S+)' for '(\S+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
@@ -24,10 +28,19 @@ def kernels(report: str):
             name = None
 
 
-def main(build: Path) -> int:
-    rows = [row for report in sorted(build.rglob("*.ptxas.txt")) for row in kernels(report.read_text())]
+def last_build(builds: Path) -> Path | None:
+    """The folder that setup.py installed from last, isolated or not."""
+    installed = list(builds.glob(f"{sys.implementation.cache_tag}-*/install"))
+    return max(installed, key=lambda place: place.stat().st_mtime_ns).parent if installed else None
+
+
+def main(builds: Path) -> int:
+    build = last_build(builds)
+    reports = sorted(build.rglob("*.ptxas.txt")) if build and (build / "install" / LIBRARY).exists() else []
+    there = [report for report in reports if Path(f"{str(report).removesuffix('.ptxas.txt')}.o").exists()]
+    rows = [row for report in there for row in kernels(report.read_text())]
     if not rows:
-        print(f"no ptxas reports under {build}: build with nvcc first", file=sys.stderr)
+        print(f"no ptxas reports of {build or f'a build under {builds}'}: build with nvcc first", file=sys.stderr)
         return 1
     names = "\n".join(row[0] for row in rows)
     plain = subprocess.run(["c++filt", "-p"], input=names, capture_output=True, text=True).stdout.splitlines()

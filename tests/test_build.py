@@ -1,6 +1,7 @@
 """What the build says of itself, and the tools around it."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -110,12 +111,43 @@ ptxas info    : Used 40 registers, used 0 barriers
 """
 
 
+def built(folder: Path, spill: int, library: str = "libwidedeep_cuda.so", ago: float = 0) -> None:
+    """What a build leaves: the report of a kernel beside its object, and the libraries."""
+    (folder / "install").mkdir(parents=True)
+    (folder / "install" / library).touch()
+    (folder / "foo.cu.o").touch()
+    (folder / "foo.cu.ptxas.txt").write_text(REPORT.format(spill=spill))
+    os.utime(folder / "install", (time.time() - ago,) * 2)
+
+
+def ptxas_report(builds: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ROOT / "cmake/ptxas_report.py", builds], capture_output=True, text=True)
+
+
+TAG = sys.implementation.cache_tag
+
+
 @pytest.mark.parametrize("spill", [0, 8])
 def test_ptxas_report_fails_on_spills(tmp_path, spill):
-    (tmp_path / "foo.ptxas.txt").write_text(REPORT.format(spill=spill))
-    done = subprocess.run([sys.executable, ROOT / "cmake/ptxas_report.py", tmp_path], capture_output=True, text=True)
+    built(tmp_path / f"{TAG}-linux", spill)
+    done = ptxas_report(tmp_path)
     assert done.returncode == (spill > 0)
     assert "foo" in done.stdout
+
+
+def test_ptxas_report_is_of_the_last_build_of_this_interpreter(tmp_path):
+    last = tmp_path / f"{TAG}-linux-isolated"
+    built(tmp_path / f"{TAG}-linux", 8, ago=60)
+    built(tmp_path / "another-linux", 8)
+    assert "1 with spills" in ptxas_report(tmp_path).stdout
+    built(last, 0)
+    (last / "gone.cu.ptxas.txt").write_text(REPORT.format(spill=8))  # its object is not built any more
+    done = ptxas_report(tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 kernels, 0 with spills")
+    (last / "install" / "libwidedeep_cuda.so").unlink()
+    done = ptxas_report(tmp_path)
+    assert done.returncode == 1
+    assert f"no ptxas reports of {last}" in done.stderr
 
 
 def test_nvcc_log_fails_when_wgmma_is_serialised(tmp_path):
@@ -225,6 +257,14 @@ def test_gpu_check_runs_only_stages_that_there_are():
     assert [stage.name for stage in gpu_check.chosen(["memcheck", "doctor"])][-1] == "doctor"
     with pytest.raises(SystemExit, match=r"expected first words of build, loads, .*, got memchek"):
         gpu_check.chosen(["memchek"])
+
+
+def test_make_sanitize_builds_and_loads_what_it_looks_at():
+    """Else the library of an earlier build would be looked at."""
+    words = re.search(r"bench\.gpu_check .*--only (.*)", (ROOT / "Makefile").read_text())[1].split()
+    names = [stage.name for stage in gpu_check.chosen(words)]
+    assert names[:2] == [gpu_check.BUILD_STAGE, gpu_check.LOADS_STAGE]
+    assert {name.split()[0] for name in names[2:]} == set(gpu_check.TOOLS)
 
 
 def test_gpu_check_knows_tests_for_another_gpu(tmp_path):

@@ -4,6 +4,7 @@ Importing this package registers nothing and loads nothing heavy; each name belo
 """
 
 from importlib import import_module, metadata
+from typing import TYPE_CHECKING
 
 __version__ = metadata.version("widedeep")
 
@@ -17,10 +18,18 @@ _LAZY = {
     "ShardSet": "shards",
     "ShardWriter": "shards",
 }
-__all__ = ["__version__", *_LAZY]
+# In words, as are the imports below: type checkers read, they do not run.
+__all__ = ["FTRL", "Batch", "FeatureSpec", "RMSprop", "Reader", "ShardSet", "ShardWriter", "WideDeep", "__version__"]
 
+if TYPE_CHECKING:
+    from widedeep.data import Batch, Reader
+    from widedeep.feature_spec import FeatureSpec
+    from widedeep.model import WideDeep
+    from widedeep.optim import FTRL, RMSprop
+    from widedeep.shards import ShardSet, ShardWriter
+else:  # unseen by type checkers, to which any name would be fine
 
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(import_module(f"widedeep.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'widedeep' has no attribute {name!r}")
+    def __getattr__(name: str):
+        if name in _LAZY:
+            return getattr(import_module(f"widedeep.{_LAZY[name]}"), name)
+        raise AttributeError(f"module 'widedeep' has no attribute {name!r}")
