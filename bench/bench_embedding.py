@@ -1,4 +1,4 @@
-"""The seed's 13 tables beside torch: `python -m pytest bench/bench_embedding.py`."""
+"""The Outbrain model's 13 tables beside torch: `python -m pytest bench/bench_embedding.py`."""
 
 import pytest
 import torch

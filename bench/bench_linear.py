@@ -1,4 +1,4 @@
-"""Hidden layers of the seed's model beside torch: `python -m pytest bench/bench_linear.py`."""
+"""Hidden layers of the Outbrain model beside torch: `python -m pytest bench/bench_linear.py`."""
 
 import functools
 

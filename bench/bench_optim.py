@@ -1,4 +1,4 @@
-"""The dense updates of the seed's model, beside torch: `python -m pytest bench/bench_optim.py`."""
+"""The dense updates of the Outbrain model, beside torch: `python -m pytest bench/bench_optim.py`."""
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ import torch
 from widedeep.steps.timing import in_turn
 from widedeep.testing import normal
 
-WIDTH = 1024  # of the product: a hidden layer of the seed's model
+WIDTH = 1024  # of the product: a hidden layer of the Outbrain model
 ROWS = {"cpu": 4096, "cuda": 131072}
 DTYPES = {"cpu": torch.float32, "cuda": torch.float16}
 SUSTAINED = 0.2  # seconds: the clock of an H100 follows its power within some tens of milliseconds

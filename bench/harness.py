@@ -61,7 +61,7 @@ def options(what: str) -> argparse.ArgumentParser:
         help="mode of the reader: where its rows are; constant: one batch again and again, as nobody trains",
     )  # fmt: skip
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024] * 5)
-    parser.add_argument("--fspec_file", type=Path, help="feature spec (default: the seed's Outbrain model)")
+    parser.add_argument("--fspec_file", type=Path, help="feature spec (default: the Outbrain model)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

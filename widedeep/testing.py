@@ -82,7 +82,7 @@ class EmbeddingCase:
 
 # (rows, dim, hotness, mean): widths that are and are not multiples of 8, one-hot and multi-hot, a table of one row.
 SMALL_TABLES = [(50, 16, 1, 0), (7, 3, 1, 0), (1, 4, 1, 0), (300, 33, 3, 0), (20, 8, 4, 1)]
-# The seed's Outbrain tables.
+# The tables of the Outbrain model.
 OUTBRAIN_TABLES = [
     (300000, 128, 1, 0),
     (4, 16, 1, 0),
