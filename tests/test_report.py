@@ -212,3 +212,28 @@ def test_epochs_have_the_runs_numbers_when_its_log_begins_in_the_middle(results)
     (results / "metrics.jsonl").write_text("\n".join(late) + "\n")
     assert [record["epoch"] for record in report.read(results).validation] == [3, 4]
     assert "3 150 0.41" in Page(report.run(results).read_text()).text
+
+
+def write_lines(results, *lines):
+    (results / "metrics.jsonl").write_text("".join(json.dumps({"seconds": 9.0} | line) + "\n" for line in lines))
+
+
+def test_epochs_count_on_after_a_resumption_with_other_epochs(results):
+    write_json(results / "args.json", {"num_epochs": 4})
+    first, second = ({"step": [step, 28], "loss_val": 0.5, "auc_val": 0.6} for step in (14, 28))
+    third, fourth = ({"step": [step, 56], "loss_val": 0.5, "auc_val": 0.7} for step in (42, 56))
+    speed = {"step": [1, 5], "batch_samplesps": 9.0}
+    for lines, epochs in [
+        ([first, second, third, fourth], [1, 2, 3, 4]),
+        ([first, second], [1, 2]),  # as before the first line of the resumed run
+        ([first, third, fourth], [1, 3, 4]),
+        ([fourth], [4]),
+        ([third, speed], [3]),
+    ]:
+        write_lines(results, *lines)
+        assert [record["epoch"] for record in report.read(results).validation] == epochs
+        assert f"{epochs[-1]} epochs" in Page(report.run(results).read_text()).text
+    write_json(results / "args.json", {})
+    assert report.read(results).validation[0]["epoch"] is None
+    report.run(results)
+    assert (results / "plots" / "ranking.png").exists()  # by steps

@@ -1,6 +1,7 @@
 """The files of a run's results directory, as its report wants them."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,7 @@ def read(directory: Path) -> RunFiles:
     records = _read_records(directory, files)
     of_training = [record for record in records if len(record["step"]) == 2]  # step, of how many
     files.training = _by_step(of_training, "loss")
-    epochs = _by_step(_with_epochs(of_training, files.arguments.get("num_epochs")), "loss_val")
-    files.validation = epochs or _by_step(records, "loss_val")  # of evaluations alone
+    files.validation = _with_epochs(of_training, files.arguments.get("num_epochs")) or _by_step(records, "loss_val")
     files.evaluation = _read_object(directory / EVALUATION_FILE, files.missing)
     files.data = _read_object(directory / "data_summary.json", files.missing)
     files.baselines = _read_object(directory / "baselines.json", [])
@@ -92,13 +92,23 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_epochs(records: list[dict[str, Any]], epochs: Any) -> list[dict[str, Any]]:
-    """Records with `epoch`, by step, steps and epochs of the run: a resumed run's log may begin in the middle."""
+    """The evaluations of a training, with `epoch`; None where it cannot be told.
 
-    def numbered(record: dict[str, Any]) -> dict[str, Any]:
-        step, *total = record["step"]
-        return record | {"epoch": round(step * epochs / total[0])} if epochs and total and total[0] else record
+    epochs: of the run. A log may begin in its middle, and totals differ after a resumption with other epochs.
+    """
+    steps = _steps_per_epoch(records, epochs)
+    return [
+        record | {"epoch": round(record["step"] / steps) if steps else None} for record in _by_step(records, "loss_val")
+    ]
 
-    return [numbered(record) for record in records]
+
+def _steps_per_epoch(records: list[dict[str, Any]], epochs: Any) -> float | None:
+    """By the evaluations, of which each ends an epoch; where there is only one, by the total of the last record."""
+    of_learning = [record["step"] for record in records if "loss" in record or "loss_val" in record]  # no benchmarks
+    ends = {record["step"][0] for record in records if "loss_val" in record}
+    if len(ends) > 1:
+        return math.gcd(*ends)
+    return of_learning[-1][1] / epochs if of_learning and epochs else None
 
 
 def _by_step(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def _header(files: RunFiles) -> str:
     records = sorted(files.training + files.validation, key=lambda record: record["step"])
     facts = []
     if files.validation:
-        facts.append(f"{len(files.validation)} epochs")
+        facts.append(f"{files.validation[-1].get('epoch') or len(files.validation)} epochs")
     if records:
         facts.append(f"{records[-1]['step']:,} steps")
     if size := files.arguments.get("global_batch_size"):
@@ -100,8 +100,7 @@ def _epochs(validation: Sequence[dict[str, Any]]) -> str:
     }
     names = {key: label for key, label in names.items() if any(record.get(key) is not None for record in validation)}
     rows = [
-        [r.get("epoch", number), r["step"], *(r.get(key) for key in names), _duration(r.get("seconds"))]
-        for number, r in enumerate(validation, 1)
+        [r.get("epoch"), r["step"], *(r.get(key) for key in names), _duration(r.get("seconds"))] for r in validation
     ]
     return section("Epochs", ["epoch", "steps", *names.values(), "time of the run"], rows) if rows else ""
 

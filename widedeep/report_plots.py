@@ -40,7 +40,7 @@ def draw(
 
     Args:
         training: records with `step`, `loss` and perhaps `schedule` (learning rate of the deep part).
-        validation: one record an epoch with `step`, `loss_val`, `auc_val` and perhaps `streaming_map_val`.
+        validation: one record an epoch with `step`, `loss_val`, `auc_val` and perhaps `epoch`, `streaming_map_val`.
         calibration: as `metrics.calibration` returns it.
     Raises:
         InputError: matplotlib is not installed.
@@ -92,9 +92,9 @@ def _loss(axes, training: Sequence[dict[str, Any]], validation: Sequence[dict[st
 
 
 def _ranking(axes, validation: Sequence[dict[str, Any]]) -> None:
-    epochs = [record.get("epoch", row) for row, record in enumerate(validation, 1)]
+    place = "epoch" if all(record.get("epoch") is not None for record in validation) else "step"
     for name, label, colour in RANKINGS:
-        points = [(epoch, record[name]) for epoch, record in zip(epochs, validation) if record.get(name) is not None]
+        points = [(record[place], record[name]) for record in validation if record.get(name) is not None]
         if points:
             axes.plot(*zip(*points), color=colour, marker="o", markersize=4, label=label)
             best = max(points, key=lambda point: point[1])
@@ -103,7 +103,7 @@ def _ranking(axes, validation: Sequence[dict[str, Any]]) -> None:
             )
     axes.margins(x=0.08, y=0.2)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(title="Ranking, on the evaluation set", xlabel="epoch", ylabel="higher is better")
+    axes.set(title="Ranking, on the evaluation set", xlabel=place, ylabel="higher is better")
     axes.legend(loc="lower right")
 
 
