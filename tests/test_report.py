@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from widedeep import report
+from widedeep import report, report_plots
 from widedeep.errors import InputError, RunError
 from widedeep.logs import RunLog
 from widedeep.metrics import Evaluation
@@ -237,3 +237,21 @@ def test_epochs_count_on_after_a_resumption_with_other_epochs(results):
     assert report.read(results).validation[0]["epoch"] is None
     report.run(results)
     assert (results / "plots" / "ranking.png").exists()  # by steps
+
+
+def test_the_loss_plot_cuts_off_first_steps_and_nothing_else():
+    falling = [5.0, 3.0] + [0.5 - step / 1000 for step in range(98)]
+    low, high = report_plots.loss_limits(falling, [0.45])
+    assert low < min(falling)
+    assert 0.5 < high < 0.6
+    for training, evaluation in (
+        (falling, [2.5, 0.45]),  # high after the first epoch
+        ([*falling[:-1], 2.5], [0.45]),  # the last line diverges
+        ([0.4] * 98 + [2.5, 0.4], []),
+        ([], [2.5, *[0.4] * 60]),
+    ):
+        low, high = report_plots.loss_limits(training, evaluation)
+        assert low < 0.4
+        assert high > 2.5
+    assert report_plots.loss_limits(falling[:10], [0.45]) is None  # few points need no crop
+    assert report_plots.loss_limits([0.5] * 50, []) is None

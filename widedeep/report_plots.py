@@ -87,7 +87,8 @@ def _loss(axes, training: Sequence[dict[str, Any]], validation: Sequence[dict[st
         axes.plot(steps, values, color=ORANGE, marker="o", markersize=4, label="evaluation")
     axes.set(title="Log loss", xlabel="step", ylabel="mean over rows, nats")
     _thousands(axes)
-    _crop_outliers(axes, loss, _column(validation, "loss_val"))
+    if limits := loss_limits(loss, _column(validation, "loss_val")):
+        axes.set_ylim(limits)
     axes.legend()
 
 
@@ -141,11 +142,13 @@ def _thousands(axes) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-def _crop_outliers(axes, *series: list[float]) -> None:
-    """The first steps of a fresh model lie far above all that follows: left out, they no longer flatten the curves."""
-    values = sorted(value for values in series for value in values)
-    if len(values) < 20:
-        return
-    low, high = values[0], values[int(0.98 * (len(values) - 1))]
-    if high > low:
-        axes.set_ylim(low - 0.08 * (high - low), high + 0.15 * (high - low))
+def loss_limits(training: Sequence[float], evaluation: Sequence[float]) -> tuple[float, float] | None:
+    """Lowest and highest loss to show, None for all there is: the first steps of a fresh model would flatten the rest.
+
+    Only they are cut off, one line in 50: an evaluation or a divergence, however high, is what the plot is for.
+    """
+    if len(training) + len(evaluation) < 20:
+        return None
+    kept = [*training[len(training) // 50 + 1 :], *evaluation]
+    low, high = min(*training, *evaluation), max(kept)
+    return (low - 0.08 * (high - low), high + 0.15 * (high - low)) if high > low else None
