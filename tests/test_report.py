@@ -232,7 +232,7 @@ def test_epochs_count_on_after_a_resumption_with_other_epochs(results):
     ]:
         write_lines(results, *lines)
         assert [record["epoch"] for record in report.read(results).validation] == epochs
-        assert f"{epochs[-1]} epochs" in Page(report.run(results).read_text()).text
+        assert f"run · {epochs[-1]} epochs ·" in Page(report.run(results).read_text()).text
     write_json(results / "args.json", {})
     assert report.read(results).validation[0]["epoch"] is None
     report.run(results)
@@ -255,3 +255,17 @@ def test_the_loss_plot_cuts_off_first_steps_and_nothing_else():
         assert high > 2.5
     assert report_plots.loss_limits(falling[:10], [0.45]) is None  # few points need no crop
     assert report_plots.loss_limits([0.5] * 50, []) is None
+
+
+def test_an_evaluation_alone_is_no_epoch(results):
+    write_lines(results, {"step": [2], "loss": 0.5}, {"step": [1056], "loss_val": 0.5, "auc_val": 0.6})
+    page = Page(report.run(results).read_text())
+    assert "run · evaluation at step 1,056 · batch" in page.text
+    assert "Evaluations steps log loss AUC, thresholds time of the run 1,056 0.50000 0.60000 0:00:09" in page.text
+    assert "poch" not in page.text.split("Arguments")[0]
+
+
+def test_one_is_no_plural(results):
+    write_json(results / "args.json", {"num_epochs": 1})
+    write_lines(results, {"step": [1, 1], "loss_val": 0.5})
+    assert "run · 1 epoch · 1 step ·" in Page(report.run(results).read_text()).text

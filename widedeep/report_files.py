@@ -18,7 +18,8 @@ class RunFiles:
 
     name: str
     training: list[dict[str, Any]] = field(default_factory=list)  # {"step", "seconds", "loss", ...}
-    validation: list[dict[str, Any]] = field(default_factory=list)  # {"step", "epoch", "seconds", "loss_val", ...}
+    # {"step", "epoch", "seconds", "loss_val", ...}; "epoch" only of a training, not of evaluations alone
+    validation: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -37,7 +38,8 @@ def read(directory: Path) -> RunFiles:
     records = _read_records(directory, files)
     of_training = [record for record in records if len(record["step"]) == 2]  # step, of how many
     files.training = _by_step(of_training, "loss")
-    files.validation = _with_epochs(of_training, files.arguments.get("num_epochs")) or _by_step(records, "loss_val")
+    epochs = _with_epochs(of_training, files.arguments.get("num_epochs"))
+    files.validation = epochs or _by_step(records, "loss_val")  # of evaluations alone
     files.evaluation = _read_object(directory / EVALUATION_FILE, files.missing)
     files.data = _read_object(directory / "data_summary.json", files.missing)
     files.baselines = _read_object(directory / "baselines.json", [])
