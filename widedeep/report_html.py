@@ -118,10 +118,10 @@ def _data(data: dict[str, Any]) -> str:
     if features := data.get("categorical"):
         rows = [[f["name"], f["cardinality"], f["dim"], f["hotness"]] for f in features]
         tables = table(["categorical feature", "rows of its table", "dim", "hotness"], rows)
-        numeric = ", ".join(map(str, data.get("numeric", ())))
+        numeric = data.get("numeric") or []
         parts.append(
-            f'<details class="card"><summary>{len(features)} categorical and {len(data.get("numeric", ()))} numeric '
-            f'features</summary>{tables}<p class="soft">Numeric: {escape(numeric)}</p></details>'
+            f'<details class="card"><summary>{len(features)} categorical and {len(numeric)} numeric '
+            f'features</summary>{tables}<p class="soft">Numeric: {escape(", ".join(numeric))}</p></details>'
         )
     return "\n".join(parts)
 
