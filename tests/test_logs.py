@@ -134,6 +134,24 @@ def test_tensorboard_forgets_replaced_runs_and_repeated_steps(tmp_path):
     assert steps() == [10, 20, 40]
 
 
+def test_tensorboard_keeps_evaluations_and_benchmarks_out_of_the_curves_of_a_training(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with RunLog(tmp_path, events_dir=tmp_path / "events") as log:
+        for step in (1, 2):
+            log.log((step, 90), {"loss": 0.5, "auc": 0.7})
+        for batches in (1, 2, 3):
+            log.log((batches,), {"loss": 0.25, "auc": 0.75})
+        log.log((2,), {"loss_val": 0.25})
+        for index in (4, 5, 6):
+            log.log((1, index), {"batch_samplesps": 9.0})
+    events = accumulator.EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert steps.pop("loss") == steps.pop("auc") == [1, 2]
+    assert steps.pop("eval/loss") == steps.pop("eval/auc") == [1, 2, 3]
+    assert steps == {"loss_val": [2], "batch_samplesps": [4, 5, 6]}
+
+
 def test_tensorboard_absent(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match=r"pip install 'widedeep\[tensorboard\]'"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from widedeep import report
+from widedeep import report, report_plots
 from widedeep.errors import InputError, RunError
 from widedeep.logs import RunLog
 from widedeep.metrics import Evaluation
@@ -212,3 +212,151 @@ def test_epochs_have_the_runs_numbers_when_its_log_begins_in_the_middle(results)
     (results / "metrics.jsonl").write_text("\n".join(late) + "\n")
     assert [record["epoch"] for record in report.read(results).validation] == [3, 4]
     assert "3 150 0.41" in Page(report.run(results).read_text()).text
+
+
+def write_lines(results, *lines):
+    (results / "metrics.jsonl").write_text("".join(json.dumps({"seconds": 9.0} | line) + "\n" for line in lines))
+
+
+def test_epochs_count_on_after_a_resumption_with_other_epochs(results):
+    write_json(results / "args.json", {"num_epochs": 4})
+    first, second = ({"step": [step, 28], "loss_val": 0.5, "auc_val": 0.6} for step in (14, 28))
+    third, fourth = ({"step": [step, 56], "loss_val": 0.5, "auc_val": 0.7} for step in (42, 56))
+    speed = {"step": [1, 5], "batch_samplesps": 9.0}
+    for lines, epochs in [
+        ([first, second, third, fourth], [1, 2, 3, 4]),
+        ([first, second], [1, 2]),  # as before the first line of the resumed run
+        ([first, third, fourth], [1, 3, 4]),
+        ([fourth], [4]),
+        ([third, speed], [3]),
+    ]:
+        write_lines(results, *lines)
+        assert [record["epoch"] for record in report.read(results).validation] == epochs
+        assert f"run · {epochs[-1]} epochs ·" in Page(report.run(results).read_text()).text
+    write_json(results / "args.json", {})
+    assert report.read(results).validation[0]["epoch"] is None
+    report.run(results)
+    assert (results / "plots" / "ranking.png").exists()  # by steps
+
+
+def test_the_loss_plot_cuts_off_first_steps_and_nothing_else():
+    falling = [5.0, 3.0] + [0.5 - step / 1000 for step in range(98)]
+    low, high = report_plots.loss_limits(falling, [0.45])
+    assert low < min(falling)
+    assert 0.5 < high < 0.6
+    for training, evaluation in (
+        (falling, [2.5, 0.45]),  # high after the first epoch
+        ([*falling[:-1], 2.5], [0.45]),  # the last line diverges
+        ([0.4] * 98 + [2.5, 0.4], []),
+        ([], [2.5, *[0.4] * 60]),
+    ):
+        low, high = report_plots.loss_limits(training, evaluation)
+        assert low < 0.4
+        assert high > 2.5
+    assert report_plots.loss_limits(falling[:10], [0.45]) is None  # few points need no crop
+    assert report_plots.loss_limits([0.5] * 50, []) is None
+
+
+def test_an_evaluation_alone_is_no_epoch(results):
+    write_lines(results, {"step": [2], "loss": 0.5}, {"step": [1056], "loss_val": 0.5, "auc_val": 0.6})
+    page = Page(report.run(results).read_text())
+    assert "run · evaluation at step 1,056 · batch" in page.text
+    assert "Evaluations steps log loss AUC, thresholds time of the run 1,056 0.50000 0.60000 0:00:09" in page.text
+    assert "poch" not in page.text.split("Arguments")[0]
+
+
+def test_one_is_no_plural(results):
+    write_json(results / "args.json", {"num_epochs": 1})
+    write_lines(results, {"step": [1, 1], "loss_val": 0.5})
+    assert "run · 1 epoch · 1 step ·" in Page(report.run(results).read_text()).text
+
+
+@pytest.mark.parametrize("number", ["many", [4], True, -1, 1.5])
+@pytest.mark.parametrize("name", ["num_epochs", "global_batch_size"])
+def test_arguments_that_are_no_numbers(results, name, number):
+    write_json(results / "args.json", {name: number})
+    with pytest.raises(InputError, match=rf"args\.json: {name}: expected a whole number from 0, got ") as told:
+        report.run(results)
+    assert str(told.value).endswith(f"got {number!r}")
+
+
+FEATURE = {"name": "ad_id", "cardinality": 5, "dim": 8}
+RATES = {"rows": [5, 5], "predicted": [0.1, 0.2], "observed": [0.1, 0.2]}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("data_summary", {"splits": [1]}, "splits: expected a JSON object for each split"),
+        ("data_summary", {"splits": {"train": 1}}, "splits: expected a JSON object for each split"),
+        ("data_summary", {"splits": {"train": {"click_rate": "high"}}}, "splits: .*, its click_rate a number, got"),
+        ("data_summary", {"categorical": [FEATURE]}, "categorical: expected .* name, cardinality, dim and hotness"),
+        ("data_summary", {"categorical": ["ad_id"]}, "categorical: expected a list of JSON objects"),
+        ("data_summary", {"numeric": 3}, "numeric: expected a list of names, got 3"),
+        ("data_summary", {"parameters": "few"}, "parameters: expected a whole number from 0, got 'few'"),
+        ("evaluation", {"calibration": [1]}, "calibration: expected lists of one length: rows"),
+        ("evaluation", {"calibration": {"rows": [1]}}, "calibration: expected lists of one length: rows"),
+        ("evaluation", {"calibration": RATES | {"rows": [5]}}, "calibration: expected lists of one length"),
+        ("evaluation", {"calibration": RATES | {"rows": [5, 0]}}, "calibration: expected lists of .* above 0"),
+        (
+            "evaluation",
+            {"calibration": RATES | {"observed": [0.1, 1.2]}},
+            "calibration: expected lists of .* from 0 to 1",
+        ),
+        (
+            "evaluation",
+            {"calibration": RATES | {"predicted": [0.1, None]}},
+            "calibration: expected lists of .* from 0 to 1",
+        ),
+    ],
+)
+def test_objects_of_another_form(results, file, content, said):
+    write_json(results / f"{file}.json", content)
+    with pytest.raises(InputError, match=rf"{file}\.json: {said}"):
+        report.run(results)
+
+
+def test_null_is_as_good_as_nothing(results):
+    for file in ("args", "data_summary", "evaluation"):
+        values = json.loads((results / f"{file}.json").read_text())
+        write_json(results / f"{file}.json", dict.fromkeys(values))
+    assert len(Page(report.run(results).read_text()).images) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"step": ["a", 1], "loss": 0.5}, r"step: expected whole numbers from 0, got \['a', 1\]"),
+        ({"step": [1, None], "loss": 0.5}, r"step: expected whole numbers from 0, got \[1, None\]"),
+        ({"step": [10**30, 9], "loss": 0.5}, "step: expected whole numbers from 0"),
+        ({"step": [2, 9], "loss": "low"}, "loss: expected a number, got 'low'"),
+        ({"step": [2, 9], "auc_val": {}}, "auc_val: expected a number, got {}"),
+        ({"step": [2, 9], "seconds": [1]}, r"seconds: expected a number, got \[1\]"),
+        ({"step": [2, 9], "loss": 10**400}, "loss: expected a number, got 1000"),
+    ],
+)
+def test_lines_of_another_form(results, line, said):
+    write_lines(results, {"step": [1, 9], "loss": 0.5}, line)
+    with pytest.raises(InputError, match=rf"metrics\.jsonl, line 2: {said}"):
+        report.run(results)
+
+
+def test_lines_that_are_no_text(results):
+    (results / "metrics.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: expected lines of JSON in UTF-8"):
+        report.run(results)
+
+
+def test_a_dlll_log_may_have_its_numbers_in_quotes(results):
+    (results / "metrics.jsonl").unlink()
+    record = {"type": "LOG", "elapsedtime": "1.5", "step": [14.0, 28], "data": {"loss": "0.4512", "note": "a"}}
+    more = [{"loss_val": "0.4", "auc_val": "0.7"}, {"loss": "nan"}, {"loss": "0.41", "auc_val": float("nan")}]
+    records = [record, *(record | {"step": [step, 28], "data": data} for step, data in zip((14, 27, 28), more))]
+    (results / "log.json").write_text("".join(f"DLLL {json.dumps(line)}\n" for line in records))
+    files = report.read(results)
+    assert [(line["step"], line["loss"]) for line in files.training] == [(14, 0.4512), (28, 0.41)]
+    assert files.validation == [{"step": 14, "epoch": None, "seconds": 1.5, "loss_val": 0.4, "auc_val": 0.7}]
+    assert "14 0.40000 0.70000 0:00:02" in Page(report.run(results).read_text()).text
+    (results / "log.json").write_text("DLLL " + json.dumps(record | {"elapsedtime": "long"}))
+    with pytest.raises(InputError, match=r"log\.json, line 1: elapsedtime: expected a number, got 'long'"):
+        report.run(results)

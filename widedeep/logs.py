@@ -174,7 +174,8 @@ class TensorBoard:
             self._writer.add_text(step.lower(), f"```\n{json.dumps(plain(data), indent=2, default=str)}\n```")
         elif step:  # the summary repeats the last evaluation
             for name, value in data.items():
-                self._writer.add_scalar(name, float(value), step[0])
+                tag, place = _place(step, name)
+                self._writer.add_scalar(tag, float(value), place)
 
     def metadata(self, metric: str, metadata: dict[str, Any], seconds: float) -> None:
         """TensorBoard has no place for units."""
@@ -273,6 +274,15 @@ class RowsPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.0f} rows/s")
+
+
+def _place(step: tuple[int, ...], name: str) -> tuple[str, int]:
+    """Tag and place on TensorBoard's axis."""
+    if name == "batch_samplesps":
+        return name, step[-1]  # a benchmark's steps are (1, index)
+    # What an evaluation has seen on its way is counted in its own batches; a training's curves count other steps.
+    is_running = len(step) == 1 and not name.endswith("_val")
+    return f"eval/{name}" if is_running else name, step[0]
 
 
 def _open(path: Path, append: bool) -> TextIO:

@@ -1,12 +1,14 @@
 """The files of a run's results directory, as its report wants them."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from widedeep.errors import InputError
 from widedeep.logs import EVALUATION_FILE, METRICS_FILE
+from widedeep.report_checks import ARGUMENTS, DATA, DLLL_LINE, EVALUATION, RECORD, Fields, checked
 
 DLLL = "DLLL "
 
@@ -17,7 +19,8 @@ class RunFiles:
 
     name: str
     training: list[dict[str, Any]] = field(default_factory=list)  # {"step", "seconds", "loss", ...}
-    validation: list[dict[str, Any]] = field(default_factory=list)  # {"step", "epoch", "seconds", "loss_val", ...}
+    # {"step", "epoch", "seconds", "loss_val", ...}; "epoch" only of a training, not of evaluations alone
+    validation: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -32,15 +35,15 @@ def read(directory: Path) -> RunFiles:
         InputError: there are neither logs nor an evaluation, or a file is damaged.
     """
     files = RunFiles(name=directory.resolve().name)
-    files.arguments = _read_object(directory / "args.json", files.missing)
+    files.arguments = _read_object(directory / "args.json", ARGUMENTS, files.missing)
     records = _read_records(directory, files)
     of_training = [record for record in records if len(record["step"]) == 2]  # step, of how many
     files.training = _by_step(of_training, "loss")
-    epochs = _by_step(_with_epochs(of_training, files.arguments.get("num_epochs")), "loss_val")
+    epochs = _with_epochs(of_training, files.arguments.get("num_epochs"))
     files.validation = epochs or _by_step(records, "loss_val")  # of evaluations alone
-    files.evaluation = _read_object(directory / EVALUATION_FILE, files.missing)
-    files.data = _read_object(directory / "data_summary.json", files.missing)
-    files.baselines = _read_object(directory / "baselines.json", [])
+    files.evaluation = _read_object(directory / EVALUATION_FILE, EVALUATION, files.missing)
+    files.data = _read_object(directory / "data_summary.json", DATA, files.missing)
+    files.baselines = _read_object(directory / "baselines.json", {}, [])
     if not records and not files.evaluation:
         what = f"expected a run's results, {METRICS_FILE} or {EVALUATION_FILE}, and"
         found = f"{METRICS_FILE} holds no record yet" if (directory / METRICS_FILE).is_file() else "found neither"
@@ -48,7 +51,7 @@ def read(directory: Path) -> RunFiles:
     return files
 
 
-def _read_object(path: Path, missing: list[str]) -> dict[str, Any]:
+def _read_object(path: Path, fields: Fields, missing: list[str]) -> dict[str, Any]:
     """A JSON object; {} for a file that is not there, whose name goes to `missing`."""
     if not path.is_file():
         missing.append(path.name)
@@ -59,21 +62,32 @@ def _read_object(path: Path, missing: list[str]) -> dict[str, Any]:
         raise InputError(f"{path}: expected JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return checked(value, fields, str(path))
 
 
 def _read_records(directory: Path, files: RunFiles) -> list[dict[str, Any]]:
     """Records with a step, as metrics.jsonl has them; from the DLLL log where that file is not there."""
     table, log = directory / METRICS_FILE, directory / str(files.arguments.get("log_filename", "log.json"))
-    if table.is_file():
-        lines = [_parse(line) for line in table.read_text(encoding="utf-8").splitlines()]
-    elif log.is_file():
-        objects = (_parse(line.removeprefix(DLLL)) for line in log.read_text(encoding="utf-8").splitlines())
-        lines = [_flat(record) for record in objects if record and record.get("type") == "LOG"]
-    else:
+    path = table if table.is_file() else log
+    if not path.is_file():
         files.missing.append(f"{METRICS_FILE} and {log.name}")
         return []
-    return [line for line in lines if line and isinstance(line.get("step"), list) and line["step"]]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected lines of JSON in UTF-8: {error}") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        record = _parse(line) if path == table else _parse_dlll(line, where)
+        if _has_step(record):
+            records.append(checked(record, RECORD, where))
+    return records
+
+
+def _has_step(record: dict[str, Any] | None) -> bool:
+    """Neither a summary nor arguments."""
+    return bool(record and isinstance(record.get("step"), list) and record["step"])
 
 
 def _parse(line: str) -> dict[str, Any] | None:
@@ -85,20 +99,33 @@ def _parse(line: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    data = record.get("data")
-    seconds = float(record.get("elapsedtime", 0))
+def _parse_dlll(line: str, where: str) -> dict[str, Any] | None:
+    """The record as metrics.jsonl has it; None for other lines."""
+    record = _parse(line.removeprefix(DLLL))
+    if not record or record.get("type") != "LOG":
+        return None
+    data, seconds = record.get("data"), checked(record, DLLL_LINE, where).get("elapsedtime", 0)
     return {"step": record.get("step"), "seconds": seconds} | (data if isinstance(data, dict) else {})
 
 
-def _with_epochs(records: list[dict[str, Any]], epochs: Any) -> list[dict[str, Any]]:
-    """Records with `epoch`, by step, steps and epochs of the run: a resumed run's log may begin in the middle."""
+def _with_epochs(records: list[dict[str, Any]], epochs: int | None) -> list[dict[str, Any]]:
+    """The evaluations of a training, with `epoch`; None where it cannot be told.
 
-    def numbered(record: dict[str, Any]) -> dict[str, Any]:
-        step, *total = record["step"]
-        return record | {"epoch": round(step * epochs / total[0])} if epochs and total and total[0] else record
+    epochs: of the run. A log may begin in its middle, and totals differ after a resumption with other epochs.
+    """
+    steps = _steps_per_epoch(records, epochs)
+    return [
+        record | {"epoch": round(record["step"] / steps) if steps else None} for record in _by_step(records, "loss_val")
+    ]
 
-    return [numbered(record) for record in records]
+
+def _steps_per_epoch(records: list[dict[str, Any]], epochs: int | None) -> float | None:
+    """By the evaluations, of which each ends an epoch; where there is only one, by the total of the last record."""
+    of_learning = [record["step"] for record in records if "loss" in record or "loss_val" in record]  # no benchmarks
+    ends = {record["step"][0] for record in records if "loss_val" in record}
+    if len(ends) > 1:
+        return math.gcd(*ends)
+    return of_learning[-1][1] / epochs if of_learning and epochs else None
 
 
 def _by_step(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

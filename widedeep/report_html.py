@@ -21,8 +21,8 @@ METRICS = {
 COUNTS = {"rows": ("rows", ""), "groups": ("displays", "")}
 TILES = ("map", "auc", "loss", "binary_accuracy")
 CAPTIONS = {
-    "loss": "Training batches, one in --log_every, before their update; the evaluation set after each epoch.",
-    "ranking": "After each epoch; the best value is written at its point.",
+    "loss": "Training batches, one in --log_every, before their update; evaluations of the whole set.",
+    "ranking": "The best value is written at its point.",
     "calibration": "Where points lie on the diagonal, predicted click rates can be read as frequencies.",
     "learning_rate": "As it was at each logged step.",
 }
@@ -39,12 +39,12 @@ def page(files: RunFiles, plots: dict[str, bytes]) -> str:
 
 
 def _header(files: RunFiles) -> str:
-    records = sorted(files.training + files.validation, key=lambda record: record["step"])
-    facts = []
-    if files.validation:
-        facts.append(f"{len(files.validation)} epochs")
-    if records:
-        facts.append(f"{records[-1]['step']:,} steps")
+    epochs = [record for record in files.validation if "epoch" in record]
+    facts = [f"evaluation at step {record['step']:,}" for record in files.validation if "epoch" not in record]
+    if epochs:
+        facts.append(_counted(epochs[-1]["epoch"] or len(epochs), "epoch"))
+    if records := files.training + epochs:
+        facts.append(_counted(max(record["step"] for record in records), "step"))
     if size := files.arguments.get("global_batch_size"):
         facts.append(f"batch {size:,}")
     if parameters := files.data.get("parameters"):
@@ -93,17 +93,17 @@ def _metrics(files: RunFiles) -> str:
 
 def _epochs(validation: Sequence[dict[str, Any]]) -> str:
     names = {
+        "epoch": "epoch",
+        "step": "steps",
         "loss_val": "log loss",
         "auc_val": "AUC, thresholds",
         "streaming_map_val": "MAP@12",
         "binary_accuracy_val": "accuracy",
     }
     names = {key: label for key, label in names.items() if any(record.get(key) is not None for record in validation)}
-    rows = [
-        [r.get("epoch", number), r["step"], *(r.get(key) for key in names), _duration(r.get("seconds"))]
-        for number, r in enumerate(validation, 1)
-    ]
-    return section("Epochs", ["epoch", "steps", *names.values(), "time of the run"], rows) if rows else ""
+    rows = [[*(record.get(key) for key in names), _duration(record.get("seconds"))] for record in validation]
+    title = "Epochs" if any("epoch" in record for record in validation) else "Evaluations"
+    return section(title, [*names.values(), "time of the run"], rows) if rows else ""
 
 
 def _data(data: dict[str, Any]) -> str:
@@ -118,10 +118,10 @@ def _data(data: dict[str, Any]) -> str:
     if features := data.get("categorical"):
         rows = [[f["name"], f["cardinality"], f["dim"], f["hotness"]] for f in features]
         tables = table(["categorical feature", "rows of its table", "dim", "hotness"], rows)
-        numeric = ", ".join(map(str, data.get("numeric", ())))
+        numeric = data.get("numeric") or []
         parts.append(
-            f'<details class="card"><summary>{len(features)} categorical and {len(data.get("numeric", ()))} numeric '
-            f'features</summary>{tables}<p class="soft">Numeric: {escape(numeric)}</p></details>'
+            f'<details class="card"><summary>{len(features)} categorical and {len(numeric)} numeric '
+            f'features</summary>{tables}<p class="soft">Numeric: {escape(", ".join(numeric))}</p></details>'
         )
     return "\n".join(parts)
 
@@ -135,6 +135,10 @@ def _arguments(arguments: dict[str, Any]) -> str:
     )
     summary = f"<summary>{len(arguments)} arguments</summary>"
     return f'<h2>Arguments</h2><details class="card">{summary}<table>{rows}</table></details>'
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def _duration(seconds: float | None) -> str | None:

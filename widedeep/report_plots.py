@@ -40,7 +40,7 @@ def draw(
 
     Args:
         training: records with `step`, `loss` and perhaps `schedule` (learning rate of the deep part).
-        validation: one record an epoch with `step`, `loss_val`, `auc_val` and perhaps `streaming_map_val`.
+        validation: one record an epoch with `step`, `loss_val`, `auc_val` and perhaps `epoch`, `streaming_map_val`.
         calibration: as `metrics.calibration` returns it.
     Raises:
         InputError: matplotlib is not installed.
@@ -87,14 +87,15 @@ def _loss(axes, training: Sequence[dict[str, Any]], validation: Sequence[dict[st
         axes.plot(steps, values, color=ORANGE, marker="o", markersize=4, label="evaluation")
     axes.set(title="Log loss", xlabel="step", ylabel="mean over rows, nats")
     _thousands(axes)
-    _crop_outliers(axes, loss, _column(validation, "loss_val"))
+    if limits := loss_limits(loss, _column(validation, "loss_val")):
+        axes.set_ylim(limits)
     axes.legend()
 
 
 def _ranking(axes, validation: Sequence[dict[str, Any]]) -> None:
-    epochs = [record.get("epoch", row) for row, record in enumerate(validation, 1)]
+    place = "epoch" if all(record.get("epoch") is not None for record in validation) else "step"
     for name, label, colour in RANKINGS:
-        points = [(epoch, record[name]) for epoch, record in zip(epochs, validation) if record.get(name) is not None]
+        points = [(record[place], record[name]) for record in validation if record.get(name) is not None]
         if points:
             axes.plot(*zip(*points), color=colour, marker="o", markersize=4, label=label)
             best = max(points, key=lambda point: point[1])
@@ -103,7 +104,7 @@ def _ranking(axes, validation: Sequence[dict[str, Any]]) -> None:
             )
     axes.margins(x=0.08, y=0.2)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(title="Ranking, on the evaluation set", xlabel="epoch", ylabel="higher is better")
+    axes.set(title="Ranking, on the evaluation set", xlabel=place, ylabel="higher is better")
     axes.legend(loc="lower right")
 
 
@@ -141,11 +142,13 @@ def _thousands(axes) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-def _crop_outliers(axes, *series: list[float]) -> None:
-    """The first steps of a fresh model lie far above all that follows: left out, they no longer flatten the curves."""
-    values = sorted(value for values in series for value in values)
-    if len(values) < 20:
-        return
-    low, high = values[0], values[int(0.98 * (len(values) - 1))]
-    if high > low:
-        axes.set_ylim(low - 0.08 * (high - low), high + 0.15 * (high - low))
+def loss_limits(training: Sequence[float], evaluation: Sequence[float]) -> tuple[float, float] | None:
+    """Lowest and highest loss to show, None for all there is: the first steps of a fresh model would flatten the rest.
+
+    Only they are cut off, one line in 50: an evaluation or a divergence, however high, is what the plot is for.
+    """
+    if len(training) + len(evaluation) < 20:
+        return None
+    kept = [*training[len(training) // 50 + 1 :], *evaluation]
+    low, high = min(*training, *evaluation), max(kept)
+    return (low - 0.08 * (high - low), high + 0.15 * (high - low)) if high > low else None
