@@ -204,7 +204,7 @@ def chosen(words: list[str] | None) -> list[Stage]:
 
 def check(wanted: list[Stage], run: Stages) -> None:
     for _, group in itertools.groupby(wanted, key=lambda stage: stage.beside or stage.name):
-        told = {row["stage"]: row["result"] for row in run.run(list(group))}
+        told = {each["stage"]: each["result"] for each in run.run(list(group))}
         if told.get(HOPPER_STAGE, "ok") != "ok":
             os.environ["WIDEDEEP_SM90"] = "0"
         if any(told.get(name, "ok") != "ok" for name in (BUILD_STAGE, LOADS_STAGE)):
@@ -229,7 +229,7 @@ def main() -> int:
         return 130
     finally:
         print(summary(run.rows))
-    return int(any(row["result"] not in FINE for row in run.rows))
+    return int(any(each["result"] not in FINE for each in run.rows))
 
 
 if __name__ == "__main__":
