@@ -159,15 +159,22 @@ def _example(spec: FeatureSpec) -> tuple[tuple[Tensor, Tensor], dict[str, dict[i
 
 
 def _write_pt2(served: Served, path: Path) -> Program:
+    path.write_bytes(_packed(served))
+    module = torch.export.load(path).module()
+    return lambda ids, numeric: module(ids, numeric)[0]
+
+
+def _packed(served: Served) -> bytes:
+    """The file of a program: torch's own writer ends the process where the disk is full. And the program is gone before
+    a failed write keeps this frame alive: torch 2.11 crashes where one is left to the end of the interpreter.
+    """
     inputs, shapes = _example(served.spec)
     program = torch.export.export(served, inputs, dynamic_shapes=shapes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it holds paths of this machine
-    packed = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+    packed = io.BytesIO()
     torch.export.save(program, packed)
-    path.write_bytes(packed.getbuffer())
-    module = torch.export.load(path).module()
-    return lambda ids, numeric: module(ids, numeric)[0]
+    return packed.getvalue()
 
 
 def _write_onnx(served: Served, path: Path) -> Program:
