@@ -199,7 +199,11 @@ def chosen(words: list[str] | None) -> list[Stage]:
     every = stages()
     if unknown := [word for word in words or () if not any(stage.name.startswith(word) for stage in every)]:
         sys.exit(f"--only: expected first words of {', '.join(s.name for s in every)}, got {', '.join(unknown)}")
-    return [s for s in every if not words or any(s.name.startswith(word) for word in words)]
+    return [stage for stage in every if is_named(stage.name, words)]
+
+
+def is_named(stage: str, words: list[str] | None) -> bool:
+    return not words or any(stage.startswith(word) for word in words)
 
 
 def check(wanted: list[Stage], run: Stages) -> None:
@@ -223,8 +227,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         check(wanted, run)
-        not_sanitized = [" ".join(pair) for pair in NOT_SANITIZED]
-        run.add([row(name, LEFT_OUT, WHY_NOT_SANITIZED) for name in not_sanitized if not args.only])
+        not_sanitized = filter(lambda name: is_named(name, args.only), map(" ".join, NOT_SANITIZED))
+        run.add([row(name, LEFT_OUT, WHY_NOT_SANITIZED) for name in not_sanitized])
     except KeyboardInterrupt:
         return 130
     finally:

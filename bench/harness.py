@@ -106,7 +106,6 @@ def run(args: argparse.Namespace, what: str, action: Action) -> dict:
         "commit": commit(),
         "python": platform.python_version(),
         "precision": args.precision,
-        "data": args.data,
         "parameters": spec.parameter_count(args.hidden),
         "versions": {c.name: c.version for c in contenders} | driver(job.device),
         "skipped": skipped,
@@ -259,7 +258,7 @@ def commit() -> str:
 
 def text(report: dict) -> str:
     lines = [
-        f"{report['bench']}: {report['parameters']:,} parameters, {report['precision']}, data: {report['data']}",
+        f"{report['bench']}: {report['parameters']:,} parameters, {report['precision']}",
         f"{report['device']}; commit {report['commit']}; {report['date']}",
     ]
     for result in report["results"]:

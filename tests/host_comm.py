@@ -23,11 +23,7 @@ class HostComm(dist.GroupComm):
         return tensor.copy_(super().all_reduce_(tensor.cpu()))
 
     def all_gather_rows(self, tensor, lengths=None):
-        device, self.device = self.device, torch.device("cpu")
-        try:
-            return super().all_gather_rows(tensor.cpu(), lengths).to(tensor.device)
-        finally:
-            self.device = device
+        return super().all_gather_rows(tensor.cpu(), lengths).to(tensor.device)
 
     def all_to_all_rows(self, tensor, sent, received):
         return super().all_to_all_rows(tensor.cpu(), sent, received).to(tensor.device)

@@ -176,18 +176,6 @@ def test_exit_codes(monkeypatch, capsys, error, code, said):
     assert capsys.readouterr().err == said
 
 
-def test_an_id_past_its_table_in_data_that_were_checked_is_a_defect(monkeypatch, capsys):
-    def fail(args):
-        raise RuntimeError("op: feature 1 has id 7 in batch row 2, expected -1 (padding) or 0 to 6")
-
-    monkeypatch.setattr("widedeep.commands.evaluate.run", fail)
-    words = ["evaluate", "--model", "m", "--dataset_path", "d"]
-    assert cli.main(words) == 1
-    assert "Traceback" in capsys.readouterr().err
-    assert cli.main([*words, "--verify", "false"]) == 2
-    assert capsys.readouterr().err.startswith("widedeep: d: the data are damaged, feature 1 has id 7, expected -1")
-
-
 def test_a_defect_keeps_its_traceback_and_debug_adds_one(monkeypatch, capsys):
     errors = [ZeroDivisionError("ours"), InputError("theirs")]
     monkeypatch.setattr("widedeep.commands.doctor.run", lambda args: (_ for _ in ()).throw(errors.pop(0)))

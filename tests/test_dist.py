@@ -75,6 +75,17 @@ def test_who_fails_leaves_without_the_others(error, monkeypatch):
     assert left == ["alone" if error else "together"]
 
 
+def test_an_id_past_its_table_in_data_that_were_checked_is_a_defect():
+    def action(config, comm):
+        raise RuntimeError("op: feature 1 has id 7 in batch row 2, expected -1 (padding) or 0 to 6")
+
+    config = TrainConfig().updated(cpu=True, affinity="disabled", dataset_path="d")
+    with pytest.raises(RuntimeError, match=r"^op: feature 1"):
+        run.launch(config, action)
+    with pytest.raises(InputError, match=r"^d: the data are damaged, feature 1 has id 7, expected -1 .* 6: run with"):
+        run.launch(config.updated(verify=False), action)
+
+
 def test_a_lost_worker_is_one_sentence(tmp_path):
     script = """
 import os, sys

@@ -48,7 +48,7 @@ def test_rmsprop_dense_matches_reference(device, grad_dtype, copy_dtype, scaled)
 
 
 def test_a_mean_square_ends_at_zero_on_a_cpu():
-    """Arithmetic with denormals takes fifty times as long, and a weight without gradients would keep them for good."""
+    """Arithmetic with denormals takes forty times as long, and a weight without gradients would keep them for good."""
     n = 5000
     w, rms, lr = torch.ones(n), torch.full((n,), 5.6e-45), torch.ones(1)
     ops.rmsprop_dense_([w], [rms], [torch.zeros(n)], [], lr, 0.5, 1e-7)

@@ -43,7 +43,6 @@ COMMANDS = {
 }
 ALIASES = {"--evaluation": "--evaluate"}
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-BAD_ID = re.compile(r"(feature \d+ has id -?\d+) in batch row \d+, (expected -1 \(padding\) or 0 to \d+)")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -76,11 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = _split(words)
     if name is None:
         return _overview(rest)
-    args = None
     try:
         command = import_module(f"widedeep.commands.{name.replace(' ', '_')}")
-        args = _parse(name, command, rest)
-        return int(command.run(args) or 0)
+        return int(command.run(_parse(name, command, rest)) or 0)
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -89,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             sys.stdout = None
         return 1
-    except Exception as raised:
-        error = _damaged_data(raised, args) or raised
+    except Exception as error:
         code = _exit_code(error)
         if debug or code is None:
             traceback.print_exc()
@@ -182,17 +178,6 @@ def _exit_code(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return 1 if error.errno in DISK_FULL else 2
     return 1 if _is_out_of_memory(error) or type(error).__name__ == "OutOfMemoryError" else None
-
-
-def _damaged_data(error: Exception, args: Any) -> InputError | None:
-    """What an op's account of an id past its table means where the checksums were left out; None for other errors."""
-    found = None if getattr(args, "verify", True) else BAD_ID.search(str(error))
-    if not (found and isinstance(error, RuntimeError)):
-        return None
-    return InputError(
-        f"{args.dataset_path}: the data are damaged, {found[1]}, {found[2]}: run without --verify false, and the"
-        " checksums name the file"
-    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

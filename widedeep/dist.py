@@ -79,7 +79,7 @@ class GroupComm(LocalComm):
         tensor = tensor.contiguous()
         with _lost_worker():
             if lengths is None:
-                counts = torch.empty(self.world, 1, dtype=torch.int64, device=self.device)
+                counts = torch.empty(self.world, 1, dtype=torch.int64, device=tensor.device)
                 self._group.all_gather(list(counts), torch.full_like(counts[0], len(tensor)))
                 lengths = counts.view(-1).tolist()
             if min(lengths) == max(lengths):

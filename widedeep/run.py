@@ -1,6 +1,7 @@
 """What every command that holds a model needs: the processes, the data set, the model, its step."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +23,16 @@ from widedeep.shards import ShardSet
 from widedeep.share import ALL_ROWS, Share
 from widedeep.step import Step, StepConfig, make_step
 
+# As the ops say it (csrc/bindings/embedding_cpu.h, steps/borrowed.py).
+BAD_ID = re.compile(r"(feature \d+ has id -?\d+) in batch row \d+, (expected -1 \(padding\) or 0 to \d+)")
+
 
 def launch(config: TrainConfig, action: Callable[[TrainConfig, LocalComm], Any]) -> Any:
     """Joins the run's processes, pins them, does `action(config, comm)`, and leaves; after a failure on its own.
 
     Raises:
-        InputError: the configuration makes no sense on this machine.
+        InputError: the configuration makes no sense on this machine; or the data turn out to be damaged, whose
+            checksums were left out.
     """
     device = choose_device(config.training.cpu)
     config.check(device.type)
@@ -44,11 +49,22 @@ def launch(config: TrainConfig, action: Callable[[TrainConfig, LocalComm], Any])
         if config.training.xla:
             tell(comm, "--xla has no meaning here: there is no TensorFlow graph to compile")
         result = action(config, comm)
-    except BaseException:
+    except BaseException as error:
         comm.abort()
+        if damage := _damaged_data(error, config):
+            raise damage from error
         raise
     comm.close()
     return result
+
+
+def _damaged_data(error: BaseException, config: TrainConfig) -> InputError | None:
+    """What an op's account of an id past its table means where the checksums were left out; None for other errors."""
+    found = BAD_ID.search(str(error)) if isinstance(error, RuntimeError) and not config.mode.verify else None
+    return found and InputError(
+        f"{config.location.dataset_path}: the data are damaged, {found[1]}, {found[2]}: run without --verify false, and"
+        " the checksums name the file"
+    )
 
 
 def tell(comm: LocalComm, text: str) -> None:

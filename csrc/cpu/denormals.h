@@ -1,6 +1,6 @@
 // Numbers below the smallest normal float count as zero while one of these lives, on the thread that made it. The mean
 // square of a weight without gradients halves until it is one of them and stays there, and arithmetic with them takes
-// fifty times as long. Beside epsilon they decide nothing.
+// forty times as long. Beside epsilon they decide nothing.
 #pragma once
 
 #if defined(__SSE2__)
