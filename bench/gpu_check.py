@@ -49,7 +49,8 @@ SANITIZED = {
     "others": (
         "7-33 or 7-13 or 129-256 or duplicates or check_finite and nan or rmsprop_dense and True-copy or shape1 "
         "or loss_scale or settle or transpose_matches or 333-0-1 or 500-40-33 or 200-5000",
-        "test_ops_head.py test_ops_optim.py test_ops_linear.py test_ops_batch.py test_ops_metrics.py",
+        "test_ops_head.py test_ops_optim.py test_ops_linear.py test_ops_batch.py test_ops_metrics.py "
+        "test_ops_loss_scale.py",
     ),
     "step": ("padding_changes_nothing and one-hot", "test_cuda_step.py"),
     "preprocessing": (

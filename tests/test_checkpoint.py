@@ -135,7 +135,8 @@ def test_another_model_is_refused(tmp_path):
 
 FULL_DISK = """
 import resource, sys
-from tests.test_checkpoint import Checkpoints, Progress, torch
+import torch
+from widedeep.checkpoint import Checkpoints, Progress
 from widedeep.errors import RunError
 checkpoints = Checkpoints(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))

@@ -4,9 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
-
-from tests import commands
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -2,11 +2,11 @@
 reference. Needs no GPU.
 """
 
+import emulated
 import pytest
 import torch
 from test_emulated_kernels import MULTI, cases, dtypes, make, order, pytestmark  # noqa: F401
 
-from tests import emulated
 from widedeep import reference
 from widedeep.testing import assert_close, embedding_case, poisoned
 

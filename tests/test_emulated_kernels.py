@@ -4,10 +4,10 @@ import platform
 import shutil
 import zlib
 
+import emulated
 import pytest
 import torch
 
-from tests import emulated
 from widedeep import reference
 from widedeep.testing import assert_close, embedding_case, normal, poisoned
 

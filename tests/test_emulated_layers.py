@@ -5,11 +5,11 @@ Needs no GPU.
 import platform
 import shutil
 
+import emulated
 import pytest
 import torch
 from test_emulated_kernels import dtypes, order, same_in_any_order  # noqa: F401  order: a fixture of every test
 
-from tests import emulated
 from widedeep import reference
 from widedeep.ops.linear import bit_row_bytes
 from widedeep.testing import assert_close, normal, poisoned

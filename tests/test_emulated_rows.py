@@ -1,10 +1,10 @@
 """The embeddings' backward kernels on the CPU emulator, where rows meet the bounds of chunks and of blocks."""
 
+import emulated
 import pytest
 import torch
+from test_emulated_kernels import dtypes, order, pytestmark, update  # noqa: F401
 
-from tests import emulated
-from tests.test_emulated_kernels import dtypes, order, pytestmark, update  # noqa: F401
 from widedeep import reference
 from widedeep.testing import assert_close, embedding_case, normal
 

@@ -4,10 +4,10 @@ import platform
 import shutil
 from itertools import pairwise
 
+import emulated
 import pytest
 import torch
 
-from tests import emulated
 from widedeep import ops, reference
 from widedeep.ops import linear_sm90
 from widedeep.testing import assert_close, normal, poisoned

@@ -6,13 +6,13 @@ What cuBLASLt would multiply, torch multiplies. Needs no GPU.
 import platform
 import shutil
 
+import emulated
 import pytest
 import torch
 from test_cuda_step import gpu_step
 from test_model import MOVED, SPECS
 from test_step import LR, assert_same, batch_of, new_step
 
-from tests import emulated
 from widedeep import ops, reference
 from widedeep.ops import linear_sm90
 from widedeep.step import StepConfig

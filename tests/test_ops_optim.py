@@ -1,4 +1,4 @@
-"""RMSprop and FTRL updates, dense and on listed rows, and the dynamic loss scale."""
+"""RMSprop and FTRL updates, dense and on listed rows."""
 
 import pytest
 import torch
@@ -197,35 +197,6 @@ def test_ftrl_rows_matches_reference(device, kind, D):
         assert torch.equal(got[untouched], old[untouched])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("bad", [None, torch.inf, -torch.inf, torch.nan])
-def test_check_finite(device, dtype, bad):
-    tensors = [torch.zeros(0, dtype=dtype, device=device), normal(70001, device=device, dtype=dtype)]
-    tensors[1][5] = torch.finfo(dtype).max
-    found = scalar(0.0, device)
-    if bad is not None:
-        tensors[1][70000] = bad
-    ops.check_finite_(tensors, found)
-    assert found.item() == (0.0 if bad is None else 1.0)
-    ops.check_finite_(tensors[:1], found)  # never taken back
-    assert found.item() == (0.0 if bad is None else 1.0)
-
-
-def test_loss_scale_follows_the_reference(device):
-    scale, good, updates = scalar(4.0, device), scalar(0, device, torch.int32), scalar(7, device, torch.int64)
-    want = scale.double(), good.clone(), updates.clone()
-    overflow = [0, 0, 0, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
-    for bad in overflow:
-        found = scalar(float(bad), device)
-        ops.loss_scale_update_(scale, good, updates, found, 2.0, 0.5, 3)
-        reference.loss_scale_update_(*want, found, 2.0, 0.5, 3)
-        assert [scale.item(), good.item(), updates.item()] == [t.item() for t in want]
-    assert updates.item() == 7 + overflow.count(0)
-    scale.fill_(torch.finfo(torch.float32).max)
-    ops.loss_scale_update_(scale, good.fill_(2), updates, scalar(0.0, device), 2.0, 0.5, 3)
-    assert scale.item() == torch.finfo(torch.float32).max
-
-
 def test_optimizer_ops_opcheck(device):
     weights, rms, grads = dense_case(device)
     lr, step = scalar(LR, device), scalar(3, device, torch.int64)
@@ -241,9 +212,6 @@ def test_optimizer_ops_opcheck(device):
     state = [table, table.square() + 0.1, table.clone()]
     opcheck(OPS.ftrl_dense_.default, (*state, normal(40, 17, device=device, key=5), 0.02, 0.0, 0.0, *flags))
     opcheck(OPS.ftrl_rows_.default, (*state, rows, row_grads, 0.02, 0.0, 0.0))
-    opcheck(OPS.check_finite_.default, (grads, scalar(0.0, device)))
-    state = (scalar(8.0, device), scalar(0, device, torch.int32), scalar(0, device, torch.int64))
-    opcheck(OPS.loss_scale_update_.default, (*state, scalar(0.0, device), 2.0, 0.5, 5))
 
 
 def test_optimizer_ops_reject_bad_arguments(device):

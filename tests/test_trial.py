@@ -3,12 +3,12 @@
 import platform
 import shutil
 
+import emulated
 import pytest
 import torch
 from test_cuda_step import EVEN, gpu_step, run
 from test_step import LR, batch_of
 
-from tests import emulated
 from widedeep.dist import LocalComm
 from widedeep.errors import RunError
 from widedeep.ops import linear_sm90

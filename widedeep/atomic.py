@@ -1,6 +1,6 @@
-"""Directories that appear whole or not at all.
+"""Files and directories that appear whole or not at all.
 
-A run writes into a hidden directory beside its target and renames it at the end, so whatever stops the run leaves the
+A run writes into a hidden one beside its target and renames it at the end, so whatever stops the run leaves the
 previous output as it was.
 """
 
@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import socket
+import uuid
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -44,6 +45,26 @@ def write_errors(target: Path, kept: str = "what was there before is untouched")
             why = "No space left on device, or the limit of a file's size is reached" if short else error.strerror
             raise RunError(f"cannot write {target}: {why}; {kept}") from error
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def file(target: Path) -> Iterator[Path]:
+    """Gives the path of a file to write, beside `target`, and renames it when the block ends well; else removes it.
+
+    Makes the target's directory. No two blocks get the same path, so one file may be written twice at a time.
+
+    Raises:
+        RunError: the disk is full.   InputError: the place cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with write_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            os.replace(partial, target)
+    finally:
+        with contextlib.suppress(OSError):  # it must not hide what went wrong before
+            partial.unlink()
 
 
 def check(target: Path, output: Output, reads: Iterable[str | os.PathLike] = ()) -> None:

@@ -159,9 +159,8 @@ class Checkpoints:
         return target
 
     def _point(self, index: str, name: str) -> None:
-        temporary = self.directory / f".{index}.{os.getpid()}"
-        temporary.write_text(f"{name}\n")
-        os.replace(temporary, self.directory / index)
+        with atomic.file(self.directory / index) as partial:
+            partial.write_text(f"{name}\n")
 
     def _restore(self) -> None:
         """Puts a checkpoint back that was moved aside for its successor, and removes those that were not finished."""

@@ -5,7 +5,6 @@ Field names are those of the original's Oct-2022 feature spec (`feature_spec`, `
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from widedeep import atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec_parse import parse
 from widedeep.features import (
@@ -180,14 +180,9 @@ class FeatureSpec:
             )
 
     def save(self, path: str | Path) -> None:
-        """Writes the YAML under a temporary name beside `path`, then renames it."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Writes the YAML, whole or not at all."""
+        with atomic.file(Path(path)) as partial:
+            partial.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def source_files(self, mapping: str) -> list[Path]:
         """Paths of all files (of directories, for shards) of a mapping, chunk after chunk."""

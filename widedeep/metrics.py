@@ -1,10 +1,9 @@
 """Metrics of click predictions: log loss, accuracy, AUC, MAP@k, group AUC, calibration.
 
-Each metric is a small object: `update` takes a batch on any device, `merge` takes the same metric of another rank or
-shard, `compute` gives the number (NaN for an empty set), `value` the same as a tensor that nobody waits for; `numbers`
-reads several of them at once. A metric holds counts and float64 sums, so its value does not
-hang on how the rows were batched. The exact AUC is no sum but a function of all rows. `Evaluation` keeps all rows of a
-set and computes everything.
+Each metric is a small object: `update` takes a batch on any device, `compute` gives the number (NaN for an empty set),
+`value` the same as a tensor that nobody waits for; `numbers` reads several of them at once. A metric holds counts and
+float64 sums, so its value does not hang on how the rows were batched. The exact AUC is no sum but a function of all
+rows. `Evaluation` keeps all rows of a set and computes everything.
 """
 
 import math
@@ -25,10 +24,6 @@ class Metric(ABC):
     def __init__(self):
         self.state: dict[str, Tensor] = {}
 
-    def merge(self, other: "Metric") -> None:
-        """Add what `other`, a metric of the same kind and settings, has seen."""
-        self._add(**other.state)
-
     @abstractmethod
     def value(self) -> Tensor | None:
         """0-dim float64 on the device of the rows, NaN where undefined; None before the first `update`."""
@@ -39,7 +34,7 @@ class Metric(ABC):
     def _add(self, **terms: Tensor) -> None:
         for name, term in terms.items():
             held = self.state.get(name)
-            self.state[name] = term.clone() if held is None else held + term.to(held.device)
+            self.state[name] = term if held is None else held + term.to(held.device)
 
     def _ratio(self, numerator: str, denominator: str) -> Tensor | None:
         return self.state[numerator].double() / self.state[denominator] if self.state else None
@@ -160,15 +155,11 @@ def numbers(values: Mapping[str, Tensor | None]) -> dict[str, float]:
     return {name: read.get(name, math.nan) for name in values}
 
 
-def exact_auc(score: Tensor, label: Tensor) -> float:
-    """Area under the ROC curve, ties counted half; NaN unless both classes occur.
+def exact_auc(score: Tensor, label: Tensor) -> Tensor:
+    """Area under the ROC curve, ties counted half: 0-dim float64; NaN unless both classes occur.
 
     score: [B] finite floats, or their `rank_key`.    label: [B], 0 or 1.
     """
-    return _exact_auc(score, label).item()
-
-
-def _exact_auc(score: Tensor, label: Tensor) -> Tensor:
     segment = torch.zeros(len(score), dtype=torch.int64, device=score.device)
     return auc_by_group(score, label, Groups(segment, sizes=_count(score)[None]))[0]
 
@@ -353,7 +344,7 @@ def _score(
         group_auc.update(score, label, groups)
     values = {
         "binary_accuracy": accuracy.value(),
-        "auc": _exact_auc(score, label),
+        "auc": exact_auc(score, label),
         **{f"auc_{curve.count}": curve.value() for curve in curves},
         "map": mean_precision.value(),
         "gauc": group_auc.value(),

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         RunError: the disk is full.   InputError: the place cannot be written.
     """
-    with atomic.write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with atomic.file(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,7 +1,5 @@
 """Predictions of a checkpoint, row by row in the order of the data, to a Parquet or CSV file."""
 
-import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,19 +42,11 @@ def predict_checkpoint(config: TrainConfig, comm: LocalComm, directory: Path, sp
 
 def write(out: Path, columns: pa.Schema, batches: Iterator[pa.Table]) -> int:
     """Writes tables one after the other to a temporary file, then renames it; returns the number of rows."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
     rows = 0
-    try:
-        with atomic.write_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with WRITERS[out.suffix](partial, columns) as writer:
-                for table in batches:
-                    writer.write_table(table)
-                    rows += len(table)
-            os.replace(partial, out)
-    finally:
-        with contextlib.suppress(OSError):  # it must not hide what went wrong before
-            partial.unlink()
+    with atomic.file(out) as partial, WRITERS[out.suffix](partial, columns) as writer:
+        for table in batches:
+            writer.write_table(table)
+            rows += len(table)
     return rows
 
 

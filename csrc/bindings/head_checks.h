@@ -1,5 +1,4 @@
-// Checks that the head and metric bindings of every device share. Contracts: widedeep/ops/head.py,
-// widedeep/ops/metrics.py.
+// Checks that the head bindings of every device share. Contracts: widedeep/ops/head.py.
 #pragma once
 #include <array>
 
@@ -41,16 +40,6 @@ inline void check_wide_numeric_backward(const Tensor& numeric, const Tensor& dlo
   check(dlogit, op, "dlogit", ScalarType::Float, {numeric.size(0)}, numeric);
   check(dweight, op, "dweight", ScalarType::Float, {numeric.size(1)}, numeric);
   check(dbias, op, "dbias", ScalarType::Float, {1}, numeric);
-}
-
-inline void check_auc_histogram(const Tensor& logit, const Tensor& label, const Tensor& positives,
-                                const Tensor& negatives) {
-  const char* op = "auc_histogram_";
-  check(logit, op, "logit", ScalarType::Float, {kAny}, logit);
-  check(label, op, "label", ScalarType::Float, {logit.size(0)}, logit);
-  check(positives, op, "positives", ScalarType::Long, {kAny}, logit);
-  check(negatives, op, "negatives", ScalarType::Long, {positives.size(0)}, logit);
-  STD_TORCH_CHECK(positives.size(0) >= 1, op, ": the histogram needs at least one bin");
 }
 
 }  // namespace widedeep

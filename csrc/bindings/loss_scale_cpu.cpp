@@ -1,9 +1,9 @@
-// Loss-scale ops on the CPU. Contracts: widedeep/ops/optim.py.
+// Loss-scale ops on the CPU. Contracts: widedeep/ops/loss_scale.py.
 #include <torch/csrc/stable/library.h>
 
-#include "bindings/optim_checks.h"
+#include "bindings/loss_scale_checks.h"
 #include "core/loss_scale.h"
-#include "cpu/optim.h"
+#include "cpu/loss_scale.h"
 
 namespace widedeep {
 namespace {

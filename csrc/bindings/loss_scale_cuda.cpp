@@ -1,10 +1,10 @@
-// Loss-scale ops on a GPU. Contracts: widedeep/ops/optim.py.
+// Loss-scale ops on a GPU. Contracts: widedeep/ops/loss_scale.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "bindings/optim_checks.h"
+#include "bindings/loss_scale_checks.h"
 #include "bindings/stream.h"
-#include "kernels/optim.h"
+#include "kernels/loss_scale.h"
 
 namespace widedeep {
 namespace {

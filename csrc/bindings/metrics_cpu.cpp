@@ -2,8 +2,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "bindings/head_checks.h"
-#include "cpu/head.h"
+#include "bindings/metrics_checks.h"
+#include "cpu/metrics.h"
 
 namespace widedeep {
 namespace {

@@ -2,9 +2,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "bindings/head_checks.h"
+#include "bindings/metrics_checks.h"
 #include "bindings/stream.h"
-#include "kernels/optim.h"
+#include "kernels/metrics.h"
 
 namespace widedeep {
 namespace {

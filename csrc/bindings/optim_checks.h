@@ -20,15 +20,6 @@ inline void check_loss_scale(const std::optional<Tensor>& grad_scale, const std:
   check_scalar(found_inf, op, "found_inf", ScalarType::Float, like);
 }
 
-inline void check_loss_scale_state(const Tensor& scale, const Tensor& good_steps, const Tensor& updates,
-                                   const Tensor& found_inf) {
-  const char* op = "loss_scale_update_";
-  check_scalar(scale, op, "scale", ScalarType::Float, scale);
-  check_scalar(good_steps, op, "good_steps", ScalarType::Int, scale);
-  check_scalar(updates, op, "updates", ScalarType::Long, scale);
-  check_scalar(found_inf, op, "found_inf", ScalarType::Float, scale);
-}
-
 // The lists of rmsprop_dense_, but for the sizes of gradients and copies.
 inline void check_rmsprop_lists(const std::vector<Tensor>& weights, const std::vector<Tensor>& rms,
                                 const std::vector<Tensor>& grads, const std::vector<Tensor>& copies, const Tensor& lr,

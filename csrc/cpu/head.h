@@ -1,5 +1,5 @@
 // The output layer, its loss and the gradients, in one pass over the last hidden activation; the gradient of the
-// wide numerics; the AUC histogram.
+// wide numerics.
 #pragma once
 #include <cstdint>
 
@@ -35,9 +35,5 @@ void head_step(const HeadInputs& in, const HeadStep& out);
 // dweight [N] = dlogit [B] . numeric [B, N], dbias [1] = the sum of dlogit; sums over the same groups of rows.
 void wide_numeric_backward(const float* numeric, const float* dlogit, int64_t B, int64_t N, float* dweight,
                            float* dbias);
-
-// positives, negatives [bins] i64 += rows of each class by bin of their probability (core/logistic.h).
-void auc_histogram(const float* logit, const float* label, int64_t B, int64_t* positives, int64_t* negatives,
-                   int64_t bins);
 
 }  // namespace widedeep::cpu

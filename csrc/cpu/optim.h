@@ -38,7 +38,4 @@ void ftrl_rows(float* weight, float* accum, float* linear, const int64_t* rows, 
 // rms [R, D] *= rho^(step - last_step) row by row; last_step [R] = step.
 void rmsprop_settle(float* rms, int32_t* last_step, int64_t R, int64_t D, int64_t step, float rho);
 
-// False when any of n elements is infinite or NaN.
-bool all_finite(const void* values, core::DType type, int64_t n);
-
 }  // namespace widedeep::cpu

@@ -40,6 +40,31 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
+// An element of a storage type that is known at run time only.
+__device__ __forceinline__ float load(const void* values, core::DType type, int64_t i) {
+  switch (type) {
+    case core::DType::f32:
+      return static_cast<const float*>(values)[i];
+    case core::DType::f16:
+      return to_float(static_cast<const __half*>(values)[i]);
+    default:
+      return to_float(static_cast<const __nv_bfloat16*>(values)[i]);
+  }
+}
+
+__device__ __forceinline__ void store(void* values, core::DType type, int64_t i, float v) {
+  switch (type) {
+    case core::DType::f32:
+      static_cast<float*>(values)[i] = v;
+      break;
+    case core::DType::f16:
+      static_cast<__half*>(values)[i] = from_float<__half>(v);
+      break;
+    default:
+      static_cast<__nv_bfloat16*>(values)[i] = from_float<__nv_bfloat16>(v);
+  }
+}
+
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane >>= 1) v += __shfl_xor_sync(0xffffffffu, v, lane);

@@ -1,7 +1,5 @@
 // Element-wise rules as grid-stride loops; rmsprop_dense takes its list of tensors as a kernel parameter, a block row
 // each.
-#include "core/logistic.h"
-#include "core/loss_scale.h"
 #include "core/rmsprop.h"
 #include "kernels/common.cuh"
 #include "kernels/optim.h"
@@ -18,30 +16,6 @@ struct List {
 
 __device__ __forceinline__ bool skipped(const float* found_inf) { return found_inf && *found_inf != 0.f; }
 __device__ __forceinline__ float inverse(const float* scale) { return scale ? 1.f / *scale : 1.f; }
-
-__device__ __forceinline__ float load(const void* values, core::DType type, int64_t i) {
-  switch (type) {
-    case core::DType::f32:
-      return static_cast<const float*>(values)[i];
-    case core::DType::f16:
-      return to_float(static_cast<const __half*>(values)[i]);
-    default:
-      return to_float(static_cast<const __nv_bfloat16*>(values)[i]);
-  }
-}
-
-__device__ __forceinline__ void store(void* values, core::DType type, int64_t i, float v) {
-  switch (type) {
-    case core::DType::f32:
-      static_cast<float*>(values)[i] = v;
-      break;
-    case core::DType::f16:
-      static_cast<__half*>(values)[i] = from_float<__half>(v);
-      break;
-    default:
-      static_cast<__nv_bfloat16*>(values)[i] = from_float<__nv_bfloat16>(v);
-  }
-}
 
 __global__ void __launch_bounds__(kThreads) rmsprop_dense_kernel(const __grid_constant__ List list, DenseScalars s) {
   if (skipped(s.found_inf)) return;
@@ -122,39 +96,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Whether a 32-bit word holds an infinity or a NaN: a whole float, or either of two half values.
-__device__ __forceinline__ bool bad_word(uint32_t word, core::DType type) {
-  if (type == core::DType::f32) return (word & 0x7F800000u) == 0x7F800000u;
-  const uint32_t exponent = type == core::DType::f16 ? 0x7C00u : 0x7F80u;
-  return (word & exponent) == exponent || (word >> 16 & exponent) == exponent;
-}
-
-// The first `vectors` 16-byte pieces of values as such, the elements from `first_single` on one by one.
-__global__ void __launch_bounds__(kThreads) check_finite_kernel(const void* values, core::DType type, int64_t vectors,
-                                                                int64_t first_single, int64_t n, float* found_inf) {
-  bool bad = false;
-#pragma unroll 4
-  for (int64_t i = global_thread(); i < vectors; i += grid_threads()) {
-    const uint4 v = static_cast<const uint4*>(values)[i];
-    bad |= bad_word(v.x, type) || bad_word(v.y, type) || bad_word(v.z, type) || bad_word(v.w, type);
-  }
-  for (int64_t i = first_single + global_thread(); i < n; i += grid_threads()) bad |= !isfinite(load(values, type, i));
-  if (bad) *found_inf = 1.f;  // every writer writes the same
-}
-
-__global__ void loss_scale_kernel(float* scale, int32_t* good_steps, int64_t* updates, const float* found_inf,
-                                  float growth, float backoff, int64_t interval) {
-  core::update_loss_scale(*scale, *good_steps, *updates, *found_inf != 0.f, growth, backoff, interval);
-}
-
-__global__ void __launch_bounds__(kThreads)
-    auc_histogram_kernel(const float* __restrict__ logit, const float* __restrict__ label, int64_t B,
-                         unsigned long long* positives, unsigned long long* negatives, int64_t bins) {
-  for (int64_t b = global_thread(); b < B; b += grid_threads())
-    atomicAdd((label[b] > 0.5f ? positives : negatives) + core::auc_bin(logit[b], bins),
-              1ull);  // whole numbers: any order
-}
-
 template <typename Rule>
 cudaError_t listed_rows(const ListedRows& rows, const Rule& rule, cudaStream_t stream) {
   if (rows.n == 0 || rows.D == 0) return cudaSuccess;
@@ -205,30 +146,6 @@ cudaError_t rmsprop_settle(float* rms, int32_t* last_step, int64_t rows, int64_t
                            cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   settle_kernel<<<grid_for(rows * 32, kThreads), kThreads, 0, stream>>>(rms, last_step, rows, D, step, rho);
-  return cudaGetLastError();
-}
-
-cudaError_t check_finite(const void* values, core::DType type, int64_t n, float* found_inf, cudaStream_t stream) {
-  if (n == 0) return cudaSuccess;
-  const int64_t lanes = 16 / core::bytes_of(type);
-  const int64_t vectors = reinterpret_cast<uintptr_t>(values) % 16 == 0 ? n / lanes : 0;
-  const int grid = grid_for(vectors > 0 ? vectors : n, kThreads, 132 * 8);
-  check_finite_kernel<<<grid, kThreads, 0, stream>>>(values, type, vectors, vectors * lanes, n, found_inf);
-  return cudaGetLastError();
-}
-
-cudaError_t loss_scale_update(float* scale, int32_t* good_steps, int64_t* updates, const float* found_inf, float growth,
-                              float backoff, int64_t interval, cudaStream_t stream) {
-  loss_scale_kernel<<<1, 1, 0, stream>>>(scale, good_steps, updates, found_inf, growth, backoff, interval);
-  return cudaGetLastError();
-}
-
-cudaError_t auc_histogram(const float* logit, const float* label, int64_t B, int64_t* positives, int64_t* negatives,
-                          int64_t bins, cudaStream_t stream) {
-  if (B == 0) return cudaSuccess;
-  auc_histogram_kernel<<<grid_for(B, kThreads), kThreads, 0, stream>>>(
-      logit, label, B, reinterpret_cast<unsigned long long*>(positives),
-      reinterpret_cast<unsigned long long*>(negatives), bins);
   return cudaGetLastError();
 }
 

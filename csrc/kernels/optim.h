@@ -1,5 +1,5 @@
-// Optimizer rules on whole tensors (one launch for a list of them) and on listed rows, the dynamic loss scale, and the
-// counts for the AUC. Arithmetic: csrc/core. Deterministic.
+// Optimizer rules on whole tensors (one launch for a list of them) and on listed rows. Arithmetic: csrc/core.
+// Deterministic.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -50,12 +50,5 @@ cudaError_t ftrl_rows(float* weight, float* accum, float* linear, const ListedRo
 // rms of every row brought to `step`.
 cudaError_t rmsprop_settle(float* rms, int32_t* last_step, int64_t rows, int64_t D, const int64_t* step, float rho,
                            cudaStream_t stream);
-
-cudaError_t check_finite(const void* values, core::DType type, int64_t n, float* found_inf, cudaStream_t stream);
-cudaError_t loss_scale_update(float* scale, int32_t* good_steps, int64_t* updates, const float* found_inf, float growth,
-                              float backoff, int64_t interval, cudaStream_t stream);
-
-cudaError_t auc_histogram(const float* logit, const float* label, int64_t B, int64_t* positives, int64_t* negatives,
-                          int64_t bins, cudaStream_t stream);
 
 }  // namespace widedeep::kernels

@@ -43,9 +43,8 @@ class Journal:
     def add(self, stage: str, note: dict[str, Any]) -> None:
         """Records that `stage` is done; note: plain values."""
         self.stages[stage] = note
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"key": self._key, "stages": self.stages}), encoding="utf-8")
-        os.replace(temporary, self._path)
+        with atomic.file(self._path) as partial:
+            partial.write_text(json.dumps({"key": self._key, "stages": self.stages}), encoding="utf-8")
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:

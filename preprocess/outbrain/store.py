@@ -3,7 +3,6 @@
 import errno
 import os
 import threading
-import uuid
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from preprocess.xp import arrays, release, upload
+from widedeep import atomic
 
 T = TypeVar("T")
 _MAPPED_FROM = 4096  # bytes
@@ -30,18 +30,13 @@ def save(directory: Path, group: str, table: Any) -> None:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """`np.save` under another name first: a task may be done twice, when a worker was lost or outlives its run."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
+    """`np.save`, whole or not at all: a task may be done twice, when a worker was lost or outlives its run."""
+    with atomic.file(path) as partial:
+        with open(partial, "wb") as file:
             np.save(file, array)
         # np.save does not notice when the disk has no room for its last buffer. The file has a header too.
-        if temporary.stat().st_size <= array.nbytes:
+        if partial.stat().st_size <= array.nbytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def load(directory: Path, group: str, kind: type[T], device: str) -> T:

@@ -22,12 +22,11 @@ from widedeep.ops.linear import (
     linear_wgrad_out,
     transpose_out,
 )
+from widedeep.ops.loss_scale import check_finite_, loss_scale_update_
 from widedeep.ops.metrics import auc_histogram_
 from widedeep.ops.optim import (
-    check_finite_,
     ftrl_dense_,
     ftrl_rows_,
-    loss_scale_update_,
     rmsprop_dense_,
     rmsprop_rows_,
     rmsprop_settle_,

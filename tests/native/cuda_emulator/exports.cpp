@@ -7,6 +7,8 @@
 #include "kernels/gemm_sm90.h"
 #include "kernels/head.h"
 #include "kernels/linear_elementwise.h"
+#include "kernels/loss_scale.h"
+#include "kernels/metrics.h"
 #include "kernels/optim.h"
 #include "kernels/transpose.h"
 
