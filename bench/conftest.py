@@ -7,8 +7,8 @@ import torch
 
 from bench.ceilings import Clock, ceilings, described
 from bench.harness import commit, device_name
+from bench.stages import RATES
 
-RATES = "ops beside their ceilings"
 MEASURED = pytest.StashKey[dict[str, dict[str, float]]]()
 
 

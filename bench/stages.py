@@ -1,5 +1,7 @@
 """Stages of a check: processes with a log, a time limit and a row of a table each.
 
+Needs the standard library alone: a check begins where nothing is built yet.
+
 However the check ends, by Ctrl-C, a signal or an error, its processes end with it, and the rows that there are stand in
 summary.json, which is written anew after every stage.
 """
@@ -21,6 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 NOT_HERE, NEEDS_HOPPER = "not here", "need compute capability 9.0"
 LEFT_OUT = "left out"
+RATES = "ops beside their ceilings"  # the title of a table in a log (bench/conftest.py)
 FINE = ("ok", NOT_HERE, LEFT_OUT)
 KILLED = 10.0  # seconds for a killed process to be gone: one that hangs in a driver may not
 

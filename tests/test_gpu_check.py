@@ -143,6 +143,35 @@ def test_gpu_check_stops_where_the_kernels_are_not_those_of_this_tree(tmp_path, 
     assert [row["result"] for row in rows][:3] == ["failed (1)", "not run", "not run"]
 
 
+def test_gpu_check_begins_where_nothing_is_built():
+    """As on a machine that has just been given the sources: the first stage builds."""
+    program = """
+import sys
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("widedeep", "torch"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Nothing())
+from bench import gpu_check
+print(gpu_check.stages()[0].name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("build\n", "")
+
+
+def test_gpu_check_says_why_tests_were_skipped():
+    log = """..s
+SKIPPED [2] tests/test_a.py:18: one GPU only
+SKIPPED [1] tests/test_b.py:9: one GPU only
+SKIPPED [1] tests/test_b.py:9: jsonargparse is not installed
+1 passed, 4 skipped in 1.00s"""
+    assert gpu_check.tests(log) == (
+        "1 passed, 4 skipped in 1.00s; skipped: one GPU only; skipped: jsonargparse is not installed"
+    )
+
+
 def test_gpu_check_asks_for_files_and_options_that_exist():
     for stage in gpu_check.stages():
         paths = [word.removeprefix("--ignore=") for word in stage.command if "tests/" in word]
