@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,6 +128,28 @@ def test_the_sum_of_a_steps_kernels_is_by_the_fastest_route():
     assert of(**ours) == (rest + 5 * 181, "sm90")
     ours |= {"5 layers forward, sm90": 400, "5 layers dgrad, sm90": 401}
     assert of(**ours) == (rest + 801, "sm90-chain")
+
+
+def test_rates_and_ratios_are_medians_over_rounds(monkeypatch):
+    """By a clock in the test's hands. The median of the ratios is not the ratio of the medians, which would be 2."""
+    now, rounds = [0.0], {"ours": (1.0, 4.0, 2.0), "peer": (3.0, 4.0, 10.0)}
+    # Five steps come before the rounds; what half a second takes has two steps in a measurement.
+    left = {name: iter([0.5] * 5 + [each for each in of for _ in range(2)]) for name, of in rounds.items()}
+
+    def action(contender, batch, step):
+        now[0] += next(left[contender.name])
+
+    monkeypatch.setattr(harness, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(harness, "endless", lambda *_: count())
+    contenders = [SimpleNamespace(name=n, places=None, gemm=None, synchronize=lambda: None) for n in rounds]
+    args = SimpleNamespace(data="device", device="cpu", steps=0, rounds=3)
+    skipped = {}
+    result = harness._measure(args, contenders, skipped, SimpleNamespace(global_batch=100, mode="device"), action)
+    assert (skipped, [next(steps, None) for steps in left.values()]) == ({}, [None, None])
+    rates = {"samples_per_s": 50, "slowest": 25, "fastest": 100, "ms_per_step": 2000}
+    theirs = {"samples_per_s": 25, "slowest": 10, "fastest": 100 / 3, "ms_per_step": 4000, "ours_over_this": 3}
+    assert result["contenders"] == [{"name": "ours", "steps": 2} | rates, {"name": "peer", "steps": 2} | theirs]
+    assert (result["batch"], result["rounds"]) == (100, 3)
 
 
 def test_whole_steps_are_reported(tmp_path, capsys):
