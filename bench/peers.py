@@ -52,15 +52,18 @@ def chosen(names: str, device: str) -> tuple[list[str], dict[str, str]]:
     """Peers to run, and those left out with the reason.
 
     Args:
-        names: "all" (of the device's defaults), "none", or names separated by commas.
+        names: "all" (of the device's defaults: the rest are left out), "none", or names separated by commas.
     Raises:
         InputError: an unknown name.
     """
-    wanted = {"all": DEFAULT[device], "none": ()}.get(names, tuple(names.split(",")))
+    wanted = {"all": tuple(PEERS), "none": ()}.get(names, tuple(names.split(",")))
     if unknown := [name for name in wanted if name not in PEERS]:
         raise InputError(f"peers: expected all, none or names among {', '.join(PEERS)}, got {', '.join(unknown)}")
     missing = {name: [m for m in PEERS[name][0] if find_spec(m) is None] for name in wanted}
     skipped = {name: f"{', '.join(modules)} is not installed" for name, modules in missing.items() if modules}
+    if names == "all":
+        left = f"not one of the default peers on {device}: --peers {{}} measures it"
+        skipped |= {name: left.format(name) for name in PEERS if name not in DEFAULT[device]}
     return [name for name in wanted if name not in skipped], skipped
 
 

@@ -41,13 +41,13 @@ def batches(tmp_path):
     return list(Reader(ShardSet.open(tmp_path / "rows"), B, mode="device", spec=SPEC).epoch(0))
 
 
+COMPILED = [name for name in peers.PEERS if name.startswith(("torch-compile", "torch-reduce-overhead"))]
+
+
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
-        ("torch", "fp32"),
-        ("torch-sparse", "fp32"),
-        ("tensorflow", "fp32"),
-        ("jax", "fp32"),
+        *(pytest.param(n, "fp32", marks=[pytest.mark.slow] if n in COMPILED else []) for n in peers.PEERS),
         ("jax", "bf16"),
         ("jax", "fp16"),
     ],
@@ -67,6 +67,15 @@ def test_peers_do_the_same_job(name, precision, batches):
     after = ours.logits(batches[0])
     assert np.abs(after - before).max() > 1
     np.testing.assert_allclose(peer.logits(batches[0]), after, atol=2 * tolerance)
+
+
+def test_peers_that_a_device_does_not_have_by_default_are_named():
+    for device, names in peers.DEFAULT.items():
+        wanted, skipped = peers.chosen("all", device)
+        assert {*wanted, *skipped} == {*peers.PEERS}
+        assert {n for n, why in skipped.items() if f"--peers {n} measures it" in why} == {*peers.PEERS} - {*names}
+    assert peers.chosen("torch-compile-dense", "cpu") == (["torch-compile-dense"], {})
+    assert peers.chosen("none", "cpu") == ([], {})
 
 
 def test_jax_skips_a_step_that_overflows(batches):
