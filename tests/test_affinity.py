@@ -80,3 +80,4 @@ def test_processes_share_the_nodes(two_nodes, rank, world, want):
     affinity.pin("socket_unique_interleaved", rank, world, None)
     assert two_nodes == want
     assert affinity.allowed() == set(want)
+    assert affinity.cores() == len(want)

@@ -5,6 +5,7 @@ import gc
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from widedeep import data, shards
+from widedeep import affinity, data, shards
 from widedeep.data import Reader
 from widedeep.errors import InputError
 from widedeep.readers import prefetch as prefetching
+from widedeep.readers import rows as loading
 from widedeep.shuffle import EpochOrder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -311,6 +313,47 @@ def test_auto_takes_the_first_mode_that_fits(shard_sets, monkeypatch):
     assert Reader(shard_sets(64), 8).mode == "device"
     monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     assert Reader(shard_sets(64), 8).mode == "stream"
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "world", "want"),
+    [  # of 800 bytes in host memory, which the processes share, and 400 on each GPU, half is for the model
+        ("cpu", 400, 1, "device"),
+        ("cpu", 401, 1, "stream"),
+        ("cpu", 100, 4, "device"),
+        ("cpu", 101, 4, "stream"),
+        ("cuda", 200, 1, "device"),
+        ("cuda", 201, 1, "pinned"),
+        ("cuda", 401, 1, "stream"),
+        ("cuda", 200, 4, "device"),
+        ("cuda", 201, 4, "stream"),
+    ],
+)
+def test_half_of_the_memory_is_left_to_the_model(monkeypatch, device, size, world, want):
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=800))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (400, 1000))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
+    assert data._fitting_mode(size, torch.device(device)) == want
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "world", "want"),
+    [("cpu", 16, 1, 1), ("cuda", 1, 1, 1), ("cuda", 6, 1, 5), ("cuda", 64, 1, 8), ("cuda", 16, 4, 3)],
+)
+def test_threads_that_read_leave_a_core_to_the_loop(monkeypatch, device, cores, world, want):
+    monkeypatch.setattr(affinity, "allowed", lambda: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
+    assert data._read_threads(torch.device(device)) == want
+
+
+@pytest.mark.parametrize(("cores", "want"), [(2, 2), (64, 8)])
+def test_a_load_has_as_many_threads_as_the_process_has_cores(shard_sets, monkeypatch, cores, want):
+    """At the time of the load: by then a process is pinned."""
+    asked = []
+    monkeypatch.setattr(loading, "ThreadPoolExecutor", lambda n: asked.append(n) or ThreadPoolExecutor(n))
+    monkeypatch.setattr(affinity, "allowed", lambda: set(range(cores)))
+    assert len(Reader(shard_sets(64), 8, mode="device").resident.label) == 64
+    assert asked == [want]
 
 
 @pytest.mark.parametrize(

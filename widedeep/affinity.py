@@ -58,6 +58,11 @@ def allowed() -> set[int]:
     return set(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else set()
 
 
+def cores() -> int:
+    """How many logical cores this process may use: all of the machine where the system does not say."""
+    return len(allowed()) or psutil.cpu_count() or 1
+
+
 def choose(mode: str, cores: Sequence[Sequence[int]], index: int, count: int) -> list[int]:
     """The logical cores of process `index` of `count` that share `cores` (a list of hyper-threads each)."""
     if mode == "all":

@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from widedeep import affinity
 from widedeep.config import ReaderMode
 from widedeep.errors import InputError
 from widedeep.readers.prefetch import prefetch_map, transfer
@@ -192,8 +193,7 @@ def _read_threads(device: torch.device) -> int:
     """Threads that read from the files: on a CPU the cores are the model's; a GPU takes what several of them read."""
     if device.type == "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(READ_THREADS, max(1, cores // _local_world() - 1))
+    return min(READ_THREADS, max(1, affinity.cores() // _local_world() - 1))
 
 
 def _local_world() -> int:

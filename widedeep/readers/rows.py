@@ -1,6 +1,5 @@
 """From the columns of a shard set to the matrices of a batch."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from widedeep import affinity
 from widedeep._load import assemble_rows, epoch_rows, has_cuda_kernels
 from widedeep.errors import InputError
 from widedeep.ops import gather_batch_out
@@ -16,7 +16,7 @@ from widedeep.shards import ShardSet
 from widedeep.shuffle import EpochOrder
 
 READ_ROWS = 1 << 18  # rows assembled at a time: tens of megabytes
-LOADERS = min(8, os.cpu_count() or 1)  # threads of a load; more would wait for memory
+LOADERS = 8  # threads of a load at most; more would wait for memory
 
 
 class Slice(NamedTuple):
@@ -132,7 +132,7 @@ class Layout:
                     if there is not None:
                         there.copy_(here)
 
-        with ThreadPoolExecutor(LOADERS) as pool:
+        with ThreadPoolExecutor(min(LOADERS, affinity.cores())) as pool:
             list(pool.map(fill, range(0, total, READ_ROWS)))  # the list: an exception of a thread is raised here
         return result
 
