@@ -387,6 +387,10 @@ def test_embedding_update_rejects_segments_of_another_batch():
         segments[place][1] = value
         with pytest.raises(RuntimeError, match="not those of this batch"):
             ops.embedding_row_gradients(case.ids, dx, dlogit, *segments, *lists)
+    s = segments_of(other)  # the first row twice, and the keys say so too: it would be updated twice
+    s.unique[1] = s.keys[s.offsets[1] : s.offsets[2]] = s.unique[0]
+    with pytest.raises(RuntimeError, match="not those of this batch"):
+        ops.embedding_row_gradients(case.ids, dx, dlogit, *s, *lists)
 
 
 def test_outbrain_tables_have_the_seed_sizes():
