@@ -1,7 +1,11 @@
 """Which cores a process gets, on machines that are described rather than at hand."""
 
+import sys
+from types import SimpleNamespace
+
 import psutil
 import pytest
+import torch
 
 from widedeep import affinity
 from widedeep.affinity import choose, neighbours, node_of, parse_cores
@@ -81,3 +85,49 @@ def test_processes_share_the_nodes(two_nodes, rank, world, want):
     assert two_nodes == want
     assert affinity.allowed() == set(want)
     assert affinity.cores() == len(want)
+
+
+class NVMLError(Exception):
+    pass
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """NVML that knows what its `cores` says, a set or an error."""
+    told = SimpleNamespace(cores=set())
+
+    def cores_of(handle, words):
+        if isinstance(told.cores, Exception):
+            raise told.cores
+        return [sum(1 << core for core in told.cores)]
+
+    stand_in = SimpleNamespace(NVMLError=NVMLError, nvmlInit=lambda: None, nvmlDeviceGetCpuAffinity=cores_of)
+    stand_in.nvmlDeviceGetHandleByUUID = str
+    monkeypatch.setitem(sys.modules, "pynvml", stand_in)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(uuid="some"))
+    return told
+
+
+def test_a_gpu_draws_its_process_to_its_node(two_nodes, nvml):
+    nvml.cores = {3}
+    assert affinity.pin("all", 0, 2, gpu=0) == "CPU affinity: all, cores [2, 3]"
+    assert two_nodes == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("cores", "why"),
+    [(NVMLError("Not Supported"), "NVML does not tell its cores (Not Supported)"), ({8}, "may not use the cores near")],
+)
+def test_cores_that_nvml_cannot_give_go_by_rank_and_that_is_said(two_nodes, nvml, cores, why):
+    nvml.cores = cores
+    said = affinity.pin("all", 0, 2, gpu=0)
+    assert said.startswith("CPU affinity: all, cores [0, 1]; the GPU plays no part, for ")
+    assert why in said
+    assert why in affinity.pin("all", 0, 1, gpu=0)  # left alone
+
+
+def test_without_the_package_of_nvml_cores_go_by_rank_and_that_is_said(two_nodes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert affinity.pin("all", 1, 2, gpu=0).endswith("nvidia-ml-py is not installed: pip install nvidia-ml-py")
+    assert two_nodes == [2, 3]
+    assert "nvidia-ml-py" not in affinity.pin("all", 1, 2, gpu=None)

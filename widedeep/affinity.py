@@ -28,7 +28,7 @@ def pin(mode: str, local_rank: int, local_world: int, gpu: int | None) -> str:
         local_rank, local_world: this process among those of the machine.
         gpu: index of its GPU, or None.
     Returns:
-        One line saying what was done.
+        One line saying what was done, and what stops it from going by the GPU.
     Raises:
         InputError: fewer cores than processes.
     """
@@ -39,18 +39,19 @@ def pin(mode: str, local_rank: int, local_world: int, gpu: int | None) -> str:
         return "CPU affinity: left alone, for this system has no way to set it"
     free = allowed()
     nodes = [node & free for node in numa_nodes() if node & free]
-    near = gpu_cores(gpu) & free if gpu is not None else set()
+    near, unknown = gpu_cores(gpu, free) if gpu is not None else (set(), "")
     if not near and len(nodes) < 2:
-        return "CPU affinity: left alone, for this machine has a single NUMA node"
+        return "CPU affinity: left alone, for this machine has a single NUMA node" + unknown
     if not near and local_world < len(nodes):  # pinned to one node each they would leave others idle
-        return f"CPU affinity: left alone, for there are fewer processes ({local_world}) than NUMA nodes ({len(nodes)})"
+        fewer = f"fewer processes ({local_world}) than NUMA nodes ({len(nodes)})"
+        return f"CPU affinity: left alone, for there are {fewer}{unknown}"
     places = [node_of(near, nodes)] if near else nodes
     home = places[local_rank % len(places)]
     # Neighbours are the processes that share this home; with GPUs NVML does not say who they are, so all count.
     share = (local_rank, local_world) if near else neighbours(local_rank, local_world, len(places))
     mine = choose(mode, by_physical_core(home), *share)
     psutil.Process().cpu_affinity(mine)
-    return f"CPU affinity: {mode}, cores {mine}"
+    return f"CPU affinity: {mode}, cores {mine}{unknown}"
 
 
 def allowed() -> set[int]:
@@ -118,17 +119,19 @@ def by_physical_core(cores: set[int]) -> list[list[int]]:
     return list(groups.values())
 
 
-def gpu_cores(gpu: int) -> set[int]:
-    """Logical cores near a GPU by NVML; empty when NVML's Python package is absent or does not know."""
+def gpu_cores(gpu: int, free: set[int]) -> tuple[set[int], str]:
+    """Those of the free logical cores that are near a GPU by NVML; if none, the end of a sentence that says why."""
+    import torch
+
     try:
         import pynvml
-        import torch
     except ImportError:
-        return set()
+        return set(), "; the GPU plays no part, for nvidia-ml-py is not installed: pip install nvidia-ml-py"
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(gpu).uuid}")
         words = pynvml.nvmlDeviceGetCpuAffinity(handle, (psutil.cpu_count() + 63) // 64)
-    except pynvml.NVMLError:
-        return set()
-    return {64 * i + bit for i, word in enumerate(words) for bit in range(64) if word >> bit & 1}
+    except pynvml.NVMLError as error:
+        return set(), f"; the GPU plays no part, for NVML does not tell its cores ({error})"
+    near = free & {64 * i + bit for i, word in enumerate(words) for bit in range(64) if word >> bit & 1}
+    return near, "" if near else "; the GPU plays no part, for this process may not use the cores near it"

@@ -15,7 +15,9 @@ OPTIONAL = {
     "tensorboard": ("`--tensorboard`", "pip install 'widedeep[tensorboard]'"),
     "distributed": ("`--engine dask`", "pip install 'widedeep[dask]'"),
     "cupy-cuda13x": ("preprocessing on a GPU", "pip install 'widedeep[gpu]'"),
+    "nvidia-ml-py": ("CPU cores near each GPU (`--affinity`)", "pip install 'widedeep[gpu]'"),
 }
+FOR_GPUS = ("cupy-cuda13x", "nvidia-ml-py")
 
 
 def _version(distribution: str) -> str | None:
@@ -76,7 +78,7 @@ def _advice(facts: dict) -> list[str]:
     if build["cuda_archs"] and not build["cublaslt"]:
         advice.append("the CUDA build lacks cuBLASLt: pip install 'widedeep[cuda13]', then pip install -e . again")
     for name, (serves, remedy) in OPTIONAL.items():
-        if facts["optional"][name] is None and (devices or name != "cupy-cuda13x"):
+        if facts["optional"][name] is None and (devices or name not in FOR_GPUS):
             advice.append(f"{name} is not installed, which {serves} need: {remedy}")
     if fault := facts.get("cupy_fault"):
         advice.append(f"cupy is installed but preprocessing cannot use it ({fault}): pip install 'widedeep[gpu]'")
