@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "bindings/checks.h"
+#include "bindings/pointers.h"
 #include "core/batch.h"
 #include "core/permute.h"
 
@@ -49,8 +50,8 @@ inline std::optional<core::EpochOrder> epoch_order(const std::vector<int64_t>& o
 inline core::StoredRows stored_rows(const Tensor& ids, const Tensor& numeric, const Tensor& label,
                                     const OptionalTensor& group) {
   return {static_cast<const int32_t*>(ids.const_data_ptr()),
-          static_cast<const float*>(numeric.const_data_ptr()),
-          static_cast<const float*>(label.const_data_ptr()),
+          values(numeric),
+          values(label),
           group ? static_cast<const int64_t*>(group->const_data_ptr()) : nullptr,
           ids.size(1),
           numeric.size(1)};
@@ -58,8 +59,7 @@ inline core::StoredRows stored_rows(const Tensor& ids, const Tensor& numeric, co
 
 inline core::BatchRows batch_rows(const Tensor& ids, const Tensor& numeric, const Tensor& label,
                                   const OptionalTensor& group) {
-  return {static_cast<int32_t*>(ids.mutable_data_ptr()), static_cast<float*>(numeric.mutable_data_ptr()),
-          static_cast<float*>(label.mutable_data_ptr()),
+  return {ints(ids), floats(numeric), floats(label),
           group ? static_cast<int64_t*>(group->mutable_data_ptr()) : nullptr};
 }
 

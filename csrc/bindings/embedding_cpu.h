@@ -1,16 +1,13 @@
 // From the ops' arguments to what the CPU loops take; shared by embedding_cpu.cpp and embedding_update_cpu.cpp.
 #pragma once
 #include "bindings/embedding_checks.h"
+#include "bindings/pointers.h"
 #include "cpu/embedding.h"
 
 namespace widedeep {
 
 using Ints = std::vector<int64_t>;
 using Tensors = std::vector<Tensor>;
-
-inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-inline const float* values(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-inline int32_t* ints(const Tensor& t) { return static_cast<int32_t*>(t.mutable_data_ptr()); }
 
 inline std::vector<cpu::Feature> features_of(const Ints& hotness, const Ints& rows) {
   std::vector<cpu::Feature> features;

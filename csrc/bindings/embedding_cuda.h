@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "bindings/embedding_checks.h"
+#include "bindings/pointers.h"
 #include "bindings/stream.h"
 #include "kernels/embedding.h"
 
@@ -10,11 +11,6 @@ namespace widedeep {
 
 using Ints = std::vector<int64_t>;
 using Tensors = std::vector<Tensor>;
-
-inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-inline const float* values(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-inline const float* value(const std::optional<Tensor>& t) { return t.has_value() ? values(*t) : nullptr; }
-inline int32_t* ints(const Tensor& t) { return static_cast<int32_t*>(t.mutable_data_ptr()); }
 
 inline kernels::Features features_of(const Ints& hotness, const Ints& rows, const char* op) {
   STD_TORCH_CHECK(rows.size() <= kernels::kMaxFeatures, op, ": ", rows.size(), " tables, a GPU launch takes at most ",

@@ -77,7 +77,7 @@ void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tens
                               floats(linear),
                               {*values(lr), static_cast<float>(rho), static_cast<float>(eps)},
                               {static_cast<float>(wide_lr), static_cast<float>(l1), static_cast<float>(l2)},
-                              *static_cast<const int64_t*>(step.const_data_ptr()),
+                              *step_of(step),
                               grad_scale.has_value() ? 1.0f / *values(*grad_scale) : 1.0f};
   cpu::embedding_update(
       batch, s, {dx.const_data_ptr(), element_type(dx.scalar_type(), op, "dx"), dx.size(1), values(dlogit)}, update);

@@ -71,15 +71,15 @@ void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tens
                                   floats(accum),
                                   floats(linear),
                                   values(lr),
-                                  static_cast<const int64_t*>(step.const_data_ptr()),
-                                  value(found_inf),
+                                  step_of(step),
+                                  values(found_inf),
                                   static_cast<float>(rho),
                                   static_cast<float>(eps),
                                   {static_cast<float>(wide_lr), static_cast<float>(l1), static_cast<float>(l2)}};
   const Tensor memory = workspace(ids, kernels::backward_workspace(ids.numel(), features));
   STD_CUDA_CHECK(kernels::embedding_update(
       batch_of(ids), features, segments_of(unique, offsets, entries, keys, table_start),
-      gradients_of(dx, dlogit, value(grad_scale), op), update, memory.mutable_data_ptr(), current_stream(ids)));
+      gradients_of(dx, dlogit, values(grad_scale), op), update, memory.mutable_data_ptr(), current_stream(ids)));
 }
 
 }  // namespace

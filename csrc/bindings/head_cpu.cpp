@@ -3,14 +3,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "bindings/head_checks.h"
+#include "bindings/pointers.h"
 #include "core/philox.h"
 #include "cpu/head.h"
 
 namespace widedeep {
 namespace {
-
-float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-const float* values(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 
 cpu::HeadInputs inputs(const Tensor& h, const Tensor& weight, const Tensor& bias, const Tensor& wide_logit,
                        const char* op) {

@@ -7,15 +7,13 @@
 #include <tuple>
 
 #include "bindings/linear_checks.h"
+#include "bindings/pointers.h"
 #include "cpu/bf16.h"
 #include "cpu/linear.h"
 #include "cpu/transpose_copy.h"
 
 namespace widedeep {
 namespace {
-
-const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-float* out_floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
 // out = a b, in torch.
 void library_product(const Tensor& a, const Tensor& b, const Tensor& out) {
@@ -44,9 +42,9 @@ void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int
   const Tensor offset = converted(bias, ScalarType::Float);
   if (through_library(l.dtype)) {
     library_product(x, transposed(weight), y);
-    cpu::bias_relu_dropout(l.dtype, y.mutable_data_ptr(), floats(offset), l.B, l.O, dropout, first_row, positive);
+    cpu::bias_relu_dropout(l.dtype, y.mutable_data_ptr(), values(offset), l.B, l.O, dropout, first_row, positive);
   } else {
-    cpu::linear_forward(l.dtype, size_of(l), x.const_data_ptr(), weight.const_data_ptr(), floats(offset), dropout,
+    cpu::linear_forward(l.dtype, size_of(l), x.const_data_ptr(), weight.const_data_ptr(), values(offset), dropout,
                         first_row, y.mutable_data_ptr(), positive);
   }
 }
@@ -63,7 +61,7 @@ void linear_dgrad_out(Tensor dz, Tensor weight, std::optional<Tensor> mask, doub
   const Layer l = check_dgrad(dz, weight, mask, p, dx, dbias, bits);
   const cpu::Mask keep{mask.has_value() ? mask->const_data_ptr() : nullptr,
                        bits.has_value() ? static_cast<const uint8_t*>(bits->const_data_ptr()) : nullptr};
-  float* sums = dbias.has_value() ? out_floats(*dbias) : nullptr;
+  float* sums = floats(dbias);
   const float scale = core::dropout_scale(p);
   if (!through_library(l.dtype)) {
     cpu::linear_dgrad(l.dtype, size_of(l), dz.const_data_ptr(), weight.const_data_ptr(), keep, scale,
@@ -78,7 +76,7 @@ void linear_dgrad_out(Tensor dz, Tensor weight, std::optional<Tensor> mask, doub
 void linear_wgrad_out(Tensor dz, Tensor x, Tensor dweight) {
   const Layer l = check_wgrad(dz, x, dweight);
   if (!through_library(l.dtype)) {
-    cpu::linear_wgrad(l.dtype, size_of(l), dz.const_data_ptr(), x.const_data_ptr(), out_floats(dweight));
+    cpu::linear_wgrad(l.dtype, size_of(l), dz.const_data_ptr(), x.const_data_ptr(), floats(dweight));
   } else {
     // A product whose first operand is a transposed view takes the library (oneDNN, on AMX) twice as long.
     const Tensor turned = torch::stable::new_empty(dz, {l.O, l.B}), rounded = torch::stable::new_empty(dz, {l.O, l.I});
@@ -96,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu_dropout_backward(Tensor dy, Tenso
   Tensor dweight = torch::stable::new_empty(dy, {l.O, l.I}, ScalarType::Float);
   Tensor dbias = torch::stable::new_empty(dy, {l.O}, ScalarType::Float);
   cpu::mask_and_sum(l.dtype, dy.const_data_ptr(), {y.const_data_ptr(), nullptr}, core::dropout_scale(p),
-                    dz.mutable_data_ptr(), out_floats(dbias), l.B, l.O);
+                    dz.mutable_data_ptr(), floats(dbias), l.B, l.O);
   linear_wgrad_out(dz, x, dweight);
   linear_dgrad_out(dz, weight, std::nullopt, 0.0, dx, std::nullopt, std::nullopt);
   return {dx, dweight, dbias};

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "bindings/linear_checks.h"
+#include "bindings/pointers.h"
 #include "bindings/stream.h"
 #include "core/philox.h"
 #include "kernels/gemm.h"
@@ -52,8 +53,7 @@ void linear_relu_dropout_out(Tensor x, Tensor weight, Tensor bias, double p, int
   if (bits.has_value()) check_aligned(*bits, op, "bits");
   auto* positive = bits.has_value() ? static_cast<uint32_t*>(bits->mutable_data_ptr()) : nullptr;
   product(kernels::Product::forward, l, x, weight, nullptr, y, op);
-  const auto dropout =
-      kernels::dropout_args(p, seed, static_cast<const int64_t*>(step.const_data_ptr()), layer, first_row);
+  const auto dropout = kernels::dropout_args(p, seed, step_of(step), layer, first_row);
   STD_CUDA_CHECK(kernels::bias_relu_dropout(y.mutable_data_ptr(), offset.const_data_ptr(), positive, l.B, l.O, l.dtype,
                                             dropout, current_stream(x)));
 }
@@ -74,13 +74,13 @@ void masked(const Tensor& in, const Tensor* mask, const Tensor* bits, float scal
   const cudaStream_t stream = current_stream(in);
   float* sums = nullptr;
   Tensor partial = bytes(in, dbias ? strips * N * int64_t{sizeof(float)} : 0);
-  if (dbias) sums = static_cast<float*>(partial.mutable_data_ptr());
+  if (dbias) sums = floats(partial);
   const kernels::Mask keep{mask ? mask->const_data_ptr() : nullptr,
                            bits ? static_cast<const uint8_t*>(bits->const_data_ptr()) : nullptr};
   STD_CUDA_CHECK(
       kernels::mask_and_sum(in.const_data_ptr(), keep, scale, out.mutable_data_ptr(), sums, M, N, dtype, stream));
   if (!dbias) return;
-  const kernels::StripSums total{sums, static_cast<float*>(dbias->mutable_data_ptr()), N};
+  const kernels::StripSums total{sums, floats(*dbias), N};
   STD_CUDA_CHECK(kernels::add_strips(&total, 1, strips, stream));
 }
 

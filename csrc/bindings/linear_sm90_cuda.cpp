@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bindings/checks.h"
+#include "bindings/pointers.h"
 #include "bindings/stream.h"
 #include "core/philox.h"
 #include "kernels/gemm_sm90.h"
@@ -95,8 +96,7 @@ void linear_sm90_out(Tensor x, Tensors weights, Tensors biases, double p, int64_
   }
   const DeviceGuard guard(x.get_device_index());
   const Tensor workspace = workspace_of(x, links.size());
-  const auto dropout =
-      kernels::dropout_args(p, seed, static_cast<const int64_t*>(step.const_data_ptr()), layer, first_row);
+  const auto dropout = kernels::dropout_args(p, seed, step_of(step), layer, first_row);
   STD_CUDA_CHECK(kernels::linear_forward_sm90(x.const_data_ptr(), x.size(0), x.size(1), dtype, links.data(),
                                               static_cast<int>(count), dropout, rounds_of(rounds_ahead, op),
                                               workspace.mutable_data_ptr(), current_stream(x)));
@@ -128,7 +128,7 @@ void linear_sm90_dgrad_out(Tensor dz, Tensors weights_t, Tensors masks, double p
                      static_cast<float*>(pointer_of(sums, i))});
   }
   const Tensor workspace = workspace_of(dz, links.size());
-  auto* found = found_inf.has_value() ? static_cast<float*>(found_inf->mutable_data_ptr()) : nullptr;
+  auto* found = floats(found_inf);
   const cudaStream_t stream = current_stream(dz);
   STD_CUDA_CHECK(kernels::linear_dgrad_sm90(dz.const_data_ptr(), M, dz.size(1), dtype, links.data(),
                                             static_cast<int>(links.size()), core::dropout_scale(p), found,

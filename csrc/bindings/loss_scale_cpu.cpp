@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "bindings/loss_scale_checks.h"
+#include "bindings/pointers.h"
 #include "core/loss_scale.h"
 #include "cpu/loss_scale.h"
 
@@ -13,19 +14,15 @@ void check_finite_(std::vector<Tensor> tensors, Tensor found_inf) {
   for (const Tensor& t : tensors) {
     STD_TORCH_CHECK(t.is_contiguous(), "check_finite_: tensors must be contiguous, got ", describe(t));
     const auto type = element_type(t.scalar_type(), "check_finite_", "tensors");
-    if (!cpu::all_finite(t.const_data_ptr(), type, t.numel()))
-      *static_cast<float*>(found_inf.mutable_data_ptr()) = 1.0f;
+    if (!cpu::all_finite(t.const_data_ptr(), type, t.numel())) *floats(found_inf) = 1.0f;
   }
 }
 
 void loss_scale_update_(Tensor scale, Tensor good_steps, Tensor updates, Tensor found_inf, double growth,
                         double backoff, int64_t interval) {
   check_loss_scale_state(scale, good_steps, updates, found_inf);
-  core::update_loss_scale(*static_cast<float*>(scale.mutable_data_ptr()),
-                          *static_cast<int32_t*>(good_steps.mutable_data_ptr()),
-                          *static_cast<int64_t*>(updates.mutable_data_ptr()),
-                          *static_cast<const float*>(found_inf.const_data_ptr()) != 0.0f, static_cast<float>(growth),
-                          static_cast<float>(backoff), interval);
+  core::update_loss_scale(*floats(scale), *ints(good_steps), *longs(updates), *values(found_inf) != 0.0f,
+                          static_cast<float>(growth), static_cast<float>(backoff), interval);
 }
 
 }  // namespace

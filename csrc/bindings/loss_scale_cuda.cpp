@@ -3,13 +3,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "bindings/loss_scale_checks.h"
+#include "bindings/pointers.h"
 #include "bindings/stream.h"
 #include "kernels/loss_scale.h"
 
 namespace widedeep {
 namespace {
-
-float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
 void check_finite_(std::vector<Tensor> tensors, Tensor found_inf) {
   check_scalar(found_inf, "check_finite_", "found_inf", ScalarType::Float, found_inf);
@@ -27,8 +26,7 @@ void loss_scale_update_(Tensor scale, Tensor good_steps, Tensor updates, Tensor 
                         double backoff, int64_t interval) {
   check_loss_scale_state(scale, good_steps, updates, found_inf);
   const DeviceGuard guard(scale.get_device_index());
-  STD_CUDA_CHECK(kernels::loss_scale_update(floats(scale), static_cast<int32_t*>(good_steps.mutable_data_ptr()),
-                                            static_cast<int64_t*>(updates.mutable_data_ptr()), floats(found_inf),
+  STD_CUDA_CHECK(kernels::loss_scale_update(floats(scale), ints(good_steps), longs(updates), floats(found_inf),
                                             static_cast<float>(growth), static_cast<float>(backoff), interval,
                                             current_stream(scale)));
 }

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "bindings/metrics_checks.h"
+#include "bindings/pointers.h"
 #include "cpu/metrics.h"
 
 namespace widedeep {
@@ -10,10 +11,8 @@ namespace {
 
 void auc_histogram_(Tensor logit, Tensor label, Tensor positives, Tensor negatives) {
   check_auc_histogram(logit, label, positives, negatives);
-  cpu::auc_histogram(static_cast<const float*>(logit.const_data_ptr()),
-                     static_cast<const float*>(label.const_data_ptr()), logit.size(0),
-                     static_cast<int64_t*>(positives.mutable_data_ptr()),
-                     static_cast<int64_t*>(negatives.mutable_data_ptr()), positives.size(0));
+  cpu::auc_histogram(values(logit), values(label), logit.size(0), longs(positives), longs(negatives),
+                     positives.size(0));
 }
 
 }  // namespace

@@ -3,14 +3,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "bindings/metrics_checks.h"
+#include "bindings/pointers.h"
 #include "bindings/stream.h"
 #include "kernels/metrics.h"
 
 namespace widedeep {
 namespace {
-
-const float* values(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-int64_t* longs(const Tensor& t) { return static_cast<int64_t*>(t.mutable_data_ptr()); }
 
 void auc_histogram_(Tensor logit, Tensor label, Tensor positives, Tensor negatives) {
   check_auc_histogram(logit, label, positives, negatives);

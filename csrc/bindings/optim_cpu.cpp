@@ -2,18 +2,14 @@
 #include <torch/csrc/stable/library.h>
 
 #include "bindings/optim_checks.h"
+#include "bindings/pointers.h"
 #include "cpu/optim.h"
 
 namespace widedeep {
 namespace {
 
-float read(const Tensor& t) { return *static_cast<const float*>(t.const_data_ptr()); }
-int64_t read_step(const Tensor& t) { return *static_cast<const int64_t*>(t.const_data_ptr()); }
-float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-const float* values(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-
-bool skipped(const std::optional<Tensor>& found_inf) { return found_inf.has_value() && read(*found_inf) != 0.0f; }
-float inverse(const std::optional<Tensor>& scale) { return scale.has_value() ? 1.0f / read(*scale) : 1.0f; }
+bool skipped(const std::optional<Tensor>& found_inf) { return found_inf.has_value() && *values(*found_inf) != 0.0f; }
+float inverse(const std::optional<Tensor>& scale) { return scale.has_value() ? 1.0f / *values(*scale) : 1.0f; }
 
 void check_rows(const Tensor& rows, int64_t R, const char* op) {
   const auto* row = static_cast<const int64_t*>(rows.const_data_ptr());
@@ -45,7 +41,7 @@ void rmsprop_dense_(std::vector<Tensor> weights, std::vector<Tensor> rms, std::v
     parameters.push_back(p);
   }
   if (skipped(found_inf)) return;
-  const core::RmspropRule rule{read(lr), static_cast<float>(rho), static_cast<float>(eps)};
+  const core::RmspropRule rule{*values(lr), static_cast<float>(rho), static_cast<float>(eps)};
   for (const auto& p : parameters) cpu::rmsprop_dense(p, rule, inverse(grad_scale));
 }
 
@@ -55,15 +51,14 @@ void rmsprop_rows_(Tensor weight, Tensor rms, Tensor last_step, Tensor rows, Ten
   check_rmsprop_rows(weight, rms, last_step, lr, step, op);
   const int64_t n = check_listed_rows(weight, rows, grads, op), R = weight.size(0), D = weight.size(1);
   check_rows(rows, R, op);
-  cpu::rmsprop_rows(floats(weight), floats(rms), static_cast<int32_t*>(last_step.mutable_data_ptr()),
-                    static_cast<const int64_t*>(rows.const_data_ptr()), values(grads), n, D,
-                    {read(lr), static_cast<float>(rho), static_cast<float>(eps)}, read_step(step));
+  cpu::rmsprop_rows(floats(weight), floats(rms), ints(last_step), static_cast<const int64_t*>(rows.const_data_ptr()),
+                    values(grads), n, D, {*values(lr), static_cast<float>(rho), static_cast<float>(eps)},
+                    *step_of(step));
 }
 
 void rmsprop_settle_(Tensor rms, Tensor last_step, Tensor step, double rho) {
   check_settle(rms, last_step, step);
-  cpu::rmsprop_settle(floats(rms), static_cast<int32_t*>(last_step.mutable_data_ptr()), rms.size(0), rms.size(1),
-                      read_step(step), static_cast<float>(rho));
+  cpu::rmsprop_settle(floats(rms), ints(last_step), rms.size(0), rms.size(1), *step_of(step), static_cast<float>(rho));
 }
 
 void ftrl_dense_(Tensor weight, Tensor accum, Tensor linear, Tensor grad, double lr, double l1, double l2,

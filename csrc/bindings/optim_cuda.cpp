@@ -3,16 +3,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "bindings/optim_checks.h"
+#include "bindings/pointers.h"
 #include "bindings/stream.h"
 #include "kernels/optim.h"
 
 namespace widedeep {
 namespace {
-
-float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-const float* values(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-const float* value(const std::optional<Tensor>& t) { return t.has_value() ? values(*t) : nullptr; }
-const int64_t* step_of(const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); }
 
 // Row length of a gradient or a half copy of `weight`. As matrices both have the weight's rows, each as long or longer
 // (padding); otherwise they have its elements, as one row.
@@ -52,7 +48,7 @@ void rmsprop_dense_(std::vector<Tensor> weights, std::vector<Tensor> rms, std::v
     parameters.push_back(p);
   }
   const DeviceGuard guard(lr.get_device_index());
-  const kernels::DenseScalars scalars{values(lr), value(grad_scale), value(found_inf), static_cast<float>(rho),
+  const kernels::DenseScalars scalars{values(lr), values(grad_scale), values(found_inf), static_cast<float>(rho),
                                       static_cast<float>(eps)};
   STD_CUDA_CHECK(
       kernels::rmsprop_dense(parameters.data(), static_cast<int>(parameters.size()), scalars, current_stream(lr)));
@@ -66,7 +62,7 @@ void ftrl_dense_(Tensor weight, Tensor accum, Tensor linear, Tensor grad, double
   check_loss_scale(grad_scale, found_inf, op, weight);
   const DeviceGuard guard(weight.get_device_index());
   STD_CUDA_CHECK(kernels::ftrl_dense(floats(weight), floats(accum), floats(linear), values(grad), weight.numel(),
-                                     ftrl_rule(lr, l1, l2), value(grad_scale), value(found_inf),
+                                     ftrl_rule(lr, l1, l2), values(grad_scale), values(found_inf),
                                      current_stream(weight)));
 }
 
@@ -91,9 +87,9 @@ Sorted sort(const Tensor& weight, const Tensor& rows, const Tensor& grads, const
             n,
             D,
             R};
-  STD_CUDA_CHECK(kernels::sort_rows(
-      static_cast<const int64_t*>(rows.const_data_ptr()), n, R, static_cast<uint32_t*>(s.sorted.mutable_data_ptr()),
-      static_cast<int32_t*>(s.order.mutable_data_ptr()), s.memory.mutable_data_ptr(), current_stream(rows)));
+  STD_CUDA_CHECK(kernels::sort_rows(static_cast<const int64_t*>(rows.const_data_ptr()), n, R,
+                                    static_cast<uint32_t*>(s.sorted.mutable_data_ptr()), ints(s.order),
+                                    s.memory.mutable_data_ptr(), current_stream(rows)));
   return s;
 }
 
@@ -103,16 +99,15 @@ void rmsprop_rows_(Tensor weight, Tensor rms, Tensor last_step, Tensor rows, Ten
   check_rmsprop_rows(weight, rms, last_step, lr, step, op);
   const DeviceGuard guard(weight.get_device_index());
   const Sorted s = sort(weight, rows, grads, op);
-  STD_CUDA_CHECK(kernels::rmsprop_rows(floats(weight), floats(rms), static_cast<int32_t*>(last_step.mutable_data_ptr()),
-                                       s.rows, values(lr), step_of(step), static_cast<float>(rho),
-                                       static_cast<float>(eps), current_stream(weight)));
+  STD_CUDA_CHECK(kernels::rmsprop_rows(floats(weight), floats(rms), ints(last_step), s.rows, values(lr), step_of(step),
+                                       static_cast<float>(rho), static_cast<float>(eps), current_stream(weight)));
 }
 
 void rmsprop_settle_(Tensor rms, Tensor last_step, Tensor step, double rho) {
   check_settle(rms, last_step, step);
   const DeviceGuard guard(rms.get_device_index());
-  STD_CUDA_CHECK(kernels::rmsprop_settle(floats(rms), static_cast<int32_t*>(last_step.mutable_data_ptr()), rms.size(0),
-                                         rms.size(1), step_of(step), static_cast<float>(rho), current_stream(rms)));
+  STD_CUDA_CHECK(kernels::rmsprop_settle(floats(rms), ints(last_step), rms.size(0), rms.size(1), step_of(step),
+                                         static_cast<float>(rho), current_stream(rms)));
 }
 
 void ftrl_rows_(Tensor weight, Tensor accum, Tensor linear, Tensor rows, Tensor grads, double lr, double l1,
