@@ -1,23 +1,26 @@
 // The order of an epoch as a function of position: position -> row, with nothing stored. Twin: widedeep/shuffle.py
 // (numpy).
 //
-// Unsigned 64-bit arithmetic throughout, modulo 2^64; mix64 and absorb are those of core/hash.h; G =
-// 0x9E3779B97F4A7C15.
+// clang-format off
+// Unsigned 64-bit arithmetic throughout, modulo 2^64; mix64 and absorb are those of core/hash.h;
+// G = 0x9E3779B97F4A7C15.
 //
-// 1. feistel(i, n, key), a permutation of [0, n). For n <= 1 it is 0. Otherwise b = number of bits of n - 1, at least
-// 2;
-//    low = b / 2 bits (rounded down), high = b - low bits. Split i into L (its high bits) and R (its low bits). Eight
-//    rounds r = 0..7 with round function F_r(x) = mix64(x + key + r * G) >> 32:
-//        r even:  L = (L xor F_r(R)) mod 2^high         r odd:  R = (R xor F_r(L)) mod 2^low
+// 1. feistel(i, n, key), a permutation of [0, n). For n <= 1 it is 0. Otherwise
+//    b = number of bits of n - 1, at least 2;  low = b / 2 bits (rounded down);  high = b - low bits.
+//    Split i into L (its high bits) and R (its low bits). Eight rounds r = 0..7, with the round function
+//        F_r(x) = mix64(x + key + r * G) >> 32:
+//        r even:  L = (L xor F_r(R)) mod 2^high
+//        r odd:   R = (R xor F_r(L)) mod 2^low
 //    The result is L * 2^low + R; while it is >= n, the eight rounds are applied to it again (cycle walking; 2^b < 2n
 //    for n > 2, so fewer than two applications on average). The inverse runs the rounds 7..0.
-// 2. Keys: e = absorb(absorb(0, seed), epoch); block key = absorb(e, 1); key of window w = absorb(absorb(e, 2), w).
-// 3. Blocks: block k is rows [k * block_rows, min((k + 1) * block_rows, rows)), so only the last one, of blocks =
-//    ceil(rows / block_rows), may be short. The q-th block of the epoch is feistel(q, blocks, block key).
-// 4. Windows: window w is the blocks q in [w * c, min((w + 1) * c, blocks)) of that order, c = ceil(window_rows /
-// block_rows),
-//    laid end to end. Windows follow each other. The j-th row of window w, which has s rows, is row feistel(j, s, key
-//    of w) of its blocks laid end to end. A data set of at most window_rows rows is one window: permuted as a whole.
+// 2. Keys: e = absorb(absorb(0, seed), epoch);  block key = absorb(e, 1);  key of window w = absorb(absorb(e, 2), w).
+// 3. Blocks: block k is rows [k * block_rows, min((k + 1) * block_rows, rows)), so only the last one may be short, of
+//    blocks = ceil(rows / block_rows). The q-th block of the epoch is feistel(q, blocks, block key).
+// 4. Windows: window w is the blocks q in [w * c, min((w + 1) * c, blocks)) of that order, laid end to end;
+//    c = ceil(window_rows / block_rows). Windows follow each other. The j-th row of window w, which has s rows, is row
+//    feistel(j, s, key of w) of its blocks laid end to end. A data set of at most window_rows rows is one window: it is
+//    permuted as a whole.
+// clang-format on
 #pragma once
 #include <cstdint>
 
