@@ -66,14 +66,9 @@ def take(column: Any, row: Any, xp: ModuleType = np) -> Any:
     return np.take(column, row, axis=0) if xp is np else kernels.take(column, row, xp)
 
 
-def to_host(array: Any) -> np.ndarray:
-    """The same values as a numpy array; a copy only where they lie on a GPU."""
-    return array if isinstance(array, np.ndarray) else array.get()
-
-
 def to_host_all(columns: Mapping[Any, Any], xp: ModuleType = np) -> dict[Any, Any]:
-    """`to_host` of several arrays with one wait for the device. They share a block of pinned memory, which goes back to
-    its pool when the last of them is dropped."""
+    """The same values as numpy arrays. From a GPU with one wait for it: they share a block of pinned memory, which goes
+    back to its pool when the last of them is dropped."""
     if xp is np:
         return dict(columns)
     starts, total = [], 0

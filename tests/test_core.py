@@ -26,7 +26,7 @@ def core(tmp_path_factory):
     source = ROOT / "tests" / "native" / "core_probe.cpp"
     subprocess.run([compiler, *flags, f"-I{ROOT / 'csrc'}", source, "-o", library], check=True)
     lib = ctypes.CDLL(str(library))
-    for name, result in [("dropout_scale", F32), ("mix64", U64), ("id_bucket", U64), ("catch_up", F32)]:
+    for name, result in [("dropout_scale", F32), ("mix64", U64), ("catch_up", F32)]:
         getattr(lib, f"probe_{name}").restype = result
     for name, result in [("bce", F32), ("sigmoid", F32), ("auc_bin", I64)]:
         getattr(lib, f"probe_{name}").restype = result
@@ -124,24 +124,6 @@ def test_mix64_gives_the_published_splitmix64_sequence(core):
     """First outputs of splitmix64 from seed 1234567, as printed by the reference generator."""
     want = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
     assert [core.probe_mix64(U64((1234567 + (i + 1) * GOLDEN) & MASK)) for i in range(5)] == want
-
-
-def test_id_bucket_spreads_sequential_ids(core):
-    buckets = 101
-    got = np.array([core.probe_id_bucket(U64(v), U64(7), U64(buckets)) for v in range(20200)])
-    want = [mix64(v ^ mix64((7 + GOLDEN) & MASK)) % buckets for v in range(50)]
-    assert got[:50].tolist() == want
-    counts = np.bincount(got, minlength=buckets)
-    assert ((counts - 200) ** 2 / 200).sum() < 170  # chi-square of 100 degrees of freedom, p < 1e-5 above
-
-
-def test_preprocessing_puts_ids_into_the_same_buckets(core):
-    from preprocess import hashing
-
-    values = np.concatenate([np.arange(200), [2**31, 2**62, -1, -(2**63)]]).astype(np.int64)
-    for seed, buckets in [(0, 300000), (hashing.SEED, 4), (2**63 + 5, 2500)]:
-        want = [core.probe_id_bucket(U64(int(v) & MASK), U64(seed), U64(buckets)) for v in values]
-        np.testing.assert_array_equal(hashing.id_buckets(values, buckets, seed), want)
 
 
 def feistel(core, n, key, i):

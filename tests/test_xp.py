@@ -175,8 +175,8 @@ def test_buckets_on_a_gpu_are_those_of_a_cpu(n, buckets, cupy):
     ids[: len(IDS)] = IDS[:n]
     got = hashing.buckets_or_null(cupy.asarray(ids), buckets, cupy)
     assert got.dtype == np.int32
-    np.testing.assert_array_equal(xp.to_host(got), hashing.buckets_or_null(ids, buckets))
-    assert xp.to_host(got).tolist() == [hashing.id_buckets(np.array([i]), buckets)[0] if i >= 0 else -1 for i in ids]
+    np.testing.assert_array_equal(got.get(), hashing.buckets_or_null(ids, buckets))
+    assert got.get().tolist() == [hashing.id_buckets(np.array([i]), buckets)[0] if i >= 0 else -1 for i in ids]
 
 
 @pytest.mark.parametrize(("keys", "largest"), [(0, 0), (1, 0), (1, 2**31 - 2), (1000, 3000), (1000, 2**31 - 2)])
@@ -191,7 +191,7 @@ def test_look_ups_on_a_gpu_find_what_those_on_a_cpu_find(keys, largest, tmp_path
     with xp.arrays("cuda"):
         got = store.load(tmp_path, "t", Lookup, "cuda").find(cupy.asarray(asked), cupy)
         assert got.dtype == np.int32
-        np.testing.assert_array_equal(xp.to_host(got), table.find(asked))
+        np.testing.assert_array_equal(got.get(), table.find(asked))
 
 
 @pytest.mark.parametrize("kind", [np.bool_, np.uint8, np.int16, np.int32, np.float32, np.int64, np.float64])
@@ -203,9 +203,9 @@ def test_rows_are_taken_of_columns_of_any_type(kind, width, cupy):
         row = rng.integers(-1, 70, n, dtype=np.int32)
         got = xp.take(cupy.asarray(column), cupy.asarray(row), cupy)
         assert got.dtype == kind
-        np.testing.assert_array_equal(xp.to_host(got), xp.take(column, row))
+        np.testing.assert_array_equal(got.get(), xp.take(column, row))
     both = cupy.asarray(np.stack([column, column[::-1]]))
-    np.testing.assert_array_equal(xp.to_host(xp.take(both[1], cupy.asarray(row), cupy)), column[::-1][row])
+    np.testing.assert_array_equal(xp.take(both[1], cupy.asarray(row), cupy).get(), column[::-1][row])
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32])
@@ -216,8 +216,8 @@ def test_nulls_are_filled_and_counted(kind, n, cupy):
     want, nulls = _filled(values, 77, kind, np)
     got, count = _filled(cupy.asarray(values), 77, kind, cupy)
     assert got.dtype == want.dtype == kind
-    np.testing.assert_array_equal(xp.to_host(got), want)
-    assert int(xp.to_host(count)) == nulls == (values == -1).sum()
+    np.testing.assert_array_equal(got.get(), want)
+    assert int(count.get()) == nulls == (values == -1).sum()
 
 
 @pytest.mark.parametrize("n", [0, 1, 257, 3000])
@@ -232,11 +232,11 @@ def test_ages_and_their_histograms(n, cupy):
     chosen = rng.random(n) < 0.7
     want, unknown = clicks.age_in_days(timestamp, published)
     got, count = clicks.age_in_days(cupy.asarray(timestamp), cupy.asarray(published), cupy)
-    np.testing.assert_array_equal(xp.to_host(got), want)
-    assert int(xp.to_host(count)) == unknown == (want == clicks.MISSING_AGE).sum()
+    np.testing.assert_array_equal(got.get(), want)
+    assert int(count.get()) == unknown == (want == clicks.MISSING_AGE).sum()
     for mask in (chosen, None):
         on_device = None if mask is None else cupy.asarray(mask)
-        histogram = xp.to_host(clicks._histogram(got, on_device, cupy))
+        histogram = clicks._histogram(got, on_device, cupy).get()
         np.testing.assert_array_equal(histogram, clicks._histogram(want, mask, np))
     if n == 3000:
         assert np.count_nonzero(histogram) > 5
@@ -279,7 +279,7 @@ def test_similarities_on_a_gpu_have_the_bits_of_those_on_a_cpu(case, tmp_path, c
     store.save(tmp_path, "t", table)
     with xp.arrays("cuda"):
         on_device = store.load(tmp_path, "t", Attributes, "cuda")
-        got = xp.to_host(on_device.similarity(cupy.asarray(left), cupy.asarray(right), cupy))
+        got = on_device.similarity(cupy.asarray(left), cupy.asarray(right), cupy).get()
         assert on_device.similarity(cupy.asarray(left[:0]), cupy.asarray(left[:0]), cupy).shape == (0,)
     np.testing.assert_array_equal(got, want)
     if case not in ("none", "one", "one attribute for all"):

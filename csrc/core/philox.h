@@ -114,6 +114,8 @@ WD_HOST_DEVICE inline uint32_t dropout_signs(uint32_t word, uint32_t addend) {
   return (word & 0x7F7F7F7Fu) + addend * 0x01010101u;
 }
 
+// One element, to be read: the loops and kernels take whole calls (dropout_keep8 and the like), which tests hold
+// against this.
 WD_HOST_DEVICE inline bool dropout_keep(const Dropout& d, uint32_t row, uint32_t column) {
   const Philox4 bits = dropout_bits(d, row, column >> 3);
   const uint32_t word = bits.word[row % 2 * 2 + (column >> 2 & 1)];

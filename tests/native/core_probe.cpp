@@ -30,7 +30,6 @@ void probe_dropout(double p, uint64_t seed, uint64_t step, uint32_t layer, int64
 }
 float probe_dropout_scale(double p) { return dropout_scale(p); }
 uint64_t probe_mix64(uint64_t z) { return mix64(z); }
-uint64_t probe_id_bucket(uint64_t value, uint64_t seed, uint64_t buckets) { return id_bucket(value, seed, buckets); }
 void probe_feistel(uint64_t n, uint64_t key, const uint64_t* i, uint64_t count, uint64_t* out, uint64_t* back) {
   const Feistel f(n, key);
   for (uint64_t k = 0; k < count; ++k) {

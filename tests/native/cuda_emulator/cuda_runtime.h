@@ -36,7 +36,6 @@ struct alignas(16) uint4 {
 };
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline float __uint_as_float(unsigned v) { return std::bit_cast<float>(v); }
-inline unsigned __float_as_uint(float v) { return std::bit_cast<unsigned>(v); }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 enum cudaError_t {
@@ -155,8 +154,6 @@ inline unsigned __ballot_sync(unsigned mask, bool value) {
   return bits;
 }
 inline int __popc(unsigned v) { return std::popcount(v); }
-inline int __ffs(unsigned v) { return v ? std::countr_zero(v) + 1 : 0; }
-inline int __clz(unsigned v) { return std::countl_zero(v); }
 [[noreturn]] inline void __trap() { emulator::fail("__trap"); }
 
 template <typename T>
