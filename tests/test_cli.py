@@ -158,6 +158,7 @@ def test_what_may_be_absent_may_be_null(tmp_path, capsys):
         (InputError("a.csv, line 3: no"), 2, "widedeep: a.csv, line 3: no\n"),
         (RunError("the loss\nis not finite"), 1, "widedeep: the loss is not finite\n"),
         (OSError(errno.ENOSPC, "No space left on device", "out/x"), 1, "widedeep: out/x: No space left on device\n"),
+        (OSError(errno.EIO, "Input/output error", "out/x"), 1, "widedeep: out/x: Input/output error\n"),
         (PermissionError(errno.EACCES, "Permission denied", "out/x"), 2, "widedeep: out/x: Permission denied\n"),
         (MemoryError(), 1, "widedeep: out of memory\n"),
         (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory:"), 1, "widedeep: out of memory\n"),

@@ -385,6 +385,6 @@ def test_rows_outside_are_index_errors(tmp_path):
 
 
 def test_os_errors_become_the_right_error(tmp_path):
-    for number, kind in ((28, RunError), (13, InputError)):
+    for number, kind in ((28, RunError), (5, RunError), (13, InputError)):  # full, failing, forbidden
         with pytest.raises(kind, match="cannot write"), atomic.write_errors(tmp_path):
             raise OSError(number, os.strerror(number))

@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from widedeep.errors import InputError, RunError
+from widedeep.errors import DISK_FULL, InputError, RunError
 
 SHORT_WRITE = "requested and"  # numpy's "8192 requested and 4096 written": an OSError without a number
 
@@ -33,7 +33,7 @@ class Output(NamedTuple):
 
 @contextlib.contextmanager
 def write_errors(target: Path, kept: str = "what was there before is untouched") -> Iterator[None]:
-    """Turn an OSError of writing `target` into one sentence: RunError if the disk is full, else InputError.
+    """Turn an OSError of writing `target` into one sentence: RunError if the disk is full or fails, else InputError.
 
     kept: what a full disk has not cost. As it stands, true of outputs that are renamed into place; logs say their own.
     """
@@ -41,7 +41,7 @@ def write_errors(target: Path, kept: str = "what was there before is untouched")
         yield
     except OSError as error:
         short = error.errno is None and SHORT_WRITE in str(error)
-        if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if short or error.errno in DISK_FULL:
             why = "No space left on device, or the limit of a file's size is reached" if short else error.strerror
             raise RunError(f"cannot write {target}: {why}; {kept}") from error
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error

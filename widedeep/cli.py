@@ -5,7 +5,6 @@ for is imported. This is the one module that imports jsonargparse.
 """
 
 import contextlib
-import errno
 import re
 import sys
 import traceback
@@ -21,7 +20,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-from widedeep.errors import InputError, RunError
+from widedeep.errors import DISK_FULL, InputError, RunError
 from widedeep.feature_spec import UniqueKeyLoader
 
 COMMANDS = {
@@ -43,7 +42,6 @@ COMMANDS = {
 }
 ALIASES = {"--evaluation": "--evaluate"}
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Parser(ArgumentParser):

@@ -1,5 +1,10 @@
 """The two ways a run ends early, and the exit codes they become."""
 
+import errno
+
+# Of an OSError that no other input would have spared: the disk is full, or fails.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 
 class InputError(ValueError):
     """Bad input: one sentence naming the file, the row or field, and what was expected. Exit code 2."""
