@@ -244,14 +244,24 @@ def test_a_place_that_cannot_be_written_costs_no_result(data, finished, tmp_path
         assert f"cannot write {tmp_path / 'file'}/" in words
 
 
-@pytest.mark.parametrize(("more", "key"), [([], "train_throughput"), (["--evaluate"], "validation_throughput")])
-def test_benchmark_counts_its_measured_steps(data, tmp_path, more, key):
+@pytest.mark.parametrize(
+    ("more", "key", "smaller"),
+    [
+        ([], "train_throughput", ""),
+        (["--global_batch_size", "9999"], "train_throughput", "measured batches of 4003 rows, where 9999"),
+        (["--evaluate"], "validation_throughput", "measured batches of 101 to 150 rows, where 150"),
+    ],
+)
+def test_benchmark_counts_its_measured_steps_and_says_their_rows(data, tmp_path, capsys, more, key, smaller):
     steps = ["--benchmark", "--benchmark_warmup_steps", "0", "--benchmark_steps", "5"]
     assert train(data, tmp_path, *steps, *more) == 0
     lines = [line for line in log_lines(tmp_path / "results" / "log.json") if line["type"] == "LOG"]
     assert [line["step"] for line in lines if "batch_samplesps" in line["data"]] == [[1, step] for step in range(2, 6)]
     assert lines[-1]["step"] == []
     assert lines[-1]["data"][key] > 0
+    said = capsys.readouterr().out
+    assert smaller in said
+    assert ("measured" in said) is bool(smaller)
     assert not (tmp_path / "model" / "checkpoint").exists()
 
 

@@ -4,17 +4,15 @@ Steps 0 to max(benchmark_warmup_steps, 1) run unmeasured; the clock runs from th
 benchmark_steps, data loading included. The data is repeated endlessly; nothing is evaluated or saved.
 """
 
-import time
 from collections.abc import Iterator
 from itertools import count
-
-import torch
 
 from widedeep.config import TrainConfig
 from widedeep.data import Batch, Places, Reader
 from widedeep.dist import LocalComm
 from widedeep.journal import Journal
 from widedeep.run import Run, tell
+from widedeep.steps import timing
 
 
 def benchmark(config: TrainConfig, comm: LocalComm) -> dict[str, float]:
@@ -29,26 +27,29 @@ def benchmark(config: TrainConfig, comm: LocalComm) -> dict[str, float]:
             journal.log((1, index), {"batch_samplesps": n / s})
         journal.log((), result)
     tell(comm, f"{key} : {result[key]:.1f} samples/s")
+    asked = config.training.eval_batch_size if evaluating else config.training.global_batch_size
+    if (low := min(rows)) < asked:  # the data set is smaller, or an epoch ends with what is left
+        found = f"{low}" if low == max(rows) else f"{low} to {max(rows)}"
+        tell(comm, f"measured batches of {found} rows, where {asked} were asked for")
     return result
 
 
 def measure(run: Run) -> tuple[list[int], list[float]]:
-    """Rows and seconds of each measured step."""
+    """Rows and seconds of each measured step; on a GPU of the device's own work, without stopping it."""
     evaluating = run.config.mode.evaluate
     reader = run.ordered_reader("test") if evaluating else run.train_reader()
-    clock = Clock(run.comm.device)
-    rows = []
+    rows, ends = [], []
     for index, batch in enumerate(endless(reader, run.step.places)):
         if evaluating:
             run.step.predict(batch)
         else:
             run.step.train(batch, index, run.learning_rate(index))
         if index >= first_step(run.config):
-            clock.tick()
+            ends.append(timing.mark(run.comm.device))
             rows.append(batch.global_rows)
         if index >= run.config.mode.benchmark_steps:
             break
-    return rows[1:], clock.intervals()
+    return rows[1:], timing.between(ends)
 
 
 def first_step(config: TrainConfig) -> int:
@@ -60,25 +61,3 @@ def endless(reader: Reader, into: Places) -> Iterator[Batch]:
     """Epoch after epoch."""
     for epoch in count():
         yield from reader.epoch(epoch, into=into)
-
-
-class Clock:
-    """Times between ticks, in seconds; on a GPU of the device's own work, without stopping it."""
-
-    def __init__(self, device: torch.device):
-        self._on_gpu = device.type == "cuda"
-        self._ticks: list = []
-
-    def tick(self) -> None:
-        if self._on_gpu:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._ticks.append(event)
-        else:
-            self._ticks.append(time.perf_counter())
-
-    def intervals(self) -> list[float]:
-        if self._on_gpu:
-            torch.cuda.synchronize()
-            return [a.elapsed_time(b) / 1000 for a, b in zip(self._ticks, self._ticks[1:])]
-        return [b - a for a, b in zip(self._ticks, self._ticks[1:])]

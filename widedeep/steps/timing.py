@@ -36,11 +36,11 @@ def in_turn(functions: Sequence[Callable[[], object]], device: torch.device, tur
         replays = _fitting(turn, _seconds(run, device))
         turns.append(partial(_repeat, run, replays))
         calls.append(captured * replays)
-    marks = [_mark(device)]
+    marks = [mark(device)]
     for each in turns * (rounds + 1):
         each()
-        marks.append(_mark(device))
-    counted = _between(marks)[len(turns) :]
+        marks.append(mark(device))
+    counted = between(marks)[len(turns) :]
     return [statistics.median(counted[i :: len(turns)]) / count for i, count in enumerate(calls)]
 
 
@@ -54,12 +54,12 @@ def _fitting(turn: float, seconds: float) -> int:
 
 
 def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    start = _mark(device)
+    start = mark(device)
     function()
-    return _between([start, _mark(device)])[0]
+    return between([start, mark(device)])[0]
 
 
-def _mark(device: torch.device) -> Mark:
+def mark(device: torch.device) -> Mark:
     """A point of time on the current stream; without a GPU, of the host."""
     if device.type != "cuda":
         return time.perf_counter()
@@ -68,7 +68,7 @@ def _mark(device: torch.device) -> Mark:
     return event
 
 
-def _between(marks: Sequence[Mark]) -> list[float]:
+def between(marks: Sequence[Mark]) -> list[float]:
     """Seconds from each mark to the next; waits for the last."""
     if isinstance(marks[-1], float):
         return [b - a for a, b in pairwise(marks)]
