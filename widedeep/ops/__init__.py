@@ -4,6 +4,7 @@ Each has a fake implementation (shapes only), so they work under torch.compile a
 see embedding_forward); those that a model calls are differentiable.
 """
 
+from widedeep.ops import linear_sm90
 from widedeep.ops.batch import gather_batch_out
 from widedeep.ops.embedding import (
     Segments,
@@ -51,6 +52,7 @@ __all__ = [
     "linear_dgrad_out",
     "linear_relu_dropout",
     "linear_relu_dropout_out",
+    "linear_sm90",
     "linear_wgrad_out",
     "loss_scale_update_",
     "rmsprop_dense_",
