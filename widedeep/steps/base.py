@@ -3,11 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from widedeep import ops
 from widedeep.config import Gemm
 from widedeep.data import Batch
 from widedeep.dist import LocalComm
@@ -113,10 +116,14 @@ class Step(ABC):
     """What every implementation offers. Tensors of a batch must be on the step's device.
 
     Attributes:
+        rules: the module that updates are made with.
         note: how it computes, where that depends on the machine; a line for a person, or nothing.
         threads: of the host, where their number decides the order of sums and so the bits, else None.
+        scale, found_inf: in fp16 the loss scale, and whether a gradient is not finite; else None.
+        good_steps: since the scale last changed.
     """
 
+    rules: ModuleType = ops
     note = ""
     threads: int | None = None
 
@@ -126,6 +133,10 @@ class Step(ABC):
         self.device = device
         self.comm = comm
         self.slots = Slots(model, config.initial_accumulator)
+        fp16 = config.precision == "fp16"
+        self.scale = torch.full((), INITIAL_SCALE, device=device) if fp16 else None
+        self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
+        self.found_inf = torch.zeros((), device=device) if fp16 else None
 
     @abstractmethod
     def train(self, batch: Batch, step: int, lr: float) -> Tensor:
@@ -159,20 +170,43 @@ class Step(ABC):
         wide, deep = self.parts(batch)
         return wide + deep
 
-    @abstractmethod
+    @torch.no_grad()
     def settle(self) -> None:
         """Brings the rms of rows that have paused up to date, as if every update had decayed the whole table."""
+        last = self.slots.updates - 1
+        for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
+            self.rules.rmsprop_settle_(rms, last_step, last, self.config.rho)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs besides the weights: optimizer slots by name, sharing memory."""
-        return self.slots.named()
+        state = self.slots.named()
+        return state if self.scale is None else state | {"loss_scale": self.scale, "good_steps": self.good_steps}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes a state that `state()` gave. Raises InputError where it does not fit the model."""
         self.slots.load(state)
+        if self.scale is not None and "loss_scale" in state:
+            self.scale.copy_(state["loss_scale"].reshape(()))
+            self.good_steps.copy_(state["good_steps"].reshape(()))
+
+    def _count(self) -> None:
+        """Counts the update, unless it was skipped, and adapts the loss scale."""
+        if self.scale is None:
+            self.slots.updates += 1
+            return
+        counters = (self.scale, self.good_steps, self.slots.updates)
+        self.rules.loss_scale_update_(*counters, self.found_inf, *SCALE_RULES)
 
     def _exchange(
         self, touched: Tensor, tables: list[Tensor], wide: Tensor
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
         """What `row_gradients` gave on this rank to what `update_rows` takes: the gradients of all ranks."""
         return gather_tables(self.comm, self.model.spec.row_base, touched, tables, wide)
+
+
+def wide_loss(wide_logit: Tensor, batch: Batch, dlogit: Tensor) -> Tensor:
+    """What the head does, of a model without a deep part: this rank's share of the loss; its gradient to `dlogit`."""
+    loss = F.binary_cross_entropy_with_logits(wide_logit, batch.label, reduction="sum") / batch.global_rows
+    torch.sigmoid(wide_logit, out=dlogit)
+    dlogit.sub_(batch.label).div_(batch.global_rows)
+    return loss

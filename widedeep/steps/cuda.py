@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from widedeep import ops
@@ -22,7 +21,7 @@ from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
 from widedeep.steps import limits
-from widedeep.steps.base import INITIAL_SCALE, PRECISIONS, SCALE_RULES, Step, StepConfig
+from widedeep.steps.base import PRECISIONS, Step, StepConfig, wide_loss
 from widedeep.steps.buffers import Activations, share_memory
 from widedeep.steps.graphs import make_graphs
 from widedeep.steps.layers import Dropout, Layers
@@ -87,13 +86,9 @@ class CudaStep(Step):
 
     def _make_state(self) -> None:
         """What a captured step reads from the device anew in each replay."""
-        device, fp16 = self.device, self.config.precision == "fp16"
-        self.lr = torch.zeros(1, device=device)
-        self.now = torch.zeros(1, dtype=torch.int64, device=device)
-        self.loss = torch.zeros(1, device=device)
-        self.scale = torch.full((), INITIAL_SCALE, device=device) if fp16 else None
-        self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
-        self.found_inf = torch.zeros((), device=device) if fp16 else None
+        self.lr = torch.zeros(1, device=self.device)
+        self.now = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.loss = torch.zeros(1, device=self.device)
 
     def _make_stand_ins(self) -> None:
         """In the place of an absent part: weights that add nothing, and slots for its update to write to."""
@@ -157,18 +152,13 @@ class CudaStep(Step):
             found = self._places[rows] = (self.ids[:rows], self.numeric[:rows], self.label[:rows])
         return found
 
-    @torch.no_grad()
     def settle(self) -> None:
         with self._on_device():
-            last = self.slots.updates - 1
-            for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
-                ops.rmsprop_settle_(rms, last_step, last, self.config.rho)
+            super().settle()
 
     def state(self) -> dict[str, Tensor]:
-        state = super().state()
-        if self.route:
-            state = state | {"route": torch.tensor(ROUTES.index(self.route))}
-        return state if self.scale is None else state | {"loss_scale": self.scale, "good_steps": self.good_steps}
+        route = {"route": torch.tensor(ROUTES.index(self.route))} if self.route else {}
+        return super().state() | route
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         super().load_state(state)
@@ -177,9 +167,6 @@ class CudaStep(Step):
             self.route = ROUTES[route] if route < len(ROUTES) else None
             if self.layers and self.route != self.layers.bits:
                 self._forget_layers()
-        if self.scale is not None and "loss_scale" in state:
-            self.scale.copy_(state["loss_scale"].reshape(()))
-            self.good_steps.copy_(state["good_steps"].reshape(()))
 
     # --- around the captured part ---
 
@@ -273,10 +260,7 @@ class CudaStep(Step):
         if self.model.has_deep:
             self._head(batch, h, wide_logit, dlogit)
         else:
-            loss = F.binary_cross_entropy_with_logits(wide_logit, batch.label, reduction="sum")
-            torch.div(loss, batch.global_rows, out=self.loss[0])
-            torch.sigmoid(wide_logit, out=dlogit)
-            dlogit.sub_(batch.label).div_(batch.global_rows)
+            self.loss.copy_(wide_loss(wide_logit, batch, dlogit))
             if self.scale is not None:
                 dlogit.mul_(self.scale)
         if self.model.has_wide:
@@ -378,14 +362,6 @@ class CudaStep(Step):
             state = (weights.masters[name], accum, slots.dense_linear[name], weights.grads[name])
             rules = (config.wide_lr, config.l1, config.l2, self.scale, self.found_inf)
             ops.ftrl_dense_(*state, *rules)
-
-    def _count(self) -> None:
-        """Counts the update, unless it was skipped, and adapts the loss scale."""
-        if self.scale is None:
-            self.slots.updates.add_(1)
-            return
-        counters = (self.scale, self.good_steps, self.slots.updates)
-        ops.loss_scale_update_(*counters, self.found_inf, *SCALE_RULES)
 
     def _row_gradients(self, ids: Tensor, segments: ops.Segments) -> tuple[Tensor, list[Tensor], Tensor]:
         return row_gradients(ids, segments, self.activations, self.spec, self.weights.table_columns, self._table_rows())

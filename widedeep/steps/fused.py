@@ -8,7 +8,6 @@ gradients and applies both optimizers.
 import logging
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from widedeep import _load, ops
@@ -16,7 +15,7 @@ from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
-from widedeep.steps.base import PRECISIONS, Step, StepConfig
+from widedeep.steps.base import PRECISIONS, Step, StepConfig, wide_loss
 from widedeep.steps.buffers import Activations, DenseGradients
 from widedeep.steps.rows import row_gradients, spread_rows, update_rows, zero_gradients
 
@@ -61,7 +60,7 @@ class FusedStep(Step):
         torch.autograd.graph.increment_version(self.model.parameters())  # our ops do not
         self.copied = self._versions()
         self.slots.step = step
-        self.slots.updates += 1
+        self._count()
         return loss
 
     def gradients(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
@@ -88,12 +87,6 @@ class FusedStep(Step):
                 out = self.model.out
                 deep[rows] = ops.head_forward(h, out.weight, out.bias, torch.zeros_like(wide_logit))
         return wide, deep
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        last = self.slots.updates - 1
-        for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
-            ops.rmsprop_settle_(rms, last_step, last, self.config.rho)
 
     def _take(self, batch: Batch) -> Batch:
         """The batch with ids that `_tables` knows; called before all else is done with it."""
@@ -130,9 +123,7 @@ class FusedStep(Step):
         if self.model.has_deep:
             loss = self._backward_deep(batch, h, wide_logit, dlogit)
         else:
-            loss = F.binary_cross_entropy_with_logits(wide_logit, batch.label, reduction="sum") / batch.global_rows
-            torch.sigmoid(wide_logit, out=dlogit)
-            dlogit.sub_(batch.label).div_(batch.global_rows)
+            loss = wide_loss(wide_logit, batch, dlogit)
         if self.model.has_wide:
             wide = {"dweight": grads.named["wide.numeric.weight"], "dbias": grads.named["wide.bias"]}
             ops.wide_numeric_backward_out(batch.numeric, dlogit, **wide)

@@ -10,21 +10,20 @@ from widedeep import reference
 from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.model import WideDeep
-from widedeep.steps.base import INITIAL_SCALE, PRECISIONS, SCALE_RULES, Step, StepConfig
+from widedeep.steps.base import PRECISIONS, Step, StepConfig
 from widedeep.steps.exchange import gather_rows, sum_dense_
 
 
 class ReferenceStep(Step):
     """See `Step`. In fp16 the loss is scaled, and a step with a non-finite gradient changes nothing but the scale."""
 
+    rules = reference
+
     def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
         super().__init__(model, config, device, comm)
         self.dtype = PRECISIONS[config.precision]
         self.threads = torch.get_num_threads() if device.type == "cpu" else None
         self.parameters = {name: p for name, p in model.named_parameters()}
-        self.scale = torch.full((), INITIAL_SCALE, device=device) if config.precision == "fp16" else None
-        self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
-        self.found_inf = torch.zeros((), device=device)
 
     def train(self, batch: Batch, step: int, lr: float) -> Tensor:
         with self._matmul_precision():
@@ -50,22 +49,6 @@ class ReferenceStep(Step):
     def parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with self._matmul_precision():
             return self._logits(batch, step=0, p=0.0)
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        last = self.slots.updates - 1
-        for rms, last_step in zip(self.slots.table_rms, self.slots.table_last_step()):
-            reference.rmsprop_settle_(rms, last_step, last, self.config.rho)
-
-    def state(self) -> dict[str, Tensor]:
-        state = super().state()
-        return state if self.scale is None else state | {"loss_scale": self.scale, "good_steps": self.good_steps}
-
-    def load_state(self, state):
-        super().load_state(state)
-        if self.scale is not None and "loss_scale" in state:
-            self.scale.copy_(state["loss_scale"])
-            self.good_steps.copy_(state["good_steps"])
 
     def _logits(self, batch: Batch, step: int, p: float) -> tuple[Tensor, Tensor]:
         model, layout = self.model, self.model.layout
@@ -97,14 +80,6 @@ class ReferenceStep(Step):
             reference.check_finite_([g], self.found_inf)
             g /= self.scale
         return not self.comm.all_reduce_(self.found_inf).item()
-
-    def _count(self) -> None:
-        """Counts the update, unless it was skipped, and adapts the loss scale."""
-        if self.scale is None:
-            self.slots.updates += 1
-            return
-        counters = (self.scale, self.good_steps, self.slots.updates)
-        reference.loss_scale_update_(*counters, self.found_inf, *SCALE_RULES)
 
     def _update(self, ids: Tensor, grads: dict[str, Tensor], lr: float) -> None:
         config, slots, model = self.config, self.slots, self.model
