@@ -6,7 +6,8 @@ import threading
 import pytest
 import torch
 from test_model import MOVED, SPECS
-from test_step import LR, MIXED, assert_same, batch_of, in_ranks, new_step, part_of
+from test_step import LR, MIXED, assert_same, batch_of, new_step, part_of
+from thread_comm import in_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from widedeep import ops, parity

@@ -1,12 +1,12 @@
 """Metrics against the original's numbers, scikit-learn, and slow obvious loops."""
 
 import math
-from threading import Barrier, Thread
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
+from thread_comm import in_ranks
 
 from widedeep.errors import RunError
 from widedeep.metrics import (
@@ -245,22 +245,6 @@ def test_running_values_are_those_of_the_rows_so_far(device):
         assert running[name] == pytest.approx(final[whole], abs=1e-12)
 
 
-class ThreadComm:
-    """Ranks as threads: enough of a communicator for `Evaluation.gather`."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, rank, shelf, barrier):
-        self.rank, self.shelf, self.barrier = rank, shelf, barrier
-
-    def all_gather_rows(self, tensor, lengths=None):
-        self.shelf[self.rank] = tensor
-        self.barrier.wait()
-        whole = torch.cat(self.shelf)
-        self.barrier.wait()
-        return whole
-
-
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("groups", [True, False], ids=["groups", "no-groups"])
 def test_ranks_see_what_one_process_sees(world, groups):
@@ -274,13 +258,7 @@ def test_ranks_see_what_one_process_sees(world, groups):
         for part, first, last in zip(parts, cuts[:-1], cuts[1:]):
             here = slice(first, last)
             part.update(logit[here], label[here], group[here] if groups else None, first)
-    shelf, barrier = [None] * world, Barrier(world)
-    comms = [ThreadComm(rank, shelf, barrier) for rank in range(world)]
-    threads = [Thread(target=part.gather, args=(comm,)) for part, comm in zip(parts, comms)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_ranks(world, lambda comm: parts[comm.rank].gather(comm))
     want = single.compute()
     for part in parts:
         got = part.compute()
@@ -292,7 +270,7 @@ def test_ranks_see_what_one_process_sees(world, groups):
 
 def test_rank_without_any_batch_can_gather():
     evaluation = Evaluation()
-    evaluation.gather(ThreadComm(0, [None], Barrier(1)))
+    in_ranks(1, evaluation.gather)
     result = evaluation.compute()
     assert result["rows"] == 0
     assert math.isnan(result["loss"])

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import strict_cupy
+from outbrain_checks import files, shuffled_raw
 
-from preprocess import synthetic
 from preprocess.outbrain import OutbrainConfig, run
 from widedeep.shards import ShardSet
 
@@ -19,12 +19,7 @@ SPLITS = ("train", "test")
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     """8,000 click rows with nulls and a heavy tail; clicks in no order, so test rows need sorting."""
-    directory = tmp_path_factory.mktemp("synthetic") / "raw"
-    synthetic.run(displays=1600, seed=13, out=directory)
-    header, *rows = (directory / "clicks_train.csv").read_text().splitlines(keepends=True)
-    order = np.random.default_rng(5).permutation(len(rows))
-    (directory / "clicks_train.csv").write_text(header + "".join(rows[i] for i in order))
-    return directory
+    return shuffled_raw(tmp_path_factory.mktemp("synthetic") / "raw", displays=1600, seed=13)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +45,6 @@ def check(got: Path, want: Path) -> None:
                 np.testing.assert_allclose(ours[name], values, rtol=2**-23, atol=0, err_msg=f"{split} {name}")
             else:
                 np.testing.assert_array_equal(ours[name], values, err_msg=f"{split} {name}")
-
-
-def files(directory: Path) -> dict[str, bytes]:
-    paths = (p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != "report.json")
-    return {str(p.relative_to(directory)): p.read_bytes() for p in paths}
 
 
 @pytest.mark.parametrize("flavour", ["nvtabular", "spark"])

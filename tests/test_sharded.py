@@ -4,7 +4,8 @@ import pytest
 import torch
 from test_cuda_step import EVEN, HIDDEN, gpu_step
 from test_model import MOVED, SPECS
-from test_step import LR, MIXED, batch_of, in_ranks, new_step, part_of
+from test_step import LR, MIXED, batch_of, new_step, part_of
+from thread_comm import in_ranks
 
 from widedeep import model as model_module
 from widedeep import ops, share
