@@ -39,8 +39,8 @@ class Progress:
     `step` updates are done in all, `position` of them in epoch number `epoch` (from 0). `rows` and
     `global_batch_size` say what one position means, `data` identifies the train rows, `processes` is how many trained
     last, `device` cpu or cuda (None: a checkpoint from before they were kept), `threads` those of each process, None
-    also where bits do not depend on them. `metrics` are those of the last evaluation, `best` the best score so far, of
-    the metric called `score`, `waited` the epochs since.
+    also where bits do not depend on them, `begun` when the run began, by which its records are known. `metrics` are
+    those of the last evaluation, `best` the best score so far, of the metric called `score`, `waited` the epochs since.
     """
 
     seed: int
@@ -50,6 +50,7 @@ class Progress:
     processes: int | None = None
     device: str | None = None
     threads: int | None = None
+    begun: str | None = None
     step: int = 0
     epoch: int = 0
     position: int = 0
@@ -59,7 +60,7 @@ class Progress:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-ADDED = ("data", "processes", "device", "threads", "score")  # which older checkpoints lack
+ADDED = ("data", "processes", "device", "threads", "begun", "score")  # which older checkpoints lack
 
 
 class Checkpoints:

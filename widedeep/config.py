@@ -31,9 +31,14 @@ def option(default: Any, text: str) -> Any:
 class Location:
     dataset_path: str = option("/outbrain/data", "directory of the preprocessed data set")
     fspec_file: str = option("feature_spec.yaml", "feature spec, relative to dataset_path")
-    embedding_sizes_file: str | None = option(None, "JSON map of feature to embedding dim, over those of the spec")
+    embedding_sizes_file: str | None = option(
+        None, "JSON map of every categorical feature to its embedding dim; wins over the spec"
+    )
     use_checkpoint: bool = option(False, "continue from the last checkpoint of model_dir")
     overwrite: bool = option(False, "replace the checkpoints of model_dir and the results of results_dir")
+    initial_checkpoint: str | None = option(
+        None, "checkpoint, or model directory of a run, whose weights and optimizer state a new run begins with"
+    )
     model_dir: str = option("/outbrain/checkpoints", "directory of the checkpoints")
     results_dir: str = option("/results", "directory of the logs and summaries")
     log_filename: str = option("log.json", "name of the JSON-lines log in results_dir")

@@ -15,7 +15,7 @@ from widedeep.dist import LocalComm
 from widedeep.errors import RunError
 from widedeep.evaluate import evaluate
 from widedeep.journal import Journal
-from widedeep.resume import start
+from widedeep.resume import is_finished, start
 from widedeep.run import Run, tell
 from widedeep.share import gather_arrays
 
@@ -40,7 +40,11 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
         else:
             if comm.rank == 0:
                 checkpoints.prepare()
-            fit(run, checkpoints, progress)
+            try:
+                fit(run, checkpoints, progress)
+            except KeyboardInterrupt:
+                tell(comm, f"stopped at step {progress.step}: {what_is_left(checkpoints, progress)}")
+                raise
     return progress.metrics
 
 
@@ -74,10 +78,11 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
         journal.finish()
 
 
-def is_finished(progress: Progress, config: TrainConfig) -> bool:
-    """All epochs done, or patience at its end."""
-    patience = config.training.patience
-    return progress.epoch >= config.training.num_epochs or (patience is not None and progress.waited >= patience)
+def what_is_left(checkpoints: Checkpoints, progress: Progress) -> str:
+    """Of a run that is stopped here."""
+    found = checkpoints.find("last")
+    left = f"--use_checkpoint goes on from {found}" if found else "there is no checkpoint to go on from"
+    return left + "; --checkpoint_every_steps saves inside epochs too" * bool(progress.position)
 
 
 def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> None:
