@@ -90,6 +90,21 @@ def test_killed_run_continues_with_the_same_bits(data, tmp_path, step):
     assert logged[0] == logged[1]
 
 
+def test_a_run_whose_checkpoints_are_written_beside_it_ends_the_same(data, tmp_path, monkeypatch):
+    """As on a GPU."""
+    assert main(words(data, tmp_path / "whole", "fused", "--num_epochs", "2")) == 0
+    real = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, *told, beside: real(self, *told, beside=True))
+    assert main(words(data, tmp_path / "beside", "fused", "--num_epochs", "2")) == 0
+    names = [[path.name for path in Checkpoints(tmp_path / out / "model").steps()] for out in ("whole", "beside")]
+    assert names[0] == names[1]
+    for which in ("best", *names[0]):
+        want, got = (Checkpoints(tmp_path / out / "model").find(which) for out in ("whole", "beside"))
+        assert read_progress(want).metrics == read_progress(got).metrics
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            assert (want / file).read_bytes() == (got / file).read_bytes()
+
+
 def test_finished_run_is_left_alone(data, tmp_path, capsys):
     assert main(words(data, tmp_path, "reference")) == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}

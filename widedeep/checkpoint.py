@@ -7,13 +7,15 @@
 state.json lists size and xxh3-64 of the other files, so that damage is found before a damaged weight is used.
 """
 
+import contextlib
 import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,7 +66,8 @@ ADDED = ("data", "processes", "device", "threads", "begun", "score")  # which ol
 
 
 class Checkpoints:
-    """The checkpoints of one run. A context manager; leaving it lets another run write here.
+    """The checkpoints of one run. A context manager; leaving it waits for what is being written and lets another run
+    write here.
 
     Args:
         model_dir: the `--model_dir`; checkpoints go to its `checkpoint` directory.
@@ -76,14 +79,24 @@ class Checkpoints:
         self._keep_last = keep_last
         self._mine: list[str] = []
         self._lock: IO | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._writing: Future | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    def __exit__(self, kind, *_) -> None:
+        try:
+            # A write that failed must not hide what went wrong before.
+            with contextlib.suppress(*() if kind is None else (Exception,)):
+                self.finish()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
 
     def steps(self) -> list[Path]:
         """All whole checkpoints, by step."""
@@ -133,15 +146,42 @@ class Checkpoints:
         progress: Progress,
         texts: Mapping[str, str],
         best: bool,
+        beside: bool = False,
     ) -> Path:
         """Writes a checkpoint, points `last` (and `best`) to it, and removes what need not be kept.
 
         Args:
             arrays: the model's `named_arrays()`.   optimizer: the step's `state()`. Of both whole tables.
             texts: further files by name (feature spec, config).
+            beside: return as soon as the tensors are copied to the host; the rest is done while the caller goes on, and
+                an error of it raised by the next call of `save` or `finish`, or by leaving.
         Raises:
             RunError: the disk is full.   InputError: the directory cannot be written.
         """
+        self.finish()
+        copies = [{n: t.detach().to("cpu", copy=beside) for n, t in part.items()} for part in (arrays, optimizer)]
+        told = (*copies, replace(progress), dict(texts), best)
+        if beside:
+            self._pool = self._pool or ThreadPoolExecutor(1)
+            self._writing = self._pool.submit(self._save, *told)
+        else:
+            self._save(*told)
+        return self.directory / f"step-{progress.step}"
+
+    def finish(self) -> None:
+        """Waits for the checkpoint that is being written. Raises as `save` does."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _save(
+        self,
+        arrays: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        progress: Progress,
+        texts: Mapping[str, str],
+        best: bool,
+    ) -> None:
         target = self.directory / f"step-{progress.step}"
         with atomic.directory(target, atomic.Output(STATE)) as partial:
             _write_tensors(partial / MODEL, arrays)
@@ -157,7 +197,6 @@ class Checkpoints:
                 self._point("best", target.name)
             self._mine = [name for name in self._mine if name != target.name] + [target.name]
             self._prune()
-        return target
 
     def _point(self, index: str, name: str) -> None:
         with atomic.file(self.directory / index) as partial:
@@ -271,7 +310,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.touch()  # with the mode that other files get; the library's own is its owner's alone
     mode = path.stat().st_mode
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+        save_file({name: t.contiguous() for name, t in tensors.items()}, path)
         path.chmod(mode)
     except SafetensorError as error:  # carries the system's error number in its text only
         number = re.search(r"os error (\d+)", str(error))

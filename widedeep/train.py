@@ -1,5 +1,6 @@
 """Training: one loop over epochs and batches; everything else is called."""
 
+import contextlib
 import math
 from itertools import islice
 from typing import Any
@@ -12,7 +13,7 @@ from widedeep import checkpoint
 from widedeep.checkpoint import Checkpoints, Progress
 from widedeep.config import TrainConfig
 from widedeep.dist import LocalComm
-from widedeep.errors import RunError
+from widedeep.errors import InputError, RunError
 from widedeep.evaluate import evaluate
 from widedeep.journal import Journal
 from widedeep.resume import is_finished, start
@@ -80,13 +81,17 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
 
 def what_is_left(checkpoints: Checkpoints, progress: Progress) -> str:
     """Of a run that is stopped here."""
+    with contextlib.suppress(InputError, RunError):  # which leaving will raise
+        checkpoints.finish()
     found = checkpoints.find("last")
     left = f"--use_checkpoint goes on from {found}" if found else "there is no checkpoint to go on from"
     return left + "; --checkpoint_every_steps saves inside epochs too" * bool(progress.position)
 
 
 def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> None:
-    """Writes a checkpoint from the first process; the others wait, so that none runs ahead of a failed write."""
+    """Writes a checkpoint from the first process, on a GPU beside the steps to come: the others wait for the copies on
+    its host, on a CPU for the files.
+    """
     state = (run.model.named_arrays(), run.step.state())
     arrays, optimizer = (gather_arrays(run.comm, run.model.share, part) for part in state)
     if run.comm.rank == 0:
@@ -95,7 +100,7 @@ def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> 
             checkpoint.SPEC: yaml.safe_dump(spec, sort_keys=False, allow_unicode=True),
             checkpoint.CONFIG: run.config.to_yaml(),
         }
-        checkpoints.save(arrays, optimizer, progress, texts, best)
+        checkpoints.save(arrays, optimizer, progress, texts, best, beside=run.comm.device.type == "cuda")
     run.comm.barrier()
 
 
