@@ -353,3 +353,20 @@ def test_a_tab_as_a_shell_passes_it(tmp_path, capsys):
     path.write_text("x\tclick\n" + "".join(f"{i % 7}\t{i % 2}\n" for i in range(200)))
     assert main(["spec", "infer", str(path), "--delimiter", "\\t"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["metadata"]["csv"] == {"delimiter": "\t"}
+
+
+@pytest.mark.parametrize(
+    ("header", "delimiter", "words"),
+    [
+        ("x;click", ",", "; the file has one column, 'x;click', and may want --delimiter ';'$"),
+        ("x\tclick", ",", r"; the file has one column, 'x\\tclick', and may want --delimiter '\\t'$"),
+        ("x,click", "|", "; the file has one column, 'x,click', and may want --delimiter ','$"),
+        ("x, click", ",", "; the file has 'x', ' click'$"),
+        ("x", ",", "; the file has 'x'$"),
+    ],
+)
+def test_a_header_of_one_column_names_the_flag(tmp_path, header, delimiter, words):
+    (tmp_path / "a.csv").write_text(header + "\n" + header.replace("click", "1").replace("x", "2") + "\n")
+    for label, said in ((None, "expected --label, or one column called "), ("click", "column click is missing")):
+        with pytest.raises(InputError, match=f"{said}.*{words}"):
+            infer_spec([tmp_path / "a.csv"], label, delimiter=delimiter)

@@ -86,6 +86,19 @@ def test_delimiters_and_files_without_a_header(tmp_path, plain, delimiter, heade
     assert FeatureSpec.load(tmp_path / "out").metadata["csv"]["delimiter"] == delimiter
 
 
+@pytest.mark.parametrize("name", ["a.tsv", "a.TSV", "a.tsv.gz"])
+def test_the_name_of_a_file_implies_tabs(tmp_path, plain, name):
+    data = csv_bytes(rows(), "\t")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    run(TabularConfig(write_spec(tmp_path / "spec.yaml"), tmp_path / "out", [tmp_path / name], split="last:50"))
+    assert outputs(tmp_path / "out") == plain
+    spec, _ = infer_spec([str(tmp_path / name)])
+    assert "metadata" not in spec
+    commas = write_spec(tmp_path / "commas.yaml", delimiter=",")
+    with pytest.raises(InputError, match=r"the header has 'city\\t.*' alone; its delimiter may be '\\t'$"):
+        run(TabularConfig(commas, tmp_path / "out", [tmp_path / name], split="last:50"))
+
+
 @pytest.mark.parametrize("kind", ["file", "stream", "lz4", "dictionary"])
 def test_arrow_files(tmp_path, plain, kind):
     table, path = rows(), tmp_path / "data.arrow"
@@ -135,10 +148,11 @@ def test_masked_elements_are_padding_and_teach_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("csv", "words"),
     [
+        ({"delimiter": None}, "metadata.csv.delimiter: expected one ASCII character"),
         ({"delimiter": "::"}, "metadata.csv.delimiter: expected one ASCII character"),
         ({"quote": "'"}, "metadata.csv: expected a mapping with the keys delimiter and columns"),
         ({"columns": ["a", "a"]}, "metadata.csv.columns: expected each name once"),
-        ({"columns": NAMES[1:]}, "column city is missing; the format names size"),
+        ({"columns": NAMES[1:]}, "column city is missing; the format names 'size', 'seen_0'"),
         ({"columns": [*NAMES, "more"]}, "line 1: expected 9 fields, found 8"),
     ],
 )

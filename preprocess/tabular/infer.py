@@ -41,7 +41,8 @@ def infer_spec(
     with `|` or `;` become multi-hot. Columns that hold one value, texts and ids that hardly repeat, the number of the
     row, and columns that cannot be read, are left out. Without a `label` the column is taken whose name is one of
     `LABELS`.
-    delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header.
+    delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header; with a
+    comma, files called .tsv have tabs.
 
     Returns:
         The spec as a dict for YAML, and sentences about each column that was left out, what the label was taken to
@@ -56,12 +57,12 @@ def infer_spec(
     described |= {"columns": list(columns)} if columns else {}
     csv = csv_format(inputs[0], described)
     names, faults = _columns(inputs, csv)
-    label = label or _guessed_label(inputs[0], names)
+    label = label or _guessed_label(inputs[0], names, delimiter)
     for name in filter(None, (label, group)):
         if name in faults:
             raise InputError(f"{inputs[0]}: column {name}: {faults[name]}")
         if name not in names:
-            raise InputError(f"{inputs[0]}: column {name} is missing; the file has {', '.join(names)[:200]}")
+            raise InputError(f"{inputs[0]}: column {name} is missing; {_has(names, delimiter)}")
     seen = _look(inputs, names, csv, max_rows)
     spec, notes = _proposal(inputs[0], seen, faults, label, group)
     return spec | ({"metadata": {"csv": described}} if described else {}), notes
@@ -75,10 +76,18 @@ def _columns(inputs: list[str], csv: csv_io.Format) -> tuple[list[str], dict[str
     return [name for name in names if name not in faults], faults
 
 
-def _guessed_label(path: str, names: list[str]) -> str:
+def _has(names: list[str], delimiter: str) -> str:
+    """What a message says of the columns that are there."""
+    found = csv_io.other_delimiter(names)
+    if found in (None, delimiter):
+        return f"the file has {', '.join(map(repr, names))[:200]}"
+    return f"the file has one column, {names[0][:200]!r}, and may want --delimiter {found!r}"
+
+
+def _guessed_label(path: str, names: list[str], delimiter: str) -> str:
     found = [name for name in names if name.lower() in LABELS]
     if len(found) != 1:
-        told = f"found {' and '.join(found)}" if found else f"the file has {', '.join(names)[:200]}"
+        told = f"found {' and '.join(found)}" if found else _has(names, delimiter)
         raise InputError(f"{path}: expected --label, or one column called {', '.join(LABELS)}; {told}")
     return found[0]
 

@@ -13,7 +13,8 @@ A transform is a mapping, or as a shorthand a name or a list of names without se
 
 Texts that YAML reads as true or false (yes, no, on, off) stand in quotes.
 
-CSV files are described in `metadata.csv`: `delimiter`, and for files without a header `columns`, their names in order.
+CSV files are described in `metadata.csv`: `delimiter` (without it a tab for .tsv, a comma for others), and for files
+without a header `columns`, their names in order.
 In `columns` and `mask`, `name[50]` stands for name_0 to name_49.
 """
 
@@ -125,8 +126,9 @@ def csv_format(path: str | Path, value: Any) -> csv_io.Format:
     field = f"{path}: metadata.csv"
     if not isinstance(value, dict | None) or any(key not in ("delimiter", "columns") for key in value or ()):
         raise InputError(f"{field}: expected a mapping with the keys delimiter and columns, got {value!r}")
-    delimiter, names = (value or {}).get("delimiter", ","), (value or {}).get("columns")
-    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n' or not delimiter.isascii():
+    delimiter, names = (value or {}).get("delimiter"), (value or {}).get("columns")
+    is_mark = isinstance(delimiter, str) and len(delimiter) == 1 and delimiter.isascii() and delimiter not in '"\r\n'
+    if "delimiter" in (value or {}) and not is_mark:
         raise InputError(f"{field}.delimiter: expected one ASCII character such as ; or a tab, got {delimiter!r}")
     if names is not None:
         if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
