@@ -99,6 +99,23 @@ def test_the_name_of_a_file_implies_tabs(tmp_path, plain, name):
         run(TabularConfig(commas, tmp_path / "out", [tmp_path / name], split="last:50"))
 
 
+@pytest.mark.parametrize(
+    ("header", "delimiter", "words"),
+    [
+        ("x;click", ",", "; the file has one column, 'x;click', and may want --delimiter ';'$"),
+        ("x\tclick", ",", r"; the file has one column, 'x\\tclick', and may want --delimiter '\\t'$"),
+        ("x,click", "|", "; the file has one column, 'x,click', and may want --delimiter ','$"),
+        ("x, click", ",", "; the file has 'x', ' click'$"),
+        ("x", ",", "; the file has 'x'$"),
+    ],
+)
+def test_a_header_of_one_column_names_the_flag(tmp_path, header, delimiter, words):
+    (tmp_path / "a.csv").write_text(header + "\n" + header.replace("click", "1").replace("x", "2") + "\n")
+    for label, said in ((None, "expected --label, or one column called "), ("click", "column click is missing")):
+        with pytest.raises(InputError, match=f"{said}.*{words}"):
+            infer_spec([tmp_path / "a.csv"], label, delimiter=delimiter)
+
+
 @pytest.mark.parametrize("kind", ["file", "stream", "lz4", "dictionary"])
 def test_arrow_files(tmp_path, plain, kind):
     table, path = rows(), tmp_path / "data.arrow"

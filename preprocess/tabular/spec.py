@@ -7,7 +7,8 @@ A transform is a mapping, or as a shorthand a name or a list of names without se
     multi-hot     hash or vocabulary; `separator` of delimited text (lists need none), or `columns` of one value each,
                   with `mask` columns that are 0 where there is no value
     numeric       fill: number, mean or median   clip: [low, high]   log: true   standardise: true
-    label         positive: value or list of values, of which train rows have at least one; 1 is 1.0 too
+    label         positive: value or list of values, of which train rows have at least one; 1 is 1.0 too, and the
+                  texts true, false, yes and no mean TRUE and True too
                   negative: the same for 0; without it every other value is 0, with it any other is refused
     map           hash: {seed}
 
@@ -299,8 +300,10 @@ class _Fields:
             return self.feature(transforms.Label(None))
         positive = self.values("positive")
         negative = self.values("negative") if "negative" in self._fields else frozenset()
-        if both := sorted({*map(str, positive)} & {*map(str, negative)}):
-            self.fail("negative", f"values that are not positive, got {both[0]!r}")
+        both = [v for v in map(str, negative) if transforms.stands_in(positive, v)]
+        both += [v for v in map(str, positive) if transforms.stands_in(negative, v)]
+        if both:
+            self.fail("negative", f"values that are not positive, got {min(both)!r}")
         return self.feature(transforms.Label(positive, negative))
 
     def values(self, key: str) -> transforms.Values:
