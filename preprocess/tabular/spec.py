@@ -22,7 +22,7 @@ In `columns` and `mask`, `name[50]` stands for name_0 to name_49.
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -103,9 +103,9 @@ class TabularSpec:
             features.append(_Fields(path, spec.group, "group", spec.other[spec.group].get("transform")).group())
         return cls(path, raw, features, spec)
 
-    def columns(self, group: bool = True) -> tuple[str, ...]:
-        """Source columns, each once; those of the group only if asked for."""
-        features = [f for f in self.features if group or f.kind != "group"]
+    def columns(self, without: Collection[str] = ()) -> tuple[str, ...]:
+        """Source columns, each once, of all features but those of the kinds `without`."""
+        features = [f for f in self.features if f.kind not in without]
         return tuple(dict.fromkeys(column for f in features for column in (*f.columns, *f.mask)))
 
     def transform(self, name: str) -> Any:
