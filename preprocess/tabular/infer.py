@@ -29,7 +29,7 @@ def infer_spec(
     *,
     group: str | None = None,
     max_rows: int = MAX_ROWS,
-    delimiter: str = ",",
+    delimiter: str | None = None,
     columns: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """A proposal from the first `max_rows` rows.
@@ -40,8 +40,8 @@ def infer_spec(
     with `|` or `;` become multi-hot. Columns that hold one value, texts and ids that hardly repeat, the number of the
     row, and columns that cannot be read, are left out. Without a `label` the column is taken whose name is one of
     `LABELS`.
-    delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header; with a
-    comma, files called .tsv have tabs.
+    delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header; None: a
+    tab in files called .tsv, a comma in others.
 
     Returns:
         The spec as a dict for YAML, and sentences about each column that was left out, what the label was taken to
@@ -52,7 +52,7 @@ def infer_spec(
     """
     if max_rows < 1:
         raise InputError(f"max_rows is {max_rows}, expected at least 1")
-    described = {"delimiter": delimiter} if delimiter != "," else {}
+    described = {"delimiter": delimiter} if delimiter is not None else {}
     described |= {"columns": list(columns)} if columns else {}
     csv = csv_format(inputs[0], described)
     names, faults = _columns(inputs, csv)
@@ -75,7 +75,7 @@ def _columns(inputs: list[str], csv: csv_io.Format) -> tuple[list[str], dict[str
     return [name for name in names if name not in faults], faults
 
 
-def _has(names: list[str], delimiter: str) -> str:
+def _has(names: list[str], delimiter: str | None) -> str:
     """What a message says of the columns that are there."""
     found = csv_io.other_delimiter(names)
     if found in (None, delimiter):
@@ -83,7 +83,7 @@ def _has(names: list[str], delimiter: str) -> str:
     return f"the file has one column, {names[0][:200]!r}, and may want --delimiter {found!r}"
 
 
-def _guessed_label(path: str, names: list[str], delimiter: str) -> str:
+def _guessed_label(path: str, names: list[str], delimiter: str | None) -> str:
     found = [name for name in names if name.lower() in LABELS]
     if len(found) != 1:
         told = f"found {' and '.join(found)}" if found else _has(names, delimiter)
