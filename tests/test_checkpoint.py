@@ -123,7 +123,7 @@ def test_damage_is_named_with_the_older_checkpoint(tmp_path, name, damage):
         path.write_bytes(data)
     else:
         path.unlink()
-    with pytest.raises(InputError, match=rf"step-2/{name}: the checkpoint is damaged.*step-1 instead"):
+    with pytest.raises(InputError, match=rf"step-2/{name}: damaged checkpoint: the file.*step-1 instead"):
         read_progress(checkpoints.find("last"))
 
 
@@ -165,7 +165,7 @@ def test_checkpoint_without_its_state_is_named_and_not_passed_over(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     newest = [save(checkpoints, step) for step in (1, 2)][1]
     (newest / STATE).unlink()
-    with pytest.raises(InputError, match=r"step-2/state.json: .* it is missing; remove .*step-2 to use step-1 instead"):
+    with pytest.raises(InputError, match=r"step-2/state.json: .* is missing; remove .*step-2 to use step-1 instead"):
         checkpoints.find("last")
     for path in newest.iterdir():
         path.unlink()

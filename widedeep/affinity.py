@@ -36,14 +36,14 @@ def pin(mode: str, local_rank: int, local_world: int, gpu: int | None) -> str:
     if mode == "disabled":
         return "CPU affinity: disabled"
     if not hasattr(psutil.Process, "cpu_affinity"):
-        return "CPU affinity: left alone, for this system has no way to set it"
+        return "CPU affinity: unchanged: this system has no way to set it"
     free = allowed()
     nodes = [node & free for node in numa_nodes() if node & free]
     near = gpu_cores(gpu) & free if gpu is not None else set()
     if not near and len(nodes) < 2:
-        return "CPU affinity: left alone, for this machine has a single NUMA node"
+        return "CPU affinity: unchanged: this machine has a single NUMA node"
     if not near and local_world < len(nodes):  # pinned to one node each they would leave others idle
-        return f"CPU affinity: left alone, for there are fewer processes ({local_world}) than NUMA nodes ({len(nodes)})"
+        return f"CPU affinity: unchanged: fewer processes ({local_world}) than NUMA nodes ({len(nodes)})"
     places = [node_of(near, nodes)] if near else nodes
     home = places[local_rank % len(places)]
     # Neighbours are the processes that share this home; with GPUs NVML does not say who they are, so all count.

@@ -264,7 +264,7 @@ def read_progress(directory: Path) -> Progress:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(_damage(directory, STATE, f"it cannot be read: {error}")) from error
+        raise InputError(_damage(directory, STATE, f"the file cannot be read: {error}")) from error
     return progress
 
 
@@ -329,16 +329,17 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 def _difference(found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
     if found is None:
-        return "it is missing"
+        return "the file is missing"
     if found["bytes"] != wanted["bytes"]:
-        return f"it has {found['bytes']} bytes, expected {wanted['bytes']}"
-    return f"its xxh3-64 is {found['xxh3_64']}, expected {wanted['xxh3_64']}"
+        plural = "s" * (found["bytes"] != 1)
+        return f"the file has {found['bytes']} byte{plural}, expected {wanted['bytes']}"
+    return f"the file's xxh3-64 is {found['xxh3_64']}, expected {wanted['xxh3_64']}"
 
 
 def _damage(directory: Path, name: str, how: str) -> str:
     older = [path for path in Checkpoints(directory.parent.parent).steps() if path != directory]
     advice = f"; remove {directory} to use {older[-1].name} instead" if older else "; there is no other checkpoint"
-    return f"{directory / name}: the checkpoint is damaged, {how}{advice}."
+    return f"{directory / name}: damaged checkpoint: {how}{advice}."
 
 
 def _kind(tensor: Tensor) -> str:
