@@ -191,7 +191,7 @@ def test_more_epochs_continue_a_finished_run(data, tmp_path):
     [
         (["--seed", "6"], "was trained with --seed 5, not 6"),
         (["--global_batch_size", "64"], "was trained with 32 global_batch_size, not 64"),
-        (["--training_set_size", "500"], "was trained with 32 steps an epoch (--training_set_size), not 15"),
+        (["--training_set_size", "500"], "was trained with 32 steps per epoch (--training_set_size), not 15"),
         (["--deep_hidden_units", "16", "4"], "made for another model"),
     ],
 )

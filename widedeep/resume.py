@@ -149,7 +149,7 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
     for name, before, now in (
         ("rows", progress.rows, shards.rows),
         ("global_batch_size", progress.global_batch_size, config.training.global_batch_size),
-        ("steps an epoch (--training_set_size)", trained.training.steps_per_epoch(progress.rows), run.steps_per_epoch),
+        ("steps per epoch (--training_set_size)", trained.training.steps_per_epoch(progress.rows), run.steps_per_epoch),
     ):
         if before != now:
             raise InputError(f"{found}: was trained with {before} {name}, not {now}: it cannot be continued.")
