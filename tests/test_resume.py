@@ -94,7 +94,12 @@ def test_a_run_whose_checkpoints_are_written_beside_it_ends_the_same(data, tmp_p
     """As on a GPU."""
     assert main(words(data, tmp_path / "whole", "fused", "--num_epochs", "2")) == 0
     real = Checkpoints.save
-    monkeypatch.setattr(Checkpoints, "save", lambda self, *told, beside: real(self, *told, beside=True))
+
+    def save(self, arrays, optimizer, *told, beside):
+        copies = [{name: t.clone() for name, t in part.items()} for part in (arrays, optimizer)]
+        return real(self, *copies, *told, beside=True)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
     assert main(words(data, tmp_path / "beside", "fused", "--num_epochs", "2")) == 0
     names = [[path.name for path in Checkpoints(tmp_path / out / "model").steps()] for out in ("whole", "beside")]
     assert names[0] == names[1]

@@ -153,13 +153,14 @@ class Checkpoints:
         Args:
             arrays: the model's `named_arrays()`.   optimizer: the step's `state()`. Of both whole tables.
             texts: further files by name (feature spec, config).
-            beside: return as soon as the tensors are copied to the host; the rest is done while the caller goes on, and
-                an error of it raised by the next call of `save` or `finish`, or by leaving.
+            beside: return as soon as tensors of a GPU are copied to the host (one that is there must not change any
+                more); the rest is done while the caller goes on, and an error of it raised by the next call of `save`
+                or `finish`, or by leaving.
         Raises:
             RunError: the disk is full.   InputError: the directory cannot be written.
         """
         self.finish()
-        copies = [{n: t.detach().to("cpu", copy=beside) for n, t in part.items()} for part in (arrays, optimizer)]
+        copies = [{name: t.detach().cpu() for name, t in part.items()} for part in (arrays, optimizer)]
         told = (*copies, replace(progress), dict(texts), best)
         if beside:
             self._pool = self._pool or ThreadPoolExecutor(1)

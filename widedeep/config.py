@@ -64,7 +64,7 @@ class Training:
     embedding_parallel: Parallel = option(
         "replicated", "whether each process holds the whole tables, or a share of their rows"
     )
-    seed: int | None = option(None, "seed of the initial weights, row order and dropout; random, and recorded, if not given")
+    seed: int | None = option(None, "of initial weights, row order and dropout; random, and recorded, if not given")
     patience: int | None = option(None, "stop after this many epochs without a better score")
 
     def steps_per_epoch(self, rows: int) -> int:
@@ -123,7 +123,7 @@ class Scoring:
     checkpoint: str = option("best", "best, last or step-<n>, of a model directory")
     eval_batch_size: int = option(131072, "rows at a time, all devices together")
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
-    precision: Precision | None = option(None, "precision of the matrix products (as in training, where the device can)")
+    precision: Precision | None = option(None, "of the matrix products (as in training, where the device can)")
     step: StepKind = option("auto", "plain torch (reference) or our own kernels (fused)")
     embedding_parallel: Parallel | None = option(
         None, "whether each process holds the whole tables, or a share of their rows (as in training)"
