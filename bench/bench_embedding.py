@@ -1,5 +1,7 @@
 """The Outbrain model's 13 tables beside torch: `python -m pytest bench/bench_embedding.py`."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,12 @@ LR, RHO, EPS, WIDE_LR = 1.2e-4, 0.5, 1e-7, 0.02
 
 @pytest.fixture
 def case(device):
+    return drawn(device)
+
+
+@functools.cache
+def drawn(device):
+    """Once, which takes longer than the calls; updates change it."""
     return embedding_case(ROWS[device], OUTBRAIN_TABLES, numeric=13, device=device, aligned=device == "cuda")
 
 

@@ -1,5 +1,7 @@
 """The output layer with loss and gradients, beside torch: `python -m pytest bench/bench_head.py`."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,12 @@ DTYPES = {"cpu": torch.float32, "cuda": torch.float16}
 
 @pytest.fixture
 def inputs(device):
-    """h, weight, bias, wide_logit and label."""
+    return tensors(device)
+
+
+@functools.cache
+def tensors(device):
+    """h, weight, bias, wide_logit and label; drawn once, which takes longer than the calls."""
     B = ROWS[device]
     h = normal(B, H, device=device, dtype=DTYPES[device]).relu()
     weight, bias = normal(1, H, device=device, scale=H**-0.5), torch.zeros(1, device=device)

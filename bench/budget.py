@@ -1,6 +1,6 @@
 """Every kernel of the GPU step beside its target and the ceilings measured in the same run: `python -m bench.budget`.
 
-One step of the Outbrain model at B = 131072 in fp16; times are medians of CUDA events with a flushed second-level
+One step of the Outbrain model at B = 131072 in fp16; times are medians of CUDA events with a flushed L2
 cache, or (--sustained) means over many calls in a row, replayed from a CUDA graph, in which a card may come to its
 power limit; the ceilings are measured in the same way. Targets and predictions: docs/cuda.md.
 """

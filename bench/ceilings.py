@@ -19,7 +19,7 @@ COPIED = {"cpu": 16 << 20, "cuda": 512 << 20}  # bytes: as much as an op reads; 
 
 
 class Clock:
-    """Seconds of single calls, medians: on a GPU between CUDA events, with a flushed second-level cache.
+    """Seconds of single calls, medians: on a GPU between CUDA events, with a flushed L2 cache.
 
     Args:
         sustained: the mean of calls that follow each other for SUSTAINED seconds instead, after as many that do not

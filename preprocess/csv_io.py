@@ -31,6 +31,7 @@ NULL_TIME = np.iinfo(np.int64).min
 MAX_ID = 2**31 - 2
 BLOCK_BYTES = 4 << 20
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_DELIMITERS = ";\t|,"
 SUFFIXES = (".csv", ".csv.gz", ".csv.zst")
 # What pyarrow takes: ASCII only, blanks around numbers are ignored.
 _PATTERNS = {
@@ -70,10 +71,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Format:
-    """delimiter: one character between fields. names: the columns of files that have no header line."""
+    """delimiter: one character between fields; None: a tab in files called .tsv, a comma in others.
+    names: the columns of files that have no header line."""
 
-    delimiter: str = ","
+    delimiter: str | None = ","
     names: tuple[str, ...] | None = None
+
+    def of(self, path: Path) -> "Format":
+        """With the delimiter that the file's name implies, unless one is given."""
+        if self.delimiter is not None:
+            return self
+        name = path.with_suffix("") if path.suffix in _COMPRESSIONS else path
+        return Format("\t" if name.suffix.lower() == ".tsv" else ",", self.names)
 
 
 COMMAS = Format()
@@ -125,7 +134,7 @@ def text_bytes(path: Path) -> int | None:
 def read_header(path: Path, format: Format = COMMAS) -> tuple[str, ...]:
     """The column names as they stand. InputError when the file is missing, unreadable or empty."""
     with _open(path) as file:
-        return _header(path, _call(path, file.readline), (), format)
+        return _header(path, _call(path, file.readline), (), format.of(path))
 
 
 def blocks(
@@ -136,6 +145,7 @@ def blocks(
     Raises:
         InputError: the file is missing, unreadable or empty, or its header lacks one of `columns` or names one twice.
     """
+    format = format.of(path)
     with _open(path) as file:
         first = _call(path, file.readline)
         names = _header(path, first, columns, format)
@@ -240,7 +250,7 @@ def _call(path: Path, read, *arguments):
 def _header(path: Path, line: bytes, columns: Sequence[Column], format: Format) -> tuple[str, ...]:
     if format.names is not None:
         if missing := [column.name for column in columns if column.name not in format.names]:
-            raise InputError(f"{path}: column {missing[0]} is missing; the format names {_listed(format.names)}")
+            raise InputError(f"{path}: column {missing[0]} is missing; the format names {listed(format.names)}")
         return format.names
     if not line.strip():
         wanted = f" with {_names(columns)}" if columns else ""
@@ -255,12 +265,19 @@ def _header(path: Path, line: bytes, columns: Sequence[Column], format: Format) 
     for column in columns:
         if (count := header.count(column.name)) != 1:
             fault = "missing" if not count else "there twice"
-            raise InputError(f"{path}, line 1: column {column.name} is {fault}; the header has {_listed(header)}")
+            raise InputError(f"{path}, line 1: column {column.name} is {fault}; the header has {listed(header)}")
     return header
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:20])[:200]
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, in quotes, since blanks around one would not be seen; and what may be wrong with one."""
+    text = ", ".join(map(repr, names[:20]))[:200]
+    return text if (found := other_delimiter(names)) is None else f"{text} alone; its delimiter may be {found!r}"
+
+
+def other_delimiter(names: Sequence[str]) -> str | None:
+    """What may stand between fields, where a header seems to have one name."""
+    return next((mark for mark in _DELIMITERS if mark in names[0]), None) if len(names) == 1 else None
 
 
 def _names(columns: Sequence[Column]) -> str:

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
+from widedeep import checkpoint
 from widedeep.checkpoint import (
     ADDED,
     MODEL,
@@ -23,7 +25,7 @@ from widedeep.checkpoint import (
     read_arrays,
     read_progress,
 )
-from widedeep.errors import InputError
+from widedeep.errors import InputError, RunError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -121,7 +123,7 @@ def test_damage_is_named_with_the_older_checkpoint(tmp_path, name, damage):
         path.write_bytes(data)
     else:
         path.unlink()
-    with pytest.raises(InputError, match=rf"step-2/{name}: the checkpoint is damaged.*step-1 instead"):
+    with pytest.raises(InputError, match=rf"step-2/{name}: damaged checkpoint: the file.*step-1 instead"):
         read_progress(checkpoints.find("last"))
 
 
@@ -163,12 +165,59 @@ def test_checkpoint_without_its_state_is_named_and_not_passed_over(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     newest = [save(checkpoints, step) for step in (1, 2)][1]
     (newest / STATE).unlink()
-    with pytest.raises(InputError, match=r"step-2/state.json: .* it is missing; remove .*step-2 to use step-1 instead"):
+    with pytest.raises(InputError, match=r"step-2/state.json: .* is missing; remove .*step-2 to use step-1 instead"):
         checkpoints.find("last")
     for path in newest.iterdir():
         path.unlink()
     newest.rmdir()
     assert checkpoints.find("last").name == "step-1"
+
+
+def test_a_checkpoint_is_written_beside_what_follows(device, tmp_path, monkeypatch):
+    begins, may_go_on = threading.Event(), threading.Event()
+    real = checkpoint._write_tensors
+
+    def slow(path, tensors):
+        begins.set()
+        assert may_go_on.wait(60)
+        real(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", slow)
+    weights, slots = ({name: t.to(device) for name, t in arrays(seed).items()} for seed in (1, 2))
+    progress = Progress(seed=1, rows=1, global_batch_size=1, step=9)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(weights, slots, progress, {}, True, beside=True)
+        assert begins.wait(60)
+        for t in (*weights.values(), *slots.values()) if device == "cuda" else ():
+            t.zero_()  # the next step
+        progress.step = 10
+        assert checkpoints.steps() == []
+        may_go_on.set()
+    path = Checkpoints(tmp_path).find("best")
+    assert read_progress(path).step == 9
+    for name, want in ((MODEL, arrays(1)), (OPTIMIZER, arrays(2))):
+        got = read_arrays(path, name)
+        assert all(torch.equal(got[key], array) for key, array in want.items())
+
+
+def test_a_failed_write_beside_is_raised_by_the_next_call_or_by_leaving(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", fails)
+    told = (arrays(1), {}, Progress(seed=1, rows=1, global_batch_size=1, step=9), {}, False)
+
+    def use(then):
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(*told, beside=True)
+            then(checkpoints)
+
+    for then in (lambda checkpoints: checkpoints.save(*told), lambda checkpoints: None):
+        with pytest.raises(RunError, match="step-9: No space left"):
+            use(then)
+    with pytest.raises(ZeroDivisionError):  # what went wrong first
+        use(lambda checkpoints: 1 / 0)
+    assert Checkpoints(tmp_path).steps() == []
 
 
 def test_one_run_at_a_time_writes_here(tmp_path):

@@ -70,6 +70,8 @@ def test_config_file_below_flags(tmp_path, capsys):
     path.write_text("num_epochs: 4\ndeep_hidden_units: [8, 8]\namp: true\n")
     config = printed_config(capsys, "--config", str(path), "--num_epochs", "5")
     assert (config["num_epochs"], config["deep_hidden_units"], config["amp"]) == (5, [8, 8], True)
+    config = printed_config(capsys, "--num_epochs", "5", "--config", str(path), "--amp=false")
+    assert (config["num_epochs"], config["deep_hidden_units"], config["amp"]) == (5, [8, 8], False)
     config = printed_config(capsys, f"--config={path}", "--amp", "false")
     assert (config["num_epochs"], config["amp"]) == (4, False)
 
@@ -90,6 +92,7 @@ def test_printed_config_is_a_config(tmp_path, capsys):
         (["train", "--num_epochs"], "--num_epochs: expected one argument"),
         (["train", "--no_such_flag", "1"], "no_such_flag"),
         (["train", "--config", "absent.yaml"], "absent.yaml"),
+        (["train", "--train_data_pattern", "/x/part*"], "--train_data_pattern: expected --dataset_path instead;"),
         (["evaluate"], "expected --model and --dataset_path: see `widedeep evaluate --help`"),
         (["describe"], "expected PATH"),
         (["describe", "--json", "no-such-set"], "no-such-set: expected a data set"),

@@ -245,10 +245,11 @@ def test_ftrl_steps_match_the_proximal_rule(core, l1, l2):
         np.testing.assert_allclose([w.value, accum.value, linear.value], want, rtol=2e-4, atol=1e-6)
 
 
-def test_ftrl_first_zero_gradient_from_an_empty_accumulator_is_finite(core):
+@pytest.mark.parametrize("g", [0.0, 1e-24, -1e-30])
+def test_ftrl_first_gradient_whose_square_is_zero_from_an_empty_accumulator_is_finite(core, g):
     w, accum, linear = F32(0.04), F32(0.0), F32(0.0)
-    core.probe_ftrl(ctypes.byref(w), ctypes.byref(accum), ctypes.byref(linear), F32(0), F32(0.02), F32(0), F32(0))
-    assert (w.value, accum.value, linear.value) == (0.0, 0.0, 0.0)
+    core.probe_ftrl(ctypes.byref(w), ctypes.byref(accum), ctypes.byref(linear), F32(g), F32(0.02), F32(0), F32(0))
+    assert (w.value, accum.value, linear.value) == (0.0, 0.0, F32(g).value)
 
 
 @pytest.mark.parametrize("z", [-200.0, -20.0, -1.0, 0.0, 1e-4, 3.0, 90.0, 1e30])

@@ -183,7 +183,11 @@ def test_quotes_that_open_no_field_are_text(field, value, block_bytes, tmp_path)
     [
         ("", "the file is empty"),
         ("\n", "the file is empty"),
-        ("id,ignored,big,score,place\n", "line 1: column at is missing"),
+        (
+            "id,ignored,big,score,place\n",
+            "column at is missing; the header has 'id', 'ignored', 'big', 'score', 'place'$",
+        ),
+        (HEADER.replace("at", " at"), "column at is missing; the header has .* ' at'"),
         (HEADER.replace("ignored", "id"), "line 1: column id is there twice"),
         (b"\xff\xfe" + HEADER.encode(), "line 1: expected a header line in UTF-8"),
         (HEADER.encode().rstrip() + b"\r1,2\r", "line 1: expected lines that end in a line feed"),

@@ -82,7 +82,7 @@ def test_an_id_past_its_table_in_data_that_were_checked_is_a_defect():
     config = TrainConfig().updated(cpu=True, affinity="disabled", dataset_path="d")
     with pytest.raises(RuntimeError, match=r"^op: feature 1"):
         run.launch(config, action)
-    with pytest.raises(InputError, match=r"^d: the data are damaged, feature 1 has id 7, expected -1 .* 6: run with"):
+    with pytest.raises(InputError, match=r"^d: damaged data: feature 1 has id 7, expected -1 .* 6; rerun with"):
         run.launch(config.updated(verify=False), action)
 
 

@@ -95,7 +95,7 @@ def test_a_trained_checkpoint_by_the_command_line(kind, tmp_path, capsys):
     damaged = shutil.copytree(tmp_path / "model", tmp_path / "damaged") / weights.relative_to(tmp_path / "model")
     damaged.write_bytes(content)
     assert main(["export", "--model", str(tmp_path / "damaged"), "--format", kind, "--out", str(tmp_path / "no")]) == 2
-    assert "the checkpoint is damaged" in capsys.readouterr().err
+    assert "damaged checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
     predictions = tmp_path / "p.csv"

@@ -56,6 +56,7 @@ LINES = {  # modules and folders of the package. Each may import those that stan
     "reader": "readers data",
     "step": "steps step",
     "records": "outputs logs checkpoint",
+    "restore": "restore",
     "run": "run resume journal evaluate predict train benchmark",
     "tools": "golden parity export scoring",
     "pages": "html_page describe describe_page report_checks report_files report_html report_plots report",
@@ -76,13 +77,14 @@ MAY_IMPORT = {  # ... what is named here: lines, or single modules of them
     "reader": "files settings ops",
     "step": "files settings ops reference ranks model reader",
     "records": "files ranks",
-    "run": "files settings ranks model metrics reader step records",
-    "tools": "files settings ranks model metrics reader step records",
+    "restore": "files settings ranks model records",
+    "run": "files settings ranks model metrics reader step records restore",
+    "tools": "files settings ranks model metrics reader step records restore",
     "pages": "files records",
     "doctor": "_load",
     "commands": "files settings records run tools pages doctor preprocess",
     "cli": "errors feature_spec commands doctor",
-    "public": "files model optim reader",
+    "public": "files model optim reader restore",
     "preprocess": "errors splitmix atomic feature_spec shards",
 }
 PLACE = {module: line for line, modules in LINES.items() for module in modules.split()}
@@ -112,6 +114,7 @@ def module_of(name: str) -> str:
 @pytest.mark.parametrize("source", sources("widedeep", "preprocess"), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_python_arrows_point_one_way(source):
     me = module_of(".".join(source.relative_to(ROOT).with_suffix("").parts))
+    assert me in PLACE, "a place in LINES"
     line = LINES[PLACE[me]].split()
     allowed = {me, "widedeep", "__version__", *line[: line.index(me)]}
     for word in MAY_IMPORT.get(PLACE[me], "").split():

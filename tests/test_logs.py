@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -84,14 +85,31 @@ def test_a_new_run_empties_the_files_and_a_resumed_one_continues_them(tmp_path):
     assert [line.get("loss") for line in metric_lines(tmp_path)] == [0.4512, None, None, 0.4]
 
 
+def test_records_of_steps_that_are_done_again_are_dropped(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.log("PARAMETER", {"batch": 32})
+        for step in (5, 10, 15):
+            log.log((step, 20), {"loss": 0.5})
+        log.log((10,), {"loss_val": 0.4})  # an evaluation of its own, of the checkpoint
+        log.log((1, 500), {"batch_samplesps": 9.0})  # and a benchmark
+    with RunLog(tmp_path, append=True, done=10) as log:
+        log.log((15, 20), {"loss": 0.3})
+    steps = [[5, 20], [10, 20], [10], [1, 500], [15, 20]]
+    assert [line["step"] for line in metric_lines(tmp_path)] == steps
+    assert [line["step"] for line in dlll(tmp_path / "log.json")] == ["PARAMETER", *steps]
+    assert metric_lines(tmp_path)[-1]["loss"] == 0.3
+    assert sorted(os.listdir(tmp_path)) == ["log.json", "metrics.jsonl"]
+
+
 def test_the_clock_of_a_resumed_run_goes_on(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert last_seconds(path) == 0
+    assert last_seconds(path, 9) == 0
     training = '{"step": [5, 9], "seconds": 1000.5, "loss": 0.4}\n'
     others = '{"step": [5], "seconds": 2, "loss_val": 0.4}\n{"step": [1, 7], "seconds": 3, "batch_samplesps": 9.0}\n'
     for more in ("", others, others + '{"step": [6'):
         path.write_text(training + more)
-        assert last_seconds(path) == 1000.5
+        assert last_seconds(path, 5) == 1000.5
+        assert last_seconds(path, 4) == 0
     a_run(tmp_path, append=True, elapsed=1000.5)
     seconds = [json.loads(text)["seconds"] for text in path.read_text().splitlines()[-3:]]
     assert 1000.5 <= seconds[0] <= seconds[-1] < 1010

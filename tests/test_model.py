@@ -145,6 +145,10 @@ def test_a_seed_fixes_the_weights():
     assert fresh[0].seed != fresh[1].seed
     again = WideDeep(spec, hidden=[4], seed=fresh[0].seed)
     assert torch.equal(again.out.weight, fresh[0].out.weight)
+    torch.manual_seed(3)
+    one = WideDeep(spec, hidden=[4])
+    torch.manual_seed(3)
+    assert WideDeep(spec, hidden=[4]).seed == one.seed
 
 
 @pytest.mark.parametrize("parts", ["both", "wide", "deep"])
@@ -168,9 +172,9 @@ def test_a_loop_of_ones_own_gives_what_the_step_gives(name, parts, device):
     """Autograd through the model and our optimizers, against the step, which has its own backward pass."""
     models = [WideDeep(SPECS[name], hidden=[9, 6], dropout=0.0, seed=3, parts=parts).to(device) for _ in range(2)]
     model = models[0].train()
-    deep = [*model.tables, *model.layers.parameters(), *(model.out.parameters() if model.has_deep else ())]
-    wide = [model.wide, model.wide_numeric, model.wide_bias] if model.has_wide else []
-    optimizers = [kind(weights) for kind, weights in ((RMSprop, deep), (FTRL, wide)) if weights]
+    parts = ((RMSprop, model.deep_parameters()), (FTRL, model.wide_parameters()))
+    assert sum(len(weights) for _, weights in parts) == len([*model.parameters()])
+    optimizers = [kind(weights) for kind, weights in parts if weights]
     step = make_step("auto", models[1], device=device)
     for i in range(5):
         ids, numeric, label = inputs(model.spec, 16, device, seed=i)
@@ -183,6 +187,38 @@ def test_a_loop_of_ones_own_gives_what_the_step_gives(name, parts, device):
         torch.testing.assert_close(got, loss.detach(), rtol=1e-5, atol=1e-6)
     for array_name, want in models[1].named_arrays().items():
         torch.testing.assert_close(model.named_arrays()[array_name], want, rtol=2e-4, atol=2e-6, msg=array_name)
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+def test_an_encoder_before_the_model_learns(parts, device):
+    """The gradient of numerics, against differences of float64 logits."""
+    model = WideDeep(SPECS["one-hot and multi-hot"], hidden=[9, 6], dropout=0.0, seed=3, parts=parts).to(device)
+    ids, numeric, _ = inputs(model.spec, 6, device)
+    numeric.requires_grad_()
+    model(ids, numeric).sum().backward()
+    for n in range(numeric.shape[1]):
+        change = torch.zeros(numeric.shape[1], device=device)
+        change[n] = 1e-6
+        above, below = (sum(slow_logits(model, ids, numeric.detach().double() + s * change)) for s in (1, -1))
+        want = (above - below) / 2e-6
+        torch.testing.assert_close(numeric.grad[:, n].cpu().double(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_forward_takes_integers_and_floats_of_any_type_and_stride(device):
+    model = WideDeep(SPECS["one-hot and multi-hot"], hidden=[9], seed=3).to(device).eval()
+    ids, numeric, _ = inputs(model.spec, 16, device)
+    want = model(ids, numeric)
+    wider = torch.cat([ids, ids], 1).long()
+    assert torch.equal(model(wider[:, : ids.shape[1]], numeric.double()), want)
+    assert torch.equal(model(ids.T.contiguous().T, numeric.T.contiguous().T), want)
+    assert torch.equal(model(ids, numeric.half()), model(ids, numeric.half().float()))
+
+
+def test_ids_beyond_32_bits_are_refused():
+    model = WideDeep(SPECS["no numeric"], hidden=[9], seed=3)
+    for bad in (2**32, -(2**32) - 1):
+        with pytest.raises(RuntimeError, match="feature 0 has id"):
+            model(torch.tensor([[bad, 0]]), torch.zeros(1, 0))
 
 
 def test_dropout_is_on_in_training_only(device):

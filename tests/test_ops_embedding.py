@@ -69,7 +69,7 @@ def test_embedding_forward_backward_matches_reference(B, tables, kind, sparse, d
     wanted = case.double()
     grads = []
     for c, module, (dtype, *rest) in ((case, ops, (torch.float32, sparse)), (wanted, reference, (torch.float64,))):
-        leaves = [t.requires_grad_() for t in (*c.tables, c.wide, c.wide_numeric, c.wide_bias)]
+        leaves = [t.requires_grad_() for t in (*c.tables, c.wide, c.wide_numeric, c.wide_bias, c.numeric)]
         x, wide_logit = module.embedding_forward(*c.forward_args(dtype), *rest)
         loss = (x.double() * dx.double()).sum() + (wide_logit.double() * dlogit.double()).sum()
         grads.append(torch.autograd.grad(loss, leaves, allow_unused=True))
@@ -306,7 +306,7 @@ def test_embedding_opcheck(tables, device):
     opcheck(OPS.embedding_forward.default, (*args, True))
     opcheck(OPS.embedding_forward.default, (*case.forward_args(torch.bfloat16), True))
     leaves = make(9, tables, "zipf", device)
-    for t in (*leaves.tables, leaves.wide, leaves.wide_numeric, leaves.wide_bias):
+    for t in (*leaves.tables, leaves.wide, leaves.wide_numeric, leaves.wide_bias, leaves.numeric):
         t.requires_grad_()
     for sparse in (True, False):
         opcheck(OPS.embedding_forward.default, (*leaves.forward_args(torch.float32), sparse))
@@ -343,6 +343,7 @@ def test_embedding_ops_reject_bad_arguments(device):
             ops.embedding_forward(*(changes.get(n, a) for n, a in zip(names, args)))
 
     rejects("ids must be a contiguous Int tensor", ids=case.ids.long())
+    rejects("(?<!/)csrc/bindings/checks.h", ids=case.ids[:, :-1])  # no path of the machine that compiled it
     rejects("ids must be", ids=case.ids[:, :-1])
     rejects("not contiguous", ids=case.ids.T.contiguous().T)
     rejects("numeric must be", numeric=case.numeric[:3])

@@ -259,7 +259,8 @@ def test_bad_settings_are_refused():
     for kind, settings, words in (
         (RMSprop, {"lr": -1}, "lr: expected a number >= 0"),
         (RMSprop, {"rho": 1}, "rho: expected a number in"),
-        (RMSprop, {"eps": float("nan")}, "eps: expected a number >= 0"),
+        (RMSprop, {"eps": float("nan")}, "eps: expected a number > 0"),
+        (RMSprop, {"eps": 0}, "eps: expected a number > 0"),
         (FTRL, {"lr": 0}, "lr: expected a number > 0"),
         (FTRL, {"l1": -1}, "l1: expected a number >= 0"),
     ):

@@ -202,18 +202,54 @@ def test_documents_without_a_publisher_need_ids_above_the_largest(flavour, room,
             run(OutbrainConfig(data, tmp_path / "out", flavour=flavour))
 
 
-@pytest.mark.parametrize(("time", "empty"), [("1036800000", "train"), ("0", None)])
-def test_all_rows_may_fall_on_one_side(time, empty, tmp_path):
+def timed(tmp_path, time):
+    """The small data with this timestamp in all rows, or with `time[i]` in row i."""
     data = shutil.copytree(SMALL, tmp_path / "data")
     events = pd.read_csv(data / "events.csv", dtype=str, keep_default_na=False)
-    events["timestamp"] = time
+    events["timestamp"] = time if isinstance(time, str) else [*time, *[time[-1]] * len(events)][: len(events)]
     events.to_csv(data / "events.csv", index=False)
-    report = run(OutbrainConfig(data, tmp_path / "out"))
-    assert report["rows"] == 18
-    if empty:
-        assert report[empty]["rows"] == 0
-        assert report[empty]["click_rate"] is None
-        shards = ShardSet.open(tmp_path / "out" / "test")
-        got = shards.read(0, shards.rows)
-        assert not got["ad_id_ctr"].any()
-        assert not got["ad_id_count"].any()
+    return data
+
+
+def test_all_rows_may_fall_on_one_side_of_given_statistics(tmp_path, caplog):
+    run(OutbrainConfig(SMALL, tmp_path / "first"))
+    data = timed(tmp_path, "1036800000")
+    report = run(OutbrainConfig(data, tmp_path / "out", stats=tmp_path / "first"))
+    assert (report["rows"], report["train"]["rows"], report["train"]["click_rate"]) == (18, 0, None)
+    assert ShardSet.open(tmp_path / "out" / "test").rows == 18
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [
+        (["1465876800000", "1466000000000"], "timestamps from 1465876800000 to 1466000000000"),
+        ("1036800000", "timestamps from 1036800000 to 1036800000"),
+        ("", "timestamps of no row"),
+    ],
+)
+def test_no_train_rows_are_refused_with_the_times_that_are_there(time, words, tmp_path):
+    data = timed(tmp_path, time)
+    expected = r"clicks_train.csv: expected train rows to learn from, found none: .* from 0 to 950399999 are for"
+    with pytest.raises(InputError, match=rf"{expected} training, and events.csv has {words} \(milliseconds since 146"):
+        run(OutbrainConfig(data, tmp_path / "out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_no_test_rows_are_warned_about(tmp_path, caplog):
+    data = timed(tmp_path, "1465876800000")  # which the spark flavour trains on
+    report = run(OutbrainConfig(data, tmp_path / "out", flavour="spark"))
+    assert report["test"]["rows"] == 0
+    assert "clicks_train.csv: no rows are test rows, and a training wants some" in caplog.text
+    assert "events.csv has timestamps from 1465876800000 to 1465876800000 (milliseconds" in caplog.text
+
+
+def test_statistics_of_tables_are_refused(tmp_path):
+    tables_ = tmp_path / "statistics"
+    tables_.mkdir()
+    (tables_ / "statistics.json").write_text('{"features": {}}')
+    words = (
+        r"expected statistics.json and .*, got a statistics.json without a version, as preprocess tabular writes it$"
+    )
+    with pytest.raises(InputError, match=words):
+        run(OutbrainConfig(SMALL, tmp_path / "out", stats=tmp_path))

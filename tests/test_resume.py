@@ -83,6 +83,31 @@ def test_killed_run_continues_with_the_same_bits(data, tmp_path, step):
         json.loads((out / "results" / "evaluation.json").read_text()) for out in (tmp_path / "whole", killed)
     )
     assert whole == continued
+    logged = [
+        [json.loads(line)["step"] for line in (out / "results" / "metrics.jsonl").read_text().splitlines()]
+        for out in (tmp_path / "whole", killed)
+    ]
+    assert logged[0] == logged[1]
+
+
+def test_a_run_whose_checkpoints_are_written_beside_it_ends_the_same(data, tmp_path, monkeypatch):
+    """As on a GPU."""
+    assert main(words(data, tmp_path / "whole", "fused", "--num_epochs", "2")) == 0
+    real = Checkpoints.save
+
+    def save(self, arrays, optimizer, *told, beside):
+        copies = [{name: t.clone() for name, t in part.items()} for part in (arrays, optimizer)]
+        return real(self, *copies, *told, beside=True)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert main(words(data, tmp_path / "beside", "fused", "--num_epochs", "2")) == 0
+    names = [[path.name for path in Checkpoints(tmp_path / out / "model").steps()] for out in ("whole", "beside")]
+    assert names[0] == names[1]
+    for which in ("best", *names[0]):
+        want, got = (Checkpoints(tmp_path / out / "model").find(which) for out in ("whole", "beside"))
+        assert read_progress(want).metrics == read_progress(got).metrics
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            assert (want / file).read_bytes() == (got / file).read_bytes()
 
 
 def test_finished_run_is_left_alone(data, tmp_path, capsys):
@@ -90,9 +115,74 @@ def test_finished_run_is_left_alone(data, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
     log = (tmp_path / "results" / "log.json").read_bytes()
     assert main(words(data, tmp_path, "reference", "--use_checkpoint")) == 0
-    assert "finished already" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "finished already" in out
+    assert "continuing" not in out
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
     assert (tmp_path / "results" / "log.json").read_bytes() == log
+
+
+def test_records_of_another_run_are_not_continued(data, tmp_path, capsys):
+    assert main(words(data, tmp_path, "reference", "--num_epochs", "1")) == 0
+    other = ["--model_dir", str(tmp_path / "other"), "--overwrite", "--num_epochs", "1"]
+    assert main(words(data, tmp_path, "reference", *other)) == 0
+    before = (tmp_path / "results" / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    goes_on = ["--use_checkpoint", "--num_epochs", "2"]
+    assert main(words(data, tmp_path, "reference", *goes_on)) == 2
+    assert "results: holds the records of a run that began at 20" in capsys.readouterr().err
+    assert (tmp_path / "results" / "metrics.jsonl").read_bytes() == before
+    elsewhere = ["--results_dir", str(tmp_path / "elsewhere")]
+    assert main(words(data, tmp_path, "reference", *goes_on, *elsewhere)) == 0
+
+
+@pytest.mark.parametrize("step", ["reference", "fused"])
+def test_a_new_run_begins_with_the_weights_of_another(data, tmp_path, capsys, step):
+    """On other rows, another batch size and a learning rate that leaves the deep part as it is."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(words(data, first, step, "--num_epochs", "1")) == 0
+    other = planted_data(tmp_path / "other", train=500)
+    new = ["--initial_checkpoint", str(first / "model"), "--num_epochs", "1", "--global_batch_size", "64"]
+    new += ["--seed", "6", "--deep_learning_rate", "0"]
+    capsys.readouterr()
+    assert main(words(other, second, step, *new)) == 0
+    assert f"beginning with the weights of {first / 'model'}" in capsys.readouterr().out
+    before, after = final_arrays(first), final_arrays(second)
+    assert before["deep.layer.0.weight"].equal(after["deep.layer.0.weight"])
+    assert not before["wide.table.ad"].equal(after["wide.table.ad"])
+    assert (after["accum.wide.table.ad"] >= before["accum.wide.table.ad"]).all()
+    assert int(after["updates"]) == int(before["updates"]) + 8
+    progress = read_progress(Checkpoints(second / "model").find("last"))
+    assert (progress.step, progress.epoch, progress.seed, progress.rows) == (8, 1, 6, 500)
+    # A run that is continued has no more use for it.
+    shutil.rmtree(first)
+    assert main(words(other, second, step, *new[:2], "--use_checkpoint", *new[2:])) == 0
+
+
+def test_weights_that_a_new_run_cannot_begin_with_are_refused(data, tmp_path, capsys):
+    assert main(words(data, tmp_path / "first", "reference", "--num_epochs", "1")) == 0
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text('{"ad": 6, "site": 4, "tags": 4}')
+    new = ["--initial_checkpoint", str(tmp_path / "first" / "model"), "--num_epochs", "1"]
+    capsys.readouterr()
+    assert main(words(data, tmp_path / "second", "reference", *new, "--embedding_sizes_file", str(sizes))) == 2
+    assert "was trained with embedding dim 8 of ad, not 6" in capsys.readouterr().err
+    assert main(words(data, tmp_path / "second", "reference", "--initial_checkpoint", str(tmp_path / "none"))) == 2
+    assert "none: expected a checkpoint, or a model directory" in capsys.readouterr().err
+
+
+def test_a_run_that_is_interrupted_says_what_is_left(data, tmp_path, capsys, monkeypatch):
+    def interrupt(self, loss):
+        raise KeyboardInterrupt
+
+    assert main(words(data, tmp_path, "reference", "--num_epochs", "1")) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("widedeep.train.LossWatch.add", interrupt)
+        capsys.readouterr()
+        assert main(words(data, tmp_path, "reference", "--num_epochs", "2", "--use_checkpoint")) == 130
+        assert "stopped at step 32: --use_checkpoint goes on from" in capsys.readouterr().out
+        assert main(words(data, tmp_path / "fresh", "reference")) == 130
+        assert "stopped at step 0: there is no checkpoint to go on from" in capsys.readouterr().out
 
 
 def test_more_epochs_continue_a_finished_run(data, tmp_path):
@@ -106,7 +196,7 @@ def test_more_epochs_continue_a_finished_run(data, tmp_path):
     [
         (["--seed", "6"], "was trained with --seed 5, not 6"),
         (["--global_batch_size", "64"], "was trained with 32 global_batch_size, not 64"),
-        (["--training_set_size", "500"], "was trained with 32 steps an epoch (--training_set_size), not 15"),
+        (["--training_set_size", "500"], "was trained with 32 steps per epoch (--training_set_size), not 15"),
         (["--deep_hidden_units", "16", "4"], "made for another model"),
     ],
 )

@@ -187,7 +187,39 @@ def test_a_label_of_numbers_means_every_spelling_of_them(tmp_path):
     assert report["test"]["positive_rate"] == 0.5
 
 
-@pytest.mark.parametrize("click", [["1", "2", "3", "4", "5"] * 40, ["1"] * 200, ["yes", "no", "no", "maybe"] * 50])
+@pytest.mark.parametrize(
+    ("values", "transform", "told"),
+    [
+        (
+            ["0.0", "1.0", "0", "0"],
+            {"positive": [1.0], "negative": [0]},
+            "1 means '1.0' (25 % of rows), 0 means '0' or '0.0'",
+        ),
+        (
+            ["1", " 1.00", "1", "2"],
+            {"positive": [2], "negative": [1]},
+            "1 means '2' (25 % of rows), 0 means ' 1.00' or '1'",
+        ),
+        (
+            ["true", "false", "TRUE", "TRUE"],
+            {"positive": ["TRUE"], "negative": ["false"]},
+            "1 means 'TRUE' or 'true' (75 % of",
+        ),
+        (["Yes", "no", "NO", "no"], {"positive": ["Yes"], "negative": ["no"]}, "1 means 'Yes' (25 % of"),
+    ],
+)
+def test_a_label_may_be_spelled_in_several_ways(tmp_path, values, transform, told):
+    path = csv(tmp_path / "a.csv", columns() | {"click": values * 50})
+    spec, notes = infer_spec([path])
+    assert spec["feature_spec"]["click"]["transform"] == transform
+    assert notes[0].startswith(f"label click: {told}")
+    share = float(told.partition(" (")[2].partition(" ")[0])
+    assert preprocessed(tmp_path, path, spec)["train"]["positive_rate"] == share / 100
+
+
+@pytest.mark.parametrize(
+    "click", [["1", "2", "3", "4", "5"] * 40, ["1"] * 200, ["yes", "no", "no", "maybe"] * 50, ["1", "1.0"] * 100]
+)
 def test_a_label_has_two_values(tmp_path, click):
     with pytest.raises(InputError, match=r"a\.csv: column click: expected two values, found \d: '.*`positive`"):
         infer_spec([csv(tmp_path / "a.csv", columns() | {"click": click})])

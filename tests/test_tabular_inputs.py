@@ -1,4 +1,4 @@
-"""Forms of input: delimiters, files without a header, Arrow, mixtures of all, masks of histories, splits by time."""
+"""Forms of input: delimiters, files without a header, Arrow, mixtures of all, masks of histories."""
 
 import gzip
 
@@ -86,6 +86,36 @@ def test_delimiters_and_files_without_a_header(tmp_path, plain, delimiter, heade
     assert FeatureSpec.load(tmp_path / "out").metadata["csv"]["delimiter"] == delimiter
 
 
+@pytest.mark.parametrize("name", ["a.tsv", "a.TSV", "a.tsv.gz"])
+def test_the_name_of_a_file_implies_tabs(tmp_path, plain, name):
+    data = csv_bytes(rows(), "\t")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    run(TabularConfig(write_spec(tmp_path / "spec.yaml"), tmp_path / "out", [tmp_path / name], split="last:50"))
+    assert outputs(tmp_path / "out") == plain
+    spec, _ = infer_spec([str(tmp_path / name)])
+    assert "metadata" not in spec
+    commas = write_spec(tmp_path / "commas.yaml", delimiter=",")
+    with pytest.raises(InputError, match=r"the header has 'city\\t.*' alone; its delimiter may be '\\t'$"):
+        run(TabularConfig(commas, tmp_path / "out", [tmp_path / name], split="last:50"))
+
+
+@pytest.mark.parametrize(
+    ("header", "delimiter", "words"),
+    [
+        ("x;click", ",", "; the file has one column, 'x;click', and may want --delimiter ';'$"),
+        ("x\tclick", ",", r"; the file has one column, 'x\\tclick', and may want --delimiter '\\t'$"),
+        ("x,click", "|", "; the file has one column, 'x,click', and may want --delimiter ','$"),
+        ("x, click", ",", "; the file has 'x', ' click'$"),
+        ("x", ",", "; the file has 'x'$"),
+    ],
+)
+def test_a_header_of_one_column_names_the_flag(tmp_path, header, delimiter, words):
+    (tmp_path / "a.csv").write_text(header + "\n" + header.replace("click", "1").replace("x", "2") + "\n")
+    for label, said in ((None, "expected --label, or one column called "), ("click", "column click is missing")):
+        with pytest.raises(InputError, match=f"{said}.*{words}"):
+            infer_spec([tmp_path / "a.csv"], label, delimiter=delimiter)
+
+
 @pytest.mark.parametrize("kind", ["file", "stream", "lz4", "dictionary"])
 def test_arrow_files(tmp_path, plain, kind):
     table, path = rows(), tmp_path / "data.arrow"
@@ -133,62 +163,13 @@ def test_masked_elements_are_padding_and_teach_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("split", "first"), [("time:day:2016-06-20", 20), ("time:day:2016-06-20 00:00:00", 20), ("time:day:0.25", None)]
-)
-@pytest.mark.parametrize("kind", ["csv", "parquet", "number"])
-def test_a_split_by_time_tests_on_the_latest_rows(tmp_path, split, first, kind):
-    table = rows(500)
-    days = np.array([int(day[-2:]) for day in table["day"].to_pylist()])
-    if kind == "number":
-        table = table.set_column(6, "day", pa.array(days * 86400))
-        split = f"time:day:{20 * 86400}" if first else split
-    if kind == "parquet":
-        table = table.set_column(6, "day", table["day"].cast(pa.timestamp("s")))
-    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.csv")
-    pq.write_table(table, path) if kind == "parquet" else path.write_bytes(csv_bytes(table))
-    spec = write_spec(tmp_path / "spec.yaml")
-    for chunk_bytes in (300, 1 << 20):
-        out = tmp_path / f"out{chunk_bytes}"
-        run(TabularConfig(spec, out, [path], split=split, chunk_bytes=chunk_bytes))
-        first = first or next(d for d in sorted(set(days), reverse=True) if (days >= d).mean() >= 0.25)
-        clicks = np.array(table["click"].to_pylist())
-        assert read(out / "train")["click"].tolist() == clicks[days < first].tolist()
-        assert read(out / "test")["click"].tolist() == clicks[days >= first].tolist()
-
-
-@pytest.mark.parametrize(
-    ("split", "cell", "words"),
-    [
-        ("time:day:0.5", "later", "line 5: column day: expected a time such as 2016-06-14"),
-        ("time:day:0.5", "", "line 5: column day: expected a time, found no value"),
-        ("time:day:2016-06-15", "17", "line 5: column day: expected a time such as"),
-        ("time:day:17", None, r"split: time:day: expected a date as in the rows \('2016-06-\d\d'\), got '17'$"),
-        ("time:size:2016-06-15", None, r"split: time:size: expected a number as in .* \('.*'\), got '2016-06-15'$"),
-        ("time:city:17", None, "line 2: column city: expected a number, found"),
-        ("time:day:soon", None, "split: time:day: expected a time such as"),
-        ("time:day", None, "split: expected random:SHARE"),
-        ("time:date:0.5", None, "column date is missing"),
-        ("time:click:0.9", None, "split: column click: expected rows before the test rows"),
-    ],
-)
-def test_times_that_do_not_fit(tmp_path, split, cell, words):
-    table = rows(10)
-    if cell is not None:
-        days = table["day"].to_pylist()
-        table = table.set_column(6, "day", pa.array([*days[:3], cell, *days[4:]]))
-    (tmp_path / "a.csv").write_bytes(csv_bytes(table))
-    with pytest.raises(InputError, match=words):
-        run(TabularConfig(write_spec(tmp_path / "spec.yaml"), tmp_path / "out", [tmp_path / "a.csv"], split=split))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
     ("csv", "words"),
     [
+        ({"delimiter": None}, "metadata.csv.delimiter: expected one ASCII character"),
         ({"delimiter": "::"}, "metadata.csv.delimiter: expected one ASCII character"),
         ({"quote": "'"}, "metadata.csv: expected a mapping with the keys delimiter and columns"),
         ({"columns": ["a", "a"]}, "metadata.csv.columns: expected each name once"),
-        ({"columns": NAMES[1:]}, "column city is missing; the format names size"),
+        ({"columns": NAMES[1:]}, "column city is missing; the format names 'size', 'seen_0'"),
         ({"columns": [*NAMES, "more"]}, "line 1: expected 9 fields, found 8"),
     ],
 )
@@ -294,31 +275,6 @@ def test_a_value_keeps_its_id_whatever_the_type_in_a_file(tmp_path):
     pq.write_table(nothing.append_column("click", table["click"]), tmp_path / "c.parquet")
     got = ids_of(tmp_path / "c.parquet", tmp_path / "c", tmp_path / "a")
     assert (got["ad"], got["seen"], got["size"]) == ([0] * 3, [[-1, -1]] * 3, [0] * 3)
-
-
-def test_a_split_by_times_in_nanoseconds(tmp_path):
-    times = 1_700_000_000_000_000_001 + np.arange(200) * 10**9
-    pq.write_table(rows().set_column(6, "day", pa.array(times)), tmp_path / "a.parquet")
-    spec = write_spec(tmp_path / "spec.yaml")
-    report = run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.parquet"], split="time:day:0.2"))
-    assert report["test"]["rows"] == 40
-
-
-@pytest.mark.parametrize(
-    ("share", "times", "test"),
-    [
-        ("0.8", range(10), 8),
-        ("0.9", range(10), 9),
-        ("0.34", range(100), 34),
-        ("0.01", range(10), 1),
-        ("0.4", [0, 0, 0, 0, 0, 1, 1, 1, 2, 2], 5),  # all rows of the first time
-    ],
-)
-def test_a_share_by_time_is_rounded(tmp_path, share, times, test):
-    pq.write_table(rows(len(times)).set_column(6, "day", pa.array([*times])), tmp_path / "a.parquet")
-    spec = write_spec(tmp_path / "spec.yaml")
-    report = run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.parquet"], split=f"time:day:{share}"))
-    assert report["test"]["rows"] == test
 
 
 @pytest.mark.parametrize("values", [[b"a", b"\xff"], [[b"a"], [b"\xff"]]])

@@ -38,7 +38,7 @@ def labels(tmp_path, values, positive, split="last:2", negative=None, **options)
         (["yes", "no"], '[yes, "1"]', "expected quotes around what YAML reads as true or false"),
         (["yes", "no"], "yes", "expected quotes"),
         ([True, False], "true", "expected quotes"),
-        (["True", "False"], '"true"', "expected a value that train rows have, such as 'True', 'False', got 'true'$"),
+        (["Click", "None"], "click", "expected a value that train rows have, such as 'Click', 'None', got 'click'$"),
         (["1.0", "0.0"], '["1", on-line]', "such as '1.0', '0.0', got '1', 'on-line'$"),
         (["a", "b"], "c", "spec.yaml: feature_spec.click.transform.positive: expected a value that train rows have"),
         (list("abcdefg"), "h", "such as 'a', 'b', 'c', 'd', 'e', got 'h'$"),
@@ -62,9 +62,13 @@ def test_labels_none_of_which_is_positive_are_refused(tmp_path, values, positive
         ([1, 0], '"1"'),
         (["9007199254740993", "9007199254740994"], "9007199254740993"),
         (["yes", "1e400"], '["yes", "1"]'),
+        (["True", "False"], '"true"'),
+        (["true", "FALSE"], '"TRUE "'),
+        ([True, False], '["True", "1"]'),
+        (["YES ", "no"], '"yes"'),
     ],
 )
-def test_positive_numbers_are_compared_as_numbers(tmp_path, values, positive):
+def test_positive_numbers_and_words_mean_every_spelling(tmp_path, values, positive):
     assert labels(tmp_path, values * 5, positive) == [1, 0] * 5
 
 
@@ -78,7 +82,12 @@ def test_what_only_python_takes_for_a_number_is_a_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "positive", "negative"),
-    [(["yes", "no"], "'yes'", "'no'"), (["1.0", "0"], "1", "0.0"), ([1, 0], "[1, 7]", "[0, -1]")],
+    [
+        (["yes", "no"], "'yes'", "'no'"),
+        (["TRUE", "false"], "'true'", "'False'"),
+        (["1.0", "0"], "1", "0.0"),
+        ([1, 0], "[1, 7]", "[0, -1]"),
+    ],
 )
 def test_negative_values_leave_no_third(tmp_path, values, positive, negative):
     assert labels(tmp_path, values * 5, positive, negative=negative) == [1, 0] * 5
@@ -97,6 +106,8 @@ def test_negative_values_leave_no_third(tmp_path, values, positive, negative):
     ("positive", "negative", "words"),
     [
         ("'yes'", "['no', 'yes']", "transform.negative: expected values that are not positive, got 'yes'"),
+        ("'yes'", "['no', 'YES']", "transform.negative: expected values that are not positive, got 'YES'"),
+        ("1", "['0', '1.0']", "transform.negative: expected values that are not positive, got '1.0'"),
         ("'yes'", "no", "transform.negative: expected quotes around what YAML reads as true or false"),
         ("'yes'", "[]", "transform.negative: expected at least one value, got none"),
     ],

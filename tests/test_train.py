@@ -127,7 +127,7 @@ def test_a_checkpoint_that_lacks_a_file_is_damaged_whoever_reads_it(data, finish
     lacks = Checkpoints(model).find("last")
     (lacks / name).unlink()
     scored = ["--model", str(lacks), "--dataset_path", str(data), "--cpu"]
-    said = f"{lacks / name}: the checkpoint is damaged, it is missing; remove {lacks} to use step-126 instead."
+    said = f"{lacks / name}: damaged checkpoint: the file is missing; remove {lacks} to use step-126 instead."
     for run_it in (
         lambda: main(["evaluate", *scored]),
         lambda: main(["predict", *scored, "--out", str(tmp_path / "p.csv")]),
@@ -309,7 +309,7 @@ def test_ids_past_their_table_where_nobody_looked_at_the_checksums(data, finishe
         shard.write_bytes(content)
     fused = ["--step", "fused", "--verify", "false"]
     score = ["--model", str(finished / "model"), "--dataset_path", str(data), "--cpu", *fused]
-    said = "the data are damaged, feature 0 has id 200, expected -1 (padding) or 0 to 49: run without --verify false"
+    said = "damaged data: feature 0 has id 200, expected -1 (padding) or 0 to 49; rerun without --verify false"
     for run_it in (
         lambda: train(data, tmp_path, *fused),
         lambda: main(["evaluate", *score]),

@@ -192,7 +192,7 @@ def test_a_route_that_cannot_be_kept_is_named(timed, on_emulator, monkeypatch, c
     resumed.train(batch_of(EVEN, 40), 1, LR)
     monkeypatch.setattr(linear_sm90, "available", lambda device: False)
     elsewhere.train(batch_of(EVEN, 40), 1, LR)
-    words = "hidden layers: through cublaslt from here on, the run so far through sm90"
+    words = "hidden layers: using cublaslt from here on; sm90 was used until now"
     assert [record.message for record in caplog.records].count(words) == 2
     assert resumed.state()["route"] == elsewhere.state()["route"] == trial.ROUTES.index("cublaslt")
 
@@ -202,7 +202,7 @@ def test_a_route_that_disagrees_is_left_out_and_named(timed, on_emulator, caplog
     step = gpu_step(config=StepConfig(precision="fp16"))
     step.predict(batch_of(EVEN, 40))
     assert step.gemm == "cublaslt"
-    assert "Hopper, which disagree with cuBLASLt: the output" in caplog.text
+    assert "not using the Hopper products: they disagree with cuBLASLt: the output" in caplog.text
 
 
 def test_a_route_is_timed_forward_and_back(on_emulator, monkeypatch):
@@ -247,7 +247,7 @@ def test_a_chain_that_differs_is_left_out_and_named(timed, on_emulator, caplog):
     step = gpu_step(config=StepConfig(precision="fp16"))
     step.predict(batch_of(EVEN, 40))
     assert step.gemm == "sm90"
-    assert "without sm90-chain, which has not the bits of sm90: the output of layer 1" in caplog.text
+    assert "not using sm90-chain: its results are not bit-identical to those of sm90: the output" in caplog.text
 
 
 def test_a_run_goes_on_in_one_launch_where_that_is_faster(timed, monkeypatch, caplog):
@@ -280,7 +280,7 @@ class TwoRanks(LocalComm):
     ("settings", "words"),
     [
         ({"hidden": [64]}, "a launch takes 2 to 8 layers, the model has 1"),
-        ({"comm": TwoRanks("cpu")}, "there are several ranks, and one must not wait for another in the middle of it"),
+        ({"comm": TwoRanks("cpu")}, "there are several ranks, and none may wait for another inside a launch"),
     ],
 )
 def test_where_there_can_be_no_chain(timed, caplog, settings, words):
@@ -290,7 +290,7 @@ def test_where_there_can_be_no_chain(timed, caplog, settings, words):
         step.predict(batch_of(EVEN, 40))
         assert step.gemm == "sm90"
     assert [r.message for r in caplog.records if "not sm90-chain" in r.message] == [
-        f"hidden layers: through sm90, not sm90-chain: {words}"
+        f"hidden layers: using sm90, not sm90-chain: {words}"
     ]
 
 
@@ -302,7 +302,7 @@ def test_where_there_can_be_no_chain(timed, caplog, settings, words):
         ("dgrad", lambda mask, dx, dbias, found: dx[64:].zero_(), "the gradient"),
         ("dgrad", lambda mask, dx, dbias, found: dbias is None or dbias[5:7].zero_(), "the bias gradient"),
         ("dgrad", lambda mask, dx, dbias, found: mask is None and dx[:, 8].zero_(), "the input's gradient"),
-        ("dgrad", lambda mask, dx, dbias, found: found is None or found.zero_(), "whether the input's gradient"),
+        ("dgrad", lambda mask, dx, dbias, found: found is None or found.zero_(), "the finiteness of the input"),
     ],
 )
 def test_what_a_wrong_product_is_called(on_emulator, where, fault, found):
@@ -313,7 +313,7 @@ def test_what_a_wrong_product_is_called(on_emulator, where, fault, found):
 def test_bits_that_change_are_seen(on_emulator):
     calls = []
     on_emulator["forward"] = lambda y: calls.append(y[0, 0].add_(2.0**-7 * len(calls)))
-    assert trial.disagreement(*LAYER, BF16, 0.0, torch.device("cpu")).startswith("the output of two runs")
+    assert trial.disagreement(*LAYER, BF16, 0.0, torch.device("cpu")).startswith("the output of a second run")
 
 
 def test_a_product_that_never_ends_is_named(on_emulator):
@@ -322,7 +322,7 @@ def test_a_product_that_never_ends_is_named(on_emulator):
 
     on_emulator["forward"] = trap
     with pytest.raises(RunError, match=r"Hopper .* \(CUDA error: unspecified launch failure\).*WIDEDEEP_SM90"):
-        trial._tested(trial.disagreement, *LAYER, BF16, 0.1, torch.device("cpu"))
+        trial._tested("wrong", trial.disagreement, *LAYER, BF16, 0.1, torch.device("cpu"))
 
 
 def test_no_memory_for_a_chain_costs_the_chain_alone(timed, on_emulator, caplog):
@@ -334,7 +334,7 @@ def test_no_memory_for_a_chain_costs_the_chain_alone(timed, on_emulator, caplog)
     step = gpu_step(config=StepConfig(precision="fp16"))
     step.train(batch_of(EVEN, 40), 0, LR)
     assert (step.gemm, step.activations.apart) == ("sm90", False)
-    assert "no memory to try one launch for all layers" in caplog.text
+    assert "not enough memory to try one launch for all layers" in caplog.text
 
 
 @pytest.mark.parametrize(("what", "taken"), [("forward", "cublaslt"), ("chain", "sm90")])
@@ -347,7 +347,7 @@ def test_a_launch_that_is_refused_costs_its_route_alone(timed, on_emulator, monk
     step = gpu_step(config=StepConfig(precision="fp16"))
     step.train(batch_of(EVEN, 40), 0, LR)
     assert step.gemm == taken
-    assert "it does not run (CUDA error: invalid configuration argument)" in caplog.text
+    assert ": a launch failed (CUDA error: invalid configuration argument)" in caplog.text
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("bf16", 2e-2)])

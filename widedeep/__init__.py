@@ -17,15 +17,28 @@ _LAZY = {
     "Batch": "data",
     "ShardSet": "shards",
     "ShardWriter": "shards",
+    "load_model": "restore",
 }
 # In words, as are the imports below: type checkers read, they do not run.
-__all__ = ["FTRL", "Batch", "FeatureSpec", "RMSprop", "Reader", "ShardSet", "ShardWriter", "WideDeep", "__version__"]
+__all__ = [
+    "FTRL",
+    "Batch",
+    "FeatureSpec",
+    "RMSprop",
+    "Reader",
+    "ShardSet",
+    "ShardWriter",
+    "WideDeep",
+    "__version__",
+    "load_model",
+]
 
 if TYPE_CHECKING:
     from widedeep.data import Batch, Reader
     from widedeep.feature_spec import FeatureSpec
     from widedeep.model import WideDeep
     from widedeep.optim import FTRL, RMSprop
+    from widedeep.restore import load_model
     from widedeep.shards import ShardSet, ShardWriter
 else:  # unseen by type checkers, to which any name would be fine
 

@@ -36,15 +36,15 @@ def pin(mode: str, local_rank: int, local_world: int, gpu: int | None) -> str:
     if mode == "disabled":
         return "CPU affinity: disabled"
     if not hasattr(psutil.Process, "cpu_affinity"):
-        return "CPU affinity: left alone, for this system has no way to set it"
+        return "CPU affinity: unchanged: this system has no way to set it"
     free = allowed()
     nodes = [node & free for node in numa_nodes() if node & free]
     near, unknown = gpu_cores(gpu, free) if gpu is not None else (set(), "")
     if not near and len(nodes) < 2:
-        return "CPU affinity: left alone, for this machine has a single NUMA node" + unknown
+        return f"CPU affinity: unchanged: this machine has a single NUMA node{unknown}"
     if not near and local_world < len(nodes):  # pinned to one node each they would leave others idle
         fewer = f"fewer processes ({local_world}) than NUMA nodes ({len(nodes)})"
-        return f"CPU affinity: left alone, for there are {fewer}{unknown}"
+        return f"CPU affinity: unchanged: {fewer}{unknown}"
     places = [node_of(near, nodes)] if near else nodes
     home = places[local_rank % len(places)]
     # Neighbours are the processes that share this home; with GPUs NVML does not say who they are, so all count.
@@ -126,12 +126,12 @@ def gpu_cores(gpu: int, free: set[int]) -> tuple[set[int], str]:
     try:
         import pynvml
     except ImportError:
-        return set(), "; the GPU plays no part, for nvidia-ml-py is not installed: pip install nvidia-ml-py"
+        return set(), "; the cores near the GPU are unknown without nvidia-ml-py: pip install nvidia-ml-py"
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(gpu).uuid}")
         words = pynvml.nvmlDeviceGetCpuAffinity(handle, (psutil.cpu_count() + 63) // 64)
     except pynvml.NVMLError as error:
-        return set(), f"; the GPU plays no part, for NVML does not tell its cores ({error})"
+        return set(), f"; the cores near the GPU are unknown: NVML says {error}"
     near = free & {64 * i + bit for i, word in enumerate(words) for bit in range(64) if word >> bit & 1}
-    return near, "" if near else "; the GPU plays no part, for this process may not use the cores near it"
+    return near, "" if near else "; this process may not use the cores near its GPU"

@@ -7,13 +7,15 @@
 state.json lists size and xxh3-64 of the other files, so that damage is found before a damaged weight is used.
 """
 
+import contextlib
 import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,8 +41,8 @@ class Progress:
     `step` updates are done in all, `position` of them in epoch number `epoch` (from 0). `rows` and
     `global_batch_size` say what one position means, `data` identifies the train rows, `processes` is how many trained
     last, `device` cpu or cuda (None: a checkpoint from before they were kept), `threads` those of each process, None
-    also where bits do not depend on them. `metrics` are those of the last evaluation, `best` the best score so far, of
-    the metric called `score`, `waited` the epochs since.
+    also where bits do not depend on them, `begun` when the run began, by which its records are known. `metrics` are
+    those of the last evaluation, `best` the best score so far, of the metric called `score`, `waited` the epochs since.
     """
 
     seed: int
@@ -50,6 +52,7 @@ class Progress:
     processes: int | None = None
     device: str | None = None
     threads: int | None = None
+    begun: str | None = None
     step: int = 0
     epoch: int = 0
     position: int = 0
@@ -59,11 +62,12 @@ class Progress:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-ADDED = ("data", "processes", "device", "threads", "score")  # which older checkpoints lack
+ADDED = ("data", "processes", "device", "threads", "begun", "score")  # which older checkpoints lack
 
 
 class Checkpoints:
-    """The checkpoints of one run. A context manager; leaving it lets another run write here.
+    """The checkpoints of one run. A context manager; leaving it waits for what is being written and lets another run
+    write here.
 
     Args:
         model_dir: the `--model_dir`; checkpoints go to its `checkpoint` directory.
@@ -75,14 +79,24 @@ class Checkpoints:
         self._keep_last = keep_last
         self._mine: list[str] = []
         self._lock: IO | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._writing: Future | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    def __exit__(self, kind, *_) -> None:
+        try:
+            # A write that failed must not hide what went wrong before.
+            with contextlib.suppress(*() if kind is None else (Exception,)):
+                self.finish()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
 
     def steps(self) -> list[Path]:
         """All whole checkpoints, by step."""
@@ -132,15 +146,43 @@ class Checkpoints:
         progress: Progress,
         texts: Mapping[str, str],
         best: bool,
+        beside: bool = False,
     ) -> Path:
         """Writes a checkpoint, points `last` (and `best`) to it, and removes what need not be kept.
 
         Args:
             arrays: the model's `named_arrays()`.   optimizer: the step's `state()`. Of both whole tables.
             texts: further files by name (feature spec, config).
+            beside: return as soon as tensors of a GPU are copied to the host (one that is there must not change any
+                more); the rest is done while the caller goes on, and an error of it raised by the next call of `save`
+                or `finish`, or by leaving.
         Raises:
             RunError: the disk is full.   InputError: the directory cannot be written.
         """
+        self.finish()
+        copies = [{name: t.detach().cpu() for name, t in part.items()} for part in (arrays, optimizer)]
+        told = (*copies, replace(progress), dict(texts), best)
+        if beside:
+            self._pool = self._pool or ThreadPoolExecutor(1)
+            self._writing = self._pool.submit(self._save, *told)
+        else:
+            self._save(*told)
+        return self.directory / f"step-{progress.step}"
+
+    def finish(self) -> None:
+        """Waits for the checkpoint that is being written. Raises as `save` does."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _save(
+        self,
+        arrays: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        progress: Progress,
+        texts: Mapping[str, str],
+        best: bool,
+    ) -> None:
         target = self.directory / f"step-{progress.step}"
         with atomic.directory(target, atomic.Output(STATE)) as partial:
             _write_tensors(partial / MODEL, arrays)
@@ -156,7 +198,6 @@ class Checkpoints:
                 self._point("best", target.name)
             self._mine = [name for name in self._mine if name != target.name] + [target.name]
             self._prune()
-        return target
 
     def _point(self, index: str, name: str) -> None:
         with atomic.file(self.directory / index) as partial:
@@ -224,7 +265,7 @@ def read_progress(directory: Path) -> Progress:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(_damage(directory, STATE, f"it cannot be read: {error}")) from error
+        raise InputError(_damage(directory, STATE, f"the file cannot be read: {error}")) from error
     return progress
 
 
@@ -270,7 +311,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.touch()  # with the mode that other files get; the library's own is its owner's alone
     mode = path.stat().st_mode
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+        save_file({name: t.contiguous() for name, t in tensors.items()}, path)
         path.chmod(mode)
     except SafetensorError as error:  # carries the system's error number in its text only
         number = re.search(r"os error (\d+)", str(error))
@@ -289,16 +330,17 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 def _difference(found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
     if found is None:
-        return "it is missing"
+        return "the file is missing"
     if found["bytes"] != wanted["bytes"]:
-        return f"it has {found['bytes']} bytes, expected {wanted['bytes']}"
-    return f"its xxh3-64 is {found['xxh3_64']}, expected {wanted['xxh3_64']}"
+        plural = "s" * (found["bytes"] != 1)
+        return f"the file has {found['bytes']} byte{plural}, expected {wanted['bytes']}"
+    return f"the file's xxh3-64 is {found['xxh3_64']}, expected {wanted['xxh3_64']}"
 
 
 def _damage(directory: Path, name: str, how: str) -> str:
     older = [path for path in Checkpoints(directory.parent.parent).steps() if path != directory]
     advice = f"; remove {directory} to use {older[-1].name} instead" if older else "; there is no other checkpoint"
-    return f"{directory / name}: the checkpoint is damaged, {how}{advice}."
+    return f"{directory / name}: damaged checkpoint: {how}{advice}."
 
 
 def _kind(tensor: Tensor) -> str:

@@ -41,6 +41,8 @@ COMMANDS = {
     "doctor": "what is installed, what was built, what is missing",
 }
 ALIASES = {"--evaluation": "--evaluate"}
+# Of the original's Feb-2021 release, whose data were TFRecords.
+GONE = ("--train_data_pattern", "--eval_data_pattern", "--transformed_metadata_path")
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
@@ -62,7 +64,9 @@ class Parser(ArgumentParser):
 
     def add_config_file(self) -> None:
         """Adds `--config FILE` and `--print_config`."""
-        self.add_argument("--config", action=ActionConfigFile, help="YAML file of flag names and values")
+        self.add_argument(
+            "--config", action=ActionConfigFile, help="YAML file of flag names and values; given flags win over it"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,13 +139,24 @@ def _parse(name: str, command: ModuleType, words: list[str]) -> Any:
     for path in _config_files(words):
         _check_config_file(path, {action.dest: action for action in parser._actions})
     try:
-        return parser.parse_args(words)
+        return parser.parse_args(_config_first(words))
     except ArgumentError as error:
+        given = {word.partition("=")[0] for word in words}
+        if name == "train" and (gone := [flag for flag in GONE if flag in given]):
+            made = "`widedeep preprocess tfrecord` makes a data set of TFRecords"
+            raise InputError(f"{gone[0]}: expected --dataset_path instead; {made}") from error
         if not (missing := re.match(r"the following arguments are required: (.*)", str(error))):
             raise
         places = {action.dest for action in parser._actions if not action.option_strings}
         absent = [word.upper() if word in places else f"--{word}" for word in missing[1].split(", ")]
         raise InputError(f"expected {' and '.join(absent)}: see `widedeep {name} --help`") from error
+
+
+def _config_first(words: list[str]) -> list[str]:
+    """The same words with `--config FILE` in front: flags win over the file, wherever they stand."""
+    is_file = [word == "--config" or word.startswith("--config=") for word in words]
+    is_file = [own or before == "--config" for own, before in zip(is_file, ["", *words])]
+    return [w for w, first in zip(words, is_file) if first] + [w for w, first in zip(words, is_file) if not first]
 
 
 def _config_files(words: list[str]) -> list[str]:

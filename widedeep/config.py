@@ -31,9 +31,14 @@ def option(default: Any, text: str) -> Any:
 class Location:
     dataset_path: str = option("/outbrain/data", "directory of the preprocessed data set")
     fspec_file: str = option("feature_spec.yaml", "feature spec, relative to dataset_path")
-    embedding_sizes_file: str | None = option(None, "JSON map of feature to embedding dim, over those of the spec")
+    embedding_sizes_file: str | None = option(
+        None, "JSON map of every categorical feature to its embedding dim; wins over the spec"
+    )
     use_checkpoint: bool = option(False, "continue from the last checkpoint of model_dir")
     overwrite: bool = option(False, "replace the checkpoints of model_dir and the results of results_dir")
+    initial_checkpoint: str | None = option(
+        None, "checkpoint, or model directory of a run, whose weights and optimizer state a new run begins with"
+    )
     model_dir: str = option("/outbrain/checkpoints", "directory of the checkpoints")
     results_dir: str = option("/results", "directory of the logs and summaries")
     log_filename: str = option("log.json", "name of the JSON-lines log in results_dir")
@@ -41,25 +46,25 @@ class Location:
 
 @dataclass(frozen=True)
 class Training:
-    training_set_size: int | None = option(None, "rows of an epoch, when not all of the data")
+    training_set_size: int | None = option(None, "rows per epoch, if not all of the data")
     global_batch_size: int = option(131072, "training batch, all devices together")
     eval_batch_size: int = option(131072, "evaluation batch, all devices together")
     num_epochs: int = option(20, "epochs")
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
     amp: bool = option(False, "mixed precision: the same as --precision fp16")
-    xla: bool = option(False, "accepted for the original's scripts; has no meaning here")
+    xla: bool = option(False, "accepted for the original's scripts; has no effect here")
     linear_learning_rate: float = option(0.02, "learning rate of the wide part (FTRL)")
     deep_learning_rate: float = option(0.00012, "base learning rate of the deep part (RMSprop)")
     deep_warmup_epochs: float = option(6.0, "epochs of linear warm-up of the deep learning rate")
-    precision: Precision | None = option(None, "of matrix products (fp32 unless --amp)")
-    step: StepKind = option("auto", "plain torch, or our own kernels")
+    precision: Precision | None = option(None, "precision of the matrix products (fp32 unless --amp)")
+    step: StepKind = option("auto", "training step: plain torch (reference) or our own kernels (fused)")
     gemm: Gemm = option(
-        "auto", "whose products of hidden layers on a GPU: the library's or ours; auto takes the fastest"
+        "auto", "matrix products of the hidden layers on a GPU: the library's or ours; auto takes the fastest"
     )
     embedding_parallel: Parallel = option(
-        "replicated", "whether every process holds all rows of the tables, or each its share of them"
+        "replicated", "whether each process holds the whole tables, or a share of their rows"
     )
-    seed: int | None = option(None, "of initial weights, order and dropout; drawn and recorded when absent")
+    seed: int | None = option(None, "of initial weights, row order and dropout; random, and recorded, if not given")
     patience: int | None = option(None, "stop after this many epochs without a better score")
 
     def steps_per_epoch(self, rows: int) -> int:
@@ -98,8 +103,8 @@ class RunMode:
         "socket_unique_continuous",
         "disabled",
     ] = option("socket_unique_interleaved", "pinning of processes to CPU cores")
-    reader_mode: ReaderMode = option("auto", "where the rows wait")
-    threads: int | None = option(None, "CPU threads of one process")
+    reader_mode: ReaderMode = option("auto", "where rows are kept: GPU memory, pinned host memory, or the files")
+    threads: int | None = option(None, "CPU threads per process")
     verify: bool = option(True, "check the checksums of the data before the first step")
     log_every: int = option(100, "steps between two log lines")
     checkpoint_every_steps: int | None = option(None, "save inside epochs too, every so many steps")
@@ -118,13 +123,13 @@ class Scoring:
     checkpoint: str = option("best", "best, last or step-<n>, of a model directory")
     eval_batch_size: int = option(131072, "rows at a time, all devices together")
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
-    precision: Precision | None = option(None, "of matrix products (as in training, where the device can)")
-    step: StepKind = option("auto", "plain torch, or our own kernels")
+    precision: Precision | None = option(None, "of the matrix products (as in training, where the device can)")
+    step: StepKind = option("auto", "plain torch (reference) or our own kernels (fused)")
     embedding_parallel: Parallel | None = option(
-        None, "whether every process holds all rows of the tables, or each its share of them (as in training)"
+        None, "whether each process holds the whole tables, or a share of their rows (as in training)"
     )
-    reader_mode: ReaderMode = option("auto", "where the rows wait")
-    threads: int | None = option(None, "CPU threads of one process")
+    reader_mode: ReaderMode = option("auto", "where rows are kept: GPU memory, pinned host memory, or the files")
+    threads: int | None = option(None, "CPU threads per process")
     verify: bool = option(True, "check the checksums of the data first")
 
     @classmethod

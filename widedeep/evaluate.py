@@ -20,6 +20,7 @@ from widedeep.metrics import Evaluation
 from widedeep.outputs import group_column, plain, write_json
 from widedeep.resume import changed_features
 from widedeep.run import Run, tell
+from widedeep.shard_manifest import is_labelled
 
 
 def evaluate(run: Run, reader: Reader, watch: Callable[[int, Evaluation], None] | None = None) -> Evaluation:
@@ -27,7 +28,10 @@ def evaluate(run: Run, reader: Reader, watch: Callable[[int, Evaluation], None] 
 
     Args:
         watch: called after each batch with its number (from 1) and what this process has seen.
+    Raises:
+        InputError: the rows have no labels.
     """
+    check_labels(reader)
     mode = run.config.mode
     groups = group_column(reader.shards) is not None and not mode.disable_map_calculation
     evaluation = Evaluation(thresholds=(mode.num_auc_thresholds, 8000), groups=groups)
@@ -38,6 +42,14 @@ def evaluate(run: Run, reader: Reader, watch: Callable[[int, Evaluation], None] 
             watch(index + 1, evaluation)
     evaluation.gather(run.comm)
     return evaluation
+
+
+def check_labels(reader: Reader) -> None:
+    """Raises InputError for rows that were preprocessed without labels, of which only predictions can be made."""
+    if not is_labelled(reader.shards.manifest):
+        raise InputError(
+            f"{reader.shards.directory}: expected rows with labels, and these have none: `widedeep predict` takes them."
+        )
 
 
 def scored(run: Run, reader: Reader) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -133,5 +145,6 @@ def evaluate_run(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     else:
         tell(comm, "evaluating fresh random weights, for --use_checkpoint is not given")
     reader = run.ordered_reader("test")
+    check_labels(reader)  # before anything is written
     with Journal(run, ("test",)) as journal:
         return journal.evaluated(step, evaluate(run, reader, journal.running))

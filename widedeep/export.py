@@ -20,10 +20,10 @@ import yaml
 from torch import Tensor, nn
 
 from widedeep import __version__, atomic, checkpoint
-from widedeep.config import TrainConfig
 from widedeep.errors import InputError, RunError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.model import WideDeep
+from widedeep.restore import load_model
 
 FORMATS = ("onnx", "pt2")
 DESCRIPTION = "export.json"
@@ -81,12 +81,7 @@ def export_checkpoint(model: str | Path, which: str, out: str | Path, kind: str)
         RunError: the disk is full, or the program disagrees with the model.
     """
     directory = checkpoint.locate(model, which)
-    checkpoint.read_progress(directory)  # which checks the files
-    config = TrainConfig.load(directory / checkpoint.CONFIG)
-    spec = FeatureSpec.load(directory / checkpoint.SPEC)
-    restored = WideDeep(spec, hidden=config.model.deep_hidden_units, wide_init="zeros", seed=0)
-    checkpoint.load_arrays(directory, checkpoint.MODEL, restored.named_arrays())
-    return export(restored, Path(out), kind, source=str(directory))
+    return export(load_model(directory), Path(out), kind, source=str(directory))
 
 
 def export(model: WideDeep, out: Path, kind: str, source: str = "") -> dict[str, Any]:

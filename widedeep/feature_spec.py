@@ -103,7 +103,13 @@ class FeatureSpec:
             raise InputError(f"{path}: expected a readable feature spec, got {_reason(e)}") from e
         except yaml.YAMLError as e:
             raise InputError(f"{path}: expected YAML, got {' '.join(str(e).split())}") from e
-        sizes = None if embedding_sizes is None else _load_sizes(Path(embedding_sizes))
+        if embedding_sizes is None:
+            return cls.from_dict(d, path, combiner=combiner)
+        sizes, names = _load_sizes(Path(embedding_sizes)), cls.from_dict(d, path).names
+        if missing := [name for name in names if name not in sizes]:
+            raise InputError(f"{embedding_sizes}: {missing[0]}: expected the embedding dim of the feature, got none")
+        if unknown := [name for name in sizes if name not in names]:
+            raise InputError(f"{embedding_sizes}: {unknown[0]}: expected a categorical feature of {path}")
         return cls.from_dict(d, path, embedding_sizes=sizes, combiner=combiner)
 
     @classmethod

@@ -1,5 +1,6 @@
 """What a run says while it goes: the results directory, written by the first process, counted by all."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ from torch import Tensor
 from widedeep import atomic
 from widedeep.checkpoint import Progress
 from widedeep.data import Batch
+from widedeep.errors import InputError
 from widedeep.logs import EVALUATION_FILE, KEPT, METRICS_FILE, RunLog, last_seconds
 from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC, numbers
 from widedeep.outputs import data_summary, write_json, write_text
 from widedeep.run import Run, tell
 
+SUMMARY_FILE = "data_summary.json"
 UNITS = {
     "streaming_map_val": {"unit": None},
     "train_throughput": {"unit": "samples/s"},
@@ -39,6 +42,8 @@ class Journal:
         # Evaluations and benchmarks add to the record of the training that went before; they do not take its place.
         self._adds = progress is None and (self._results / METRICS_FILE).is_file()
         done = None if progress is None else progress.step
+        if self._writes and done:
+            check_run(self._results, progress)
         if self._writes and done == 0:
             with atomic.write_errors(self._results, KEPT):
                 (self._results / EVALUATION_FILE).unlink(missing_ok=True)  # of the run that is replaced
@@ -47,7 +52,8 @@ class Journal:
             write_text(self._results / "config.yaml", config.to_yaml())
             shards = {name: getattr(run, f"{name}_shards") for name in splits}
             summary = data_summary(run.spec, config.model.deep_hidden_units, shards)
-            write_json(self._results / "data_summary.json", summary)
+            summary |= {} if progress is None else {"begun": progress.begun}
+            write_json(self._results / SUMMARY_FILE, summary)
             for name, split in summary["splits"].items():
                 if split["clicks"] in (0, split["rows"]):
                     tell(run.comm, one_class(name, split))
@@ -56,9 +62,10 @@ class Journal:
             config.location.log_filename,
             rank=run.comm.rank,
             append=bool(self._adds or done),
+            done=done,
             events_dir=Path(config.location.model_dir) / "event_files" if config.mode.tensorboard else None,
             first_event=done + 1 if done else done,
-            elapsed=last_seconds(self._results / METRICS_FILE) if done else 0.0,
+            elapsed=last_seconds(self._results / METRICS_FILE, done) if done else 0.0,
         )
         self.log("PARAMETER", config.flat())
         for metric, unit in UNITS.items():
@@ -132,6 +139,23 @@ class Journal:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
             self._bar = None
+
+
+def check_run(results: Path, progress: Progress) -> None:
+    """Refuses to continue the records of another run than the one that is continued.
+
+    Raises:
+        InputError: they say that their run began at another time.
+    """
+    try:
+        begun = json.loads((results / SUMMARY_FILE).read_text(encoding="utf-8")).get("begun")
+    except (OSError, ValueError, AttributeError):
+        return
+    if None not in (begun, progress.begun) and begun != progress.begun:
+        raise InputError(
+            f"{results}: holds the records of a run that began at {begun}, and the one to continue began at"
+            f" {progress.begun}: expected its own, or another --results_dir"
+        )
 
 
 def one_class(name: str, split: dict[str, Any]) -> str:

@@ -56,6 +56,7 @@ class RunLog:
         *,
         rank: int = 0,
         append: bool = False,
+        done: int | None = None,
         events_dir: str | Path | None = None,
         first_event: int | None = None,
         elapsed: float = 0.0,
@@ -64,6 +65,7 @@ class RunLog:
 
         Args:
             append: continue the files of a run that goes on; otherwise they are emptied.
+            done: steps of a training that goes on. Records of later ones, which it does again, are dropped.
             events_dir: where TensorBoard events go, if they are wanted.
             first_event: the step from which on TensorBoard forgets what it was told before: 0 for a new run, the next
                 step of one that goes on, None for what adds to a run.
@@ -80,8 +82,8 @@ class RunLog:
         directory = Path(results_dir)
         if events_dir is not None:
             self._sinks.append(TensorBoard(Path(events_dir), first_event))
-        self._sinks.append(DlllLines(_open(directory / log_filename, append)))
-        self._sinks.append(MetricLines(_open(directory / METRICS_FILE, append)))
+        self._sinks.append(DlllLines(_open(directory / log_filename, append, done)))
+        self._sinks.append(MetricLines(_open(directory / METRICS_FILE, append, done)))
         self._sinks.append(Terminal(self._console))
 
     def log(self, step: Step, data: dict[str, Any]) -> None:
@@ -285,23 +287,43 @@ def _place(step: tuple[int, ...], name: str) -> tuple[str, int]:
     return f"eval/{name}" if is_running else name, step[0]
 
 
-def _open(path: Path, append: bool) -> TextIO:
+def _open(path: Path, append: bool, done: int | None) -> TextIO:
     with atomic.write_errors(path, KEPT):
         path.parent.mkdir(parents=True, exist_ok=True)
         if append and path.exists():
-            whole = path.read_bytes().rfind(b"\n") + 1  # what follows is half a line, which a killed run left
-            os.truncate(path, whole)
+            _cut(path, done)
         return path.open("a" if append else "w", buffering=1, encoding="utf-8")
 
 
-def last_seconds(path: Path) -> float:
-    """The clock of a training's last record in `metrics.jsonl`, among those of others; 0 where there is none."""
+def _cut(path: Path, done: int | None) -> None:
+    """Takes half a line off, which a killed run left, and the records of a training's steps after `done`."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    lines = content[:whole].splitlines(keepends=True)
+    kept = lines if done is None else [line for line in lines if _trained(line) <= done]
+    if len(kept) == len(lines):
+        os.truncate(path, whole)
+    else:
+        with atomic.file(path) as partial:
+            partial.write_bytes(b"".join(kept))
+
+
+def _trained(line: bytes) -> int:
+    """The step of a training's record in either log; 0 for any other line."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        record = json.loads(line.removeprefix(b"DLLL "))
+        if len(record["step"]) == 2 and record.get("data", record).keys() & {"loss", "loss_val"}:
+            return int(record["step"][0])
+    return 0
+
+
+def last_seconds(path: Path, done: int) -> float:
+    """The clock in `metrics.jsonl` of a training's last record up to the step `done`; 0 where there is none."""
     with contextlib.suppress(OSError):
-        for line in reversed(path.read_text(encoding="utf-8").splitlines()):
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # the torn line of a killed run
-                record = json.loads(line)
-                if len(record["step"]) == 2 and record.keys() & {"loss", "loss_val"}:
-                    return float(record["seconds"])
+        for line in reversed(path.read_bytes().splitlines()):
+            if 0 < _trained(line) <= done:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    return float(json.loads(line)["seconds"])
     return 0.0
 
 

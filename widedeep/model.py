@@ -21,6 +21,7 @@ TRUNCATED_STD = 0.87962566103423978
 PARTS = ("both", "wide", "deep")
 WIDE_INITS = ("uniform", "zeros")
 MOST_DROPOUT = 0.99998  # masks know probabilities in 32768ths
+INT32_MAX = 2**31 - 1
 PIECE = 1 << 22  # initial values of a table at a time, where a process keeps a share of it
 
 
@@ -36,7 +37,8 @@ class WideDeep(nn.Module):
         hidden: widths of the hidden layers.
         dropout: probability of zeroing a hidden unit in training, in [0, 1).
         wide_init: "uniform": tables in [-0.05, 0.05), the numeric kernel glorot; "zeros": all zero.
-        seed: of the initial weights and of dropout; None draws a fresh one (`model.seed` tells it).
+        seed: of the initial weights and of dropout; None draws one from torch's default generator (`model.seed` tells
+            it), so that `torch.manual_seed` fixes it.
         parts: "both", or only "wide" or "deep": the other part has no parameters and adds 0.
         sparse: gradients of `tables` and `wide` are sparse COO: what a step costs does not grow with the tables. False:
             dense, for what takes no sparse ones (DistributedDataParallel, torch.optim.Adam, clip_grad_norm_).
@@ -78,7 +80,7 @@ class WideDeep(nn.Module):
         self.share = share if spec.categorical else ALL_ROWS
         self.table_rows = tuple(share.count(rows) for rows in spec.cardinalities)
         generator = torch.Generator()
-        self.seed = generator.seed() >> 1 if seed is None else seed  # op arguments are signed
+        self.seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else seed
         generator.manual_seed(self.seed)
         self._make_deep(generator)
         self._make_wide(generator, wide_init)
@@ -119,12 +121,12 @@ class WideDeep(nn.Module):
         """Logits.
 
         Args:
-            ids: [B, K] int32; -1 pads a multi-hot list.
-            numeric: [B, N] float32.
+            ids: [B, K] integers; -1 pads a multi-hot list. int32, contiguous, is taken as it is, else copied.
+            numeric: [B, N] floats; float32, contiguous, is taken as it is, else copied.
             first_row: position of row 0 within the global batch, where ranks share one: each row has masks of its own.
             step: one int64 on the model's device that fixes the masks; None: `dropout_step`, which is then counted up.
         Returns:
-            [B] float32, differentiable in every parameter, once.
+            [B] float32, differentiable in numeric and in every parameter, once.
         Notes:
             In training mode the dropout masks are fixed by (`seed`, step, row), so each call without a step draws new
             ones. A call that autograd repeats (torch.utils.checkpoint) must be given its step: the repetition would
@@ -139,6 +141,9 @@ class WideDeep(nn.Module):
         """The two summands of the logit: wide [B], deep [B], float32; zeros for an absent part."""
         if self.share.world > 1:
             raise RuntimeError(f"this model holds one of {self.share.world} shares of its tables: a step applies it")
+        if ids.dtype != torch.int32:
+            ids = ids.clamp(-2, INT32_MAX).int()  # one that is out of range stays so
+        ids, numeric = ids.contiguous(), numeric.float().contiguous()
         weights = (*self.lookup_weights(), *self._places)
         x, wide_logit = ops.embedding_forward(ids, numeric, *weights, torch.float32, self.sparse)
         zeros = torch.zeros_like(wide_logit)
@@ -152,6 +157,15 @@ class WideDeep(nn.Module):
         for i, layer in enumerate(self.layers):
             x = ops.linear_relu_dropout(x, layer.weight, layer.bias, p, self.seed, step, i, first_row)
         return wide_logit, ops.head_forward(x, self.out.weight, self.out.bias, zeros)
+
+    def wide_parameters(self) -> list[nn.Parameter]:
+        """Of the wide part, which the original trains with FTRL."""
+        return [self.wide, self.wide_numeric, self.wide_bias] if self.has_wide else []
+
+    def deep_parameters(self) -> list[nn.Parameter]:
+        """Of the deep part, which the original trains with RMSprop."""
+        wide = {id(p) for p in self.wide_parameters()}
+        return [p for p in self.parameters() if id(p) not in wide]
 
     def lookup_weights(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Tables F x [rows, D], wide [R], wide numerics [N] and bias [1]; of an absent part ones that add nothing."""

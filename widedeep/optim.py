@@ -28,7 +28,8 @@ class RMSprop(torch.optim.Optimizer):
 
     def __init__(self, params, lr: float = 1.2e-4, rho: float = 0.5, eps: float = 1e-7):
         _check("lr", lr, 0)
-        _check("eps", eps, 0)
+        if not eps > 0:  # else a weight without a gradient so far becomes 0 / 0
+            raise ValueError(f"eps: expected a number > 0, got {eps}")
         if not 0 <= rho < 1:
             raise ValueError(f"rho: expected a number in [0, 1), got {rho}")
         super().__init__(params, {"lr": lr, "rho": rho, "eps": eps})

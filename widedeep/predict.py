@@ -16,6 +16,7 @@ from widedeep.errors import InputError, RunError
 from widedeep.evaluate import open_scored, scored
 from widedeep.outputs import group_column
 from widedeep.run import Run, tell
+from widedeep.shard_manifest import is_labelled
 
 WRITERS = {".parquet": pyarrow.parquet.ParquetWriter, ".csv": pyarrow.csv.CSVWriter}
 
@@ -23,8 +24,9 @@ WRITERS = {".parquet": pyarrow.parquet.ParquetWriter, ".csv": pyarrow.csv.CSVWri
 def predict_checkpoint(config: TrainConfig, comm: LocalComm, directory: Path, split: str, out: str | Path) -> int:
     """Writes the predictions of a checkpoint for a split; returns the number of rows.
 
-    Columns: label int8, prob float32, logit float32 and, where the data has groups, the group int64 under its own
-    name. The file appears under its name when it is whole; of several processes the first one writes.
+    Columns: label int8 where the data has labels, prob float32, logit float32 and, where it has groups, the group
+    int64 under its own name. The file appears under its name when it is whole; of several processes the first one
+    writes.
 
     Raises:
         InputError: `out` ends in neither .parquet nor .csv, or cannot be written.
@@ -56,6 +58,8 @@ def schema(reader: Reader) -> pa.Schema:
     group = group_column(reader.shards)
     if group in columns:
         raise InputError(f"{reader.shards.directory}: the groups are called {group!r}, as a column of predictions is")
+    if not is_labelled(reader.shards.manifest):
+        del columns["label"]
     return pa.schema(columns | ({group: pa.int64()} if group else {}))
 
 
@@ -64,5 +68,6 @@ def tables(run: Run, reader: Reader) -> Iterator[pa.Table]:
     for logit, label, group in scored(run, reader):
         if bad := int((~logit.isfinite()).sum()):
             raise RunError(f"prediction: {bad} of {len(logit)} logits are not finite: the model has diverged")
-        columns = [label.to(torch.int8), torch.sigmoid(logit), logit, *([] if group is None else [group])]
+        columns = [torch.sigmoid(logit), logit, *([] if group is None else [group])]
+        columns = [label.to(torch.int8), *columns] if is_labelled(reader.shards.manifest) else columns
         yield pa.Table.from_arrays([pa.array(c.cpu().numpy()) for c in columns], schema=schema(reader))

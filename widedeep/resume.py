@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -54,10 +55,51 @@ def start(config: TrainConfig, comm: LocalComm, checkpoints: Checkpoints) -> tup
     if config.location.use_checkpoint:
         tell(comm, f"{checkpoints.directory}: no checkpoint to continue, starting afresh")
     run = Run.open(config, comm)
+    if config.location.initial_checkpoint:
+        begin_with(run, checkpoint.locate(config.location.initial_checkpoint))
     training, shards = run.config.training, run.train_shards
-    identity = rows_identity(shards)
-    rows = (shards.rows, training.global_batch_size, identity)
-    return run, Progress(training.seed, *rows, comm.world, comm.device.type, run.step.threads)
+    rows = (shards.rows, training.global_batch_size, rows_identity(shards))
+    begun = datetime.now().astimezone().isoformat(timespec="milliseconds")
+    return run, Progress(training.seed, *rows, comm.world, comm.device.type, run.step.threads, begun)
+
+
+def is_finished(progress: Progress, config: TrainConfig) -> bool:
+    """All epochs done, or patience at its end."""
+    patience = config.training.patience
+    return progress.epoch >= config.training.num_epochs or (patience is not None and progress.waited >= patience)
+
+
+def begin_with(run: Run, found: Path) -> None:
+    """Gives a new run the weights and the optimizer state of a checkpoint, of whatever rows it was trained with.
+
+    Raises:
+        InputError: it is damaged, does not fit the model, or its rows were encoded otherwise.
+    """
+    checkpoint.read_progress(found)  # which checks the files
+    trained = FeatureSpec.load(found / checkpoint.SPEC)
+    run.spec.check_statistics(trained, found)
+    load_state(run, found, trained)
+    tell(run.comm, f"beginning with the weights of {found}")
+    if changes := changed_features(trained, run.spec):
+        tell(run.comm, f"not as trained: {', '.join(changes)}")
+
+
+def load_state(run: Run, found: Path, trained: FeatureSpec) -> None:
+    """Weights and optimizer state of a checkpoint whose files were checked, and whose feature spec is `trained`.
+
+    Raises:
+        InputError: they are those of another model.
+    """
+    dims = dict(zip(trained.names, trained.dims))
+    for name, dim in zip(run.spec.names, run.spec.dims):
+        if dims.get(name, dim) != dim:
+            raise InputError(
+                f"{found}: was trained with embedding dim {dims[name]} of {name}, not {dim}: expected the feature spec"
+                " or --embedding_sizes_file that it was trained with."
+            )
+    share = run.model.share
+    checkpoint.load_arrays(found, checkpoint.MODEL, run.model.named_arrays(), share)
+    run.step.load_state(checkpoint.read_arrays(found, checkpoint.OPTIMIZER, share))
 
 
 def check_results(where: Location) -> None:
@@ -107,11 +149,12 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
     for name, before, now in (
         ("rows", progress.rows, shards.rows),
         ("global_batch_size", progress.global_batch_size, config.training.global_batch_size),
-        ("steps an epoch (--training_set_size)", trained.training.steps_per_epoch(progress.rows), run.steps_per_epoch),
+        ("steps per epoch (--training_set_size)", trained.training.steps_per_epoch(progress.rows), run.steps_per_epoch),
     ):
         if before != now:
             raise InputError(f"{found}: was trained with {before} {name}, not {now}: it cannot be continued.")
-    changes = changed_flags(trained, config) + changed_features(FeatureSpec.load(found / checkpoint.SPEC), run.spec)
+    trained_spec = FeatureSpec.load(found / checkpoint.SPEC)
+    changes = changed_flags(trained, config) + changed_features(trained_spec, run.spec)
     data = rows_identity(shards)
     if progress.data not in (None, data):
         if progress.position:
@@ -128,10 +171,9 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
         changes.append(f"{run.step.threads} thread{'s' * (run.step.threads > 1)} (was {progress.threads})")
     progress.data, progress.processes = data, comm.world
     progress.device, progress.threads = comm.device.type, run.step.threads
-    share = run.model.share
-    checkpoint.load_arrays(found, checkpoint.MODEL, run.model.named_arrays(), share)
-    run.step.load_state(checkpoint.read_arrays(found, checkpoint.OPTIMIZER, share))
-    tell(comm, f"continuing {found}: epoch {progress.epoch + 1}, batch {progress.position + 1}")
+    load_state(run, found, trained_spec)
+    if not is_finished(progress, config):
+        tell(comm, f"continuing {found}: epoch {progress.epoch + 1}, batch {progress.position + 1}")
     if changes:
         tell(comm, f"not as before: {', '.join(changes)}")
     return run

@@ -47,7 +47,7 @@ def launch(config: TrainConfig, action: Callable[[TrainConfig, LocalComm], Any])
         if config.mode.affinity != "disabled":
             tell(comm, pinned)
         if config.training.xla:
-            tell(comm, "--xla has no meaning here: there is no TensorFlow graph to compile")
+            tell(comm, "--xla has no effect here: there is no TensorFlow graph to compile")
         result = action(config, comm)
     except BaseException as error:
         comm.abort()
@@ -62,8 +62,8 @@ def _damaged_data(error: BaseException, config: TrainConfig) -> InputError | Non
     """What an op's account of an id past its table means where the checksums were left out; None for other errors."""
     found = BAD_ID.search(str(error)) if isinstance(error, RuntimeError) and not config.mode.verify else None
     return found and InputError(
-        f"{config.location.dataset_path}: the data are damaged, {found[1]}, {found[2]}: run without --verify false, and"
-        " the checksums name the file"
+        f"{config.location.dataset_path}: damaged data: {found[1]}, {found[2]}; rerun without --verify false;"
+        " the checksums will then name the damaged file"
     )
 
 
@@ -193,10 +193,10 @@ class Run:
         size = self.spec.parameter_count(self.config.model.deep_hidden_units)
         processes = f"{self.comm.world} process{'es' * (self.comm.world > 1)} on {self.comm.device.type}"
         if self.model.share.world > 1:
-            processes += " that share the tables out"
+            processes += " with sharded tables"
         return (
             f"{self.train_shards.rows:,} train and {self.test_shards.rows:,} test rows, {size:,} parameters,"
-            f" {self.steps_per_epoch} steps an epoch, {t.num_epochs} epochs, {self.config.precision}, {processes},"
+            f" {self.steps_per_epoch} steps per epoch, {t.num_epochs} epochs, {self.config.precision}, {processes},"
             f" seed {t.seed}"
         )
 

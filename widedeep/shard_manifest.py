@@ -15,6 +15,7 @@ from widedeep.features import MAX_CARDINALITY
 MANIFEST = "manifest.json"
 FORMAT = "widedeep-shards"
 VERSION = 1
+UNLABELLED = {"labelled": False}  # the `statistics` of rows without labels, whose label column is of zeros
 ALIGNMENT = 64  # bytes: a cache line, and what aligned vector loads and direct I/O of a block want
 _TYPES = {
     "categorical": ("uint8", "uint16", "uint32"),
@@ -67,6 +68,12 @@ def _id_type(feature: Any) -> str:
     if not 1 <= feature.cardinality <= MAX_CARDINALITY:
         raise InputError(f"feature {feature.name!r}: cardinality {feature.cardinality} is not in 1..{MAX_CARDINALITY}")
     return next(t for t in ("uint8", "uint16", "uint32") if feature.cardinality <= np.iinfo(t).max)
+
+
+def is_labelled(manifest: Mapping) -> bool:
+    """Whether the label column says anything."""
+    statistics = manifest.get("statistics")
+    return not isinstance(statistics, Mapping) or statistics.get("labelled") is not False
 
 
 def padded(size: int) -> int:

@@ -20,11 +20,11 @@ import xxhash
 
 from widedeep import atomic
 from widedeep.errors import InputError
-from widedeep.shard_manifest import FORMAT, MANIFEST, VERSION, Column, columns_of, padded, seal
+from widedeep.shard_manifest import FORMAT, MANIFEST, UNLABELLED, VERSION, Column, columns_of, padded, seal
 from widedeep.shard_manifest import read as read_manifest
 from widedeep.shard_part import Part
 
-__all__ = ["DATA_SET_OUTPUT", "MANIFEST", "Column", "ShardSet", "ShardWriter", "columns_of", "decode_ids"]
+__all__ = ["DATA_SET_OUTPUT", "MANIFEST", "UNLABELLED", "Column", "ShardSet", "ShardWriter", "columns_of", "decode_ids"]
 
 # What an earlier output holds: a shard set, or what preprocessing writes.
 SHARD_SET_OUTPUT = atomic.Output(MANIFEST, (MANIFEST, "part-*.shard"))

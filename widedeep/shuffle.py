@@ -8,7 +8,7 @@ BLOCK_ROWS = 4096  # 16 KiB of a 4-byte column: one contiguous read
 WINDOW_ROWS = 1 << 20
 
 _ROUNDS = 8
-_PIECE = 1 << 14  # positions computed at a time: the temporaries stay in the second-level cache
+_PIECE = 1 << 14  # positions computed at a time: the temporaries stay in the L2 cache
 
 
 class EpochOrder:

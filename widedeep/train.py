@@ -1,5 +1,6 @@
 """Training: one loop over epochs and batches; everything else is called."""
 
+import contextlib
 import math
 from itertools import islice
 from typing import Any
@@ -12,10 +13,10 @@ from widedeep import checkpoint
 from widedeep.checkpoint import Checkpoints, Progress
 from widedeep.config import TrainConfig
 from widedeep.dist import LocalComm
-from widedeep.errors import RunError
+from widedeep.errors import InputError, RunError
 from widedeep.evaluate import evaluate
 from widedeep.journal import Journal
-from widedeep.resume import start
+from widedeep.resume import is_finished, start
 from widedeep.run import Run, tell
 from widedeep.share import gather_arrays
 
@@ -40,7 +41,11 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
         else:
             if comm.rank == 0:
                 checkpoints.prepare()
-            fit(run, checkpoints, progress)
+            try:
+                fit(run, checkpoints, progress)
+            except KeyboardInterrupt:
+                tell(comm, f"stopped at step {progress.step}: {what_is_left(checkpoints, progress)}")
+                raise
     return progress.metrics
 
 
@@ -74,14 +79,19 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
         journal.finish()
 
 
-def is_finished(progress: Progress, config: TrainConfig) -> bool:
-    """All epochs done, or patience at its end."""
-    patience = config.training.patience
-    return progress.epoch >= config.training.num_epochs or (patience is not None and progress.waited >= patience)
+def what_is_left(checkpoints: Checkpoints, progress: Progress) -> str:
+    """Of a run that is stopped here."""
+    with contextlib.suppress(InputError, RunError):  # which leaving will raise
+        checkpoints.finish()
+    found = checkpoints.find("last")
+    left = f"--use_checkpoint goes on from {found}" if found else "there is no checkpoint to go on from"
+    return left + "; --checkpoint_every_steps saves inside epochs too" * bool(progress.position)
 
 
 def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> None:
-    """Writes a checkpoint from the first process; the others wait, so that none runs ahead of a failed write."""
+    """Writes a checkpoint from the first process, on a GPU beside the steps to come: the others wait for the copies on
+    its host, on a CPU for the files.
+    """
     state = (run.model.named_arrays(), run.step.state())
     arrays, optimizer = (gather_arrays(run.comm, run.model.share, part) for part in state)
     if run.comm.rank == 0:
@@ -90,7 +100,7 @@ def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> 
             checkpoint.SPEC: yaml.safe_dump(spec, sort_keys=False, allow_unicode=True),
             checkpoint.CONFIG: run.config.to_yaml(),
         }
-        checkpoints.save(arrays, optimizer, progress, texts, best)
+        checkpoints.save(arrays, optimizer, progress, texts, best, beside=run.comm.device.type == "cuda")
     run.comm.barrier()
 
 

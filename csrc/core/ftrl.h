@@ -19,7 +19,7 @@ WD_HOST_DEVICE inline void ftrl(float& w, float& accum, float& linear, float g, 
   const float z = linear + g - (root - sqrtf(accum)) / rule.lr * w;
   const float clipped = z < -rule.l1 ? -rule.l1 : (z > rule.l1 ? rule.l1 : z);
   const float curvature = root / rule.lr + 2.0f * rule.l2;
-  w = z == clipped ? 0.0f : (clipped - z) / curvature;  // also where accum starts at 0 and nothing was seen yet
+  w = curvature == 0.0f ? 0.0f : (clipped - z) / curvature;  // accum started at 0, and nothing was seen but g^2 of 0
   accum = n;
   linear = z;
 }

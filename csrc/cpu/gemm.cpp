@@ -15,16 +15,16 @@
 namespace widedeep::cpu {
 namespace {
 
-// Depth of a panel: kDepth x kColumns floats of B stay in the first-level cache while the panels of A pass.
+// Depth of a panel: kDepth x kColumns floats of B stay in the L1 cache while the panels of A pass.
 constexpr int64_t kDepth = 256;
-// Panels of A in a row block: kBlockPanels x kRows x kDepth floats stay in the second-level cache.
+// Panels of A in a row block: kBlockPanels x kRows x kDepth floats stay in the L2 cache.
 constexpr int64_t kBlockPanels = 16;
 // Depths packed at a time: that much of B, packed once for all threads, stays in the last-level cache.
 constexpr int64_t kSlab = 4 * kDepth;
 // Tasks wanted of one product; more row blocks than that are not split further.
 constexpr int64_t kTasks = 12;
 constexpr int64_t kSlack = 8;  // floats that packing may write behind its panels
-// Panels of B between two epilogues: a group of C is still in the first- or second-level cache.
+// Panels of B between two epilogues: a group of C is still in the L1 or L2 cache.
 constexpr int64_t kGroupPanels = kTileColumns / kColumns;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

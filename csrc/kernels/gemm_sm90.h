@@ -40,7 +40,7 @@ struct GradientSm90 {
 };
 
 // Of a chain: tiles of every cluster between what a layer writes and what the next one reads of it. With fewer it lies
-// in the second-level cache still, with more nobody waits. Results do not depend on it.
+// in the L2 cache still, with more nobody waits. Results do not depend on it.
 constexpr int kMostRounds = 1024;
 
 int64_t sm90_mask_bytes(int64_t M, int64_t N);

@@ -26,7 +26,7 @@ struct Link {
 };
 
 // A cluster tile has 256 rows x 256 columns. The tiles are numbered band by band of rows; in a band link by link; of a
-// link row by row. So what a tile reads was finished a while ago, and lies in the second-level cache still.
+// link row by row. So what a tile reads was finished a while ago, and is still in the L2 cache.
 struct Params {
   Link link[kSm90Links];
   int links, M, tiles_m;

@@ -47,7 +47,7 @@ __device__ __forceinline__ void init_ring(Ring& ring) {
 }
 
 // Another thread asks for the one that feeds the ring, while that is busy with the tile before: the answer comes from
-// the second-level cache, and copies that wait for it are late.
+// the L2 cache, and copies that wait for it are late.
 __device__ __forceinline__ void look_ahead(Ring& ring, const Params& p, const Place& at, int tile) {
   if (at.link == 0) return;
   const Needed needed = needed_by(p, at);

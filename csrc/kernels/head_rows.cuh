@@ -63,9 +63,9 @@ struct Turn {
 };
 
 // Calls f(turn) for every turn of this warp, the last rows first: those the layer before has written last, and they lie
-// in the second-level cache still; and what f writes last is what the gradients' products read first. Where a row is
-// kept, the next turn is under way while f works on one: a row's way (load, sum over the warp, sigmoid, store) is long,
-// and there are few warps to fill the time.
+// in the L2 cache still; and what f writes last is what the gradients' products read first. Where a row is kept, the
+// next turn is under way while f works on one: a row's way (load, sum over the warp, sigmoid, store) is long, and there
+// are few warps to fill the time.
 template <typename T, int kVectors, typename F>
 __device__ __forceinline__ void walk(const HeadInputs& in, const float* labels, int lane, const F& f) {
   const int64_t stride = grid_threads() / 32, turns = (in.B + kRows<kVectors> - 1) / kRows<kVectors>;

@@ -21,6 +21,7 @@ from preprocess.engine import Engine, make
 from preprocess.outbrain import clicks, layout, memory, resume, store, tables, transform
 from preprocess.outbrain.ads import Ads
 from preprocess.outbrain.clicks import SPLITS, Scan
+from preprocess.outbrain.columns import Events
 from preprocess.outbrain.config import OutbrainConfig
 from preprocess.outbrain.flavours import FLAVOURS
 from preprocess.provenance import statistics_digest
@@ -45,7 +46,8 @@ def run(config: OutbrainConfig) -> dict[str, Any]:
     Returns:
         The report: rows, displays and click rate by split, nulls by feature, seconds and rows/s by stage, peak memory.
     Raises:
-        InputError: a file is missing or malformed or changes meanwhile, or the memory limit is too small.
+        InputError: a file is missing or malformed or changes meanwhile, no row is for training, or the memory limit is
+            too small.
         RunError: the disk is full, or a worker was lost; after the latter the same run continues too.
     """
     files = _find(config)
@@ -206,8 +208,23 @@ class _Run:
         scan = Scan.merge(counting.map(clicks.scan, tasks))
         if not done.rows:
             raise InputError(f"{path}: expected at least one row after the header")
+        if self.given is None and not scan.rows("train"):
+            end = (layout.LAST_SHARED_DAY + 1) * layout.MILLISECONDS_A_DAY
+            raise InputError(
+                f"{path}: expected train rows to learn from, found none: four fifths of the displays with a timestamp"
+                f" from 0 to {end - 1} are for training, and {self.timestamps()}"
+            )
         clicks.sort_by_display(scan, "test", self.work)
         return scan.save(self.work)
+
+    def timestamps(self) -> str:
+        """What a message says of the times of the events: another origin is the usual reason for an empty split."""
+        times = store.load(self.work, "events", Events, "cpu").timestamp
+        found = times[times >= 0]
+        range_ = f"from {found.min()} to {found.max()}" if len(found) else "of no row"
+        return (
+            f"{self.files['events'].name} has timestamps {range_} (milliseconds since {layout.ORIGIN_MS} of Unix time)"
+        )
 
     def write(self, scan: Scan, split: str, rows: int, done: Stage) -> dict[str, Any]:
         """Transforms the rows of a split into its shards; returns the nulls by feature as `nulls`."""
@@ -256,6 +273,9 @@ class _Run:
         if (rate := splits["train"]["click_rate"]) in (0, 1):
             told = "%s: all labels of the %d train rows are %d: nothing can be learned, and their AUC is not defined"
             log.warning(told, self.spec.label, splits["train"]["rows"], rate)
+        if not splits["test"]["rows"]:
+            told = "%s: no rows are test rows, and a training wants some to evaluate; %s"
+            log.warning(told, self.files["clicks_train"], self.timestamps())
         return {
             "rows": sum(s["rows"] for s in splits.values()),
             **splits,

@@ -119,6 +119,8 @@ class Statistics(ABC):
             directory = directory / "statistics"
         try:
             plain = json.loads((directory / _JSON).read_text(encoding="utf-8"))
+            if "version" not in plain:
+                raise ValueError(f"a {_JSON} without a version, as preprocess tabular writes it")
             if (plain["version"], plain["flavour"]) != (VERSION, cls.flavour):
                 raise ValueError(f"version {plain['version']}, flavour {plain['flavour']}")
             with np.load(directory / _ARRAYS) as arrays:
@@ -129,6 +131,8 @@ class Statistics(ABC):
             return cls.from_plain(int(plain["train_rows"]), keys, plain)
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
+            if isinstance(error, KeyError):
+                why = f"files without {str(error.args[0]).removesuffix(' is not a file in the archive')!r}"
             raise InputError(
                 f"{directory}: expected {_JSON} and {_ARRAYS} of an earlier run (version {VERSION}, flavour"
                 f" {cls.flavour}), got {why}"

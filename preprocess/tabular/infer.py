@@ -1,6 +1,5 @@
 """Propose a feature spec from the data: types, transforms and embedding dims, for a person to look over."""
 
-import math
 import re
 import string
 from collections import Counter
@@ -10,7 +9,7 @@ from typing import Any
 
 from preprocess import csv_io
 from preprocess.engine import ThreadEngine
-from preprocess.tabular import source
+from preprocess.tabular import source, transforms
 from preprocess.tabular.config import TabularConfig
 from preprocess.tabular.seen import Seen
 from preprocess.tabular.spec import csv_format
@@ -30,7 +29,7 @@ def infer_spec(
     *,
     group: str | None = None,
     max_rows: int = MAX_ROWS,
-    delimiter: str = ",",
+    delimiter: str | None = None,
     columns: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """A proposal from the first `max_rows` rows.
@@ -41,7 +40,8 @@ def infer_spec(
     with `|` or `;` become multi-hot. Columns that hold one value, texts and ids that hardly repeat, the number of the
     row, and columns that cannot be read, are left out. Without a `label` the column is taken whose name is one of
     `LABELS`.
-    delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header.
+    delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header; None: a
+    tab in files called .tsv, a comma in others.
 
     Returns:
         The spec as a dict for YAML, and sentences about each column that was left out, what the label was taken to
@@ -52,16 +52,16 @@ def infer_spec(
     """
     if max_rows < 1:
         raise InputError(f"max_rows is {max_rows}, expected at least 1")
-    described = {"delimiter": delimiter} if delimiter != "," else {}
+    described = {"delimiter": delimiter} if delimiter is not None else {}
     described |= {"columns": list(columns)} if columns else {}
     csv = csv_format(inputs[0], described)
     names, faults = _columns(inputs, csv)
-    label = label or _guessed_label(inputs[0], names)
+    label = label or _guessed_label(inputs[0], names, delimiter)
     for name in filter(None, (label, group)):
         if name in faults:
             raise InputError(f"{inputs[0]}: column {name}: {faults[name]}")
         if name not in names:
-            raise InputError(f"{inputs[0]}: column {name} is missing; the file has {', '.join(names)[:200]}")
+            raise InputError(f"{inputs[0]}: column {name} is missing; {_has(names, delimiter)}")
     seen = _look(inputs, names, csv, max_rows)
     spec, notes = _proposal(inputs[0], seen, faults, label, group)
     return spec | ({"metadata": {"csv": described}} if described else {}), notes
@@ -75,10 +75,18 @@ def _columns(inputs: list[str], csv: csv_io.Format) -> tuple[list[str], dict[str
     return [name for name in names if name not in faults], faults
 
 
-def _guessed_label(path: str, names: list[str]) -> str:
+def _has(names: list[str], delimiter: str | None) -> str:
+    """What a message says of the columns that are there."""
+    found = csv_io.other_delimiter(names)
+    if found in (None, delimiter):
+        return f"the file has {', '.join(map(repr, names))[:200]}"
+    return f"the file has one column, {names[0][:200]!r}, and may want --delimiter {found!r}"
+
+
+def _guessed_label(path: str, names: list[str], delimiter: str | None) -> str:
     found = [name for name in names if name.lower() in LABELS]
     if len(found) != 1:
-        told = f"found {' and '.join(found)}" if found else f"the file has {', '.join(names)[:200]}"
+        told = f"found {' and '.join(found)}" if found else _has(names, delimiter)
         raise InputError(f"{path}: expected --label, or one column called {', '.join(LABELS)}; {told}")
     return found[0]
 
@@ -218,38 +226,34 @@ def _nulls(column: Seen) -> dict[str, Any]:
 
 def _label(path: str, column: Seen, label: str) -> tuple[str | int | float, str | int | float, str]:
     """The value that means 1 (the larger number, a usual word for it, else the rarer), the other one, and a sentence
-    that says so.
+    that says so. Spellings that `transforms.Label` takes for one value are one, written as most rows have it.
     """
-    texts = sorted(column.counts)
+    spellings: dict[str | int | float, Counter] = {}
+    for text, count in sorted(column.counts.items()):
+        value = next((v for v in (transforms.number_of(text), transforms.word_of(text)) if v is not None), text)
+        spellings.setdefault(value, Counter())[text] = count
+    texts = [counts.most_common(1)[0][0] for counts in spellings.values()]
     if len(texts) != 2:
         found = ", ".join(repr(text) for text in texts[:5]) + (", ..." if len(texts) > 5 else "")
         raise InputError(
             f"{path}: column {label}: expected two values, found {len(texts)}: {found}; a spec written by hand may "
             "have more, with those that mean 1 in `positive`"
         )
-    numbers = [_finite(text) for text in texts]
+    numbers = [transforms.number_of(text) for text in texts]
+    rows = [counts.total() for counts in spellings.values()]
     usual = [text.strip().rstrip(string.punctuation + string.whitespace).lower() in POSITIVE_TEXTS for text in texts]
     values, guessed = None, ""
-    if None not in numbers and numbers[0] != numbers[1]:
+    if None not in numbers:
         # As a number it means 1 and 1.0: another file may have the other spelling.
         values = max(numbers), min(numbers)
         one = texts[numbers.index(values[0])]
     elif sum(usual) == 1:
         one = texts[usual.index(True)]
     else:
-        one = min(texts, key=column.counts.__getitem__)
+        one = min(texts, key=lambda text: rows[texts.index(text)])
         guessed = "; a guess: the rarer of the two"
     zero = texts[1 - texts.index(one)]
-    share = 100 * column.counts[one] / column.counts.total()
-    meaning = f"label {label}: 1 means {one!r} ({share:.3g} % of rows), 0 means {zero!r}{guessed}"
+    share = 100 * rows[texts.index(one)] / sum(rows)
+    told = {text: " or ".join(map(repr, counts)) for text, counts in zip(texts, spellings.values())}
+    meaning = f"label {label}: 1 means {told[one]} ({share:.3g} % of rows), 0 means {told[zero]}{guessed}"
     return *(values or (one, zero)), meaning
-
-
-def _finite(text: str) -> int | float | None:
-    for kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            continue
-        return value if math.isfinite(value) else None
-    return None

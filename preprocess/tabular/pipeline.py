@@ -25,7 +25,7 @@ from preprocess.tabular.transforms import Vocabulary
 from widedeep import atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS
-from widedeep.shards import DATA_SET_OUTPUT, ShardWriter
+from widedeep.shards import DATA_SET_OUTPUT, UNLABELLED, ShardWriter
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ def run(config: TabularConfig) -> dict[str, Any]:
     Rows keep the input order. The directory appears only when all of it is written.
 
     Returns:
-        The report: rows and positive rate by split; nulls and cut-off list elements by feature; cardinalities; stages;
-        seconds.
+        The report: rows and positive rate (None without rows or labels) by split; nulls and cut-off list elements by
+        feature; cardinalities; stages; seconds.
     Raises:
         InputError: the spec, a file or a value is not as expected, or a file changes meanwhile; names file and field or
             line.
@@ -81,7 +81,8 @@ class _Run:
         extra = [self.split.column] if self.split and self.split.column else []
         # Only evaluation needs the group: a spec's own train files may lack it.
         self.train_group = bool(config.inputs) or spec.has_group.get("train", True)
-        self.columns = tuple(dict.fromkeys([*spec.columns(self.train_group), *extra]))
+        self.columns = tuple(dict.fromkeys([*spec.columns(() if self.train_group else ("group",)), *extra]))
+        self.absent: tuple[str, ...] = ()  # the kinds of features, of label and group, that test files do not have
         self.label = next(f for f in spec.features if f.kind == "label")
         self.counts = {m: {"rows": 0, "positive": 0} for m in MAPPINGS}
         self.stages = Stages()
@@ -94,6 +95,9 @@ class _Run:
 
     def all(self) -> dict[str, Any]:
         started = time.perf_counter()
+        if self.config.stats is not None and not self.inputs:
+            # Rows to be scored alone: nothing is learned from them, and perhaps nothing measured.
+            self.absent = tuple(f.kind for f in self.spec.features if f.kind in ("label", "group") and self.lacks(f))
         if self.split and self.split.surveys:
             with self.stages.stage("survey") as stage:
                 for chunk in self.read(self.inputs, self.split.column or self.columns[0]):
@@ -133,8 +137,20 @@ class _Run:
                 with chunk.blame(self.split.column):
                     is_test = self.split.is_test(chunk.rows, chunk.columns)
                 yield chunk, is_test
-        for chunk in self.read(self.test, *self.spec.columns(), first_row=row):
+        for chunk in self.read(self.test, *self.spec.columns(self.absent), first_row=row):
             yield chunk, np.ones(len(chunk.rows), bool)
+
+    def lacks(self, feature: Feature) -> bool:
+        """Whether no test file has the feature's column, or no row a value in it."""
+        column = feature.columns[0]
+        headers = [source.column_names(Path(path), self.spec.csv) for path in self.test]
+        if not any(column in names or column in faults for names, faults in headers):
+            return True
+        for chunk in self.read(self.test, column):
+            with chunk.blame(column):
+                if (_values(feature, chunk, column).codes >= 0).any():
+                    return False
+        return True
 
     def read(self, paths: list, *columns: str, first_row: int = 0) -> Iterator[Chunk]:
         options = {"csv": self.spec.csv, "first_row": first_row}
@@ -156,7 +172,8 @@ class _Run:
     def write(self, completed: Any) -> None:
         options = {"rows_per_shard": self.config.rows_per_shard, "numeric": self.config.numeric}
         with ExitStack() as stack:
-            groups = {m: self.spec.group is not None and (m == "test" or self.train_group) for m in MAPPINGS}
+            has_group = {"train": self.train_group, "test": "group" not in self.absent}
+            groups = {m: self.spec.group is not None and has_group[m] for m in MAPPINGS}
             writers = {}
             for m in MAPPINGS:
                 writer = ShardWriter(
@@ -164,8 +181,10 @@ class _Run:
                 )
                 writers[m] = stack.enter_context(writer)
             for chunk, is_test in self.chunks("write"):
-                present = [f for f in self.spec.features if f.columns[0] in chunk.columns]
+                present = [f for f in self.spec.features if f.kind not in self.absent and f.columns[0] in chunk.columns]
                 arrays = {f.name: self.encode(f, chunk) for f in present}
+                if "label" in self.absent:
+                    arrays[completed.label] = np.zeros(len(chunk.rows), np.uint8)
                 for mapping, chosen in zip(MAPPINGS, (~is_test, is_test)):
                     if not chosen.any():
                         continue
@@ -176,8 +195,9 @@ class _Run:
                     for name, known in self.known.items():
                         known[mapping] += np.count_nonzero(part[name] > 0), np.count_nonzero(part[name] >= 0)
             self.check_positive()
+            statistics = UNLABELLED if "label" in self.absent else None
             for writer in writers.values():
-                writer.finish(provenance=self.provenance())
+                writer.finish(statistics, self.provenance())
 
     def check_positive(self) -> None:
         """Raise InputError if no train row is positive although the spec says which values are: they are misspelt."""
@@ -240,7 +260,7 @@ class _Run:
         self.warn_of_strange_values()
         result: dict[str, Any] = {}
         for mapping, count in self.counts.items():
-            rate = count["positive"] / count["rows"] if count["rows"] else None
+            rate = count["positive"] / count["rows"] if count["rows"] and "label" not in self.absent else None
             result[mapping] = {"rows": count["rows"], "positive_rate": rate}
         if (rate := result["train"]["positive_rate"]) in (0, 1):
             told = "%s: all labels of the %d train rows are %d: nothing can be learned, and their AUC is not defined"

@@ -147,7 +147,7 @@ def _check_names(path: Path, columns: Sequence[str], names: Sequence[str]) -> No
     for column in columns:
         if (count := names.count(column)) != 1:
             fault = "missing" if not count else "there twice"
-            raise InputError(f"{path}: column {column} is {fault}; the file has {', '.join(names)[:200]}")
+            raise InputError(f"{path}: column {column} is {fault}; the file has {csv_io.listed(names)}")
 
 
 @contextlib.contextmanager

@@ -7,20 +7,22 @@ A transform is a mapping, or as a shorthand a name or a list of names without se
     multi-hot     hash or vocabulary; `separator` of delimited text (lists need none), or `columns` of one value each,
                   with `mask` columns that are 0 where there is no value
     numeric       fill: number, mean or median   clip: [low, high]   log: true   standardise: true
-    label         positive: value or list of values, of which train rows have at least one; 1 is 1.0 too
+    label         positive: value or list of values, of which train rows have at least one; 1 is 1.0 too, and the
+                  texts true, false, yes and no mean TRUE and True too
                   negative: the same for 0; without it every other value is 0, with it any other is refused
     map           hash: {seed}
 
 Texts that YAML reads as true or false (yes, no, on, off) stand in quotes.
 
-CSV files are described in `metadata.csv`: `delimiter`, and for files without a header `columns`, their names in order.
+CSV files are described in `metadata.csv`: `delimiter` (without it a tab for .tsv, a comma for others), and for files
+without a header `columns`, their names in order.
 In `columns` and `mask`, `name[50]` stands for name_0 to name_49.
 """
 
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -101,9 +103,9 @@ class TabularSpec:
             features.append(_Fields(path, spec.group, "group", spec.other[spec.group].get("transform")).group())
         return cls(path, raw, features, spec)
 
-    def columns(self, group: bool = True) -> tuple[str, ...]:
-        """Source columns, each once; those of the group only if asked for."""
-        features = [f for f in self.features if group or f.kind != "group"]
+    def columns(self, without: Collection[str] = ()) -> tuple[str, ...]:
+        """Source columns, each once, of all features but those of the kinds `without`."""
+        features = [f for f in self.features if f.kind not in without]
         return tuple(dict.fromkeys(column for f in features for column in (*f.columns, *f.mask)))
 
     def transform(self, name: str) -> Any:
@@ -125,8 +127,9 @@ def csv_format(path: str | Path, value: Any) -> csv_io.Format:
     field = f"{path}: metadata.csv"
     if not isinstance(value, dict | None) or any(key not in ("delimiter", "columns") for key in value or ()):
         raise InputError(f"{field}: expected a mapping with the keys delimiter and columns, got {value!r}")
-    delimiter, names = (value or {}).get("delimiter", ","), (value or {}).get("columns")
-    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n' or not delimiter.isascii():
+    delimiter, names = (value or {}).get("delimiter"), (value or {}).get("columns")
+    is_mark = isinstance(delimiter, str) and len(delimiter) == 1 and delimiter.isascii() and delimiter not in '"\r\n'
+    if "delimiter" in (value or {}) and not is_mark:
         raise InputError(f"{field}.delimiter: expected one ASCII character such as ; or a tab, got {delimiter!r}")
     if names is not None:
         if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
@@ -297,8 +300,10 @@ class _Fields:
             return self.feature(transforms.Label(None))
         positive = self.values("positive")
         negative = self.values("negative") if "negative" in self._fields else frozenset()
-        if both := sorted({*map(str, positive)} & {*map(str, negative)}):
-            self.fail("negative", f"values that are not positive, got {both[0]!r}")
+        both = [v for v in map(str, negative) if transforms.stands_in(positive, v)]
+        both += [v for v in map(str, positive) if transforms.stands_in(negative, v)]
+        if both:
+            self.fail("negative", f"values that are not positive, got {min(both)!r}")
         return self.feature(transforms.Label(positive, negative))
 
     def values(self, key: str) -> transforms.Values:

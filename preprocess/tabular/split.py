@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 
 from preprocess import hashing
+from preprocess.tabular import times
 from preprocess.tabular.columns import BadCell, Column, Lists, single
 from preprocess.tabular.transforms import Sample
 from widedeep.errors import InputError
@@ -69,8 +69,9 @@ class Last(Split):
 class Time(Split):
     """The rows from a time on: `first`, or the time from which a share of the rows lies.
 
-    Times are numbers, or dates with or without a time of day (ISO 8601, without a zone); one kind in all rows. The time
-    of a share is exact up to 262,144 rows, else of the sample that `transforms.Sample` draws.
+    Times are numbers, or dates of ISO 8601 with or without a time of day, or the same with a zone, which are compared
+    as instants; one kind (see `times`) in all rows and in `first`. The time of a share is exact up to 262,144 rows,
+    else of the sample that `transforms.Sample` draws.
     """
 
     def __init__(self, column: str, share: float | None, first: str | None):
@@ -81,8 +82,10 @@ class Time(Split):
         self._first: float | None = None
         self._given: str | None = None  # `first`, until a row has shown that it is of the rows' kind
         if first is not None:
+            given = Column.of(pa.array([first]))
             try:
-                self._first = float(self._times(Column.of(pa.array([first])))[0])
+                self._kind = times.kind_of_first(given)
+                self._first = float(times.read(given, self._kind)[0])
             except BadCell as error:
                 raise InputError(f"split: time:{column}: {error}") from error
             self._given = first
@@ -92,9 +95,9 @@ class Time(Split):
 
     def is_test(self, rows: np.ndarray, columns: Mapping[str, Column | Lists]) -> np.ndarray:
         if self._first is None:
-            times = np.sort(self._sample.values())
-            self._first = float(times[-max(round(len(times) * self._share), 1)])
-            if self._first == times[0]:
+            found = np.sort(self._sample.values())
+            self._first = float(found[-max(round(len(found) * self._share), 1)])
+            if self._first == found[0]:
                 raise InputError(
                     f"split: column {self.column}: expected rows before the test rows, found one time only"
                 )
@@ -105,22 +108,17 @@ class Time(Split):
         column = single(values)
         if (column.codes < 0).any():
             raise BadCell(int((column.codes < 0).argmax()), "a time", None)
-        if self._given is not None and len(column):
-            self._check_given(column)
-        if self._kind is None:
-            self._kind = "number" if _is_number(column) else "date"
-        if self._kind == "number":
-            return column.numbers()
-        return column.take(_dates(column), np.nan)
+        if len(column) and (self._kind is None or self._given is not None):
+            self._settle(column)
+        return times.read(column, self._kind) if len(column) else np.empty(0)
 
-    def _check_given(self, column: Column) -> None:
-        """Raise InputError if the first row's time is of the other kind: then the flag is wrong and not the row."""
-        first = Column.of(column.values.take(pa.array(column.codes[:1])))
-        other, is_other = ("date", _is_date) if self._kind == "number" else ("number", _is_number)
-        if is_other(first):
-            expected = f"a {other} as in the rows ({first.texts[0]!r})"
+    def _settle(self, column: Column) -> None:
+        """Take the first row's kind. Raises InputError if it is not that of `first`: the flag is wrong, not the row."""
+        kind = times.kind_of_first(column)
+        if self._given is not None and kind != self._kind:
+            expected = f"{times.KINDS[kind]}, as in the rows ({column.texts[column.codes[0]]!r})"
             raise InputError(f"split: time:{self.column}: expected {expected}, got {self._given!r}")
-        self._given = None
+        self._kind, self._given = kind, None
 
 
 def parse(text: str, seed: int, group: str | None) -> Split:
@@ -144,44 +142,3 @@ def parse(text: str, seed: int, group: str | None) -> Split:
     if kind == "group":
         return Group(amount, seed, group)
     return Last(amount) if kind == "last" else Random(amount, seed)
-
-
-def _is_number(column: Column) -> bool:
-    if pa.types.is_temporal(column.values.type):
-        return False
-    try:
-        column.numbers()
-    except BadCell:
-        return False
-    return True
-
-
-def _is_date(column: Column) -> bool:
-    try:
-        _dates(column)
-    except BadCell:
-        return False
-    return True
-
-
-def _dates(column: Column) -> np.ndarray:
-    """[distinct values] float64."""
-    expected = "a time such as 2016-06-14 or 2016-06-14 12:00:00, as in the rows before"
-    kind = pa.timestamp("us")
-    values = column.values if pa.types.is_temporal(column.values.type) else column.values.cast(pa.string())
-    try:
-        dates = pc.cast(values, kind, safe=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        dates = [_date(text, kind) for text in column.texts]
-        if None in dates:
-            code = dates.index(None)
-            raise BadCell(int((column.codes == code).argmax()), expected, column.texts[code]) from None
-        return np.array(dates, np.float64)
-    return dates.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.float64)
-
-
-def _date(text: str, kind: pa.DataType) -> int | None:
-    try:
-        return pa.scalar(text).cast(kind).value
-    except pa.ArrowInvalid:
-        return None

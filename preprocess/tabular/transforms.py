@@ -16,6 +16,7 @@ from preprocess.tabular.columns import BadCell, Column
 
 SAMPLE_ROWS = 1 << 18  # values a quantile is taken from; exact for fewer rows
 Values = frozenset[str | int | float]
+WORDS = frozenset(["true", "false", "yes", "no"])  # labels that mean the same in capitals
 LARGEST = 1e150  # to learn from: a larger number is a mistake, beside which all others would be standardised to one
 UNIT = 1126  # 2^-UNIT is the last of 53 bits of the smallest number there is
 EXACT_ROWS = 1 << 16
@@ -125,7 +126,7 @@ class Label:
     """1 for the positive values, 0 for the negative ones, or for all others where none are given; without positive
     values, the column holds 0 and 1.
 
-    positive, negative: texts, and numbers, which mean every spelling of them.
+    positive, negative: texts, and numbers, which mean every spelling of them; so do the texts of `WORDS`.
     """
 
     learns = False
@@ -140,9 +141,9 @@ class Label:
         if self.positive is None:
             return column.integers(0, 1, None, "a label of 0 or 1").astype(np.uint8)
         texts = column.texts
-        positive = np.array([_stands_in(self.positive, text) for text in texts], np.uint8)
+        positive = np.array([stands_in(self.positive, text) for text in texts], np.uint8)
         if self.negative:
-            strange = [not one and not _stands_in(self.negative, text) for one, text in zip(positive, texts)]
+            strange = [not one and not stands_in(self.negative, text) for one, text in zip(positive, texts)]
             if (rows := column.take(np.array(strange, bool), False)).any():
                 row = int(rows.argmax())
                 given = ", ".join(map(repr, sorted({*map(str, self.positive | self.negative)})))
@@ -150,16 +151,32 @@ class Label:
         return column.take(positive, 0)
 
 
-def _stands_in(values: Values, text: str) -> bool:
-    if text in values:
+def stands_in(values: Values, text: str) -> bool:
+    """Whether a label is among the values of a spec."""
+    if text in values or number_of(text) in values:
         return True
-    # float() takes more than the numbers of other columns are: 1_0, and the digits of other scripts.
+    word = word_of(text)
+    return word is not None and any(word_of(value) == word for value in values if isinstance(value, str))
+
+
+def word_of(text: str) -> str | None:
+    """The one of `WORDS` that a text is, whatever its capitals; programs write them differently."""
+    word = text.strip().lower()
+    return word if word in WORDS else None
+
+
+def number_of(text: str) -> int | float | None:
+    """The finite number that a text is."""
+    # Python takes more than the numbers of other columns are: 1_0, and the digits of other scripts.
     if "_" in text or not text.strip().isascii():
-        return False
-    try:
-        return float(text) in values
-    except ValueError:
-        return False
+        return None
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        return number if kind is int or math.isfinite(number) else None
+    return None
 
 
 class Group:

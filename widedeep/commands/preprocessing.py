@@ -31,6 +31,7 @@ def settings(args) -> dict[str, Any]:
 def show_splits(out: str, report: dict[str, Any]) -> None:
     for split in ("train", "test"):
         part = report[split]
-        rate = "no rows" if part["positive_rate"] is None else f"{100 * part['positive_rate']:.2f} % positive"
+        lacking = "no labels" if part["rows"] else "no rows"
+        rate = lacking if part["positive_rate"] is None else f"{100 * part['positive_rate']:.2f} % positive"
         records = f" of {part['records']} records" if "records" in part else ""
         print(f"{out}/{split}: {part['rows']} rows{records}, {rate}")

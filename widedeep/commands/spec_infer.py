@@ -7,7 +7,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("inputs", type=str, nargs="+", help="CSV, Parquet or Arrow files")
     parser.add_argument("--label", type=str | None, default=None, help="column of two values; guessed by its name")
     parser.add_argument("--group", type=str | None, default=None, help="column of what is ranked together")
-    parser.add_argument("--delimiter", type=str, default=",", help="of CSV files; \\t is a tab")
+    parser.add_argument("--delimiter", type=str | None, default=None, help="of CSV files; \\t is a tab")
     parser.add_argument("--columns", type=str, nargs="+", default=[], help="of CSV files without a header, in order")
     parser.add_argument("--max_rows", type=int, default=1 << 20, help="rows to look at")
     parser.add_argument("--out", type=str | None, default=None, help="new YAML file; else the spec is printed")
@@ -26,7 +26,8 @@ def run(args) -> int:
         raise InputError(f"{args.out}: exists already, and may have been edited; expected the name of a new file")
 
     options = {name: getattr(args, name) for name in ("group", "max_rows", "delimiter", "columns")}
-    options["delimiter"] = options["delimiter"].replace("\\t", "\t")  # as a shell passes it on
+    if args.delimiter is not None:
+        options["delimiter"] = args.delimiter.replace("\\t", "\t")  # as a shell passes it on
     spec, notes = tabular.infer_spec(args.inputs, args.label, **options)
     text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=120)
     for sentence in notes:

@@ -58,8 +58,8 @@ def embedding_forward(
     Raises:
         RuntimeError: wrong shape, dtype, device or stride; on a CPU an id outside its table.
     Notes:
-        Differentiable in the tables, wide, wide_numeric and wide_bias; numeric gets no gradient. Gradients of tables
-        and wide are sparse COO, uncoalesced: one entry per id, equal rows repeated; torch.compile takes their sizes,
+        Differentiable in numeric, the tables, wide, wide_numeric and wide_bias. Gradients of tables and wide are sparse
+        COO, uncoalesced: one entry per id, equal rows repeated; torch.compile takes their sizes,
         which depend on the ids, with fullgraph=True. Or dense: embedding_row_gradients among zeros, without a second
         derivative.
     """
@@ -228,8 +228,8 @@ for _name in ("embedding_forward_out", "embedding_update_"):
 
 
 def _save(ctx, inputs, output):
-    ids, numeric, tables, wide = inputs[:4]
-    ctx.save_for_backward(ids, numeric)
+    ids, numeric, tables, wide, wide_numeric = inputs[:5]
+    ctx.save_for_backward(ids, numeric, wide_numeric)
     ctx.shapes = [tuple(t.shape) for t in tables]
     ctx.wide_rows = wide.shape[0]
     ctx.hotness, ctx.mean, ctx.columns, ctx.numeric_columns = inputs[6:10]
@@ -237,9 +237,12 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dx, dlogit):
-    ids, numeric = ctx.saved_tensors
+    ids, numeric, wide_numeric = ctx.saved_tensors
     tables, wide = (_sparse_gradients if ctx.sparse else _dense_gradients)(ctx, ids, dx, dlogit)
-    weights = (None, None, tables, wide, dlogit @ numeric, dlogit.sum(0, keepdim=True))
+    dnumeric = None
+    if ctx.needs_input_grad[1]:
+        dnumeric = dx[:, list(ctx.numeric_columns)].float() + dlogit[:, None] * wide_numeric
+    weights = (None, dnumeric, tables, wide, dlogit @ numeric, dlogit.sum(0, keepdim=True))
     # torch takes an empty list for a list of tensors, and wants a list of as many gradients.
     lists = [None if given else [] for given in (ctx.hotness, ctx.mean, ctx.columns, ctx.numeric_columns)]
     return *weights, *lists, None, None, None

@@ -57,7 +57,7 @@ def choose_layers(
     """
     found = _choose(gemm, weights, precision, p, buffers, resumed, alone)
     if gemm == "auto" and resumed not in (None, found.bits):
-        log.warning("hidden layers: through %s from here on, the run so far through %s", found.name, resumed)
+        log.warning("hidden layers: using %s from here on; %s was used until now", found.name, resumed)
     return found
 
 
@@ -70,7 +70,7 @@ def _choose(
         return Layers(weights)
     no_chain = _no_chain(weights, alone)
     if gemm == "sm90-chain" and no_chain:
-        log.warning("hidden layers: through sm90, not sm90-chain: %s", no_chain)
+        log.warning("hidden layers: using sm90, not sm90-chain: %s", no_chain)
     if gemm != "auto":
         return Sm90Chain(weights) if gemm == "sm90-chain" and not no_chain else Sm90Layers(weights)
     with _rounding(device, precision == "tf32"):
@@ -85,7 +85,7 @@ def _no_chain(weights: PaddedWeights, alone: bool) -> str | None:
     layers = len(weights.widths) - 1
     if not 2 <= layers <= linear_sm90.LINKS:
         return f"a launch takes 2 to {linear_sm90.LINKS} layers, the model has {layers}"
-    return None if alone else "there are several ranks, and one must not wait for another in the middle of it"
+    return None if alone else "there are several ranks, and none may wait for another inside a launch"
 
 
 def _trial(
@@ -93,7 +93,7 @@ def _trial(
 ) -> Layers:
     rows, hopper = max(buffers.capacity, 1), []
     if problem := _problem(weights, rows, dtype, p):
-        log.warning("hidden layers: without the products for Hopper, which disagree with cuBLASLt: %s", problem)
+        log.warning("hidden layers: not using the Hopper products: %s", problem)
     else:
         hopper = [Sm90Layers(weights)]
     library = Layers(weights)
@@ -112,7 +112,7 @@ def _trial(
         try:
             return compared([*hopper, *_chain(hopper[0], p, buffers, rows), library])
         except torch.OutOfMemoryError:
-            log.warning("hidden layers: no memory to try one launch for all layers")
+            log.warning("hidden layers: not enough memory to try one launch for all layers")
         buffers.keep_apart(False)
     return compared([*hopper, library])
 
@@ -120,8 +120,9 @@ def _trial(
 def _chain(single: Sm90Layers, p: float, buffers: Activations, rows: int) -> list[Layers]:
     """The chain, if it makes the bits of a launch for each layer."""
     chain = Sm90Chain(single.weights)
-    if problem := _tested(bits_difference, chain, single, p, buffers, rows):
-        log.warning("hidden layers: without %s, which has not the bits of %s: %s", chain.name, single.name, problem)
+    wrong = f"its results are not bit-identical to those of {single.name}"
+    if problem := _tested(wrong, bits_difference, chain, single, p, buffers, rows):
+        log.warning("hidden layers: not using %s: %s", chain.name, problem)
         return []
     return [chain]
 
@@ -228,22 +229,24 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 def _problem(weights: PaddedWeights, rows: int, dtype: torch.dtype, p: float) -> str | None:
     shapes = sorted(set(zip(weights.widths, weights.widths[1:])))
-    problems = (_tested(disagreement, rows, I, O, dtype, p, weights.flat.device) for I, O in shapes)
+    wrong, device = "they disagree with cuBLASLt", weights.flat.device
+    problems = (_tested(wrong, disagreement, rows, I, O, dtype, p, device) for I, O in shapes)
     return next((problem for problem in problems if problem), None)
 
 
-def _tested(test: Callable[..., str | None], *arguments) -> str | None:
+def _tested(wrong: str, test: Callable[..., str | None], *arguments) -> str | None:
     try:
-        return test(*arguments)
+        found = test(*arguments)
+        return found and f"{wrong}: {found}"
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         words = str(error).splitlines()[0]
         if not _gpu_is_lost():
-            return f"it does not run ({words})"
+            return f"a launch failed ({words})"
         raise RunError(
-            f"the matrix products for Hopper GPUs failed their first run ({words}); with the environment variable "
-            "WIDEDEEP_SM90=0 the run goes without them."
+            f"the matrix products for Hopper GPUs failed their first run ({words}); set the environment "
+            "variable WIDEDEEP_SM90=0 to run without them."
         ) from error
 
 
@@ -306,7 +309,7 @@ def _input_gradient(dz: Tensor, weight: Tensor, tolerance: float, where: str) ->
     dz[-1, -1] = float("inf")
     after = torch.zeros(1, device=dz.device)
     linear_sm90.linear_sm90_dgrad_out(dz, [weight_t], [], 0.0, dx=dx[1:], dbias=[], found_inf=after)
-    return None if found == 0 and after == 1 else f"whether the input's gradient is finite {where}"
+    return None if found == 0 and after == 1 else f"the finiteness of the input's gradient {where}"
 
 
 def _repeats(layer: tuple, got: Tensor, where: str) -> str | None:
@@ -315,7 +318,7 @@ def _repeats(layer: tuple, got: Tensor, where: str) -> str | None:
     for _ in range(REPEATS):
         linear_sm90.linear_sm90_out(*layer, y=[again], masks=[])
         if not torch.equal(again, got):
-            return f"the output of two runs {where}"
+            return f"the output of a second run {where}"
     return None
 
 
