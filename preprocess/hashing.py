@@ -1,4 +1,4 @@
-"""Hash buckets: the numpy twin of csrc/core/hash.h for ids (on a GPU `kernels` has it), xxh3-64 for strings.
+"""Hash buckets: of ids by the mixing of csrc/core/hash.h (on a GPU `kernels` has it too), of strings by xxh3-64.
 
     mix64(z)          z ^= z >> 30;  z *= 0xBF58476D1CE4E5B9;  z ^= z >> 27;  z *= 0x94D049BB133111EB;  z ^= z >> 31
     key(seed)         mix64(seed + 0x9E3779B97F4A7C15)
