@@ -73,9 +73,11 @@ def begin_with(run: Run, found: Path) -> None:
     """Gives a new run the weights and the optimizer state of a checkpoint, of whatever rows it was trained with.
 
     Raises:
-        InputError: it is damaged, does not fit the model, or its rows were encoded otherwise.
+        InputError: it is damaged, does not fit the model, or its rows were encoded otherwise; or the processes found
+            different ones.
     """
-    checkpoint.read_progress(found)  # which checks the files
+    progress = checkpoint.read_progress(found)  # which checks the files
+    check_ranks(run.comm, found.parent, progress.step, checkpoint.identity(found))
     trained = FeatureSpec.load(found / checkpoint.SPEC)
     run.spec.check_statistics(trained, found)
     load_state(run, found, trained)
@@ -132,7 +134,7 @@ def check_ranks(comm: LocalComm, directory: Path, step: int = 0, identity: int =
         if theirs != all_found[0]:
             raise InputError(
                 f"process {rank} found {names[rank]} in {directory}, process 0 {names[0]}"
-                f"{' with other contents' * (names[rank] == names[0])}: model_dir must be on a disk that all share."
+                f"{' with other contents' * (names[rank] == names[0])}: it must be on a disk that all share."
             )
 
 
