@@ -160,8 +160,9 @@ class Checkpoints:
             RunError: the disk is full.   InputError: the directory cannot be written.
         """
         self.finish()
-        copies = [{name: t.detach().cpu() for name, t in part.items()} for part in (arrays, optimizer)]
-        told = (*copies, replace(progress), dict(texts), best)
+        parts = ((MODEL, arrays), (OPTIMIZER, optimizer))
+        copies = {file: {name: t.detach().cpu() for name, t in tensors.items()} for file, tensors in parts}
+        told = (copies, replace(progress), dict(texts), best)
         if beside:
             self._pool = self._pool or ThreadPoolExecutor(1)
             self._writing = self._pool.submit(self._save, *told)
@@ -175,18 +176,11 @@ class Checkpoints:
         if writing is not None:
             writing.result()
 
-    def _save(
-        self,
-        arrays: Mapping[str, Tensor],
-        optimizer: Mapping[str, Tensor],
-        progress: Progress,
-        texts: Mapping[str, str],
-        best: bool,
-    ) -> None:
+    def _save(self, parts: dict[str, dict[str, Tensor]], progress: Progress, texts: dict[str, str], best: bool) -> None:
         target = self.directory / f"step-{progress.step}"
         with atomic.directory(target, atomic.Output(STATE)) as partial:
-            _write_tensors(partial / MODEL, arrays)
-            _write_tensors(partial / OPTIMIZER, optimizer)
+            for name, tensors in parts.items():
+                _write_tensors(partial / name, tensors)
             for name, text in texts.items():
                 (partial / name).write_text(text)
             files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}

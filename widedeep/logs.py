@@ -310,7 +310,7 @@ def _cut(path: Path, done: int | None) -> None:
 
 def _trained(line: bytes) -> int:
     """The step of a training's record in either log; 0 for any other line."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         record = json.loads(line.removeprefix(b"DLLL "))
         if len(record["step"]) == 2 and record.get("data", record).keys() & {"loss", "loss_val"}:
             return int(record["step"][0])

@@ -81,7 +81,7 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
 
 def what_is_left(checkpoints: Checkpoints, progress: Progress) -> str:
     """Of a run that is stopped here."""
-    with contextlib.suppress(InputError, RunError):  # which leaving will raise
+    with contextlib.suppress(InputError, RunError):  # a write that failed has left what was there before
         checkpoints.finish()
     found = checkpoints.find("last")
     left = f"--use_checkpoint goes on from {found}" if found else "there is no checkpoint to go on from"
