@@ -98,6 +98,13 @@ def test_records_of_steps_that_are_done_again_are_dropped(tmp_path):
     assert [line["step"] for line in metric_lines(tmp_path)] == steps
     assert [line["step"] for line in dlll(tmp_path / "log.json")] == ["PARAMETER", *steps]
     assert metric_lines(tmp_path)[-1]["loss"] == 0.3
+    for inside, left in ((False, [*steps[:4], [15, 20], [15, 20]]), (True, steps)):  # an evaluation done again, or not
+        with RunLog(tmp_path, append=True) as log:
+            log.log((15, 20), {"loss_val": 0.2})
+        with RunLog(tmp_path, append=True, done=15, inside=inside):
+            pass
+        assert [line["step"] for line in metric_lines(tmp_path)] == left
+        RunLog(tmp_path, append=True, done=15, inside=True).close()
     assert sorted(os.listdir(tmp_path)) == ["log.json", "metrics.jsonl"]
 
 

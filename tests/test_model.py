@@ -212,6 +212,21 @@ def test_forward_takes_integers_and_floats_of_any_type_and_stride(device):
     assert torch.equal(model(wider[:, : ids.shape[1]], numeric.double()), want)
     assert torch.equal(model(ids.T.contiguous().T, numeric.T.contiguous().T), want)
     assert torch.equal(model(ids, numeric.half()), model(ids, numeric.half().float()))
+    for dtype in (torch.int8, torch.int16):
+        assert torch.equal(model(ids.to(dtype), numeric), want)
+    for wrong in (ids.float(), ids > 0):
+        with pytest.raises(TypeError, match="ids: expected integers, got torch"):
+            model(wrong, numeric)
+
+
+def test_weights_may_change_between_a_call_and_its_gradients(device):
+    """Those that no gradient needs: of the wide part all."""
+    model = WideDeep(SPECS["one-hot and multi-hot"], seed=3, parts="wide").to(device)
+    ids, numeric, _ = inputs(model.spec, 16, device)
+    first, second = model(ids, numeric).sum(), model(ids, numeric).sum()
+    second.backward()
+    FTRL(model.parameters()).step()
+    first.backward()
 
 
 def test_ids_beyond_32_bits_are_refused():

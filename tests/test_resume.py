@@ -169,6 +169,9 @@ def test_weights_that_a_new_run_cannot_begin_with_are_refused(data, tmp_path, ca
     assert "was trained with embedding dim 8 of ad, not 6" in capsys.readouterr().err
     assert main(words(data, tmp_path / "second", "reference", "--initial_checkpoint", str(tmp_path / "none"))) == 2
     assert "none: expected a checkpoint, or a model directory" in capsys.readouterr().err
+    for other in ("--evaluate", "--benchmark"):
+        assert main(words(data, tmp_path / "second", "reference", *new, other)) == 2
+        assert f"--initial_checkpoint begins a training, but {other} is given too" in capsys.readouterr().err
 
 
 def test_a_run_that_is_interrupted_says_what_is_left(data, tmp_path, capsys, monkeypatch):
@@ -181,8 +184,13 @@ def test_a_run_that_is_interrupted_says_what_is_left(data, tmp_path, capsys, mon
         capsys.readouterr()
         assert main(words(data, tmp_path, "reference", "--num_epochs", "2", "--use_checkpoint")) == 130
         assert "stopped at step 32: --use_checkpoint goes on from" in capsys.readouterr().out
-        assert main(words(data, tmp_path / "fresh", "reference")) == 130
-        assert "stopped at step 0: there is no checkpoint to go on from" in capsys.readouterr().out
+        told = "stopped at step 0: it has no checkpoint to go on from; --checkpoint_every_steps saves"
+        assert main([*words(data, tmp_path / "fresh", "reference"), "--checkpoint_every_steps", "1000"]) == 130
+        assert told.partition(";")[0] + "\n" in capsys.readouterr().out
+        again = [word for word in words(data, tmp_path, "reference", "--overwrite") if word not in ("7",)]
+        again.remove("--checkpoint_every_steps")
+        assert main(again) == 130  # the checkpoint that is there is of the run that this one is to replace
+        assert told in capsys.readouterr().out
 
 
 def test_more_epochs_continue_a_finished_run(data, tmp_path):

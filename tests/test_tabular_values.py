@@ -100,6 +100,8 @@ def test_negative_values_leave_no_third(tmp_path, values, positive, negative):
     (tmp_path / "out").rename(tmp_path / "first")
     scored = labels(tmp_path, [third] * 3, positive, split=None, negative=negative, stats=tmp_path / "first")
     assert scored == [0] * 3  # rows to be scored need no true labels
+    with pytest.raises(InputError, match=r"click.*expected a label of the spec"):  # rows to be trained with do
+        labels(tmp_path, [*values, third] * 3, positive, negative=negative, stats=tmp_path / "first")
 
 
 @pytest.mark.parametrize(

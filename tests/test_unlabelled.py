@@ -1,6 +1,7 @@
 """New rows without a label or a group: preprocessed with what the train rows taught, scored, and refused elsewhere."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,13 @@ def test_what_needs_labels_refuses_rows_without(place, tmp_path, capsys):
         capsys.readouterr()
         assert main(words) == 2
         assert capsys.readouterr().err == f"widedeep: {said}\n"
+    assert not (tmp_path / "results").exists()
+    for split in ("train", "test"):  # as a person might put them together
+        mixed = shutil.copytree(place / "data", tmp_path / f"without-{split}")
+        shutil.rmtree(mixed / split)
+        shutil.copytree(new / "test", mixed / split)
+        assert main(["train", "--dataset_path", str(mixed), *again[3:], *fresh]) == 2
+        assert f"{mixed / split}: expected rows with labels" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
     assert main(["metrics", "--predictions", str(place / "scores.csv")]) == 0
     assert main(predict(place, new, tmp_path / "scores.csv")) == 0

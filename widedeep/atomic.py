@@ -51,17 +51,14 @@ def write_errors(target: Path, kept: str = "what was there before is untouched")
 def file(target: Path) -> Iterator[Path]:
     """Gives the path of a file to write, beside `target`, and renames it when the block ends well; else removes it.
 
-    Makes the target's directory. No two blocks get the same path, so one file may be written twice at a time.
-
-    Raises:
-        RunError: the disk is full.   InputError: the place cannot be written.
+    Makes the target's directory. No two blocks get the same path, so one file may be written twice at a time. Errors
+    are left to the caller's `write_errors`, who knows what was asked for.
     """
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with write_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            os.replace(partial, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, target)
     finally:
         with contextlib.suppress(OSError):  # it must not hide what went wrong before
             partial.unlink()

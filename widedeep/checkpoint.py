@@ -7,9 +7,9 @@
 state.json lists size and xxh3-64 of the other files, so that damage is found before a damaged weight is used.
 """
 
-import contextlib
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -32,6 +32,8 @@ from widedeep.share import ALL_ROWS, Share, is_table
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SPEC, CONFIG = "feature_spec.yaml", "config.yaml"
 LOCK = "lock"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -87,9 +89,11 @@ class Checkpoints:
 
     def __exit__(self, kind, *_) -> None:
         try:
-            # A write that failed must not hide what went wrong before.
-            with contextlib.suppress(*() if kind is None else (Exception,)):
-                self.finish()
+            self.finish()
+        except Exception as error:
+            if kind is None:
+                raise
+            log.warning("%s", error)  # it must not hide what went wrong before
         finally:
             if self._pool is not None:
                 self._pool.shutdown()
@@ -134,6 +138,10 @@ class Checkpoints:
                 self._lock = open(self.directory / LOCK, "a")  # noqa: SIM115 (held as long as the run writes)
                 if atomic.lock(self._lock, self.directory):
                     self._restore()
+
+    def newest(self) -> Path | None:
+        """The last one of this run, or of the run that it goes on with."""
+        return self.directory / self._mine[-1] if self._mine else None
 
     def adopt(self) -> None:
         """Takes the checkpoints that are there for this run's own, to be kept and pruned as if it had written them."""

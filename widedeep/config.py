@@ -37,7 +37,7 @@ class Location:
     use_checkpoint: bool = option(False, "continue from the last checkpoint of model_dir")
     overwrite: bool = option(False, "replace the checkpoints of model_dir and the results of results_dir")
     initial_checkpoint: str | None = option(
-        None, "checkpoint, or model directory of a run, whose weights and optimizer state a new run begins with"
+        None, "checkpoint (of a model directory its best) whose weights and optimizer state a new training begins with"
     )
     model_dir: str = option("/outbrain/checkpoints", "directory of the checkpoints")
     results_dir: str = option("/results", "directory of the logs and summaries")
@@ -221,6 +221,9 @@ class TrainConfig:
             raise InputError("--embedding_parallel sharded needs the fused step, but --step reference is given.")
         if self.location.use_checkpoint and self.location.overwrite:
             raise InputError("--use_checkpoint continues what --overwrite replaces: give one of the two.")
+        if self.location.initial_checkpoint and (m.evaluate or m.benchmark):
+            other = "--evaluate" if m.evaluate else "--benchmark"
+            raise InputError(f"--initial_checkpoint begins a training, but {other} is given too.")
         if t.amp and t.precision not in (None, "fp16"):
             raise InputError(f"--amp means --precision fp16, but --precision {t.precision} is given too.")
         if device == "cpu" and self.precision in ("fp16", "tf32"):

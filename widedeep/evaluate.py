@@ -85,6 +85,7 @@ def scoring_config(scoring: Scoring) -> tuple[TrainConfig, Path]:
     values = {name: getattr(scoring, name) for name in taken}
     fixed = {"embedding_parallel": scoring.embedding_parallel or config.training.embedding_parallel}
     fixed |= {"precision": precision, "amp": False, "evaluate": True, "benchmark": False, "affinity": "disabled"}
+    fixed |= {"initial_checkpoint": None}
     return config.updated(**values, **fixed), directory
 
 

@@ -63,6 +63,7 @@ class Journal:
             rank=run.comm.rank,
             append=bool(self._adds or done),
             done=done,
+            inside=progress is not None and progress.position > 0,
             events_dir=Path(config.location.model_dir) / "event_files" if config.mode.tensorboard else None,
             first_event=done + 1 if done else done,
             elapsed=last_seconds(self._results / METRICS_FILE, done) if done else 0.0,

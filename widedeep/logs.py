@@ -6,9 +6,10 @@ The DLLL log has the lines of the original's dllogger: the prefix `DLLL ` and a 
 import contextlib
 import json
 import logging
-import os
+import math
 import time
 from datetime import datetime
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -57,6 +58,7 @@ class RunLog:
         rank: int = 0,
         append: bool = False,
         done: int | None = None,
+        inside: bool = False,
         events_dir: str | Path | None = None,
         first_event: int | None = None,
         elapsed: float = 0.0,
@@ -66,6 +68,7 @@ class RunLog:
         Args:
             append: continue the files of a run that goes on; otherwise they are emptied.
             done: steps of a training that goes on. Records of later ones, which it does again, are dropped.
+            inside: whether it goes on inside an epoch, so that an evaluation after `done` steps is done again too.
             events_dir: where TensorBoard events go, if they are wanted.
             first_event: the step from which on TensorBoard forgets what it was told before: 0 for a new run, the next
                 step of one that goes on, None for what adds to a run.
@@ -82,8 +85,8 @@ class RunLog:
         directory = Path(results_dir)
         if events_dir is not None:
             self._sinks.append(TensorBoard(Path(events_dir), first_event))
-        self._sinks.append(DlllLines(_open(directory / log_filename, append, done)))
-        self._sinks.append(MetricLines(_open(directory / METRICS_FILE, append, done)))
+        self._sinks.append(DlllLines(_open(directory / log_filename, append, done, inside)))
+        self._sinks.append(MetricLines(_open(directory / METRICS_FILE, append, done, inside)))
         self._sinks.append(Terminal(self._console))
 
     def log(self, step: Step, data: dict[str, Any]) -> None:
@@ -287,41 +290,42 @@ def _place(step: tuple[int, ...], name: str) -> tuple[str, int]:
     return f"eval/{name}" if is_running else name, step[0]
 
 
-def _open(path: Path, append: bool, done: int | None) -> TextIO:
+def _open(path: Path, append: bool, done: int | None, inside: bool) -> TextIO:
     with atomic.write_errors(path, KEPT):
         path.parent.mkdir(parents=True, exist_ok=True)
         if append and path.exists():
-            _cut(path, done)
+            _cut(path, done, inside)
         return path.open("a" if append else "w", buffering=1, encoding="utf-8")
 
 
-def _cut(path: Path, done: int | None) -> None:
-    """Takes half a line off, which a killed run left, and the records of a training's steps after `done`."""
+def _cut(path: Path, done: int | None, inside: bool) -> None:
+    """Takes half a line off, which a killed run left, and the records of a training that it does again."""
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    lines = content[:whole].splitlines(keepends=True)
-    kept = lines if done is None else [line for line in lines if _trained(line) <= done]
-    if len(kept) == len(lines):
-        os.truncate(path, whole)
-    else:
-        with atomic.file(path) as partial:
-            partial.write_bytes(b"".join(kept))
+    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    last = (math.inf,) if done is None else (done, not inside)
+    kept = [_trained(line) <= last for line in lines]
+    first = kept.index(False) if False in kept else len(lines)
+    with path.open("r+b") as file:  # the same file, whoever looks at it
+        file.seek(sum(map(len, lines[:first])))
+        file.writelines(compress(lines[first:], kept[first:]))
+        file.truncate()
 
 
-def _trained(line: bytes) -> int:
-    """The step of a training's record in either log; 0 for any other line."""
+def _trained(line: bytes) -> tuple[int, bool]:
+    """The step of a training's record in either log, and whether it is an evaluation; (0, False) of any other line."""
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         record = json.loads(line.removeprefix(b"DLLL "))
-        if len(record["step"]) == 2 and record.get("data", record).keys() & {"loss", "loss_val"}:
-            return int(record["step"][0])
-    return 0
+        names = record.get("data", record).keys()
+        if len(record["step"]) == 2 and names & {"loss", "loss_val"}:
+            return int(record["step"][0]), "loss_val" in names
+    return 0, False
 
 
 def last_seconds(path: Path, done: int) -> float:
     """The clock in `metrics.jsonl` of a training's last record up to the step `done`; 0 where there is none."""
     with contextlib.suppress(OSError):
         for line in reversed(path.read_bytes().splitlines()):
-            if 0 < _trained(line) <= done:
+            if 0 < _trained(line)[0] <= done:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     return float(json.loads(line)["seconds"])
     return 0.0

@@ -142,7 +142,9 @@ class WideDeep(nn.Module):
         if self.share.world > 1:
             raise RuntimeError(f"this model holds one of {self.share.world} shares of its tables: a step applies it")
         if ids.dtype != torch.int32:
-            ids = ids.clamp(-2, INT32_MAX).int()  # one that is out of range stays so
+            if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+                raise TypeError(f"ids: expected integers, got {ids.dtype}")
+            ids = ids.long().clamp(-2, INT32_MAX).int()  # one that is out of range stays so
         ids, numeric = ids.contiguous(), numeric.float().contiguous()
         weights = (*self.lookup_weights(), *self._places)
         x, wide_logit = ops.embedding_forward(ids, numeric, *weights, torch.float32, self.sparse)

@@ -24,7 +24,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         RunError: the disk is full.   InputError: the place cannot be written.
     """
-    with atomic.file(path) as partial:
+    with atomic.write_errors(path), atomic.file(path) as partial:
         partial.write_bytes(content)
 
 

@@ -45,7 +45,7 @@ def predict_checkpoint(config: TrainConfig, comm: LocalComm, directory: Path, sp
 def write(out: Path, columns: pa.Schema, batches: Iterator[pa.Table]) -> int:
     """Writes tables one after the other to a temporary file, then renames it; returns the number of rows."""
     rows = 0
-    with atomic.file(out) as partial, WRITERS[out.suffix](partial, columns) as writer:
+    with atomic.write_errors(out), atomic.file(out) as partial, WRITERS[out.suffix](partial, columns) as writer:
         for table in batches:
             writer.write_table(table)
             rows += len(table)

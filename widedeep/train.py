@@ -1,6 +1,5 @@
 """Training: one loop over epochs and batches; everything else is called."""
 
-import contextlib
 import math
 from itertools import islice
 from typing import Any
@@ -14,7 +13,7 @@ from widedeep.checkpoint import Checkpoints, Progress
 from widedeep.config import TrainConfig
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError, RunError
-from widedeep.evaluate import evaluate
+from widedeep.evaluate import check_labels, evaluate
 from widedeep.journal import Journal
 from widedeep.resume import is_finished, start
 from widedeep.run import Run, tell
@@ -28,7 +27,8 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     finished run is left alone.
 
     Raises:
-        InputError: data, checkpoint or directories do not fit, or another run is writing to model_dir.
+        InputError: data, checkpoint or directories do not fit, rows have no labels, or another run is writing to
+            model_dir.
         RunError: the loss is not finite, or the disk is full.
     """
     with Checkpoints(config.location.model_dir, config.mode.keep_last) as checkpoints:
@@ -44,7 +44,7 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
             try:
                 fit(run, checkpoints, progress)
             except KeyboardInterrupt:
-                tell(comm, f"stopped at step {progress.step}: {what_is_left(checkpoints, progress)}")
+                tell(comm, f"stopped at step {progress.step}: {what_is_left(checkpoints, run.config)}")
                 raise
     return progress.metrics
 
@@ -52,6 +52,8 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
 def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
     """The epochs that are left; `progress` moves with them."""
     reader, test_reader = run.train_reader(), run.ordered_reader("test")
+    for rows in (reader, test_reader):
+        check_labels(rows)
     tell(run.comm, run.describe())
     if run.step.note:
         tell(run.comm, run.step.note)
@@ -76,16 +78,22 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
             progress.epoch, progress.position = progress.epoch + 1, 0
             progress.metrics = journal.epoch(evaluate(run, test_reader))
             save(run, checkpoints, progress, note_score(progress))
+        checkpoints.finish()
+        run.comm.barrier()  # none leaves while the first still writes
         journal.finish()
 
 
-def what_is_left(checkpoints: Checkpoints, progress: Progress) -> str:
-    """Of a run that is stopped here."""
-    with contextlib.suppress(InputError, RunError):  # a write that failed has left what was there before
+def what_is_left(checkpoints: Checkpoints, config: TrainConfig) -> str:
+    """Of a run that is stopped here: its last checkpoint, not one of a run that it was to replace."""
+    failed = ""
+    try:
         checkpoints.finish()
-    found = checkpoints.find("last")
-    left = f"--use_checkpoint goes on from {found}" if found else "there is no checkpoint to go on from"
-    return left + "; --checkpoint_every_steps saves inside epochs too" * bool(progress.position)
+    except (InputError, RunError) as error:
+        failed = f"; the last one failed: {error}"
+    found = checkpoints.newest()
+    left = f"--use_checkpoint goes on from {found}" if found else "it has no checkpoint to go on from"
+    hint = "" if config.mode.checkpoint_every_steps else "; --checkpoint_every_steps saves inside epochs too"
+    return left + failed + hint
 
 
 def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> None:

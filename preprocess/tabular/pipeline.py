@@ -108,7 +108,8 @@ class _Run:
             self.learn()
         else:
             load_statistics(self.spec, Path(self.config.stats))
-            self.label.encoder.negative = frozenset()  # rows to be scored need no true labels
+            if not self.inputs:
+                self.label.encoder.negative = frozenset()  # rows to be scored need no true labels
         (self.out / STATISTICS).parent.mkdir()
         (self.out / STATISTICS).write_text(json.dumps(_statistics(self.spec), indent=1) + "\n", encoding="utf-8")
         completed = self.spec.completed(self.train_group)

@@ -229,7 +229,8 @@ for _name in ("embedding_forward_out", "embedding_update_"):
 
 def _save(ctx, inputs, output):
     ids, numeric, tables, wide, wide_numeric = inputs[:5]
-    ctx.save_for_backward(ids, numeric, wide_numeric)
+    # What no gradient needs may change before the backward pass.
+    ctx.save_for_backward(ids, numeric, wide_numeric if numeric.requires_grad else None)
     ctx.shapes = [tuple(t.shape) for t in tables]
     ctx.wide_rows = wide.shape[0]
     ctx.hotness, ctx.mean, ctx.columns, ctx.numeric_columns = inputs[6:10]
@@ -241,7 +242,9 @@ def _backward(ctx, dx, dlogit):
     tables, wide = (_sparse_gradients if ctx.sparse else _dense_gradients)(ctx, ids, dx, dlogit)
     dnumeric = None
     if ctx.needs_input_grad[1]:
-        dnumeric = dx[:, list(ctx.numeric_columns)].float() + dlogit[:, None] * wide_numeric
+        dnumeric = dlogit[:, None] * wide_numeric
+        if ctx.numeric_columns:  # column by column: a list of them would go to the GPU first
+            dnumeric = dnumeric + torch.stack([dx[:, column] for column in ctx.numeric_columns], 1).float()
     weights = (None, dnumeric, tables, wide, dlogit @ numeric, dlogit.sum(0, keepdim=True))
     # torch takes an empty list for a list of tensors, and wants a list of as many gradients.
     lists = [None if given else [] for given in (ctx.hotness, ctx.mean, ctx.columns, ctx.numeric_columns)]
