@@ -13,7 +13,7 @@ from widedeep.errors import InputError
 @pytest.mark.parametrize(
     ("split", "first"), [("time:day:2016-06-20", 20), ("time:day:2016-06-20 00:00:00", 20), ("time:day:0.25", None)]
 )
-@pytest.mark.parametrize("kind", ["csv", "parquet", "number"])
+@pytest.mark.parametrize("kind", ["csv", "parquet", "views", "number"])
 def test_a_split_by_time_tests_on_the_latest_rows(tmp_path, split, first, kind):
     table = rows(500)
     days = np.array([int(day[-2:]) for day in table["day"].to_pylist()])
@@ -22,8 +22,14 @@ def test_a_split_by_time_tests_on_the_latest_rows(tmp_path, split, first, kind):
         split = f"time:day:{20 * 86400}" if first else split
     if kind == "parquet":
         table = table.set_column(6, "day", table["day"].cast(pa.timestamp("s")))
-    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.csv")
-    pq.write_table(table, path) if kind == "parquet" else path.write_bytes(csv_bytes(table))
+    if kind == "views":  # texts as polars writes them
+        table = table.set_column(6, "day", table["day"].cast(pa.string_view()))
+    path = tmp_path / {"parquet": "a.parquet", "views": "a.arrow"}.get(kind, "a.csv")
+    if kind == "views":
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        pq.write_table(table, path) if kind == "parquet" else path.write_bytes(csv_bytes(table))
     spec = write_spec(tmp_path / "spec.yaml")
     for chunk_bytes in (300, 1 << 20):
         out = tmp_path / f"out{chunk_bytes}"

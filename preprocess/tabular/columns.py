@@ -41,8 +41,10 @@ class Column:
             array = array.cast(pa.string())
         if not pa.types.is_dictionary(array.type):
             array = array.dictionary_encode()
-        codes = array.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        return cls(codes.astype(np.int32, copy=False), array.dictionary)
+        codes, values = array.indices.fill_null(-1).to_numpy(zero_copy_only=False), array.dictionary
+        if str(values.type) == "string_view":  # as polars writes texts; some of pyarrow's functions do not know it
+            values = values.cast(pa.string())
+        return cls(codes.astype(np.int32, copy=False), values)
 
     def __len__(self) -> int:
         return len(self.codes)
