@@ -21,7 +21,7 @@ def case(device):
 
 @functools.cache
 def drawn(device):
-    """Once, which takes longer than the calls; updates change it."""
+    """Once for all tests; updates change it."""
     return embedding_case(ROWS[device], OUTBRAIN_TABLES, numeric=13, device=device, aligned=device == "cuda")
 
 

@@ -21,7 +21,7 @@ def inputs(device):
 
 @functools.cache
 def tensors(device):
-    """h, weight, bias, wide_logit and label; drawn once, which takes longer than the calls."""
+    """h, weight, bias, wide_logit and label; drawn once for all tests."""
     B = ROWS[device]
     h = normal(B, H, device=device, dtype=DTYPES[device]).relu()
     weight, bias = normal(1, H, device=device, scale=H**-0.5), torch.zeros(1, device=device)

@@ -147,7 +147,7 @@ def stages() -> list[Stage]:
     both, fewer = ["--batch", "131072", "16384"], ["--rounds", "2"]
     stream = ["--batch", "131072", "--data", "stream"]
     trained, predicts = "torch,torch-compile-dense,torch-reduce-overhead-dense", "torch-reduce-overhead-dense"
-    large = ["--batch", "131072", "--rounds", "2"]
+    large = ["--batch", "131072", *fewer]
     families = [PY, "-m", "pytest", "-q", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("bench/bench_*.py")))]
     job = ["--displays", "20000", "--epochs", "2", "--batch", "16384", "--device", "cuda", "--json", *fp16]
     rest = ["tests", *(f"--ignore={path}" for path in [*OPS, *ELSEWHERE])]

@@ -167,6 +167,7 @@ def test_embedding_sizes_file(tmp_path):
         ('{"a": 3, "m": 7, "unused": 1}', "sizes.json: unused: expected a categorical feature of"),
         ('{"a": 3, "m": "7"}', "sizes.json: m: expected an integer >= 1, got '7'"),
         ('{"a": 3, "m": true}', "sizes.json: m: expected an integer >= 1"),
+        ('{"a": 3, "m": 65537}', "sizes.json: m: expected an integer <= 65536, got 65537"),
         ("[1]", "sizes.json: expected an object"),
         ("{", "sizes.json: expected JSON"),
     ):

@@ -170,13 +170,14 @@ class Checkpoints:
         self.finish()
         parts = ((MODEL, arrays), (OPTIMIZER, optimizer))
         copies = {file: {name: t.detach().cpu() for name, t in tensors.items()} for file, tensors in parts}
-        told = (copies, replace(progress), dict(texts), best)
+        target = self.directory / f"step-{progress.step}"
+        told = (target, copies, replace(progress), dict(texts), best)
         if beside:
             self._pool = self._pool or ThreadPoolExecutor(1)
             self._writing = self._pool.submit(self._save, *told)
         else:
             self._save(*told)
-        return self.directory / f"step-{progress.step}"
+        return target
 
     def finish(self) -> None:
         """Waits for the checkpoint that is being written. Raises as `save` does."""
@@ -184,8 +185,9 @@ class Checkpoints:
         if writing is not None:
             writing.result()
 
-    def _save(self, parts: dict[str, dict[str, Tensor]], progress: Progress, texts: dict[str, str], best: bool) -> None:
-        target = self.directory / f"step-{progress.step}"
+    def _save(
+        self, target: Path, parts: dict[str, dict[str, Tensor]], progress: Progress, texts: dict[str, str], best: bool
+    ) -> None:
         with atomic.directory(target, atomic.Output(STATE)) as partial:
             for name, tensors in parts.items():
                 _write_tensors(partial / name, tensors)

@@ -28,10 +28,7 @@ def evaluate(run: Run, reader: Reader, watch: Callable[[int, Evaluation], None] 
 
     Args:
         watch: called after each batch with its number (from 1) and what this process has seen.
-    Raises:
-        InputError: the rows have no labels.
     """
-    check_labels(reader)
     mode = run.config.mode
     groups = group_column(reader.shards) is not None and not mode.disable_map_calculation
     evaluation = Evaluation(thresholds=(mode.num_auc_thresholds, 8000), groups=groups)
@@ -109,8 +106,13 @@ def open_scored(config: TrainConfig, comm: LocalComm, directory: Path, split: st
 def evaluate_checkpoint(
     config: TrainConfig, comm: LocalComm, directory: Path, split: str, out: str | None, as_json: bool
 ) -> dict[str, Any]:
-    """Scores a checkpoint on a split, prints the metrics, and writes them to `out` with the calibration bins."""
+    """Scores a checkpoint on a split, prints the metrics, and writes them to `out` with the calibration bins.
+
+    Raises:
+        InputError: the data does not fit the model, or has no labels.
+    """
     run, reader = open_scored(config, comm, directory, split)
+    check_labels(reader)
     evaluation = evaluate(run, reader)
     result = evaluation.compute()
     if comm.rank == 0:

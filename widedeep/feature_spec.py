@@ -16,7 +16,7 @@ import yaml
 
 from widedeep import atomic
 from widedeep.errors import InputError
-from widedeep.feature_spec_parse import parse
+from widedeep.feature_spec_parse import MAX_DIM, parse
 from widedeep.features import (
     MAPPINGS,
     CategoricalFeature,
@@ -103,14 +103,15 @@ class FeatureSpec:
             raise InputError(f"{path}: expected a readable feature spec, got {_reason(e)}") from e
         except yaml.YAMLError as e:
             raise InputError(f"{path}: expected YAML, got {' '.join(str(e).split())}") from e
+        spec = cls.from_dict(d, path, combiner=combiner)
         if embedding_sizes is None:
-            return cls.from_dict(d, path, combiner=combiner)
-        sizes, names = _load_sizes(Path(embedding_sizes)), cls.from_dict(d, path).names
-        if missing := [name for name in names if name not in sizes]:
+            return spec
+        sizes = _load_sizes(Path(embedding_sizes))
+        if missing := [name for name in spec.names if name not in sizes]:
             raise InputError(f"{embedding_sizes}: {missing[0]}: expected the embedding dim of the feature, got none")
-        if unknown := [name for name in sizes if name not in names]:
+        if unknown := [name for name in sizes if name not in spec.names]:
             raise InputError(f"{embedding_sizes}: {unknown[0]}: expected a categorical feature of {path}")
-        return cls.from_dict(d, path, embedding_sizes=sizes, combiner=combiner)
+        return replace(spec, categorical=[replace(f, dim=sizes[f.name]) for f in spec.categorical])
 
     @classmethod
     def from_dict(
@@ -118,11 +119,10 @@ class FeatureSpec:
         d: Any,
         where: str | Path,
         *,
-        embedding_sizes: Mapping[str, int] | None = None,
         combiner: str | None = None,
     ) -> "FeatureSpec":
         """Checks `d` (the parsed YAML) and builds the spec; `where` names it in errors, and is its file if a Path."""
-        return cls(**parse(d, where, embedding_sizes, combiner))
+        return cls(**parse(d, where, combiner))
 
     @classmethod
     def outbrain(cls, name: str = "outbrain") -> "FeatureSpec":
@@ -318,4 +318,6 @@ def _load_sizes(path: Path) -> dict[str, int]:
     for name, dim in sizes.items():
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
             raise InputError(f"{path}: {name}: expected an integer >= 1, got {dim!r}")
+        if dim > MAX_DIM:
+            raise InputError(f"{path}: {name}: expected an integer <= {MAX_DIM}, got {dim}")
     return sizes

@@ -1,7 +1,6 @@
 """Checks a parsed feature spec field by field; every rule has its own sentence."""
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,24 +22,22 @@ ATTRIBUTES = ("cardinality", "max_hotness", "dtype", "embedding_dim", "combiner"
 CHUNK_KEYS = ("type", "features", "files")
 CATEGORICAL_DTYPES = ("int32", "int64")
 NUMERIC_DTYPES = ("float32", "float64")
+MAX_DIM = 2**16
 QUOTED = 60  # characters of a value in a message
 
 
-def parse(
-    d: Any, where: str | Path, embedding_sizes: Mapping[str, int] | None = None, combiner: str | None = None
-) -> dict[str, Any]:
+def parse(d: Any, where: str | Path, combiner: str | None = None) -> dict[str, Any]:
     """The fields of a `FeatureSpec`, by name, of the parsed YAML `d`.
 
     Raises:
         InputError: a field breaks a rule; the sentence names `where`, the field's path, and what was expected.
     """
-    return _Parser(where, embedding_sizes, combiner).spec(d)
+    return _Parser(where, combiner).spec(d)
 
 
 class _Parser:
-    def __init__(self, where: str | Path, sizes: Mapping[str, int] | None, combiner: str | None):
+    def __init__(self, where: str | Path, combiner: str | None):
         self.where = where
-        self.sizes = sizes
         self.combiner = combiner
 
     def fail(self, field: str, expected: str) -> NoReturn:
@@ -152,13 +149,9 @@ class _Parser:
         )
 
     def dim(self, name: str, a: dict, cardinality: int) -> int:
-        if self.sizes is not None:
-            if name not in self.sizes:
-                self.fail(f"feature_spec.{name}", "an entry in the embedding sizes file, got none")
-            return self.integer(self.sizes[name], f"embedding size of {name}", high=2**16)
         if "embedding_dim" not in a:
             return default_dim(cardinality)
-        return self.integer(a["embedding_dim"], f"feature_spec.{name}.embedding_dim", high=2**16)
+        return self.integer(a["embedding_dim"], f"feature_spec.{name}.embedding_dim", high=MAX_DIM)
 
     def numeric(self, name: str, a: dict) -> NumericFeature:
         field = f"feature_spec.{name}"

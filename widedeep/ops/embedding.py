@@ -59,9 +59,8 @@ def embedding_forward(
         RuntimeError: wrong shape, dtype, device or stride; on a CPU an id outside its table.
     Notes:
         Differentiable in numeric, the tables, wide, wide_numeric and wide_bias. Gradients of tables and wide are sparse
-        COO, uncoalesced: one entry per id, equal rows repeated; torch.compile takes their sizes,
-        which depend on the ids, with fullgraph=True. Or dense: embedding_row_gradients among zeros, without a second
-        derivative.
+        COO, uncoalesced: one entry per id, equal rows repeated; torch.compile takes their sizes, which depend on the
+        ids, with fullgraph=True. Or dense: embedding_row_gradients among zeros, without a second derivative.
     """
     weights = (ids, numeric, tables, wide, wide_numeric, wide_bias)
     return _ops.embedding_forward.default(*weights, hotness, mean, columns, numeric_columns, width, dtype, sparse)

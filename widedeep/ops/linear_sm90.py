@@ -57,8 +57,7 @@ def linear_sm90_out(
         p, seed, step, first_row: as in widedeep.ops.linear.linear_relu_dropout, which keeps the same elements.
         layer:   the number of the first layer, as there; the others follow.
         rounds_ahead: tiles that every multiprocessor works on between what a layer writes and what the next one reads
-            of it, from 1 on: with fewer it lies in the L2 cache still, with more nobody waits. The bits are
-            the same.
+            of it, from 1 on: with fewer it lies in the L2 cache still, with more nobody waits. The bits are the same.
         y:       [B, N] for each, overwritten; x and all of them apart in memory.
         masks:   [mask_bytes(B, N)] uint8 for each of the first layers, overwritten; of the others none is kept.
     Raises:
