@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -97,6 +98,65 @@ def test_an_old_run_goes_only_when_the_new_one_has_saved(tmp_path):
     save(fresh, 10)
     assert [path.name for path in fresh.steps()] == ["step-10"]
     assert fresh.find("best").name == "step-10"  # the old run's best is no longer an answer
+
+
+def test_a_checkpoint_is_on_the_disk_before_an_older_one_goes(tmp_path, monkeypatch):
+    """Else a machine that loses its power may lose both."""
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    old = save(checkpoints, 1)
+    events = []
+
+    def fsync(handle, original=os.fsync):
+        events.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        original(handle)
+
+    def replace(source, target, original=os.replace):
+        original(source, target)
+        events.append(("rename", Path(target).name))
+
+    def rename(self, target, original=Path.rename):
+        original(self, target)
+        events.append(("rename", Path(target).name))
+
+    def rmtree(path, original=shutil.rmtree, **options):
+        events.append(("remove", Path(path).name))
+        original(path, **options)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    new = save(checkpoints, 2, best=True)
+    renamed, removed = events.index(("rename", new.name)), events.index(("remove", old.name))
+    written = {name for event, name in events[:renamed] if event == "sync"}
+    assert written >= {path.name for path in new.iterdir()}
+    assert any(name.startswith(f".{new.name}.") for name in written)
+    indices = [events.index(("rename", name)) for name in ("last", "best")]
+    assert [events[i - 1][0] for i in indices] == ["sync", "sync"]
+    assert max(indices) < events.index(("sync", checkpoints.directory.name)) < removed
+
+
+def test_a_file_system_that_syncs_no_directories_will_do(tmp_path, monkeypatch):
+    def fsync(handle):
+        if Path(os.readlink(f"/proc/self/fd/{handle}")).is_dir():
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert save(Checkpoints(tmp_path), 3).is_dir()
+
+
+def test_a_disk_that_fails_late_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    old = save(checkpoints, 1)
+
+    def fsync(handle):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(RunError, match="untouched"):
+        save(checkpoints, 2)
+    assert checkpoints.steps() == [old]
+    assert read_progress(old).step == 1
 
 
 def test_resumed_run_prunes_what_it_adopted(tmp_path):

@@ -64,6 +64,18 @@ def file(target: Path) -> Iterator[Path]:
             partial.unlink()
 
 
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a directory, are on the disk, where they outlast a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
+    finally:
+        os.close(handle)
+
+
 def check(target: Path, output: Output, reads: Iterable[str | os.PathLike] = ()) -> None:
     """Raise InputError unless `target` is absent, empty, or an earlier output that holds nothing else.
 

@@ -196,16 +196,20 @@ class Checkpoints:
             files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
             state = asdict(progress) | {"version": __version__, "torch": torch.__version__, "files": files}
             (partial / STATE).write_text(json.dumps(state, indent=2))
+            for path in (*partial.iterdir(), partial):
+                atomic.sync(path)
         with atomic.write_errors(self.directory):
             self._point("last", target.name)
             if best:
                 self._point("best", target.name)
+            atomic.sync(self.directory)  # before what it replaces goes
             self._mine = [name for name in self._mine if name != target.name] + [target.name]
             self._prune()
 
     def _point(self, index: str, name: str) -> None:
         with atomic.file(self.directory / index) as partial:
             partial.write_text(f"{name}\n")
+            atomic.sync(partial)
 
     def _restore(self) -> None:
         """Puts a checkpoint back that was moved aside for its successor, and removes those that were not finished."""
