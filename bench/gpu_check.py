@@ -145,7 +145,7 @@ def stages() -> list[Stage]:
     build = [PY, "setup.py", "-q", "egg_info", "build_ext", "--inplace"]  # neither a network nor a right to install
     fp16, tf32 = ["--precision", "fp16"], ["--precision", "tf32"]
     both, fewer = ["--batch", "131072", "16384"], ["--rounds", "2"]
-    stream = ["--batch", "131072", "--data", "stream"]
+    host = ["--batch", "131072", "--data", "pinned", "stream"]
     trained, predicts = "torch,torch-compile-dense,torch-reduce-overhead-dense", "torch-reduce-overhead-dense"
     large = ["--batch", "131072", *fewer]
     families = [PY, "-m", "pytest", "-q", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("bench/bench_*.py")))]
@@ -173,7 +173,7 @@ def stages() -> list[Stage]:
         Stage("training fp16", bench("train", *fp16, *both, "--peers", "jax"), 90, whole_steps),
         Stage("inference fp16", bench("infer", *fp16, *both, "4096", "--peers", "jax", *fewer), 70, whole_steps),
         Stage("training tf32", bench("train", *tf32, "--batch", "131072", "--peers", "none"), 45, whole_steps),
-        Stage("training from files", bench("train", *fp16, *stream, "--peers", "none"), 60, whole_steps),
+        Stage("training from the host", bench("train", *fp16, *host, "--peers", "none"), 70, whole_steps),
         Stage("registers", [PY, "cmake/ptxas_report.py", "build"], 10, last_line),
         Stage("doctor", [PY, "-m", "widedeep", "doctor"], 30, last_line),
         Stage("timeline", [PY, "-m", "bench.timeline", "train"], 40, last_line),

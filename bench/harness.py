@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import count, repeat
+from itertools import count, product, repeat
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +57,9 @@ def options(what: str) -> argparse.ArgumentParser:
     parser.add_argument("--step", choices=("fused", "reference"), default="fused", help="which of our steps")
     parser.add_argument("--gemm", choices=GEMMS, default="auto", help="our products of hidden layers on a GPU")
     parser.add_argument(
-        "--data", choices=(*MODES, CONSTANT), default="auto",
-        help="mode of the reader: where its rows are; constant: one batch again and again, as nobody trains",
+        "--data", choices=(*MODES, CONSTANT), nargs="+", default=["auto"],
+        help="modes of the reader, one after the other: where its rows are; constant: one batch again and again, as"
+        " nobody trains",
     )  # fmt: skip
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024] * 5)
     parser.add_argument("--fspec_file", type=Path, help="feature spec (default: the Outbrain model)")
@@ -94,11 +95,11 @@ def run(args: argparse.Namespace, what: str, action: Action) -> dict:
     results = []
     with tempfile.TemporaryDirectory(prefix="widedeep-bench-") as directory:
         shards = Path(directory) / "train"
-        write_shards(shards, spec, EPOCH_STEPS[args.data] * max(args.batch))
-        for batch in args.batch:
-            mode = "auto" if args.data == CONSTANT else args.data
+        write_shards(shards, spec, max(EPOCH_STEPS[data] for data in args.data) * max(args.batch))
+        for batch, data in product(args.batch, args.data):
+            mode = "auto" if data == CONSTANT else data
             reader = Reader(ShardSet.open(shards), batch, mode=mode, device=job.device, spec=spec)
-            results.append(_measure(args, contenders, skipped, reader, action))
+            results.append(_measure(args, contenders, skipped, reader, action, data == CONSTANT))
     return {
         "bench": what,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -156,11 +157,16 @@ def endless(reader: Reader, into: Places, constant: bool = False) -> Iterator[Ba
 
 
 def _measure(
-    args: argparse.Namespace, contenders: list[Contender], skipped: dict[str, str], reader: Reader, action: Action
+    args: argparse.Namespace,
+    contenders: list[Contender],
+    skipped: dict[str, str],
+    reader: Reader,
+    action: Action,
+    constant: bool = False,
 ) -> dict:
-    """Of one batch size. A peer that fails leaves `contenders` for good."""
+    """Of one batch size and one reader. A peer that fails leaves `contenders` for good."""
     rows = reader.global_batch
-    batches = {c.name: endless(reader, c.places, args.data == CONSTANT) for c in contenders}
+    batches = {c.name: endless(reader, c.places, constant) for c in contenders}
     taken = dict.fromkeys(batches, 0)
 
     def seconds(contender: Contender, steps: int) -> float:
@@ -204,7 +210,7 @@ def _measure(
             continue
         row = _row(name, [theirs for _, theirs in times], rows, steps[name])
         table.append(row | {"ours_over_this": statistics.median(theirs / mine for mine, theirs in times)})
-    rows_from = CONSTANT if args.data == CONSTANT else reader.mode
+    rows_from = CONSTANT if constant else reader.mode
     report = {"batch": rows, "rounds": args.rounds, "rows_from": rows_from, "gemm": ours.gemm, "contenders": table}
     # What torch holds: the rows of the shards, ours, and peers that are torch's own.
     return report | ({"device_GiB": torch.cuda.max_memory_reserved() / 2**30} if args.device == "cuda" else {})

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -151,7 +151,7 @@ def test_rates_and_ratios_are_medians_over_rounds(monkeypatch):
     monkeypatch.setattr(harness, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(harness, "endless", lambda *_: count())
     contenders = [SimpleNamespace(name=n, places=None, gemm=None, synchronize=lambda: None) for n in rounds]
-    args = SimpleNamespace(data="device", device="cpu", steps=0, rounds=3)
+    args = SimpleNamespace(device="cpu", steps=0, rounds=3)
     skipped = {}
     result = harness._measure(args, contenders, skipped, SimpleNamespace(global_batch=100, mode="device"), action)
     assert (skipped, [next(steps, None) for steps in left.values()]) == ({}, [None, None])
@@ -165,18 +165,17 @@ def test_whole_steps_are_reported(tmp_path, capsys):
     SPEC.save(tmp_path / "spec.yaml")
     arguments = ["--device", "cpu", "--batch", "64", "32", "--hidden", "16", "--steps", "1", "--rounds", "2"]
     arguments += ["--fspec_file", str(tmp_path / "spec.yaml"), "--peers", "torch", "--json"]
-    for module, data in (("train", "stream"), ("infer", "pinned")):
+    for module, data in (("train", ["stream"]), ("infer", ["pinned", "constant"])):
         action = __import__(f"bench.{module}", fromlist=["action"]).action
-        assert harness.main(module, action, [*arguments, "--data", data]) == 0
+        assert harness.main(module, action, [*arguments, "--data", *data]) == 0
         report = json.loads(capsys.readouterr().out)
-        assert [r["batch"] for r in report["results"]] == [64, 32]
+        assert [(r["batch"], r["rows_from"]) for r in report["results"]] == list(product([64, 32], data))
         for result in report["results"]:
             ours, peer = result["contenders"]
             assert ours["samples_per_s"] > 0
             assert peer["ours_over_this"] > 0
         assert report["skipped"] == {}
-        assert {result["rows_from"] for result in report["results"]} == {data}
-        assert f"rows from {data}" in harness.text(report)
+        assert all(f"rows from {each}" in harness.text(report) for each in data)
         assert "ours / this" in harness.text(report)
         assert "device_GiB" not in report["results"][0]
         report["results"][0]["device_GiB"] = 5.625  # as on a GPU
