@@ -6,11 +6,15 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from commands import main
 from planted import CATEGORICAL, NUMERIC, TAGS, planted_data
+from test_tabular import write_spec
 
+from preprocess.tabular import Encoder, TabularConfig, run
 from widedeep import export
 from widedeep.errors import InputError, RunError
 from widedeep.feature_spec import CategoricalFeature, FeatureSpec
@@ -108,6 +112,56 @@ def test_a_trained_checkpoint_by_the_command_line(kind, tmp_path, capsys):
     run = _SERVER_PT2 if kind == "pt2" else _SERVER_ONNX
     subprocess.run([sys.executable, "-c", run, str(out), str(rows), str(tmp_path / "logit.npy")], check=True)
     np.testing.assert_allclose(np.load(tmp_path / "logit.npy"), want, atol=1e-5)
+
+
+def test_an_export_with_statistics_serves_raw_rows(kind, tmp_path, capsys):
+    """Encoded in memory and run by the program, rows of a file have the probabilities that `predict` gives them."""
+    spec = write_spec(
+        tmp_path / "spec.yaml",
+        {
+            "city": {"transform": {"vocabulary": {}}},
+            "tags": {"max_hotness": 2, "transform": {"vocabulary": {}, "separator": "|"}},
+            "age": {"transform": {"fill": "mean", "standardise": True}},
+            "click": {},
+        },
+        one_hot=["city"],
+        multi_hot=["tags"],
+        numeric=["age"],
+    )
+    g = np.random.default_rng(1)
+    rows = [
+        {
+            "city": str(g.choice(["Oslo", "Rome", "Paris"])),
+            "tags": "|".join(g.choice(["a", "b", "c"], g.integers(3))),
+            "age": None if g.random() < 0.2 else float(g.integers(18, 80)),
+            "click": int(g.integers(2)),
+        }
+        for _ in range(200)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    data, model, out = tmp_path / "data", tmp_path / "model", tmp_path / "served"
+    run(TabularConfig(spec, data, [tmp_path / "rows.parquet"], split="last:50"))
+    places = ["--dataset_path", str(data), "--model_dir", str(model), "--results_dir", str(tmp_path / "r")]
+    sizes = ["--deep_hidden_units", "16", "--num_epochs", "2", "--global_batch_size", "32", "--deep_warmup_epochs", "0"]
+    assert main(["train", *places, *sizes, "--cpu", "--seed", "5", "--threads", "1"]) == 0
+    exported = ["export", "--model", str(model), "--format", kind, "--out"]
+    assert main([*exported, str(out), "--stats", str(data)]) == 0
+    assert (out / "statistics" / "statistics.json").read_bytes() == (data / "statistics/statistics.json").read_bytes()
+    scored = ["--model", str(model), "--dataset_path", str(data), "--cpu", "--precision", "fp32"]
+    assert main(["predict", *scored, "--out", str(tmp_path / "p.csv")]) == 0
+    want = np.loadtxt(tmp_path / "p.csv", delimiter=",", skiprows=1, usecols=1)
+    batch = [torch.from_numpy(a) for a in Encoder(out)(rows[-50:])]
+    np.testing.assert_allclose(load(out, kind)(*batch)[1], want, atol=1e-6)
+
+    assert main([*exported, str(out), "--stats", str(out)]) == 2  # in the way of its own reading
+    assert "this run reads" in capsys.readouterr().err
+    other = shutil.copytree(data, tmp_path / "other") / "statistics" / "statistics.json"
+    other.write_text(other.read_text().replace("Oslo", "Bergen"))
+    assert main([*exported, str(tmp_path / "no"), "--stats", str(tmp_path / "other")]) == 2
+    assert "expected the statistics that the model's rows were encoded with" in capsys.readouterr().err
+    assert main([*exported, str(tmp_path / "no"), "--stats", str(tmp_path / "r")]) == 2
+    assert "expected a data set with its directory statistics" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def _columns(data):

@@ -1,7 +1,8 @@
 """A checkpoint as a program that needs none of this package: ONNX, or torch's own `.pt2`.
 
 The directory holds `model.onnx` or `model.pt2`, the feature spec, and `export.json`: which column of the inputs is
-which, where the weights come from, and how far the program's logits are from the model's.
+which, where the weights come from, and how far the program's logits are from the model's. Where they are given it also
+holds the statistics by which raw rows become these inputs.
 """
 
 import contextlib
@@ -9,10 +10,11 @@ import copy
 import io
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +29,20 @@ from widedeep.restore import load_model
 
 FORMATS = ("onnx", "pt2")
 DESCRIPTION = "export.json"
-OUTPUT = atomic.Output(DESCRIPTION, (DESCRIPTION, checkpoint.SPEC, "model.*"))
+STATISTICS = "statistics"
+OUTPUT = atomic.Output(DESCRIPTION, (DESCRIPTION, checkpoint.SPEC, "model.*", f"{STATISTICS}/*"))
 CHECKED = (1, 7, 300)  # rows of the batches on which the program must agree with the model
 TOLERANCE = 1e-5  # of the largest logit, 1 at least: the order of float32 sums differs
 LARGEST_ONNX = 1_500_000_000  # bytes of weights in the file itself; one may hold 2 GiB, more go beside it
 
 Program = Callable[[Tensor, Tensor], Tensor]
+
+
+class Statistics(NamedTuple):
+    """A data set's directory of statistics, and its digest (`metadata.statistics` of a feature spec)."""
+
+    directory: Path
+    digest: str
 
 
 class Served(nn.Module):
@@ -71,42 +81,53 @@ class Served(nn.Module):
         return logit, torch.sigmoid(logit)
 
 
-def export_checkpoint(model: str | Path, which: str, out: str | Path, kind: str) -> dict[str, Any]:
+def export_checkpoint(
+    model: str | Path, which: str, out: str | Path, kind: str, statistics: Statistics | None = None
+) -> dict[str, Any]:
     """Exports a checkpoint of a run; returns what `export.json` says.
 
     Args:
         model: a checkpoint, or the model directory of a run.    which: best, last or step-<n>, of a model directory.
+        statistics: as in `export`.
     Raises:
         InputError: the checkpoint is damaged, `out` cannot be written, or a package is missing.
         RunError: the disk is full, or the program disagrees with the model.
     """
     directory = checkpoint.locate(model, which)
-    return export(load_model(directory), Path(out), kind, source=str(directory))
+    return export(load_model(directory), Path(out), kind, str(directory), statistics)
 
 
-def export(model: WideDeep, out: Path, kind: str, source: str = "") -> dict[str, Any]:
+def export(
+    model: WideDeep, out: Path, kind: str, source: str = "", statistics: Statistics | None = None
+) -> dict[str, Any]:
     """Writes a model as a program of a `kind` of `FORMATS`; returns what `export.json` says.
 
     Args:
         out: directory to write; an earlier export there is replaced when the new one is complete.
         source: where the weights come from, for the reader.
+        statistics: to be copied beside the program.
     Raises:
-        InputError: `out` cannot be written, or a package is missing.
+        InputError: `out` cannot be written, a package is missing, or the statistics are not those of the model's rows.
         RunError: the disk is full, or the program disagrees with the model.
     """
     if kind not in FORMATS:
         raise InputError(f"format: expected {' or '.join(FORMATS)}, got {kind}")
+    if statistics and model.spec.metadata.get("statistics", statistics.digest) != statistics.digest:
+        raise InputError(f"{statistics.directory}: expected the statistics that the model's rows were encoded with")
     write = {"onnx": _write_onnx, "pt2": _write_pt2}[kind]
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()
     training = model.training
     try:
-        with atomic.directory(out, OUTPUT) as partial, torch.no_grad():
+        reads = [statistics.directory] if statistics else []
+        with atomic.directory(out, OUTPUT, reads) as partial, torch.no_grad():
             with _quiet():
                 program = write(Served(model.eval()).eval(), partial / f"model.{kind}")
             description = _description(model.spec, kind, source) | {"largest_difference": _difference(program, model)}
             text = yaml.safe_dump(model.spec.to_dict() | {"source_spec": {}}, sort_keys=False, allow_unicode=True)
             (partial / checkpoint.SPEC).write_text(text, encoding="utf-8")
+            if statistics:
+                shutil.copytree(statistics.directory, partial / STATISTICS)
             (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     finally:
         model.train(training)

@@ -1,7 +1,8 @@
 """Any CSV, Parquet or Arrow tables to a data set of shards, as a feature spec with transforms says."""
 
 from preprocess.tabular.config import TabularConfig
+from preprocess.tabular.encoder import Encoder
 from preprocess.tabular.infer import infer_spec
 from preprocess.tabular.pipeline import run
 
-__all__ = ["TabularConfig", "infer_spec", "run"]
+__all__ = ["Encoder", "TabularConfig", "infer_spec", "run"]

@@ -15,9 +15,10 @@ from preprocess import engine, inputs
 from preprocess.engine import Engine
 from preprocess.provenance import statistics_digest
 from preprocess.stages import Stages
-from preprocess.tabular import source
-from preprocess.tabular.columns import BadCell, Column, Lists, single
+from preprocess.tabular import source, statistics
+from preprocess.tabular.columns import Lists
 from preprocess.tabular.config import TabularConfig
+from preprocess.tabular.encode import encode, values_of
 from preprocess.tabular.source import Chunk
 from preprocess.tabular.spec import Feature, TabularSpec
 from preprocess.tabular.split import parse
@@ -29,7 +30,6 @@ from widedeep.shards import DATA_SET_OUTPUT, UNLABELLED, ShardWriter
 
 log = logging.getLogger(__name__)
 
-STATISTICS = "statistics/statistics.json"
 FEW = 5  # values that a message names
 EXPECTED, STRANGE = 100, 0.01  # known test values, and the share of them that is so low that a warning is due
 
@@ -107,14 +107,13 @@ class _Run:
         if self.config.stats is None:
             self.learn()
         else:
-            load_statistics(self.spec, Path(self.config.stats))
+            statistics.load(self.spec, Path(self.config.stats))
             if not self.inputs:
                 self.label.encoder.negative = frozenset()  # rows to be scored need no true labels
-        (self.out / STATISTICS).parent.mkdir()
-        (self.out / STATISTICS).write_text(json.dumps(_statistics(self.spec), indent=1) + "\n", encoding="utf-8")
+        statistics.save(self.spec, self.out)
         completed = self.spec.completed(self.train_group)
         self.write(completed)
-        digest = statistics_digest((self.out / STATISTICS).parent)
+        digest = statistics_digest(self.out / statistics.FOLDER)
         completed.with_statistics(digest).save(self.out / "feature_spec.yaml")
         report = self.report(completed, time.perf_counter() - started)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -149,7 +148,7 @@ class _Run:
             return True
         for chunk in self.read(self.test, column):
             with chunk.blame(column):
-                if (_values(feature, chunk, column).codes >= 0).any():
+                if (values_of(feature, chunk, column).codes >= 0).any():
                     return False
         return True
 
@@ -196,9 +195,9 @@ class _Run:
                     for name, known in self.known.items():
                         known[mapping] += np.count_nonzero(part[name] > 0), np.count_nonzero(part[name] >= 0)
             self.check_positive()
-            statistics = UNLABELLED if "label" in self.absent else None
+            measured = UNLABELLED if "label" in self.absent else None
             for writer in writers.values():
-                writer.finish(statistics, self.provenance())
+                writer.finish(measured, self.provenance())
 
     def check_positive(self) -> None:
         """Raise InputError if no train row is positive although the spec says which values are: they are misspelt."""
@@ -219,28 +218,11 @@ class _Run:
 
     def encode(self, feature: Feature, chunk: Chunk) -> np.ndarray:
         """The feature's rows as the shard writer takes them."""
-        parts = []
-        for name in feature.columns:
-            with chunk.blame(name):
-                values = _values(feature, chunk, name)
-                self.nulls[feature.name] += int((values.codes < 0).sum())
-                if isinstance(values, Lists):
-                    ids, cut = values.padded(_element_ids(feature, values), feature.hotness)
-                    self.cut[feature.name] += cut
-                    parts.append(ids)
-                elif feature.hotness:
-                    parts.append(np.where(values.codes < 0, -1, feature.encoder.ids(values)))
-                elif feature.kind == "categorical":
-                    return feature.encoder.ids(values)
-                elif feature.kind == "numeric":
-                    return feature.encoder.apply(values, self.config.numeric)
-                else:
-                    return feature.encoder.apply(values)
-        if isinstance(values, Column):
-            # One value a column: columns that the spec's hotness leaves over are padding.
-            parts += [np.full(len(chunk.rows), -1)] * (feature.hotness - len(parts))
-            parts = [np.stack(parts, axis=1)]
-        return parts[0][:, 0] if feature.hotness == 1 else parts[0]
+        encoded = encode(feature, chunk, self.config.numeric)
+        self.nulls[feature.name] += encoded.nulls
+        if encoded.cut:
+            self.cut[feature.name] += encoded.cut
+        return encoded.rows
 
     def provenance(self) -> dict[str, Any]:
         return {
@@ -291,65 +273,12 @@ class _Run:
                 log.warning(told, name, hits, values)
 
 
-def load_statistics(spec: TabularSpec, directory: Path) -> None:
-    """Give the encoders what an earlier run learned; `directory` is its output or the statistics inside.
-
-    Raises:
-        InputError: the file is missing or damaged, or was learned with other transforms.
-    """
-    path = directory / STATISTICS if (directory / STATISTICS).is_file() else directory / Path(STATISTICS).name
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))["features"]
-        for feature in spec.features:
-            if feature.encoder.learns:
-                if saved[feature.name]["transform"] != spec.transform(feature.name):
-                    raise InputError(f"{path}: {feature.name}: was learned with another transform than {spec.path} has")
-                feature.encoder.load(saved[feature.name])
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise InputError(f"{path}: expected the statistics of an earlier run, got {why}") from error
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{path}: expected the statistics of an earlier run on tables, for every feature of {spec.path}"
-        ) from error
-
-
-def _statistics(spec: TabularSpec) -> dict[str, Any]:
-    learned = {
-        f.name: {"transform": spec.transform(f.name), **f.encoder.state()} for f in spec.features if f.encoder.learns
-    }
-    return {"features": learned}
-
-
-def _values(feature: Feature, chunk: Chunk, name: str) -> Column | Lists:
-    values = chunk.columns[name]
-    if isinstance(values, Lists):
-        if not feature.hotness or len(feature.columns) > 1:
-            raise InputError(f"{chunk.path}: column {name}: expected one value a row for {feature.name}, found lists")
-    elif feature.separator is not None:
-        values = Lists.split(values, feature.separator)
-    elif feature.mask:
-        mask = feature.mask[feature.columns.index(name)]
-        with chunk.blame(mask):
-            values = values.where(np.nan_to_num(single(chunk.columns[mask]).numbers()) != 0)
-    return values.without(feature.nulls)
-
-
 def _learn(feature: Feature, chunk: Chunk, chosen: np.ndarray) -> None:
     for name in feature.columns:
         with chunk.blame(name):
-            values = _values(feature, chunk, name)
+            values = values_of(feature, chunk, name)
             if isinstance(values, Lists):
                 elements = values.chosen_elements(chosen)
                 feature.encoder.learn(elements, np.ones(len(elements), bool), chunk.rows)
             else:
                 feature.encoder.learn(values, chosen, chunk.rows)
-
-
-def _element_ids(feature: Feature, lists: Lists) -> np.ndarray:
-    """Ids of the elements; -1 for null ones."""
-    try:
-        return np.where(lists.elements.codes < 0, -1, feature.encoder.ids(lists.elements))
-    except BadCell as error:
-        error.row = lists.row_of(error.row)
-        raise

@@ -23,9 +23,10 @@ CHUNK_ROWS = 1 << 17
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one file: `in_file` numbers the first one there, `rows` [n] int64 number all of them over all files."""
+    """Rows of one file: `in_file` numbers the first one there, `rows` [n] int64 number all of them over all files. Of a
+    table in memory `path` is None."""
 
-    path: Path
+    path: Path | None
     in_file: int
     rows: np.ndarray
     columns: dict[str, Column | Lists]
@@ -37,10 +38,18 @@ class Chunk:
         try:
             yield
         except BadCell as error:
-            row = self.in_file + error.row
-            is_csv = not (_is_parquet(self.path) or _is_arrow(self.path))
-            place = f"line {csv_io.line_of(self.path, row, self.csv)}" if is_csv else f"row {row + 1}"
-            raise InputError(f"{self.path}, {place}: column {column}: {error}") from error
+            raise InputError(f"{self._place(error.row)}: column {column}: {error}") from error
+
+    def of(self, column: str) -> str:
+        """What a message about a whole column begins with."""
+        return _of(self.path, column)
+
+    def _place(self, row: int) -> str:
+        row += self.in_file
+        if self.path is None:
+            return f"row {row + 1}"
+        is_csv = not (_is_parquet(self.path) or _is_arrow(self.path))
+        return f"{self.path}, " + (f"line {csv_io.line_of(self.path, row, self.csv)}" if is_csv else f"row {row + 1}")
 
 
 def chunks(
@@ -69,6 +78,13 @@ def chunks(
             count = len(next(iter(table.values())))
             yield Chunk(path, in_file, np.arange(first_row, first_row + count), table, csv)
             in_file, first_row = in_file + count, first_row + count
+
+
+def in_memory(table: pa.Table, columns: Sequence[str]) -> Chunk:
+    """All rows of a table. Raises InputError as `chunks` does."""
+    _check_names(None, columns, table.column_names)
+    taken = {name: _column(None, name, table.column(name)) for name in columns}
+    return Chunk(None, 0, np.arange(table.num_rows), taken)
 
 
 def column_names(path: Path, csv: csv_io.Format = csv_io.COMMAS) -> tuple[list[str], dict[str, str]]:
@@ -143,11 +159,16 @@ def _open_arrow(path: Path) -> pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatch
     return pa.ipc.open_file(source) if source.read(6) == b"ARROW1" else pa.ipc.open_stream(str(path))
 
 
-def _check_names(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:
+def _check_names(path: Path | None, columns: Sequence[str], names: Sequence[str]) -> None:
     for column in columns:
         if (count := names.count(column)) != 1:
             fault = "missing" if not count else "there twice"
-            raise InputError(f"{path}: column {column} is {fault}; the file has {csv_io.listed(names)}")
+            what = "table" if path is None else "file"
+            raise InputError(f"{_of(path, column)} is {fault}; the {what} has {csv_io.listed(names)}")
+
+
+def _of(path: Path | None, column: str) -> str:
+    return f"column {column}" if path is None else f"{path}: column {column}"
 
 
 @contextlib.contextmanager
@@ -158,9 +179,9 @@ def _errors(path: Path, kind: str) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split())}") from error
 
 
-def _column(path: Path, name: str, array: pa.Array) -> Column | Lists:
+def _column(path: Path | None, name: str, array: pa.Array) -> Column | Lists:
     if fault := _type_fault(array.type):
-        raise InputError(f"{path}: column {name}: {fault}")
+        raise InputError(f"{_of(path, name)}: {fault}")
     if not _is_list(array.type):
         return Column.of(array)
     lists = Lists.of(array)
@@ -169,7 +190,7 @@ def _column(path: Path, name: str, array: pa.Array) -> Column | Lists:
         try:
             lists.elements.texts  # noqa: B018
         except BadCell as error:
-            raise InputError(f"{path}: column {name}: {error}") from error
+            raise InputError(f"{_of(path, name)}: {error}") from error
     return lists
 
 

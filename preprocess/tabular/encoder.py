@@ -1,0 +1,95 @@
+"""Raw rows in memory as the inputs of a model, for programs that serve it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from preprocess.provenance import statistics_digest
+from preprocess.tabular import source, statistics
+from preprocess.tabular.encode import encode
+from preprocess.tabular.spec import TabularSpec
+from widedeep.errors import InputError
+
+_REFUSED = (pa.ArrowException, TypeError, ValueError, AttributeError)
+
+
+class Encoder:
+    """Rows of a table as the model takes them: what `preprocess tabular --stats` makes of the same rows in a file of
+    Parquet. Loads no torch; threads may share one.
+
+    Args:
+        data: a data set of `preprocess tabular`, or an export that holds its statistics (`widedeep export --stats`).
+        numeric: what the data set's numbers are stored as, "float32" or "float16".
+    Attributes:
+        spec: the features, in the order of the columns that come out.
+    Raises:
+        InputError: the feature spec or the statistics are missing, damaged, or do not belong together.
+    """
+
+    def __init__(self, data: str | Path, numeric: str = "float32"):
+        spec = TabularSpec.load(Path(data))
+        statistics.load(spec, Path(data))
+        self.spec = spec.completed()
+        self._numeric = numeric
+        self._categorical = [f for f in spec.features if f.kind in ("categorical", "multi-hot")]
+        self._numbers = [f for f in spec.features if f.kind == "numeric"]
+        self._columns = spec.columns(("label", "group"))
+        named = self.spec.metadata.get("statistics")
+        if named is not None and named != statistics_digest(Path(data) / statistics.FOLDER):
+            raise InputError(f"{data}/{statistics.FOLDER}: expected the statistics that {spec.path} was made with")
+
+    def __call__(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes B rows.
+
+        Args:
+            rows: a mapping of columns, a list of mappings, a pandas or polars DataFrame, or a pyarrow Table or
+                RecordBatch. None, NaN and null are missing values. Columns that no feature is made of are passed over.
+        Returns:
+            ids [B, K] int32, -1 for padding, and numeric [B, N] float32, in the order of the model's inputs.
+        Raises:
+            InputError: a column is missing, or a value does not fit; names row and column.
+        """
+        chunk = source.in_memory(_table(rows, self._columns), self._columns)
+        B = len(chunk.rows)
+        ids = [encode(f, chunk, self._numeric).rows.reshape(B, f.hotness or 1) for f in self._categorical]
+        numbers = [encode(f, chunk, self._numeric).rows.reshape(B, 1) for f in self._numbers]
+        return (
+            np.concatenate([np.empty((B, 0), np.int32), *ids], axis=1, dtype=np.int32, casting="same_kind"),
+            np.concatenate([np.empty((B, 0), np.float32), *numbers], axis=1, dtype=np.float32),
+        )
+
+
+def _table(rows: Any, columns: Sequence[str]) -> pa.Table:
+    """Of others' columns those alone that are wanted: what else they hold may be nothing for a table."""
+    if isinstance(rows, list):
+        rows = {name: [_value(row, i, name) for i, row in enumerate(rows)] for name in columns}
+    if isinstance(rows, Mapping):
+        rows = {name: _array(name, rows[name]) for name in columns if name in rows} or rows
+    elif hasattr(rows, "columns") and not isinstance(rows, pa.Table | pa.RecordBatch):  # a DataFrame
+        rows = rows[[name for name in columns if name in rows.columns]]
+    try:
+        return rows if isinstance(rows, pa.Table) else pa.table(rows)
+    except _REFUSED as error:
+        raise InputError(f"rows: expected a table: {_told(error)}") from error
+
+
+def _value(row: Any, i: int, name: str) -> Any:
+    if not isinstance(row, Mapping):
+        raise InputError(f"row {i + 1}: expected a mapping of columns, got {type(row).__name__}")
+    if name not in row:
+        raise InputError(f"row {i + 1}: column {name} is missing; without a value it is None")
+    return row[name]
+
+
+def _array(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    try:
+        return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+    except _REFUSED as error:
+        raise InputError(f"column {name}: expected values of one type: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split())

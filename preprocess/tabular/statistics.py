@@ -1,0 +1,40 @@
+"""What the encoders learned, as a file of the data set: `<out>/statistics/statistics.json`."""
+
+import json
+from pathlib import Path
+
+from preprocess.tabular.spec import TabularSpec
+from widedeep.errors import InputError
+
+FOLDER, FILE = "statistics", "statistics.json"
+
+
+def save(spec: TabularSpec, out: Path) -> None:
+    learned = {
+        f.name: {"transform": spec.transform(f.name), **f.encoder.state()} for f in spec.features if f.encoder.learns
+    }
+    (out / FOLDER).mkdir()
+    (out / FOLDER / FILE).write_text(json.dumps({"features": learned}, indent=1) + "\n", encoding="utf-8")
+
+
+def load(spec: TabularSpec, directory: Path) -> None:
+    """Give the encoders what an earlier run learned; `directory` is its output or the statistics inside.
+
+    Raises:
+        InputError: the file is missing or damaged, or was learned with other transforms.
+    """
+    path = directory / FOLDER / FILE if (directory / FOLDER / FILE).is_file() else directory / FILE
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))["features"]
+        for feature in spec.features:
+            if feature.encoder.learns:
+                if saved[feature.name]["transform"] != spec.transform(feature.name):
+                    raise InputError(f"{path}: {feature.name}: was learned with another transform than {spec.path} has")
+                feature.encoder.load(saved[feature.name])
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise InputError(f"{path}: expected the statistics of an earlier run, got {why}") from error
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{path}: expected the statistics of an earlier run on tables, for every feature of {spec.path}"
+        ) from error
