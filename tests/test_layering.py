@@ -1,4 +1,5 @@
 """The arrows of docs/architecture.md: who may include or import whom. A failing test names the file and the arrow.
+And what else it says of every source file: how an error's message ends.
 
 What is not allowed here fails: a new file, or a new arrow, finds its place here and there first.
 """
@@ -131,6 +132,17 @@ def test_libraries_stay_where_they_belong():
 
     assert users("jsonargparse") == {ROOT / "widedeep/cli.py"}
     assert users("torch", "pandas") & {*sources("preprocess")} == set()
+
+
+def test_messages_of_errors_end_without_a_period():
+    raised = [
+        (source.relative_to(ROOT).as_posix(), text)
+        for source in sources("widedeep", "preprocess", "bench")
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        for text in node.exc.args
+    ]
+    assert [f"{name}:{text.lineno}" for name, text in raised if re.search(r"""\.['"]+$""", ast.unparse(text))] == []
 
 
 @pytest.mark.parametrize("name", ["shards", "shuffle", "splitmix", "feature_spec", "features", "atomic", "errors"])

@@ -127,7 +127,7 @@ def test_a_checkpoint_that_lacks_a_file_is_damaged_whoever_reads_it(data, finish
     lacks = Checkpoints(model).find("last")
     (lacks / name).unlink()
     scored = ["--model", str(lacks), "--dataset_path", str(data), "--cpu"]
-    said = f"{lacks / name}: damaged checkpoint: the file is missing; remove {lacks} to use step-126 instead."
+    said = f"{lacks / name}: damaged checkpoint: the file is missing; remove {lacks} to use step-126 instead"
     for run_it in (
         lambda: main(["evaluate", *scored]),
         lambda: main(["predict", *scored, "--out", str(tmp_path / "p.csv")]),
@@ -196,7 +196,7 @@ def test_results_of_another_run_are_not_replaced_unasked(data, finished, tmp_pat
         (results / "evaluation.json").unlink()
     before = {name: (results / name).read_bytes() for name in os.listdir(results)}
     assert train(data, tmp_path) == 2
-    said = f"{results / named} is there: give --overwrite to replace these results, or another --results_dir."
+    said = f"{results / named} is there: give --overwrite to replace these results, or another --results_dir"
     assert capsys.readouterr().err == f"widedeep: {said}\n"
     assert {name: (results / name).read_bytes() for name in os.listdir(results)} == before
     assert train(data, tmp_path, "--overwrite", "--num_epochs", "1") == 0
@@ -336,7 +336,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path, capsys, precisio
     assert train(data, tmp_path, *more) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"widedeep: the loss is not finite at or before step 10: a lower learning rate{advice} may help;"
-        " no checkpoint of this state was written."
+        " no checkpoint of this state was written"
     )
     assert not Checkpoints(tmp_path / "model").steps()
 

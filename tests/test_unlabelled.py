@@ -84,11 +84,11 @@ def test_what_needs_labels_refuses_rows_without(place, tmp_path, capsys):
     assert not ShardSet.open(new / "test").read(0, 40)["click"].any()
     again = ["train", "--dataset_path", str(new), "--results_dir", str(tmp_path / "results"), *TRAIN.split()]
     model, fresh = ["--model_dir", str(place / "model")], ["--model_dir", str(tmp_path / "model")]
-    labels = f"{new / 'test'}: expected rows with labels, and these have none: `widedeep predict` takes them."
+    labels = f"{new / 'test'}: expected rows with labels, and these have none: `widedeep predict` takes them"
     for words, said in (
         (["evaluate", "--model", str(place / "model"), "--dataset_path", str(new), "--cpu"], labels),
         ([*again, *model, "--evaluate", "--use_checkpoint"], labels),
-        ([*again, *fresh], f"{new / 'train'}: expected rows, and there are none."),
+        ([*again, *fresh], f"{new / 'train'}: expected rows, and there are none"),
     ):
         capsys.readouterr()
         assert main(words) == 2

@@ -72,7 +72,7 @@ def choose(mode: str, cores: Sequence[Sequence[int]], index: int, count: int) ->
         mine = [cores[0][:1]]
     else:
         if len(cores) < count:
-            raise InputError(f"--affinity {mode}: {count} processes share {len(cores)} CPU cores, expected one each.")
+            raise InputError(f"--affinity {mode}: {count} processes share {len(cores)} CPU cores, expected one each")
         size = len(cores) // count
         if mode == "single_unique":
             mine = [cores[index][:1]]

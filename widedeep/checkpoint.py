@@ -249,9 +249,9 @@ def locate(path: str | Path, which: str = "best") -> Path:
     found = Checkpoints(root).find(which)
     if found is None:
         if there := [step.name for step in Checkpoints(root).steps()]:
-            raise InputError(f"{path}: expected the checkpoint best, last or one of {', '.join(there)}, got {which!r}.")
+            raise InputError(f"{path}: expected the checkpoint best, last or one of {', '.join(there)}, got {which!r}")
         raise InputError(
-            f"{path}: expected a checkpoint, or a model directory with checkpoint/step-<n>/, and found none."
+            f"{path}: expected a checkpoint, or a model directory with checkpoint/step-<n>/, and found none"
         )
     return found
 
@@ -293,13 +293,13 @@ def load_arrays(directory: Path, name: str, into: Mapping[str, Tensor], share: S
         if surplus := set(file.keys()) ^ set(into):
             odd = min(surplus)
             where = "the model lacks" if odd in file.keys() else "the file lacks"  # noqa: SIM118 (safe_open is no mapping)
-            raise InputError(f"{path}: made for another model: {where} the array {odd!r}.")
+            raise InputError(f"{path}: made for another model: {where} the array {odd!r}")
         with torch.no_grad():
             for key, tensor in into.items():
                 stored = _part(file, key, share)
                 if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
                     raise InputError(
-                        f"{path}: made for another model: {key!r} is {_kind(stored)}, the model's is {_kind(tensor)}."
+                        f"{path}: made for another model: {key!r} is {_kind(stored)}, the model's is {_kind(tensor)}"
                     )
                 tensor.copy_(stored)
 
@@ -348,7 +348,7 @@ def _difference(found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
 def _damage(directory: Path, name: str, how: str) -> str:
     older = [path for path in Checkpoints(directory.parent.parent).steps() if path != directory]
     advice = f"; remove {directory} to use {older[-1].name} instead" if older else "; there is no other checkpoint"
-    return f"{directory / name}: damaged checkpoint: {how}{advice}."
+    return f"{directory / name}: damaged checkpoint: {how}{advice}"
 
 
 def _kind(tensor: Tensor) -> str:

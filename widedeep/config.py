@@ -161,7 +161,7 @@ class TrainConfig:
         parts: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
         for name, value in values.items():
             if name not in known:
-                raise InputError(f"{where}: unknown key {name!r}.")
+                raise InputError(f"{where}: unknown key {name!r}")
             parts[known[name]][name] = tuple(value) if isinstance(value, list) else value
         return cls(**{group: kind(**parts[group]) for group, kind in GROUPS.items()})
 
@@ -171,9 +171,9 @@ class TrainConfig:
         try:
             values = yaml.safe_load(Path(path).read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from error
+            raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
         if not isinstance(values, dict):
-            raise InputError(f"{path}: expected a map of flag names to values.")
+            raise InputError(f"{path}: expected a map of flag names to values")
         return cls.from_flat(values, str(path))
 
     def flat(self) -> dict[str, Any]:
@@ -203,40 +203,40 @@ class TrainConfig:
         values = self.flat()
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"--{name}: expected a number, got {value}.")
+                raise InputError(f"--{name}: expected a number, got {value}")
         for name, low in _AT_LEAST.items():
             if values[name] is not None and values[name] < low:
-                raise InputError(f"--{name} must be at least {low}, got {values[name]}.")
+                raise InputError(f"--{name} must be at least {low}, got {values[name]}")
         for name, high in _AT_MOST.items():
             if values[name] is not None and values[name] > high:
-                raise InputError(f"--{name} must be at most {high}, got {values[name]}.")
+                raise InputError(f"--{name} must be at most {high}, got {values[name]}")
         t, m = self.training, self.mode
         if t.linear_learning_rate == 0:  # FTRL divides by it
-            raise InputError("--linear_learning_rate must be above 0, got 0.")
+            raise InputError("--linear_learning_rate must be above 0, got 0")
         if any(width < 1 for width in self.model.deep_hidden_units):
-            raise InputError(f"--deep_hidden_units must be at least 1 each, got {self.model.deep_hidden_units}.")
+            raise InputError(f"--deep_hidden_units must be at least 1 each, got {self.model.deep_hidden_units}")
         if not 0 <= self.model.deep_dropout < 1:
-            raise InputError(f"--deep_dropout must be in [0, 1), got {self.model.deep_dropout}.")
+            raise InputError(f"--deep_dropout must be in [0, 1), got {self.model.deep_dropout}")
         if t.step == "reference" and t.embedding_parallel == "sharded":
-            raise InputError("--embedding_parallel sharded needs the fused step, but --step reference is given.")
+            raise InputError("--embedding_parallel sharded needs the fused step, but --step reference is given")
         if self.location.use_checkpoint and self.location.overwrite:
-            raise InputError("--use_checkpoint continues what --overwrite replaces: give one of the two.")
+            raise InputError("--use_checkpoint continues what --overwrite replaces: give one of the two")
         if self.location.initial_checkpoint and (m.evaluate or m.benchmark):
             other = "--evaluate" if m.evaluate else "--benchmark"
-            raise InputError(f"--initial_checkpoint begins a training, but {other} is given too.")
+            raise InputError(f"--initial_checkpoint begins a training, but {other} is given too")
         if t.amp and t.precision not in (None, "fp16"):
-            raise InputError(f"--amp means --precision fp16, but --precision {t.precision} is given too.")
+            raise InputError(f"--amp means --precision fp16, but --precision {t.precision} is given too")
         if device == "cpu" and self.precision in ("fp16", "tf32"):
             flag = "--amp" if t.amp else f"--precision {self.precision}"
-            raise InputError(f"{flag} needs a GPU: on a CPU use --precision fp32 or bf16.")
+            raise InputError(f"{flag} needs a GPU: on a CPU use --precision fp32 or bf16")
         if m.benchmark and m.benchmark_warmup_steps >= m.benchmark_steps:
             raise InputError(
                 f"--benchmark_steps ({m.benchmark_steps}) must exceed --benchmark_warmup_steps"
-                f" ({m.benchmark_warmup_steps})."
+                f" ({m.benchmark_warmup_steps})"
             )
         if not m.evaluate and t.deep_warmup_epochs > t.num_epochs:
             raise InputError(
-                f"--deep_warmup_epochs ({t.deep_warmup_epochs:g}) must not exceed --num_epochs ({t.num_epochs})."
+                f"--deep_warmup_epochs ({t.deep_warmup_epochs:g}) must not exceed --num_epochs ({t.num_epochs})"
             )
 
 

@@ -126,7 +126,7 @@ def choose_device(cpu: bool) -> torch.device:
     if index >= torch.cuda.device_count():
         raise InputError(
             f"torchrun started a process number {index} on this machine, which has {torch.cuda.device_count()} GPUs: "
-            "expected at most one process for each GPU, or --cpu."
+            "expected at most one process for each GPU, or --cpu"
         )
     return torch.device("cuda", index)
 
@@ -141,7 +141,7 @@ def connect(device: torch.device) -> LocalComm:
 def _environment(name: str) -> int:
     value = os.environ.get(name, "")
     if not value.isdigit():
-        raise InputError(f"environment variable {name}: expected a number as torchrun sets it, got {value!r}.")
+        raise InputError(f"environment variable {name}: expected a number as torchrun sets it, got {value!r}")
     return int(value)
 
 

@@ -45,7 +45,7 @@ def check_labels(reader: Reader) -> None:
     """Raises InputError for rows that were preprocessed without labels, of which only predictions can be made."""
     if not is_labelled(reader.shards.manifest):
         raise InputError(
-            f"{reader.shards.directory}: expected rows with labels, and these have none: `widedeep predict` takes them."
+            f"{reader.shards.directory}: expected rows with labels, and these have none: `widedeep predict` takes them"
         )
 
 
@@ -135,7 +135,7 @@ def evaluate_run(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     checkpoints = Checkpoints(config.location.model_dir)
     found = checkpoints.find("last")
     if config.location.use_checkpoint and not found:
-        raise InputError(f"{checkpoints.directory}: expected a checkpoint to evaluate, and there is none.")
+        raise InputError(f"{checkpoints.directory}: expected a checkpoint to evaluate, and there is none")
     run = Run.open(config, comm)
     step = 0
     if config.location.use_checkpoint:

@@ -182,7 +182,7 @@ class FeatureSpec:
         if ours and theirs and ours != theirs:
             raise InputError(
                 f"{self.directory}: was encoded with other statistics (vocabularies, scales) than the rows that {model}"
-                " was trained with: expected a data set made with --stats of that one."
+                " was trained with: expected a data set made with --stats of that one"
             )
 
     def save(self, path: str | Path) -> None:

@@ -34,7 +34,7 @@ def predict_checkpoint(config: TrainConfig, comm: LocalComm, directory: Path, sp
     """
     out = Path(out)
     if out.suffix not in WRITERS:
-        raise InputError(f"{out}: expected a name that ends in .parquet or .csv.")
+        raise InputError(f"{out}: expected a name that ends in .parquet or .csv")
     run, reader = open_scored(config, comm, directory, split)
     batches = tables(run, reader)
     rows = write(out, schema(reader), batches) if comm.rank == 0 else sum(len(table) for table in batches)

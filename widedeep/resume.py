@@ -40,8 +40,7 @@ def start(config: TrainConfig, comm: LocalComm, checkpoints: Checkpoints) -> tup
     found = checkpoints.find("last")
     if found and not (config.location.use_checkpoint or config.location.overwrite):
         raise InputError(
-            f"{found} is there: give --use_checkpoint to continue it, --overwrite to replace it, or"
-            " another --model_dir."
+            f"{found} is there: give --use_checkpoint to continue it, --overwrite to replace it, or another --model_dir"
         )
     if found and config.location.use_checkpoint:
         progress = checkpoint.read_progress(found)
@@ -97,7 +96,7 @@ def load_state(run: Run, found: Path, trained: FeatureSpec) -> None:
         if dims.get(name, dim) != dim:
             raise InputError(
                 f"{found}: was trained with embedding dim {dims[name]} of {name}, not {dim}: expected the feature spec"
-                " or --embedding_sizes_file that it was trained with."
+                " or --embedding_sizes_file that it was trained with"
             )
     share = run.model.share
     checkpoint.load_arrays(found, checkpoint.MODEL, run.model.named_arrays(), share)
@@ -116,7 +115,7 @@ def check_results(where: Location) -> None:
     ours = where.use_checkpoint and config.is_file() and TrainConfig.load(config).location.model_dir == where.model_dir
     for found in (results / EVALUATION_FILE, results / METRICS_FILE):
         if found.is_file() and found.stat().st_size and not (ours or where.overwrite):
-            raise InputError(f"{found} is there: give --overwrite to replace these results, or another --results_dir.")
+            raise InputError(f"{found} is there: give --overwrite to replace these results, or another --results_dir")
 
 
 def check_ranks(comm: LocalComm, directory: Path, step: int = 0, identity: int = 0) -> None:
@@ -134,7 +133,7 @@ def check_ranks(comm: LocalComm, directory: Path, step: int = 0, identity: int =
         if theirs != all_found[0]:
             raise InputError(
                 f"process {rank} found {names[rank]} in {directory}, process 0 {names[0]}"
-                f"{' with other contents' * (names[rank] == names[0])}: it must be on a disk that all share."
+                f"{' with other contents' * (names[rank] == names[0])}: it must be on a disk that all share"
             )
 
 
@@ -145,7 +144,7 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
         InputError: they do not fit the model, or the rows of an epoch are not those that it was trained with.
     """
     if config.training.seed not in (None, progress.seed):
-        raise InputError(f"{found}: was trained with --seed {progress.seed}, not {config.training.seed}.")
+        raise InputError(f"{found}: was trained with --seed {progress.seed}, not {config.training.seed}")
     run = Run.open(config.updated(seed=progress.seed), comm)
     trained, shards = TrainConfig.load(found / checkpoint.CONFIG), run.train_shards
     for name, before, now in (
@@ -154,7 +153,7 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
         ("steps per epoch (--training_set_size)", trained.training.steps_per_epoch(progress.rows), run.steps_per_epoch),
     ):
         if before != now:
-            raise InputError(f"{found}: was trained with {before} {name}, not {now}: it cannot be continued.")
+            raise InputError(f"{found}: was trained with {before} {name}, not {now}: it cannot be continued")
     trained_spec = FeatureSpec.load(found / checkpoint.SPEC)
     changes = changed_flags(trained, config) + changed_features(trained_spec, run.spec)
     data = rows_identity(shards)
@@ -162,7 +161,7 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
         if progress.position:
             raise InputError(
                 f"{found}: was trained with other rows than those of {shards.directory}: inside an epoch it cannot"
-                " be continued with these."
+                " be continued with these"
             )
         changes.append("rows of the train set")
     if progress.processes not in (None, comm.world):

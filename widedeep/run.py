@@ -84,12 +84,12 @@ def open_shards(spec: FeatureSpec, mapping: str, verify: bool) -> ShardSet:
     if len(chunks) != 1 or chunks[0].type != "shards" or len(chunks[0].files) != 1:
         raise InputError(
             f"{where}: source_spec.{mapping}: expected one chunk of type shards with one directory in files; "
-            "`widedeep preprocess` makes such a data set from CSV or Parquet files."
+            "`widedeep preprocess` makes such a data set from CSV or Parquet files"
         )
     shards = ShardSet.open(spec.source_files(mapping)[0], verify)
     shards.check(spec)
     if shards.rows == 0:
-        raise InputError(f"{shards.directory}: expected rows, and there are none.")
+        raise InputError(f"{shards.directory}: expected rows, and there are none")
     return shards
 
 
@@ -108,7 +108,7 @@ def check_memory(spec: FeatureSpec, hidden: Sequence[int], share: Share, comm: L
     if need > free:
         raise InputError(
             f"the model has {tables + dense:,} parameters in each process, which need {need / 2**30:,.1f} GiB of memory"
-            f" at least: expected what fits in the {free / 2**30:,.1f} GiB that are free."
+            f" at least: expected what fits in the {free / 2**30:,.1f} GiB that are free"
         )
 
 
@@ -211,7 +211,7 @@ class Run:
         if t.training_set_size is not None and t.training_set_size > rows:
             raise InputError(
                 f"--training_set_size ({t.training_set_size}) must not exceed the {rows} rows"
-                f" of {self.train_shards.directory}."
+                f" of {self.train_shards.directory}"
             )
         return t.steps_per_epoch(rows)
 

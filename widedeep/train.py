@@ -149,6 +149,6 @@ class LossWatch:
             advice = "a lower learning rate" + " or --precision fp32" * (self._precision != "fp32")
             raise RunError(
                 f"the loss is not finite at or before step {step}: {advice} may help;"
-                " no checkpoint of this state was written."
+                " no checkpoint of this state was written"
             )
         return last

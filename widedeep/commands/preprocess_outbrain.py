@@ -68,5 +68,5 @@ def parse_bytes(text: str | None) -> int | None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d*)?)([KMGT]?)(?:I?B)?", text.strip().upper(), re.ASCII)
     if found is None:
-        raise InputError(f"--memory_limit: expected a size such as 8G or 512M, got {text!r}.")
+        raise InputError(f"--memory_limit: expected a size such as 8G or 512M, got {text!r}")
     return int(float(found[1]) * UNITS[found[2]])

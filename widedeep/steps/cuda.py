@@ -59,7 +59,7 @@ class CudaStep(Step):
 
     def __init__(self, model: WideDeep, config: StepConfig, device: torch.device, comm: LocalComm):
         if problem := limits.excess(model):
-            raise InputError(f"{problem}.")
+            raise InputError(problem)
         super().__init__(model, config, device, comm)
         self.dtype = PRECISIONS[config.precision]
         self.spec = model.layout

@@ -246,7 +246,7 @@ def _tested(wrong: str, test: Callable[..., str | None], *arguments) -> str | No
             return f"a launch failed ({words})"
         raise RunError(
             f"the matrix products for Hopper GPUs failed their first run ({words}); set the environment "
-            "variable WIDEDEEP_SM90=0 to run without them."
+            "variable WIDEDEEP_SM90=0 to run without them"
         ) from error
 
 
