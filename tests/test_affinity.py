@@ -87,6 +87,30 @@ def test_processes_share_the_nodes(two_nodes, rank, world, want):
     assert affinity.cores() == len(want)
 
 
+@pytest.mark.parametrize(
+    ("own", "parents", "processes", "want"),
+    [(16, 16, 4, 4), (4, 16, 4, 4), (6, 96, 8, 6), (48, 96, 8, 12), (2, 2, 4, 1), (16, 4, 1, 16)],
+)
+def test_cores_of_the_parent_are_shared_out_once(monkeypatch, own, parents, processes, want):
+    """A process that is pinned to its share has it; one that is pinned to a node still shares that."""
+    monkeypatch.setattr(affinity, "allowed", lambda process=None: set(range(parents if process else own)))
+    assert affinity.share(processes) == want
+
+
+def test_a_process_alone_has_every_core_that_it_may_use():
+    assert affinity.share(1) == affinity.cores()
+
+
+def test_without_a_word_of_the_parent_cores_are_shared_out(monkeypatch):
+    def allowed(process=None):
+        if process:
+            raise psutil.NoSuchProcess(process.pid)
+        return set(range(16))
+
+    monkeypatch.setattr(affinity, "allowed", allowed)
+    assert affinity.share(4) == 4
+
+
 class NVMLError(Exception):
     pass
 

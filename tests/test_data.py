@@ -337,11 +337,18 @@ def test_half_of_the_memory_is_left_to_the_model(monkeypatch, device, size, worl
 
 
 @pytest.mark.parametrize(
-    ("device", "cores", "world", "want"),
-    [("cpu", 16, 1, 1), ("cuda", 1, 1, 1), ("cuda", 6, 1, 5), ("cuda", 64, 1, 8), ("cuda", 16, 4, 3)],
+    ("device", "cores", "parents", "world", "want"),
+    [  # the last two are one of four processes: the first of them free, the second pinned to its share
+        ("cpu", 16, 16, 1, 1),
+        ("cuda", 1, 1, 1, 1),
+        ("cuda", 6, 6, 1, 5),
+        ("cuda", 64, 64, 1, 8),
+        ("cuda", 16, 16, 4, 3),
+        ("cuda", 4, 16, 4, 3),
+    ],
 )
-def test_threads_that_read_leave_a_core_to_the_loop(monkeypatch, device, cores, world, want):
-    monkeypatch.setattr(affinity, "allowed", lambda: set(range(cores)))
+def test_threads_that_read_leave_a_core_to_the_loop(monkeypatch, device, cores, parents, world, want):
+    monkeypatch.setattr(affinity, "allowed", lambda process=None: set(range(parents if process else cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
     assert data._read_threads(torch.device(device)) == want
 

@@ -4,6 +4,7 @@ Cores come from NVML for a GPU, else from the NUMA nodes that Linux lists; a mac
 nothing from pinning, and the process says so and stays free.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,14 +55,28 @@ def pin(mode: str, local_rank: int, local_world: int, gpu: int | None) -> str:
     return f"CPU affinity: {mode}, cores {mine}{unknown}"
 
 
-def allowed() -> set[int]:
-    """The logical cores that this process may use; empty where the system does not say."""
-    return set(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else set()
+def allowed(process: psutil.Process | None = None) -> set[int]:
+    """The logical cores that a process, by default this one, may use; empty where the system does not say."""
+    if not hasattr(psutil.Process, "cpu_affinity"):
+        return set()
+    return set((process or psutil.Process()).cpu_affinity())
 
 
 def cores() -> int:
     """How many logical cores this process may use: all of the machine where the system does not say."""
     return len(allowed()) or psutil.cpu_count() or 1
+
+
+def share(processes: int) -> int:
+    """How many logical cores are this process's own among `processes` that were started together.
+
+    They share what their parent may use, from which `pin`, or whoever started them, may have given this one its part.
+    """
+    together = cores()
+    with contextlib.suppress(psutil.Error):  # the parent is gone, or not ours to ask
+        if parent := psutil.Process().parent():
+            together = max(together, len(allowed(parent)))
+    return min(cores(), max(1, together // processes))
 
 
 def choose(mode: str, cores: Sequence[Sequence[int]], index: int, count: int) -> list[int]:

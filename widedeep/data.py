@@ -193,7 +193,7 @@ def _read_threads(device: torch.device) -> int:
     """Threads that read from the files: on a CPU the cores are the model's; a GPU takes what several of them read."""
     if device.type == "cpu":
         return 1
-    return min(READ_THREADS, max(1, affinity.cores() // _local_world() - 1))
+    return min(READ_THREADS, max(1, affinity.share(_local_world()) - 1))
 
 
 def _local_world() -> int:
