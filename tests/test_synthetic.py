@@ -307,26 +307,6 @@ def test_memory_of_a_chunk_does_not_grow_with_the_set():
     assert peaks[1] < 25e6
 
 
-def test_few_chunks_are_under_way_at_once():
-    import threading
-
-    lock, alive, most = threading.Lock(), [0], [0]
-
-    def begin(item):
-        with lock:
-            alive[0] += 1
-            most[0] = max(most[0], alive[0])
-        return item
-
-    taken = []
-    for item in generate._in_order(begin, range(200), workers=3):
-        taken.append(item)
-        with lock:
-            alive[0] -= 1
-    assert taken == list(range(200))
-    assert most[0] <= 4
-
-
 def test_rejects_what_it_cannot_write(tmp_path, made):
     with pytest.raises(InputError, match="--displays is 0, expected at least 1"):
         run(0, 1, tmp_path / "none")

@@ -1,10 +1,7 @@
 """Write a synthetic Outbrain: chunks of displays, each a pure function of the seed, written in order."""
 
 import json
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocess.engine import Engine, ThreadEngine, cores
 from preprocess.synthetic import tables
 from preprocess.synthetic.catalogue import Ads, Documents, build_ads, build_documents
 from preprocess.synthetic.clicks import Model, Weights, build_model, click, show_ads
@@ -99,12 +97,11 @@ def run(
         raise InputError(f"--workers is {workers}, expected at least 1")
     weights = weights or Weights()
     sizes = Sizes.scaled(displays)
-    with fresh_directory(Path(out)) as part:
+    with fresh_directory(Path(out)) as part, ThreadEngine(workers or cores()) as engine:
         world = World.build(displays, seed, weights)
         report = progress or (lambda stage, done, total: None)
-        workers = workers or len(os.sched_getaffinity(0))
-        files = _write_catalogue(world, part, workers, report)
-        clicks, best = _write_displays(world, part, workers, truth, clicks_test, report)
+        files = _write_catalogue(world, part, engine, report)
+        clicks, best = _write_displays(world, part, engine, truth, clicks_test, report)
         manifest = {
             "kind": "synthetic outbrain",
             "displays": displays,
@@ -120,7 +117,7 @@ def run(
     return manifest
 
 
-def _write_catalogue(world: World, part: Path, workers: int, report: Progress) -> dict:
+def _write_catalogue(world: World, part: Path, engine: Engine, report: Progress) -> dict:
     """promoted_content.csv and the document files; their entries."""
     draws, documents, ads = world.draws, world.documents, world.ads
     every = np.arange(len(documents.source))
@@ -140,7 +137,7 @@ def _write_catalogue(world: World, part: Path, workers: int, report: Progress) -
 
         file = None
         blocks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
-        for columns, data, count in _in_order(written, blocks, workers):
+        for columns, data, count in engine.map(written, blocks):
             file = file or CsvFile(part / name, columns)
             file.append(data, count)
         files[name] = file.close()
@@ -148,7 +145,7 @@ def _write_catalogue(world: World, part: Path, workers: int, report: Progress) -
     return files
 
 
-def _write_displays(world: World, part: Path, workers: int, truth: bool, clicks_test: bool, report: Progress):
+def _write_displays(world: World, part: Path, engine: Engine, truth: bool, clicks_test: bool, report: Progress):
     """clicks_train.csv, events.csv and what was asked for besides; the files' entries and the best scores."""
     names = {"clicks_train.csv": _CLICKS, "events.csv": _EVENTS}
     if clicks_test:
@@ -163,7 +160,7 @@ def _write_displays(world: World, part: Path, workers: int, truth: bool, clicks_
     def make(span):
         return make_chunk(world, *span, truth=truth, clicks=span[0] < known or clicks_test)
 
-    for chunk in _in_order(make, zip(starts, stops), workers):
+    for chunk in engine.map(make, zip(starts, stops)):
         if chunk.score is not None:
             score.add(chunk.score)
             files["clicks_train.csv"].append(chunk.clicks, chunk.rows)
@@ -177,18 +174,6 @@ def _write_displays(world: World, part: Path, workers: int, truth: bool, clicks_
     if planted is not None:
         planted.close()
     return {name: file.close() for name, file in files.items()}, score.summary()
-
-
-def _in_order(function: Callable, items: Iterable, workers: int) -> Iterator:
-    """Results in the order of the items, at most workers + 1 of them under way or waiting: that bounds the memory."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def make_chunk(world: World, start: int, stop: int, truth: bool, clicks: bool) -> Chunk:
