@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from bench.stages import FINE, LEFT_OUT, RATES, ROOT, Stage, Stages, last_line, row
+from bench.stages import FINE, LEFT_OUT, RATES, ROOT, Runner, Stage, last_line, row
 
 PY = sys.executable
 TESTS = [PY, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda"]
@@ -206,7 +206,7 @@ def is_named(stage: str, words: list[str] | None) -> bool:
     return not words or any(stage.startswith(word) for word in words)
 
 
-def check(wanted: list[Stage], run: Stages) -> None:
+def check(wanted: list[Stage], run: Runner) -> None:
     for _, group in itertools.groupby(wanted, key=lambda stage: stage.beside or stage.name):
         told = {each["stage"]: each["result"] for each in run.run(list(group))}
         if told.get(HOPPER_STAGE, "ok") != "ok":
@@ -223,7 +223,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=530, help="for all stages together")
     parser.add_argument("--only", nargs="+", help="first words of the stages to run, each in all the time left")
     args = parser.parse_args()
-    wanted, run = chosen(args.only), Stages(args.out, args.seconds, unlimited=bool(args.only))
+    wanted, run = chosen(args.only), Runner(args.out, args.seconds, unlimited=bool(args.only))
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         check(wanted, run)

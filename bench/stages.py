@@ -45,7 +45,7 @@ def row(stage: str, result: str, numbers: str = "", seconds: float = 0.0) -> dic
     return {"stage": stage, "result": result, "seconds": round(seconds, 1), "numbers": numbers}
 
 
-class Stages:
+class Runner:
     """Runs stages within `seconds`.
 
     Args:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 )
 def test_gpu_check_tells_what_became_of_a_stage(tmp_path, command, result):
     stage = stages.Stage("a stage", command, 1 if "sleep" in command[-1] else 30, stages.last_line)
-    (told,) = stages.Stages(tmp_path / "out", 60).run([stage])
+    (told,) = stages.Runner(tmp_path / "out", 60).run([stage])
     assert told["result"] == result
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == [told]
     assert (tmp_path / "out" / "a-stage.log").exists()
@@ -37,13 +37,13 @@ def test_gpu_check_tells_what_became_of_a_stage(tmp_path, command, result):
 @pytest.mark.parametrize("numbers", [lambda log: f"{None:.1f}", lambda log: log[log.index("nowhere") :]])
 def test_a_log_that_is_not_as_expected_costs_its_numbers_alone(tmp_path, numbers):
     says = "import sys; sys.stdout.buffer.write(b'1 passed \\xff')"
-    (told,) = stages.Stages(tmp_path, 60).run([stages.Stage("s", [sys.executable, "-c", says, "pytest"], 30, numbers)])
+    (told,) = stages.Runner(tmp_path, 60).run([stages.Stage("s", [sys.executable, "-c", says, "pytest"], 30, numbers)])
     assert (told["result"], told["numbers"]) == ("ok", "1 passed \ufffd")
 
 
 def test_what_a_stage_started_ends_with_it(tmp_path):
     stage = stages.Stage("s", ["sh", "-c", f"sleep 600 & echo $! > {tmp_path / 'pid'}"], 30, str)
-    (told,) = stages.Stages(tmp_path / "out", 60).run([stage])
+    (told,) = stages.Runner(tmp_path / "out", 60).run([stage])
     assert told["result"] == "ok"
     until(lambda: not is_running(int((tmp_path / "pid").read_text())))  # the signal is on its way
 
@@ -111,7 +111,7 @@ def test_gpu_check_knows_tests_for_another_gpu(tmp_path):
     reason = re.search(r'pytest.skip\("(.*)"\)', (ROOT / "tests/test_cuda_linear.py").read_text())[1]
     (tmp_path / "test_other.py").write_text(f"import pytest\ndef test_it():\n    pytest.skip({reason!r})\n")
     command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", str(tmp_path / "test_other.py")]
-    (told,) = stages.Stages(tmp_path / "out", 60).run([stages.Stage("stage", command, 30, stages.last_line)])
+    (told,) = stages.Runner(tmp_path / "out", 60).run([stages.Stage("stage", command, 30, stages.last_line)])
     assert told["result"] == stages.NOT_HERE
 
 

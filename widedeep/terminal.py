@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-class Stages:
+class Bars:
     """One bar for each named stage of a job.
 
-    with Stages() as stages:
-        stages.update("clicks", done, total)
+    with Bars() as bars:
+        bars.update("clicks", done, total)
     """
 
     def __init__(self):
@@ -24,7 +24,7 @@ class Stages:
         )
         self._tasks: dict[str, int] = {}
 
-    def __enter__(self) -> "Stages":
+    def __enter__(self) -> "Bars":
         self._progress.start()
         return self
 

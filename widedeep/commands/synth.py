@@ -16,9 +16,9 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     from preprocess import synthetic
-    from widedeep.terminal import Stages
+    from widedeep.terminal import Bars
 
-    with Stages() as stages:
+    with Bars() as bars:
         manifest = synthetic.run(
             args.displays,
             args.seed,
@@ -26,7 +26,7 @@ def run(args) -> int:
             workers=args.workers,
             truth=args.truth,
             clicks_test=args.clicks_test,
-            progress=stages.update,
+            progress=bars.update,
         )
     best, rows = manifest["best"], manifest["files"]["clicks_train.csv"]["rows"]
     print(f"{args.out}: {args.displays} displays, {rows} rows")
