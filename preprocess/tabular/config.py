@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from preprocess.config import DataSetConfig
 from widedeep.errors import InputError
 
 
 @dataclass(frozen=True)
-class TabularConfig:
-    """Settings.
+class TabularConfig(DataSetConfig):
+    """Settings, with those of `DataSetConfig`.
 
     Args:
         spec: feature spec with transforms (see `preprocess.tabular.spec`).
@@ -22,12 +23,7 @@ class TabularConfig:
         stats: directory of the `statistics` of an earlier run to apply instead of learning them. Then test files alone
             may lack the label and the group: they can be scored.
         seed: of random and group splits.
-        numeric: storage type of the numeric features, "float32" or "float16".
-        rows_per_shard: rows of a shard file.
-        chunk_bytes: bytes of CSV worked on at a time. The output depends neither on it nor on workers.
-        engine: what parses: "threads", "processes" or "dask".
-        workers: of the engine; None for one a core.
-        scheduler: address of a running dask cluster, with engine "dask".
+        chunk_bytes: bytes of CSV worked on at a time. The output does not depend on it.
     """
 
     spec: str | Path
@@ -37,20 +33,14 @@ class TabularConfig:
     split: str | None = None
     stats: str | Path | None = None
     seed: int = 0
-    numeric: str = "float32"
-    rows_per_shard: int = 1 << 22
     chunk_bytes: int = 16 << 20
-    engine: str = "threads"
-    workers: int | None = None
-    scheduler: str | None = None
 
     def __post_init__(self):
+        super().__post_init__()
+        self._check_counts("chunk_bytes")
         if self.split is not None and self.test:
             raise InputError("expected either a split or test files, got both")
         if self.split is not None and not self.inputs:
             raise InputError("split: expected input files to split, got none")
-        for name in ("rows_per_shard", "chunk_bytes", "workers"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name} is {value}, expected at least 1")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}, expected 0 to 2^63 - 1")

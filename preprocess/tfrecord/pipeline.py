@@ -12,6 +12,7 @@ import numpy as np
 
 import widedeep
 from preprocess import inputs
+from preprocess.config import DataSetConfig
 from preprocess.engine import make
 from preprocess.outbrain.layout import FEB_2021_NAMES as NAMES
 from preprocess.stages import Stages, Watched
@@ -25,26 +26,16 @@ FOLDERS = {"train": "train", "test": "eval"}
 
 
 @dataclass(frozen=True)
-class TFRecordConfig:
-    """Settings.
+class TFRecordConfig(DataSetConfig):
+    """Settings, with those of `DataSetConfig`.
 
     Args:
         data_path: directory with the directories `train` and `eval` of files `part-*`.
         out: directory to write; an earlier data set there is replaced when the new one is complete.
-        numeric: storage type of the numeric features, "float32" or "float16".
-        rows_per_shard: rows of a shard file.
-        engine: what reads the records, "threads", "processes" or "dask"; the output is the same.
-        workers: of the engine; None for one a core.
-        scheduler: address of a running dask cluster, with engine "dask".
     """
 
     data_path: str | Path
     out: str | Path
-    numeric: str = "float32"
-    rows_per_shard: int = 1 << 22
-    engine: str = "threads"
-    workers: int | None = None
-    scheduler: str | None = None
 
 
 def run(config: TFRecordConfig) -> dict[str, Any]:
