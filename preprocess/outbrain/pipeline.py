@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-import widedeep
 from preprocess import csv_io, inputs
 from preprocess.engine import Engine, make
 from preprocess.outbrain import clicks, layout, memory, resume, store, tables, transform
@@ -26,6 +25,7 @@ from preprocess.outbrain.config import OutbrainConfig
 from preprocess.outbrain.flavours import FLAVOURS
 from preprocess.provenance import statistics_digest
 from preprocess.stages import Stage, Stages, Watched
+from widedeep import __version__
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import DATA_SET_OUTPUT, ShardWriter
@@ -86,7 +86,7 @@ def _key(config: OutbrainConfig, files: list[Path]) -> dict[str, Any]:
     free = ("data_path", "out", "stats", "engine", "workers", "scheduler", "memory_limit", "chunk_rows")
     settings = {name: value for name, value in vars(config).items() if name not in free}
     given = [] if config.stats is None else sorted(p for p in Path(config.stats).rglob("*") if p.is_file())
-    return {"version": widedeep.__version__, **settings, "inputs": resume.state(files), "stats": resume.state(given)}
+    return {"version": __version__, **settings, "inputs": resume.state(files), "stats": resume.state(given)}
 
 
 class _Run:
@@ -296,7 +296,7 @@ class _Run:
             "inputs": {p.name: p.stat().st_size for p in self.files.values() if p is not None},
             "input_rows": {name: stage.rows for name, stage in self.stages.done.items() if " " not in name},
             "versions": {
-                "widedeep": widedeep.__version__,
+                "widedeep": __version__,
                 "numpy": np.__version__,
                 "pyarrow": pa.__version__,
                 "xxhash": xxhash.VERSION,

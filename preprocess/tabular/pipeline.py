@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-import widedeep
 from preprocess import engine, inputs
 from preprocess.engine import Engine
 from preprocess.provenance import statistics_digest
@@ -23,7 +22,7 @@ from preprocess.tabular.source import Chunk
 from preprocess.tabular.spec import Feature, TabularSpec
 from preprocess.tabular.split import parse
 from preprocess.tabular.transforms import Vocabulary
-from widedeep import atomic
+from widedeep import __version__, atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS
 from widedeep.shards import DATA_SET_OUTPUT, UNLABELLED, ShardWriter
@@ -226,7 +225,7 @@ class _Run:
 
     def provenance(self) -> dict[str, Any]:
         return {
-            "program": f"widedeep {widedeep.__version__} preprocess tabular",
+            "program": f"widedeep {__version__} preprocess tabular",
             "inputs": [str(path) for path in self.inputs],
             "test": [str(path) for path in self.test],
             "split": self.config.split,

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-import widedeep
 from preprocess import inputs
 from preprocess.config import DataSetConfig
 from preprocess.engine import make
 from preprocess.outbrain.layout import FEB_2021_NAMES as NAMES
 from preprocess.stages import Stages, Watched
 from preprocess.tfrecord import records
-from widedeep import atomic
+from widedeep import __version__, atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS, FeatureSpec
 from widedeep.shards import DATA_SET_OUTPUT, ShardWriter
@@ -127,5 +126,5 @@ def _append(writer: ShardWriter, columns: dict[str, np.ndarray], place: str) -> 
 
 
 def _provenance(config: TFRecordConfig, files: list[Path]) -> dict[str, Any]:
-    program = f"widedeep {widedeep.__version__} preprocess tfrecord"
+    program = f"widedeep {__version__} preprocess tfrecord"
     return {"program": program, "data_path": str(config.data_path), "files": [path.name for path in files]}

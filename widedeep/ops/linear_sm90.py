@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import widedeep._load
+from widedeep import _load
 
 _ops = torch.ops.widedeep
 
@@ -22,7 +22,7 @@ LINKS = 8  # layers in one call at most
 def available(device: torch.device) -> bool:
     """Whether the kernels of this file run on the device: compute capability 9.0, the CUDA library loaded, and not
     WIDEDEEP_SM90=0 in the environment, which leaves them out."""
-    if device.type != "cuda" or not widedeep._load.has_cuda_kernels or os.environ.get("WIDEDEEP_SM90") == "0":
+    if device.type != "cuda" or not _load.has_cuda_kernels or os.environ.get("WIDEDEEP_SM90") == "0":
         return False
     return torch.cuda.get_device_capability(device) == (9, 0)
 

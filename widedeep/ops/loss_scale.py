@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import widedeep._load  # noqa: F401  registers torch.ops.widedeep
+from widedeep import _load  # noqa: F401  registers torch.ops.widedeep
 
 _ops = torch.ops.widedeep
 
