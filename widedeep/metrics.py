@@ -17,6 +17,8 @@ from widedeep import ops
 from widedeep.errors import RunError
 from widedeep.metrics_groups import Groups, auc_by_group, average_precision, number_groups, rank_key
 
+THRESHOLDS = (200, 8000)  # of the two AUCs by thresholds
+
 
 class Metric(ABC):
     """A metric whose state is tensors that add up. Subclasses define `update` and `value`."""
@@ -205,7 +207,7 @@ class Evaluation:
         result = evaluation.compute()
     """
 
-    def __init__(self, k: int = 12, thresholds: tuple[int, int] = (200, 8000), groups: bool = True):
+    def __init__(self, k: int = 12, thresholds: tuple[int, int] = THRESHOLDS, groups: bool = True):
         """k: of MAP.    thresholds: of two more AUCs, `auc_<n>`.    groups: whether rows have one (`map`, `gauc`)."""
         self.k, self.thresholds, self.groups = k, thresholds, groups
         self._logit: list[Tensor] = []
@@ -309,21 +311,14 @@ class Evaluation:
         return calibration(logit.sigmoid(), label, bins)
 
 
-def score_rows(
-    score: Tensor,
-    prob: Tensor,
-    label: Tensor,
-    group: Tensor | None,
-    k: int = 12,
-    thresholds: tuple[int, int] = (200, 8000),
-) -> dict[str, float | int]:
+def score_rows(score: Tensor, prob: Tensor, label: Tensor, group: Tensor | None, k: int = 12) -> dict[str, float | int]:
     """All metrics of a set of rows but the loss; keys as in `Evaluation.compute`.
 
     Args:
         score: [B] floats that rank the rows.    prob: [B] probabilities, in the same order of size.
         label: [B], 0 or 1.    group: [B] int64 or None.
     """
-    curves = [ThresholdAUC(count) for count in thresholds]
+    curves = [ThresholdAUC(count) for count in THRESHOLDS]
     for curve in curves:
         curve.update(prob, label)
     values, counts = _score(score, prob, label, group, k, curves)
