@@ -46,10 +46,6 @@ def layer(B, I, O, dtype=torch.float32):
     return random(B, I, dtype=dtype), random(O, I, dtype=dtype) / max(I, 1) ** 0.5, random(O, dtype=dtype)
 
 
-def poison(*shape, dtype=torch.float32):
-    return torch.full(shape, float("nan"), dtype=dtype)
-
-
 def close(got, want, dtype, scale=1.0):
     """At the one table's tolerance. A library rounds its bfloat16 products before bias and sums, where they may cancel:
     its error is relative to the largest element.
@@ -76,7 +72,7 @@ def step(n=3):
 def test_linear_relu_dropout_matches_reference(B, I, O, p, dtype):
     x, weight, bias = layer(B, I, O, dtype)
     args = (p, -5, step(2**33 + 1), 4, 2**32 - 3)
-    y = poison(B, O, dtype=dtype)
+    y = poisoned(B, O, dtype=dtype)
     ops.linear_relu_dropout_out(x, weight, bias, *args, y=y)
     close(y, reference.linear_relu_dropout(x.double(), weight.double(), bias.double(), *args), dtype)
     assert torch.equal(ops.linear_relu_dropout(x, weight, bias, *args), y)
@@ -126,7 +122,7 @@ def test_nan_and_infinity_are_not_hidden(dtype):
     assert torch.equal(y[5], torch.where(keep[5] & (weight[:, 1] > 0), float("inf"), 0).to(dtype))
     dz, mask = random(8, 40, dtype=dtype), torch.relu(random(8, 5, dtype=dtype))
     dz[2, 7] = float("nan")
-    dx, dbias, dweight = poison(8, 5, dtype=dtype), poison(5), torch.zeros(40, 5)
+    dx, dbias, dweight = poisoned(8, 5, dtype=dtype), poisoned(5), torch.zeros(40, 5)
     ops.linear_dgrad_out(dz, weight, mask, P, dx=dx, dbias=dbias)
     assert torch.equal(dx.isnan(), (mask > 0) & (torch.arange(8) == 2)[:, None])
     assert torch.equal(dbias.isnan(), dx.isnan().any(0))
@@ -139,13 +135,13 @@ def test_nan_and_infinity_are_not_hidden(dtype):
 def test_linear_dgrad_matches_reference(B, I, O, masked, dtype):
     dz, weight = random(B, O, dtype=dtype), random(O, I, dtype=dtype)
     mask = torch.relu(random(B, I, dtype=dtype)) if masked else None
-    dx, dbias = poison(B, I, dtype=dtype), poison(I)
+    dx, dbias = poisoned(B, I, dtype=dtype), poisoned(I)
     ops.linear_dgrad_out(dz, weight, mask, P, dx=dx, dbias=dbias)
-    want, sums = poison(B, I, dtype=torch.float64), poison(I, dtype=torch.float64)
+    want, sums = poisoned(B, I, dtype=torch.float64), poisoned(I, dtype=torch.float64)
     reference.linear_dgrad_out(dz.double(), weight.double(), mask, P, dx=want, dbias=sums)
     close(dx, want, dtype)
     close(dbias, sums, of_sums(dtype))
-    again = poison(B, I, dtype=dtype)
+    again = poisoned(B, I, dtype=dtype)
     ops.linear_dgrad_out(dz, weight, mask, P, dx=again, dbias=None)
     assert torch.equal(again, dx)
 
@@ -157,7 +153,7 @@ def test_bits_stand_for_the_activations(B, O, p, dtype):
     x, weight, bias = layer(B, 13, O, dtype)
     if B > 1:
         x[1, 2] = float("nan")
-    y, plain = poison(B, O, dtype=dtype), poison(B, O, dtype=dtype)
+    y, plain = poisoned(B, O, dtype=dtype), poisoned(B, O, dtype=dtype)
     bits = torch.full((B, bit_row_bytes(O)), 0xA5, dtype=torch.uint8)
     args = (x, weight, bias, p, 5, step(), 1, 9)
     ops.linear_relu_dropout_out(*args, y=plain)
@@ -168,7 +164,7 @@ def test_bits_stand_for_the_activations(B, O, p, dtype):
     dz, upper = random(B, 24, dtype=dtype), random(24, O, dtype=dtype)
     results = []
     for mask, given in ((y, None), (None, bits)):
-        dx, dbias = poison(B, O, dtype=dtype), poison(O)
+        dx, dbias = poisoned(B, O, dtype=dtype), poisoned(O)
         ops.linear_dgrad_out(dz, upper, mask, p, dx=dx, dbias=dbias, bits=given)
         results.append((dx, dbias))
     assert all(torch.equal(a, b) for a, b in zip(*results))
@@ -176,7 +172,7 @@ def test_bits_stand_for_the_activations(B, O, p, dtype):
 
 def test_bits_are_refused_where_they_do_not_fit():
     x, weight, bias = layer(7, 13, 33)
-    y, dx, bits = poison(7, 33), poison(7, 13), torch.zeros(7, 8, dtype=torch.uint8)
+    y, dx, bits = poisoned(7, 33), poisoned(7, 13), torch.zeros(7, 8, dtype=torch.uint8)
     for wrong in (bits[:, :4].contiguous(), bits[:6], bits.int()):
         with pytest.raises(RuntimeError, match=r"bits must be a contiguous Byte tensor .7, 8."):
             ops.linear_relu_dropout_out(x, weight, bias, P, 1, step(), 0, 0, y=y, bits=wrong)
@@ -189,7 +185,7 @@ def test_bits_are_refused_where_they_do_not_fit():
 @shapes
 def test_linear_wgrad_matches_reference(B, I, O, dtype):
     dz, x = random(B, O, dtype=dtype), random(B, I, dtype=dtype)
-    dweight = poison(O, I)
+    dweight = poisoned(O, I)
     ops.linear_wgrad_out(dz, x, dweight=dweight)
     close(dweight, dz.double().T @ x.double(), of_sums(dtype))
 
@@ -203,7 +199,12 @@ def test_own_products_of_half_types_are_those_of_float32_rounded_once(B, I, O, d
     dz, mask = random(B, O, dtype=dtype), torch.relu(x)
 
     def run(storage):
-        y, dx, dbias, dweight = poison(B, O, dtype=storage), poison(B, I, dtype=storage), poison(I), poison(O, I)
+        y, dx, dbias, dweight = (
+            poisoned(B, O, dtype=storage),
+            poisoned(B, I, dtype=storage),
+            poisoned(I),
+            poisoned(O, I),
+        )
         ops.linear_relu_dropout_out(x.to(storage), weight.to(storage), bias.float(), P, 5, step(), 1, 9, y=y)
         ops.linear_dgrad_out(dz.to(storage), weight.to(storage), mask.to(storage), P, dx=dx, dbias=dbias)
         ops.linear_wgrad_out(dz.to(storage), x.to(storage), dweight=dweight)
@@ -251,7 +252,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(B, I, O, dtype, monkeypatch
     x, weight, bias = layer(B, I, O, dtype)
 
     def run():
-        y, dx, dbias, dweight = poison(B, O, dtype=dtype), poison(B, I, dtype=dtype), poison(I), poison(O, I)
+        y, dx, dbias, dweight = poisoned(B, O, dtype=dtype), poisoned(B, I, dtype=dtype), poisoned(I), poisoned(O, I)
         ops.linear_relu_dropout_out(x, weight, bias, P, 5, step(), 1, 9, y=y)
         ops.linear_dgrad_out(y, weight, x, P, dx=dx, dbias=dbias)
         ops.linear_wgrad_out(y, x, dweight=dweight)
