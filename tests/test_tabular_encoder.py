@@ -132,6 +132,8 @@ def test_numbers_as_a_data_set_of_halves_holds_them(data, tmp_path):
     np.testing.assert_array_equal(
         Encoder(data, numeric="float16")(rows)[1][:, 0], read(tmp_path / "half" / "test")["price"]
     )
+    with pytest.raises(InputError, match=r"^numeric is 'fp16', expected one of float16, float32$"):
+        Encoder(data, numeric="fp16")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from preprocess.config import NUMERIC_TYPES
 from preprocess.provenance import statistics_digest
 from preprocess.tabular import source, statistics
 from preprocess.tabular.encode import encode
@@ -26,10 +27,13 @@ class Encoder:
     Attributes:
         spec: the features, in the order of the columns that come out.
     Raises:
-        InputError: the feature spec or the statistics are missing, damaged, or do not belong together.
+        InputError: the feature spec or the statistics are missing, damaged, or do not belong together; `numeric` is
+            another type.
     """
 
     def __init__(self, data: str | Path, numeric: str = "float32"):
+        if numeric not in NUMERIC_TYPES:
+            raise InputError(f"numeric is {numeric!r}, expected one of {', '.join(NUMERIC_TYPES)}")
         spec = TabularSpec.load(Path(data))
         statistics.load(spec, Path(data))
         self.spec = spec.completed()
