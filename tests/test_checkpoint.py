@@ -315,3 +315,15 @@ def test_what_a_kill_inside_a_save_left_is_mended(tmp_path):
     assert checkpoints.find("last") == path
     assert read_progress(path).step == 3
     assert {each.name for each in path.parent.iterdir()} == {"last", "lock", "step-3"}
+
+
+def test_a_damaged_index_is_a_stale_one(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.prepare()
+        save(checkpoints, 1, best=True)
+        path = save(checkpoints, 2)
+        for index in ("last", "best"):
+            (checkpoints.directory / index).write_bytes(b"\xff\xfe\x00")
+        assert checkpoints.find("last") == checkpoints.find("best") == path
+        save(checkpoints, 3)
+        assert checkpoints.find("last").name == "step-3"

@@ -116,7 +116,7 @@ class Checkpoints:
         name = which
         if which in ("last", "best"):
             index = self.directory / which
-            name = index.read_text().strip() if index.is_file() else ""
+            name = _named(index) if index.is_file() else ""
         if name and (found := self.directory / name).is_dir():
             if not (found / STATE).is_file():
                 raise InputError(_damage(found, STATE, _difference(None, {})))
@@ -226,7 +226,7 @@ class Checkpoints:
         best = self.directory / "best"
         keep = set(self._mine[-self._keep_last :])
         if best.is_file():
-            name = best.read_text().strip()
+            name = _named(best)
             if name in self._mine:
                 keep.add(name)
             else:
@@ -326,6 +326,11 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def _named(index: Path) -> str:
+    """What an index says; of one that is damaged something that no checkpoint is called."""
+    return index.read_bytes().decode(errors="replace").strip()
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
