@@ -327,3 +327,17 @@ def test_a_damaged_index_is_a_stale_one(tmp_path):
         assert checkpoints.find("last") == checkpoints.find("best") == path
         save(checkpoints, 3)
         assert checkpoints.find("last").name == "step-3"
+
+
+def test_names_outlive_a_locale_that_lacks_them(tmp_path):
+    """A spec is read as UTF-8, so it is written as that wherever the run was."""
+    code = (
+        "from widedeep.checkpoint import Checkpoints, Progress;"
+        "import sys;"
+        "told = Progress(seed=1, rows=1, global_batch_size=1);"
+        "Checkpoints(sys.argv[1]).save({}, {}, told, {'feature_spec.yaml': 'l\\u00e4nd'}, False)"
+    )
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, env=ascii_only, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
+    assert (locate(tmp_path) / "feature_spec.yaml").read_text(encoding="utf-8") == "länd"

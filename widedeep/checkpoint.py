@@ -192,7 +192,7 @@ class Checkpoints:
             for name, tensors in parts.items():
                 _write_tensors(partial / name, tensors)
             for name, text in texts.items():
-                (partial / name).write_text(text)
+                (partial / name).write_text(text, encoding="utf-8")
             files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
             state = asdict(progress) | {"version": __version__, "torch": torch.__version__, "files": files}
             (partial / STATE).write_text(json.dumps(state, indent=2))
