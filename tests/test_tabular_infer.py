@@ -142,6 +142,16 @@ def test_ids_that_do_not_repeat_are_left_out(tmp_path):
     assert "left out: imp_id: its values hardly repeat (100 in 100 rows)" in notes
 
 
+def test_the_index_of_a_pandas_table_is_left_out(tmp_path):
+    """pandas writes what is left of the row numbers after a filter as a column."""
+    rng = np.random.default_rng(7)
+    index = np.flatnonzero(rng.random(400) < 0.5)
+    table = {"size": rng.random(len(index)), "click": index % 2, "__index_level_0__": index}
+    spec, notes = infer_spec([write(tmp_path / "data.parquet", pa.table(table))])
+    assert set(spec["feature_spec"]) == {"size", "size_bucket", "click"}
+    assert "left out: __index_level_0__: is the index of a pandas table" in notes
+
+
 def columns(rows=200):
     """Two columns that make features, for tests of what stands beside them."""
     rng = np.random.default_rng(rows)
