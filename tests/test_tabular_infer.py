@@ -137,9 +137,11 @@ def test_the_number_of_the_row_is_left_out(tmp_path, values, why):
 
 def test_ids_that_do_not_repeat_are_left_out(tmp_path):
     table = {"imp_id": np.arange(100) * 3 + 10**17, "size": np.arange(100) * 3, "click": np.arange(100) % 2}
+    table["vector"] = (np.arange(200).reshape(100, 2) / 7).tolist()
     spec, notes = infer_spec([write(tmp_path / "data.parquet", pa.table(table))])
     assert set(spec["feature_spec"]) == {"size", "size_bucket", "click"}
     assert "left out: imp_id: its values hardly repeat (100 in 100 rows)" in notes
+    assert "left out: vector: its entries hardly repeat (200 in 200)" in notes
 
 
 def test_the_index_of_a_pandas_table_is_left_out(tmp_path):

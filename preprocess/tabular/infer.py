@@ -38,9 +38,9 @@ def infer_spec(
     Numbers of more than 16 distinct values become numeric features (with log where they are far from symmetric) and,
     in buckets, categorical ones; words such as NA or ? among them are taken as no value. Texts, other numbers, and
     integers whose name says id, become categorical: by vocabulary, or hashed when there are very many. Lists and texts
-    with `|` or `;` become multi-hot. Columns that hold one value, texts and ids that hardly repeat, the number of the
-    row, the index of a pandas table, and columns that cannot be read, are left out. Without a `label` the column is
-    taken whose name is one of `LABELS`.
+    with `|` or `;` become multi-hot. Columns that hold one value, texts, ids and entries of lists that hardly repeat,
+    the number of the row, the index of a pandas table, and columns that cannot be read, are left out. Without a `label`
+    the column is taken whose name is one of `LABELS`.
     delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header; None: a
     tab in files called .tsv, a comma in others.
 
@@ -173,8 +173,11 @@ def _unfit(name: str, column: Seen) -> str | None:
         return f"holds {'one value' if distinct else 'no value'}"
     if PANDAS_INDEX.fullmatch(name):
         return "is the index of a pandas table"
-    if column.lengths or distinct <= FEW_VALUES or (not column.numbers and column.separator):
+    if distinct <= FEW_VALUES or (not column.lengths and not column.numbers and column.separator):
         return None
+    if column.lengths:  # the numbers of a vector, say
+        entries = column.counts.total()
+        return f"its entries hardly repeat ({distinct} in {entries})" if distinct > 0.9 * entries else None
     if column.numbers_the_rows:
         return "numbers the rows"
     if not _is_numeric(name, column) and distinct > 0.9 * (column.rows - column.nulls):
