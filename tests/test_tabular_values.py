@@ -242,3 +242,11 @@ def test_values_of_the_column_that_splits_the_rows_are_told_to_be_new(tmp_path, 
 def test_a_split_without_test_rows_is_warned_about(tmp_path, caplog):
     labels(tmp_path, ["yes", "no"] * 4, "'yes'", "time:x:9")
     assert "the split time:x:9 makes no test rows" in caplog.text
+
+
+def test_test_files_without_rows_are_warned_about(tmp_path, caplog):
+    labels(tmp_path, ["yes", "no"] * 4, "'yes'")
+    assert "wants some" not in caplog.text
+    (tmp_path / "empty.csv").write_text("x,click\n")
+    run(TabularConfig(tmp_path / "spec.yaml", tmp_path / "none", [tmp_path / "a.csv"], [tmp_path / "empty.csv"]))
+    assert "the test files hold no rows, and" in caplog.text

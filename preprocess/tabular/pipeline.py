@@ -234,8 +234,9 @@ class _Run:
         }
 
     def report(self, completed: Any, seconds: float) -> dict[str, Any]:
-        if self.split and not self.counts["test"]["rows"]:
-            log.warning("the split %s makes no test rows, and a training wants some to evaluate", self.config.split)
+        if self.inputs and not self.counts["test"]["rows"]:
+            told = f"the split {self.config.split} makes no test rows" if self.split else "the test files hold no rows"
+            log.warning("%s, and a training wants some to evaluate", told)
         for name, cut in self.cut.items():
             if cut:
                 log.warning("%s: %d elements beyond max_hotness were left out", name, cut)
