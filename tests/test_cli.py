@@ -189,6 +189,21 @@ def test_a_defect_keeps_its_traceback_and_debug_adds_one(monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_an_interrupt_that_a_library_wraps_is_one(monkeypatch, capsys):
+    def wrap(args):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            try:
+                raise AttributeError("of its clean-up")
+            except AttributeError as error:
+                raise RuntimeError("could not export") from error
+
+    monkeypatch.setattr("widedeep.commands.doctor.run", wrap)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "widedeep: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [(None, None), ("1000000", 10**6), ("64k", 2**16), ("1.5GiB", 3 << 29), ("512MB", 2**29)]
 )

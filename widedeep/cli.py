@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         code = _exit_code(error)
+        if code is None and _is_interrupted(error):
+            return _complain("interrupted", 130)
         if debug or code is None:
             traceback.print_exc()
             return code or 1
@@ -191,6 +193,13 @@ def _exit_code(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return 1 if error.errno in DISK_FULL else 2
     return 1 if _is_out_of_memory(error) or type(error).__name__ == "OutOfMemoryError" else None
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether it comes of Ctrl-C: torch's ONNX exporter makes an error of its own of that."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
