@@ -1,9 +1,11 @@
 """The command line: what it accepts, what it says, how fast it answers, and that errors are one sentence."""
 
 import errno
+import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +13,9 @@ from commands import command_line
 
 from widedeep.commands.preprocess_outbrain import parse_bytes
 from widedeep.errors import InputError, RunError
+from widedeep.feature_spec import FeatureSpec
 
+ROOT = Path(__file__).resolve().parents[1]
 cli = command_line()
 
 
@@ -230,3 +234,20 @@ def test_a_config_file_names_the_inputs_of_tables(tmp_path, monkeypatch):
     for words in (["--config", str(path)], ["--config", str(path), "c.csv"], ["--spec", "s", "--out", "o"]):
         assert cli.main(["preprocess", "tabular", *words]) == 0
     assert seen == [["a.csv", "b.csv"], ["c.csv"], []]
+
+
+def test_names_that_the_terminal_lacks(tmp_path):
+    """A proposed spec stays readable, and what is only shown is shown as well as can be."""
+    (tmp_path / "a.csv").write_text("l\u00e4nd,click\n" + "a,0\nb,1\n" * 9, encoding="utf-8")
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+
+    def say(*words):
+        words = [sys.executable, "-m", "widedeep", *words]
+        run = subprocess.run(words, cwd=tmp_path, env=ascii_only, capture_output=True, check=False)
+        assert run.returncode == 0, run.stderr.decode()
+        return run.stdout.decode("ascii")
+
+    (tmp_path / "spec.yaml").write_text(say("spec", "infer", "a.csv"))
+    say("preprocess", "tabular", "a.csv", "--spec", "spec.yaml", "--split", "last:4", "--out", "data")
+    assert "l\\xe4nd" in say("describe", "data")
+    assert FeatureSpec.load(tmp_path / "data").names == ("l\u00e4nd",)

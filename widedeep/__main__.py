@@ -1,5 +1,6 @@
 """`widedeep ...`, `python -m widedeep ...`, and `torchrun -m widedeep train ...`."""
 
+import io
 import sys
 
 
@@ -18,6 +19,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names and paths may hold what the terminal cannot show
     return cli.main()
 
 

@@ -29,7 +29,9 @@ def run(args) -> int:
     if args.delimiter is not None:
         options["delimiter"] = args.delimiter.replace("\\t", "\t")  # as a shell passes it on
     spec, notes = tabular.infer_spec(args.inputs, args.label, **options)
-    text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=120)
+    # YAML has escapes of its own for what a stdout of another encoding cannot hold.
+    plain = args.out is not None or (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=plain, width=120)
     for sentence in notes:
         print(sentence, file=sys.stderr)
     if args.out is None:
