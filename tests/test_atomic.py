@@ -1,12 +1,15 @@
 """What may be replaced: an earlier output that holds nothing else and that the run does not read."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 from test_tabular import CSV, write_spec
 
 from preprocess.tabular import TabularConfig, run
 from widedeep import atomic
+from widedeep.atomic import write_errors
 from widedeep.errors import InputError
 from widedeep.shards import DATA_SET_OUTPUT, ShardSet
 
@@ -55,6 +58,14 @@ def test_what_the_run_reads_is_not_replaced(tmp_path, read):
         with pytest.raises(InputError, match="this run reads"):
             replace(target, [path])
     replace(target, [make(tmp_path / "out.csv", "a") / "a"])
+
+
+def test_errors_name_what_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(make(tmp_path, "file"))
+    with pytest.raises(InputError, match=r"^cannot write file/out: File exists$"):
+        replace(Path("file/out"))
+    with pytest.raises(InputError, match=r"^cannot write p\.csv: Read-only file system$"), write_errors(Path("p.csv")):
+        raise OSError(errno.EROFS, "Failed to open local file '.p.csv.0a1b'. Detail: [errno 30] Read-only file system")
 
 
 @pytest.mark.parametrize("there", [True, False])

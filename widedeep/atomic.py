@@ -42,9 +42,14 @@ def write_errors(target: Path, kept: str = "what was there before is untouched")
     except OSError as error:
         short = error.errno is None and SHORT_WRITE in str(error)
         if short or error.errno in DISK_FULL:
-            why = "No space left on device, or the limit of a file's size is reached" if short else error.strerror
+            why = "No space left on device, or the limit of a file's size is reached" if short else _why(error)
             raise RunError(f"cannot write {target}: {why}; {kept}") from error
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {target}: {_why(error)}") from error
+
+
+def _why(error: OSError) -> str:
+    """In the system's words: pyarrow's own account names the temporary file."""
+    return os.strerror(error.errno) if error.errno else error.strerror or str(error)
 
 
 @contextlib.contextmanager
@@ -105,8 +110,8 @@ def begin(target: Path, output: Output, reads: Iterable[str | os.PathLike] = ())
         InputError: `target` cannot be written, or `check` refuses it.
     """
     check(target, output, reads)
-    target = _real(target)
     with write_errors(target):
+        target = _real(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
         partial = target.parent / f"{_prefix(target)}{os.getpid()}"
@@ -116,9 +121,9 @@ def begin(target: Path, output: Output, reads: Iterable[str | os.PathLike] = ())
 
 def commit(partial: Path, target: Path) -> None:
     """Rename `partial` to `target`; an earlier `target` is moved aside first, and put back should the rename fail."""
-    target = _real(target)
     previous = None
     with write_errors(target):
+        target = _real(target)
         if target.exists():
             previous = partial.with_name(partial.name + "-previous")
             target.rename(previous)
