@@ -2,6 +2,8 @@
 
 import errno
 import os
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,19 @@ def test_what_the_run_reads_is_not_replaced(tmp_path, read):
         with pytest.raises(InputError, match="this run reads"):
             replace(target, [path])
     replace(target, [make(tmp_path / "out.csv", "a") / "a"])
+
+
+@pytest.mark.parametrize("name", ["out", "fold [1]", "a*b"])
+def test_what_a_kill_left_is_mended(tmp_path, name):
+    target = tmp_path / name
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = f".{name}.partial-{socket.gethostname()}-{gone.pid}"
+    make(tmp_path, f"{left}/half", f"{left}-previous/marker", f".{name}.partial-elsewhere-1/half")
+    with pytest.raises(RuntimeError), atomic.directory(target, OUTPUT):
+        raise RuntimeError("the next run fails too")
+    assert sorted(os.listdir(tmp_path)) == sorted([name, f".{name}.partial-elsewhere-1"])
+    assert (target / "marker").read_text() == "old"
 
 
 def test_errors_name_what_was_asked_for(tmp_path, monkeypatch):

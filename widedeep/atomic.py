@@ -7,6 +7,7 @@ previous output as it was.
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import socket
@@ -178,7 +179,7 @@ def _prefix(target: Path) -> str:
 
 def _remove_leftovers(target: Path) -> None:
     """Delete partial directories of this host's dead processes; put an output back that a kill left moved aside."""
-    for path in target.parent.glob(f"{_prefix(target)}*"):
+    for path in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
         pid, _, suffix = path.name.removeprefix(_prefix(target)).partition("-")
         if not pid.isdigit() or (int(pid) != os.getpid() and _is_running(int(pid))):
             continue
