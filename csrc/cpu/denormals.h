@@ -5,6 +5,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <cstdint>
 #endif
 
 namespace widedeep::cpu {
@@ -19,6 +21,23 @@ class FlushDenormals {
 
  private:
   unsigned before_;
+};
+#elif defined(__aarch64__)
+// "memory": loads, and so the arithmetic on what they bring, and stores stay on their side of the change.
+class FlushDenormals {
+ public:
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    set(before_ | uint64_t{1} << 24);  // FZ: results and operands, of float and double; conversions of halves are exact
+  }
+  ~FlushDenormals() { set(before_); }
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ private:
+  static void set(uint64_t value) { asm volatile("msr fpcr, %0" : : "r"(value) : "memory"); }
+
+  uint64_t before_;
 };
 #else
 struct FlushDenormals {

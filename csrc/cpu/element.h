@@ -5,6 +5,8 @@
 #include <cstring>
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "core/dtype.h"
@@ -18,6 +20,12 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+#if defined(__aarch64__)
+typedef __fp16 NativeHalf;  // g++ has _Float16 only from version 13 on there
+#else
+typedef _Float16 NativeHalf;
+#endif
+
 inline float to_float(float v) { return v; }
 inline float to_float(BFloat16 v) {
   const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
@@ -26,7 +34,7 @@ inline float to_float(BFloat16 v) {
   return out;
 }
 inline float to_float(Half v) {
-  _Float16 half;
+  NativeHalf half;
   std::memcpy(&half, &v.bits, sizeof half);
   return static_cast<float>(half);
 }
@@ -41,7 +49,7 @@ inline void store(float v, BFloat16& out) {
   out.bits = static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? quiet : rounded);
 }
 inline void store(float v, Half& out) {
-  const _Float16 half = static_cast<_Float16>(v);
+  const NativeHalf half = static_cast<NativeHalf>(v);
   std::memcpy(&out.bits, &half, sizeof out.bits);
 }
 
@@ -70,6 +78,15 @@ inline void store_row<Half>(const float* __restrict__ in, Half* __restrict__ out
   for (; i + 8 <= n; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
                      _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+  for (; i < n; ++i) store(in[i], out[i]);
+}
+#elif defined(__aarch64__)
+// g++ 12 rounds to __fp16 one element at a time, but widens eight.
+template <>
+inline void store_row<Half>(const float* __restrict__ in, Half* __restrict__ out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4)
+    vst1_u16(reinterpret_cast<uint16_t*>(out + i), vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(in + i))));
   for (; i < n; ++i) store(in[i], out[i]);
 }
 #endif

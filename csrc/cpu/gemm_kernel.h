@@ -12,6 +12,10 @@ inline constexpr int kLanes = 16, kRows = 14, kVectors = 2;
 #elif defined(__AVX2__) && defined(__FMA__)
 inline constexpr const char* kInstructions = "AVX2 matrix kernel";
 inline constexpr int kLanes = 8, kRows = 6, kVectors = 2;
+#elif defined(__aarch64__)
+// A sixth row would fit too, but g++ 12 loads the whole column of A first, and then spills.
+inline constexpr const char* kInstructions = "NEON matrix kernel";
+inline constexpr int kLanes = 4, kRows = 5, kVectors = 4;
 #else
 inline constexpr const char* kInstructions = "portable matrix kernel";
 inline constexpr int kLanes = 4, kRows = 4, kVectors = 2;
