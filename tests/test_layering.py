@@ -21,7 +21,7 @@ STABLE_TORCH = r"torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch/c)/.+|py
 BINDINGS = rf"core/.+|{STANDARD}|{STABLE_TORCH}|bindings/"
 MAY_INCLUDE = {  # files: includes; the first line that fits a file counts
     r"core/.+": r"core/.+|cstdint|cmath",
-    r"cpu/.+": rf"core/.+|cpu/.+|{STANDARD}|immintrin\.h|sys/.+",
+    r"cpu/.+": rf"core/.+|cpu/.+|{STANDARD}|immintrin\.h|arm_neon\.h|sys/.+",
     r"kernels/.+": rf"core/.+|kernels/.+|{STANDARD}|{CUDA}",
     r"bindings/(.+_cpu|columns|module)\..+": rf"{BINDINGS}(?!.+_cuda|stream).+|cpu/.+",
     r"bindings/(.+_cuda|stream)\..+": rf"{BINDINGS}(?!.+_cpu).+|kernels/.+|{CUDA}",
