@@ -224,7 +224,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="first words of the stages to run, each in all the time left")
     args = parser.parse_args()
     wanted, run = chosen(args.only), Runner(args.out, args.seconds, unlimited=bool(args.only))
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # As Ctrl-C does by itself, which what a script starts in the background does not see.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         check(wanted, run)
         not_sanitized = filter(lambda name: is_named(name, args.only), map(" ".join, NOT_SANITIZED))
