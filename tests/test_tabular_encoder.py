@@ -84,6 +84,11 @@ def as_frame(rows):
     return rows.to_pandas()
 
 
+def with_nan(rows):
+    """Of objects, with NaN where there is no value, whatever the column holds."""
+    return as_frame(rows).astype(object).where(lambda frame: frame.notna(), float("nan"))
+
+
 FORMS = {
     "table": lambda rows: rows,
     "batch": lambda rows: rows.combine_chunks().to_batches()[0],
@@ -91,6 +96,9 @@ FORMS = {
     "mappings": lambda rows: rows.to_pylist(),
     "pandas": lambda rows: as_frame(rows).assign(payload=[object()] * rows.num_rows),
     "pandas, its own types": lambda rows: as_frame(rows).convert_dtypes(),
+    "mappings of pandas": lambda rows: with_nan(rows).to_dict("records"),
+    "arrays of numpy": lambda rows: {name: column.to_numpy() for name, column in with_nan(rows).items()},
+    "polars": lambda rows: pytest.importorskip("polars").from_arrow(rows),
 }
 
 
@@ -145,6 +153,7 @@ def test_numbers_as_a_data_set_of_halves_holds_them(data, tmp_path):
         (lambda row: row.update(slot=6), "^column slot: expected values of one type: "),
         (lambda row: row.update(user=["u1"]), "^column user: expected values of one type: "),
         (lambda row: row.update(page=object()), "^column page: expected values of one type: "),
+        (lambda row: row.update(rank=2**70), "^column rank: expected values of one type: "),
         (lambda row: row.update(else_=object()), None),
     ],
 )
@@ -167,6 +176,9 @@ def test_what_is_no_table(data):
         encode(rows.drop_columns("price").to_pydict())
     with pytest.raises(InputError, match=r"^row 1: expected a mapping of columns, got list$"):
         encode([[1, 2]])
+    for value, kind in (("u1", "str"), (None, "NoneType")):
+        with pytest.raises(InputError, match=rf"^column user: expected the values of all rows, got {kind}; "):
+            encode(rows.to_pylist()[0] | {"user": value})
     for nothing in (7, "rows.csv", {}):
         with pytest.raises(InputError, match=r"^(rows: expected a table: |column user is missing)"):
             encode(nothing)
@@ -182,6 +194,9 @@ def test_statistics_that_do_not_belong_to_the_spec_are_refused(data, tmp_path):
     (tmp_path / "feature_spec.yaml").write_bytes((data / "feature_spec.yaml").read_bytes())
     with pytest.raises(InputError, match="expected the statistics of an earlier run"):
         Encoder(tmp_path)
+    (tmp_path / "statistics.json").write_bytes((data / "statistics" / "statistics.json").read_bytes())
+    with pytest.raises(InputError, match=r"/statistics/statistics.json: expected the statistics of an earlier run, "):
+        Encoder(tmp_path)  # what lies elsewhere is not read
     other = json.loads((data / "statistics" / "statistics.json").read_text())
     other["features"]["user"]["values"].reverse()
     (tmp_path / "statistics").mkdir()

@@ -14,7 +14,7 @@ from preprocess.tabular.encode import encode
 from preprocess.tabular.spec import TabularSpec
 from widedeep.errors import InputError
 
-_REFUSED = (pa.ArrowException, TypeError, ValueError, AttributeError)
+_REFUSED = (pa.ArrowException, TypeError, ValueError, AttributeError, OverflowError)
 
 
 class Encoder:
@@ -35,7 +35,7 @@ class Encoder:
         if numeric not in NUMERIC_TYPES:
             raise InputError(f"numeric is {numeric!r}, expected one of {', '.join(NUMERIC_TYPES)}")
         spec = TabularSpec.load(Path(data))
-        statistics.load(spec, Path(data))
+        statistics.load(spec, Path(data) / statistics.FOLDER)
         self.spec = spec.completed()
         self._numeric = numeric
         self._categorical = [f for f in spec.features if f.kind in ("categorical", "multi-hot")]
@@ -89,8 +89,12 @@ def _value(row: Any, i: int, name: str) -> Any:
 
 
 def _array(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+        told = f"got {type(values).__name__}; a single row is a list of one mapping"
+        raise InputError(f"column {name}: expected the values of all rows, {told}")
     try:
-        return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+        # from_pandas: NaN among texts is a missing value too, as pandas has it.
+        return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, from_pandas=True)
     except _REFUSED as error:
         raise InputError(f"column {name}: expected values of one type: {_told(error)}") from error
 
