@@ -224,7 +224,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="first words of the stages to run, each in all the time left")
     args = parser.parse_args()
     wanted, run = chosen(args.only), Runner(args.out, args.seconds, unlimited=bool(args.only))
-    # As Ctrl-C does by itself, which what a script starts in the background does not see.
+    # KeyboardInterrupt, as for Ctrl-C. SIGINT itself is ignored in what a script has started in the background.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         check(wanted, run)

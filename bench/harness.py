@@ -84,7 +84,7 @@ def main(what: str, action: Action, argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, what: str, action: Action) -> dict:
-    """Measures every batch size; returns the report as plain values."""
+    """Measures every batch size with every mode of the reader; returns the report as plain values."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device: torch finds no GPU or no driver")
     spec = FeatureSpec.load(args.fspec_file) if args.fspec_file else FeatureSpec.outbrain()
