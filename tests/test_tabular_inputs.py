@@ -116,15 +116,16 @@ def test_a_header_of_one_column_names_the_flag(tmp_path, header, delimiter, word
             infer_spec([tmp_path / "a.csv"], label, delimiter=delimiter)
 
 
-@pytest.mark.parametrize("kind", ["file", "stream", "lz4", "dictionary"])
+@pytest.mark.parametrize("kind", ["file", "stream", "lz4", "dictionary", "unsigned"])
 def test_arrow_files(tmp_path, plain, kind):
     table, path = rows(), tmp_path / "data.arrow"
     if kind == "lz4":
         path = tmp_path / "data.feather"
         feather.write_feather(table, path, compression="lz4", chunksize=70)
     else:
-        if kind == "dictionary":
-            table = table.set_column(0, "city", table["city"].dictionary_encode())
+        if kind in ("dictionary", "unsigned"):
+            indices = pa.int32() if kind == "dictionary" else pa.uint32()  # polars' Categorical has the latter
+            table = table.set_column(0, "city", table["city"].cast(pa.dictionary(indices, pa.string())))
         make = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
         with make(path, table.schema) as writer:
             writer.write_table(table, max_chunksize=70)

@@ -66,6 +66,8 @@ def test_columns_and_lists_hold_what_arrow_holds():
     assert column.codes.tolist() == [0, -1, 1, 0]
     assert column.counts(np.array([True, True, False, True])).tolist() == [2, 0]
     assert Column.of(pa.array([1.5, float("nan"), None])).codes.tolist() == [0, -1, -1]
+    unsigned = pa.DictionaryArray.from_arrays(pa.array([1, None, 0], pa.uint32()), ["a", "b"])
+    assert Column.of(unsigned).codes.tolist() == [1, -1, 0]
     lists = Lists.of(pa.array([["a"], None, [], ["b", None, "a"]]))
     ids = np.where(lists.elements.codes < 0, -1, lists.elements.codes + 1)
     padded, cut = lists.padded(ids, 2)

@@ -41,10 +41,11 @@ class Column:
             array = array.cast(pa.string())
         if not pa.types.is_dictionary(array.type):
             array = array.dictionary_encode()
-        codes, values = array.indices.fill_null(-1).to_numpy(zero_copy_only=False), array.dictionary
+        indices = array.indices.cast(pa.int32())  # polars' are unsigned
+        codes, values = indices.fill_null(-1).to_numpy(zero_copy_only=False), array.dictionary
         if str(values.type) == "string_view":  # as polars writes texts; some of pyarrow's functions do not know it
             values = values.cast(pa.string())
-        return cls(codes.astype(np.int32, copy=False), values)
+        return cls(codes, values)
 
     def __len__(self) -> int:
         return len(self.codes)
