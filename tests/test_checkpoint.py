@@ -317,13 +317,14 @@ def test_what_a_kill_inside_a_save_left_is_mended(tmp_path):
     assert {each.name for each in path.parent.iterdir()} == {"last", "lock", "step-3"}
 
 
-def test_a_damaged_index_is_a_stale_one(tmp_path):
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"..", b"x" * 5000])
+def test_a_damaged_index_is_a_stale_one(tmp_path, damage):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.prepare()
         save(checkpoints, 1, best=True)
         path = save(checkpoints, 2)
         for index in ("last", "best"):
-            (checkpoints.directory / index).write_bytes(b"\xff\xfe\x00")
+            (checkpoints.directory / index).write_bytes(damage)
         assert checkpoints.find("last") == checkpoints.find("best") == path
         save(checkpoints, 3)
         assert checkpoints.find("last").name == "step-3"

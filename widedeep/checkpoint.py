@@ -329,8 +329,9 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _named(index: Path) -> str:
-    """What an index says; of one that is damaged something that no checkpoint is called."""
-    return index.read_bytes().decode(errors="replace").strip()
+    """The checkpoint that an index names; empty where it is damaged."""
+    name = index.read_bytes().decode(errors="replace").strip()
+    return name if re.fullmatch(r"step-[0-9]{1,19}", name) else ""
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
