@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -179,7 +180,8 @@ def test_what_is_no_table(data):
     for value, kind in (("u1", "str"), (None, "NoneType")):
         with pytest.raises(InputError, match=rf"^column user: expected the values of all rows, got {kind}; "):
             encode(rows.to_pylist()[0] | {"user": value})
-    for nothing in (7, "rows.csv", {}):
+    unindexed = SimpleNamespace(columns=["user"])  # as a polars LazyFrame is
+    for nothing in (7, "rows.csv", {}, unindexed):
         with pytest.raises(InputError, match=r"^(rows: expected a table: |column user is missing)"):
             encode(nothing)
 

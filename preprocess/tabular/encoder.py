@@ -72,9 +72,9 @@ def _table(rows: Any, columns: Sequence[str]) -> pa.Table:
         rows = {name: [_value(row, i, name) for i, row in enumerate(rows)] for name in columns}
     if isinstance(rows, Mapping):
         rows = {name: _array(name, rows[name]) for name in columns if name in rows} or rows
-    elif hasattr(rows, "columns") and not isinstance(rows, pa.Table | pa.RecordBatch):  # a DataFrame
-        rows = rows[[name for name in columns if name in rows.columns]]
     try:
+        if hasattr(rows, "columns") and not isinstance(rows, pa.Table | pa.RecordBatch):  # a DataFrame
+            rows = rows[[name for name in columns if name in rows.columns]]
         return rows if isinstance(rows, pa.Table) else pa.table(rows)
     except _REFUSED as error:
         raise InputError(f"rows: expected a table: {_told(error)}") from error
