@@ -145,7 +145,12 @@ def test_an_export_with_statistics_serves_raw_rows(kind, tmp_path, capsys):
     sizes = ["--deep_hidden_units", "16", "--num_epochs", "2", "--global_batch_size", "32", "--deep_warmup_epochs", "0"]
     assert main(["train", *places, *sizes, "--cpu", "--seed", "5", "--threads", "1"]) == 0
     exported = ["export", "--model", str(model), "--format", kind, "--out"]
+    (data / "statistics" / "statistics.json").chmod(0o400)
+    (data / "statistics").chmod(0o500)
     assert main([*exported, str(out), "--stats", str(data)]) == 0
+    (data / "statistics").chmod(0o700)
+    for path, alike in ((out / "statistics", out), (out / "statistics" / "statistics.json", out / "export.json")):
+        assert path.stat().st_mode == alike.stat().st_mode
     assert (out / "statistics" / "statistics.json").read_bytes() == (data / "statistics/statistics.json").read_bytes()
     scored = ["--model", str(model), "--dataset_path", str(data), "--cpu", "--precision", "fp32"]
     assert main(["predict", *scored, "--out", str(tmp_path / "p.csv")]) == 0
@@ -156,6 +161,7 @@ def test_an_export_with_statistics_serves_raw_rows(kind, tmp_path, capsys):
     assert main([*exported, str(out), "--stats", str(out)]) == 2  # in the way of its own reading
     assert "this run reads" in capsys.readouterr().err
     other = shutil.copytree(data, tmp_path / "other") / "statistics" / "statistics.json"
+    other.chmod(0o600)
     other.write_text(other.read_text().replace("Oslo", "Bergen"))
     assert main([*exported, str(tmp_path / "no"), "--stats", str(tmp_path / "other")]) == 2
     assert "expected the statistics that the model's rows were encoded with" in capsys.readouterr().err

@@ -127,11 +127,18 @@ def export(
             text = yaml.safe_dump(model.spec.to_dict() | {"source_spec": {}}, sort_keys=False, allow_unicode=True)
             (partial / checkpoint.SPEC).write_text(text, encoding="utf-8")
             if statistics:
-                shutil.copytree(statistics.directory, partial / STATISTICS)
+                _copy(statistics.directory, partial / STATISTICS)
             (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     finally:
         model.train(training)
     return description
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The files of a directory with the modes of new ones: those of a data set may be its owner's alone, or fixed."""
+    target.mkdir()
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
 
 
 def _description(spec: FeatureSpec, kind: str, source: str) -> dict[str, Any]:
