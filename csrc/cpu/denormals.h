@@ -28,7 +28,7 @@ class FlushDenormals {
  public:
   FlushDenormals() {
     asm volatile("mrs %0, fpcr" : "=r"(before_));
-    set(before_ | uint64_t{1} << 24);  // FZ: results and operands, of float and double; conversions of halves are exact
+    set(before_ | uint64_t{1} << 24);  // FZ: results and operands, of float and double; not where halves are widened
   }
   ~FlushDenormals() { set(before_); }
   FlushDenormals(const FlushDenormals&) = delete;
