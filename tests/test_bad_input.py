@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -321,7 +322,9 @@ def writers(root: Path, out: Path) -> dict[str, list]:
     }
 
 
-NAMES = ("synth", "outbrain", "model", "results", "predict", "predict csv", "evaluate", "export", "report")
+no_plots = pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")
+NAMES = ("synth", "outbrain", "model", "results", "predict", "predict csv", "evaluate", "export")
+NAMES += (pytest.param("report", marks=no_plots),)
 
 
 @pytest.mark.parametrize("name", NAMES)

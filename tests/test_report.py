@@ -17,6 +17,8 @@ from widedeep.logs import RunLog
 from widedeep.metrics import Evaluation
 from widedeep.outputs import write_json
 
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

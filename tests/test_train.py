@@ -95,6 +95,7 @@ def test_an_auc_by_thresholds_says_by_how_many(data, finished, tmp_path):
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert {"auc_3", "auc_8000"} <= result.keys()
     assert result["auc_3"] < result["auc_8000"]
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     assert main(["report", str(tmp_path)]) == 0
     assert "AUC, 3 thresholds" in (tmp_path / "report.html").read_text()
 
