@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from widedeep.errors import InputError
-from widedeep.feature_spec import FeatureSpec
+from widedeep.feature_spec import STATISTICS, FeatureSpec
 from widedeep.shards import MANIFEST, ShardSet, decode_ids
 
 ROWS = 1 << 20
@@ -82,7 +82,7 @@ def _open(path: Path) -> tuple[dict[str, ShardSet], list[str]]:
 
 def _words(path: Path) -> dict[str, list[str]]:
     """{feature: what its ids from 1 on stand for}, of features with a vocabulary."""
-    features = _read(path / "statistics" / "statistics.json").get("features")
+    features = _read(path / STATISTICS / "statistics.json").get("features")
     features = features.items() if isinstance(features, dict) else ()
     return {
         name: [str(value) for value in f["values"]]

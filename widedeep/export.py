@@ -23,13 +23,12 @@ from torch import Tensor, nn
 
 from widedeep import __version__, atomic, checkpoint
 from widedeep.errors import InputError, RunError
-from widedeep.feature_spec import FeatureSpec
+from widedeep.feature_spec import STATISTICS, FeatureSpec
 from widedeep.model import WideDeep
 from widedeep.restore import load_model
 
 FORMATS = ("onnx", "pt2")
 DESCRIPTION = "export.json"
-STATISTICS = "statistics"
 OUTPUT = atomic.Output(DESCRIPTION, (DESCRIPTION, checkpoint.SPEC, "model.*", f"{STATISTICS}/*"))
 CHECKED = (1, 7, 300)  # rows of the batches on which the program must agree with the model
 TOLERANCE = 1e-5  # of the largest logit, 1 at least: the order of float32 sums differs

@@ -19,6 +19,7 @@ from widedeep.errors import InputError
 from widedeep.feature_spec_parse import MAX_DIM, parse
 from widedeep.features import (
     MAPPINGS,
+    STATISTICS,
     CategoricalFeature,
     NumericFeature,
     SourceChunk,
@@ -27,6 +28,7 @@ from widedeep.features import (
 
 __all__ = [
     "MAPPINGS",
+    "STATISTICS",
     "CategoricalFeature",
     "DeepColumn",
     "FeatureSpec",

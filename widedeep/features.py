@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAPPINGS = ("train", "test")
+STATISTICS = "statistics"  # in a data set, the directory of what preprocessing learned
 CHUNK_TYPES = ("csv", "parquet", "shards")
 COMBINERS = ("sum", "mean")
 MAX_CARDINALITY = 2**31 - 1  # ids are int32 in a batch

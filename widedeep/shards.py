@@ -20,6 +20,7 @@ import xxhash
 
 from widedeep import atomic
 from widedeep.errors import InputError
+from widedeep.features import STATISTICS
 from widedeep.shard_manifest import FORMAT, MANIFEST, UNLABELLED, VERSION, Column, columns_of, padded, seal
 from widedeep.shard_manifest import read as read_manifest
 from widedeep.shard_part import Part
@@ -33,7 +34,7 @@ DATA_SET_OUTPUT = atomic.Output(
     (
         "feature_spec.yaml",
         "report.json",
-        "statistics/*",
+        f"{STATISTICS}/*",
         *(f"{split}/{name}" for split in ("train", "test") for name in SHARD_SET_OUTPUT.files),
     ),
 )

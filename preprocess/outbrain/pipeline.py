@@ -27,7 +27,7 @@ from preprocess.provenance import statistics_digest
 from preprocess.stages import Stage, Stages, Watched
 from widedeep import __version__
 from widedeep.errors import InputError
-from widedeep.feature_spec import FeatureSpec
+from widedeep.feature_spec import STATISTICS, FeatureSpec
 from widedeep.shards import DATA_SET_OUTPUT, ShardWriter
 
 log = logging.getLogger(__name__)
@@ -152,14 +152,14 @@ class _Run:
         statistics = self.given or learn(scan.ads, scan.ages, promoted, events["places"])
         store.save(self.work, "ads", Ads.build(scan.ads.ad, promoted, statistics, self.flavour, self.buckets))
         store.save(self.work, "ages", transform.Ages.build(statistics))
-        statistics.save(self.out / "statistics")
+        statistics.save(self.out / STATISTICS)
         absent = promoted.lookup.find(scan.ads.ad) < 0
         rows = memory.chunk_rows(self.config, store.size(self.work, besides=SPLITS), self.engine)
         nulls = {}
         for split in SPLITS:
             write = partial(self.write, scan, split, rows)
             nulls[split] = self.once(f"transform {split}", write, scan.rows(split))["nulls"]
-        self.spec.with_statistics(statistics_digest(self.out / "statistics")).save(self.out / "feature_spec.yaml")
+        self.spec.with_statistics(statistics_digest(self.out / STATISTICS)).save(self.out / "feature_spec.yaml")
         report = self.report(scan, nulls, absent)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report

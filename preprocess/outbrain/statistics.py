@@ -13,6 +13,7 @@ from preprocess.outbrain import layout
 from preprocess.outbrain.columns import AdCounts, Promoted
 from preprocess.outbrain.lookup import Lookup, with_null
 from widedeep.errors import InputError
+from widedeep.feature_spec import STATISTICS
 
 VERSION = 1
 _JSON, _ARRAYS = "statistics.json", "keys.npz"
@@ -115,8 +116,8 @@ class Statistics(ABC):
         InputError: the directory does not hold statistics of this flavour and version.
         """
         directory = Path(directory)
-        if (directory / "statistics" / _JSON).is_file():
-            directory = directory / "statistics"
+        if (directory / STATISTICS / _JSON).is_file():
+            directory = directory / STATISTICS
         try:
             plain = json.loads((directory / _JSON).read_text(encoding="utf-8"))
             if "version" not in plain:

@@ -13,6 +13,7 @@ from preprocess.tabular import source, statistics
 from preprocess.tabular.encode import encode
 from preprocess.tabular.spec import TabularSpec
 from widedeep.errors import InputError
+from widedeep.feature_spec import STATISTICS
 
 _REFUSED = (pa.ArrowException, TypeError, ValueError, AttributeError, OverflowError)
 
@@ -35,15 +36,15 @@ class Encoder:
         if numeric not in NUMERIC_TYPES:
             raise InputError(f"numeric is {numeric!r}, expected one of {', '.join(NUMERIC_TYPES)}")
         spec = TabularSpec.load(Path(data))
-        statistics.load(spec, Path(data) / statistics.FOLDER)
+        statistics.load(spec, Path(data) / STATISTICS)
         self.spec = spec.completed()
         self._numeric = numeric
         self._categorical = [f for f in spec.features if f.kind in ("categorical", "multi-hot")]
         self._numbers = [f for f in spec.features if f.kind == "numeric"]
         self._columns = spec.columns(("label", "group"))
         named = self.spec.metadata.get("statistics")
-        if named is not None and named != statistics_digest(Path(data) / statistics.FOLDER):
-            raise InputError(f"{data}/{statistics.FOLDER}: expected the statistics that {spec.path} was made with")
+        if named is not None and named != statistics_digest(Path(data) / STATISTICS):
+            raise InputError(f"{data}/{STATISTICS}: expected the statistics that {spec.path} was made with")
 
     def __call__(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         """Encodes B rows.

@@ -24,7 +24,7 @@ from preprocess.tabular.split import parse
 from preprocess.tabular.transforms import Vocabulary
 from widedeep import __version__, atomic
 from widedeep.errors import InputError
-from widedeep.feature_spec import MAPPINGS
+from widedeep.feature_spec import MAPPINGS, STATISTICS
 from widedeep.shards import DATA_SET_OUTPUT, UNLABELLED, ShardWriter
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class _Run:
         statistics.save(self.spec, self.out)
         completed = self.spec.completed(self.train_group)
         self.write(completed)
-        digest = statistics_digest(self.out / statistics.FOLDER)
+        digest = statistics_digest(self.out / STATISTICS)
         completed.with_statistics(digest).save(self.out / "feature_spec.yaml")
         report = self.report(completed, time.perf_counter() - started)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -5,16 +5,17 @@ from pathlib import Path
 
 from preprocess.tabular.spec import TabularSpec
 from widedeep.errors import InputError
+from widedeep.feature_spec import STATISTICS
 
-FOLDER, FILE = "statistics", "statistics.json"
+FILE = "statistics.json"
 
 
 def save(spec: TabularSpec, out: Path) -> None:
     learned = {
         f.name: {"transform": spec.transform(f.name), **f.encoder.state()} for f in spec.features if f.encoder.learns
     }
-    (out / FOLDER).mkdir()
-    (out / FOLDER / FILE).write_text(json.dumps({"features": learned}, indent=1) + "\n", encoding="utf-8")
+    (out / STATISTICS).mkdir()
+    (out / STATISTICS / FILE).write_text(json.dumps({"features": learned}, indent=1) + "\n", encoding="utf-8")
 
 
 def load(spec: TabularSpec, directory: Path) -> None:
@@ -23,7 +24,7 @@ def load(spec: TabularSpec, directory: Path) -> None:
     Raises:
         InputError: the file is missing or damaged, or was learned with other transforms.
     """
-    path = directory / FOLDER / FILE if (directory / FOLDER / FILE).is_file() else directory / FILE
+    path = directory / STATISTICS / FILE if (directory / STATISTICS / FILE).is_file() else directory / FILE
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["features"]
         for feature in spec.features:

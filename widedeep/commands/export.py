@@ -34,7 +34,8 @@ def _statistics(data: Path):
     """Of a data set, or that directory itself."""
     from preprocess.provenance import statistics_digest
     from widedeep.errors import InputError
-    from widedeep.export import STATISTICS, Statistics
+    from widedeep.export import Statistics
+    from widedeep.feature_spec import STATISTICS
 
     directory = data / STATISTICS if (data / STATISTICS).is_dir() else data
     if directory.name != STATISTICS or not directory.is_dir():
