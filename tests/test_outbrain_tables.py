@@ -240,7 +240,7 @@ def test_no_test_rows_are_warned_about(tmp_path, caplog):
     data = timed(tmp_path, "1465876800000")  # which the spark flavour trains on
     report = run(OutbrainConfig(data, tmp_path / "out", flavour="spark"))
     assert report["test"]["rows"] == 0
-    assert "clicks_train.csv: no rows are test rows, and a training wants some" in caplog.text
+    assert "clicks_train.csv: no rows are test rows, so a training would not be evaluated" in caplog.text
     assert "events.csv has timestamps from 1465876800000 to 1465876800000 (milliseconds" in caplog.text
 
 

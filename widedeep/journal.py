@@ -55,7 +55,7 @@ class Journal:
             summary |= {} if progress is None else {"begun": progress.begun}
             write_json(self._results / SUMMARY_FILE, summary)
             for name, split in summary["splits"].items():
-                if split["clicks"] in (0, split["rows"]):
+                if split["rows"] and split["clicks"] in (0, split["rows"]):
                     tell(run.comm, one_class(name, split))
         self._log = RunLog(
             self._results,
@@ -101,9 +101,15 @@ class Journal:
         self._bar.show(loss=loss)
         self.log((self._progress.step, self._total_steps), values)
 
-    def epoch(self, evaluation: Evaluation) -> dict[str, float]:
-        """The evaluation after an epoch; returns it under the original's keys."""
+    def epoch(self, evaluation: Evaluation | None, loss: float) -> dict[str, float]:
+        """The evaluation after an epoch; returns it under the original's keys. Without one the loss of the last batch
+        tells of the epoch.
+        """
         self._close_bar()
+        if evaluation is None:
+            if self._progress.step % self._run.config.mode.log_every:  # else `batch` has said it
+                self.log((self._progress.step, self._total_steps), {"loss": loss})
+            return {"loss": loss}
         result = evaluation.compute()
         values = log_values(result, evaluation)
         self.log((self._progress.step, self._total_steps), values)
@@ -111,7 +117,7 @@ class Journal:
         return values
 
     def finish(self) -> None:
-        """The run's last evaluation once more, as its summary."""
+        """What ended the last epoch once more, as the run's summary."""
         self.log((), self._progress.metrics)
 
     def running(self, batches: int, evaluation: Evaluation) -> None:

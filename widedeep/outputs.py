@@ -64,7 +64,7 @@ def group_column(shards: ShardSet) -> str | None:
 
 def _split(shards: ShardSet, spec: FeatureSpec) -> dict[str, Any]:
     clicks = sum(int(part.sum(dtype=np.int64)) for part in shards.column(spec.label))
-    summary = {"rows": shards.rows, "clicks": clicks, "click_rate": clicks / shards.rows}
+    summary = {"rows": shards.rows, "clicks": clicks, "click_rate": clicks / shards.rows if shards.rows else None}
     if group := group_column(shards):
         values = np.concatenate(shards.column(group))
         is_sorted = bool((values[1:] >= values[:-1]).all())

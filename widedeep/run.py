@@ -88,6 +88,11 @@ def open_shards(spec: FeatureSpec, mapping: str, verify: bool) -> ShardSet:
         )
     shards = ShardSet.open(spec.source_files(mapping)[0], verify)
     shards.check(spec)
+    return shards
+
+
+def with_rows(shards: ShardSet) -> ShardSet:
+    """The same. Raises InputError if they have no rows."""
     if shards.rows == 0:
         raise InputError(f"{shards.directory}: expected rows, and there are none")
     return shards
@@ -159,10 +164,11 @@ class Run:
 
     @cached_property
     def train_shards(self) -> ShardSet:
-        return open_shards(self.spec, "train", self.config.mode.verify)
+        return with_rows(open_shards(self.spec, "train", self.config.mode.verify))
 
     @cached_property
     def test_shards(self) -> ShardSet:
+        """Without rows where all were for training."""
         return open_shards(self.spec, "test", self.config.mode.verify)
 
     def train_reader(self) -> Reader:
@@ -172,7 +178,11 @@ class Run:
     def ordered_reader(self, split: str) -> Reader:
         """Evaluation batches of `train` or `test`, in the order of the data."""
         shards = self.train_shards if split == "train" else self.test_shards
-        return self._reader(shards, self.config.training.eval_batch_size, shuffle=False)
+        return self._reader(with_rows(shards), self.config.training.eval_batch_size, shuffle=False)
+
+    def test_reader(self) -> Reader | None:
+        """Batches for the evaluation after an epoch; None where there are no test rows."""
+        return self.ordered_reader("test") if self.test_shards.rows else None
 
     def _reader(self, shards: ShardSet, batch: int, shuffle: bool) -> Reader:
         return Reader(
@@ -194,8 +204,9 @@ class Run:
         processes = f"{self.comm.world} process{'es' * (self.comm.world > 1)} on {self.comm.device.type}"
         if self.model.share.world > 1:
             processes += " with sharded tables"
+        test = f"{self.test_shards.rows:,}" if self.test_shards.rows else "no"
         return (
-            f"{self.train_shards.rows:,} train and {self.test_shards.rows:,} test rows, {size:,} parameters,"
+            f"{self.train_shards.rows:,} train and {test} test rows, {size:,} parameters,"
             f" {self.steps_per_epoch} steps per epoch, {t.num_epochs} epochs, {self.config.precision}, {processes},"
             f" seed {t.seed}"
         )

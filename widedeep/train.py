@@ -21,7 +21,8 @@ from widedeep.share import gather_arrays
 
 
 def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
-    """Trains, evaluating and saving after each epoch; returns the metrics of the last evaluation.
+    """Trains, evaluating and saving after each epoch; returns the metrics of the last evaluation, or without test rows
+    the loss of the last batch.
 
     Continues inside an epoch, with the same bits as if never stopped, when `use_checkpoint` finds a checkpoint; a
     finished run is left alone.
@@ -51,9 +52,11 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
 
 def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
     """The epochs that are left; `progress` moves with them."""
-    reader, test_reader = run.train_reader(), run.ordered_reader("test")
-    for rows in (reader, test_reader):
+    reader, test_reader = run.train_reader(), run.test_reader()
+    for rows in (reader, test_reader) if test_reader else (reader,):
         check_labels(rows)
+    if not test_reader and run.config.training.patience is not None:
+        raise InputError(f"--patience waits for a better score: expected test rows in {run.test_shards.directory}")
     tell(run.comm, run.describe())
     if run.step.note:
         tell(run.comm, run.step.note)
@@ -74,9 +77,9 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
                 if mode.checkpoint_every_steps and progress.step % mode.checkpoint_every_steps == 0:
                     watch.check(progress.step)
                     save(run, checkpoints, progress, best=False)
-            watch.check(progress.step)
+            loss = watch.check(progress.step)
             progress.epoch, progress.position = progress.epoch + 1, 0
-            progress.metrics = journal.epoch(evaluate(run, test_reader))
+            progress.metrics = journal.epoch(evaluate(run, test_reader) if test_reader else None, loss)
             save(run, checkpoints, progress, note_score(progress))
         checkpoints.finish()
         run.comm.barrier()  # none leaves while the first still writes
@@ -113,8 +116,12 @@ def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> 
 
 
 def note_score(progress: Progress) -> bool:
-    """Keeps the best MAP@12 (AUC without groups) and counts the epochs since; whether this epoch's is the best."""
-    name = "streaming_map_val" if "streaming_map_val" in progress.metrics else "auc_val"
+    """Keeps the best MAP@12 (AUC without groups) and counts the epochs since; whether this epoch's is the best. Without
+    an evaluation the latest is.
+    """
+    name = next((name for name in ("streaming_map_val", "auc_val") if name in progress.metrics), None)
+    if name is None:
+        return True
     if progress.score not in (None, name):  # a run that goes on with the other one: they do not compare
         progress.best, progress.waited = None, 0
     progress.score = name

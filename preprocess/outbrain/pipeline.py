@@ -274,7 +274,7 @@ class _Run:
             told = "%s: all labels of the %d train rows are %d: nothing can be learned, and their AUC is not defined"
             log.warning(told, self.spec.label, splits["train"]["rows"], rate)
         if not splits["test"]["rows"]:
-            told = "%s: no rows are test rows, and a training wants some to evaluate; %s"
+            told = "%s: no rows are test rows, so a training would not be evaluated; %s"
             log.warning(told, self.files["clicks_train"], self.timestamps())
         return {
             "rows": sum(s["rows"] for s in splits.values()),

@@ -19,7 +19,8 @@ class TabularConfig(DataSetConfig):
         test: files of the test set; empty takes the spec's, unless `split` makes the test set from `inputs`.
         split: "random:0.2" (a share of the rows), "last:1000" or "last:0.2" (rows at the end), "group:0.2" (a share of
             the groups, whole ones), "time:COLUMN:0.2" (the share of the rows with the latest times) or
-            "time:COLUMN:2016-06-26" (rows from that time on); None with `test` files.
+            "time:COLUMN:2016-06-26" (rows from that time on), or "none" (all rows are for training); None with `test`
+            files.
         stats: directory of the `statistics` of an earlier run to apply instead of learning them. Then test files alone
             may lack the label and the group: they can be scored.
         seed: of random and group splits.

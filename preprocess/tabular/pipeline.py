@@ -76,7 +76,7 @@ class _Run:
         if not self.inputs and not (self.test and config.stats):
             raise InputError("expected input files, got none; only with --stats may there be test files alone")
         if not self.split and not self.test:
-            raise InputError("expected test files or a split such as random:0.2, got neither")
+            raise InputError("expected test files or a split such as random:0.2 or none, got neither")
         extra = [self.split.column] if self.split and self.split.column else []
         # Only evaluation needs the group: a spec's own train files may lack it.
         self.train_group = bool(config.inputs) or spec.has_group.get("train", True)
@@ -234,9 +234,9 @@ class _Run:
         }
 
     def report(self, completed: Any, seconds: float) -> dict[str, Any]:
-        if self.inputs and not self.counts["test"]["rows"]:
+        if self.inputs and not self.counts["test"]["rows"] and self.config.split != "none":
             told = f"the split {self.config.split} makes no test rows" if self.split else "the test files hold no rows"
-            log.warning("%s, and a training wants some to evaluate", told)
+            log.warning("%s: a training would not be evaluated", told)
         for name, cut in self.cut.items():
             if cut:
                 log.warning("%s: %d elements beyond max_hotness were left out", name, cut)

@@ -13,7 +13,7 @@ from preprocess.tabular.columns import BadCell, Column, Lists, single
 from preprocess.tabular.transforms import Sample
 from widedeep.errors import InputError
 
-FORMS = "random:SHARE, last:ROWS, last:SHARE, group:SHARE, time:COLUMN:SHARE or time:COLUMN:FIRST"
+FORMS = "random:SHARE, last:ROWS, last:SHARE, group:SHARE, time:COLUMN:SHARE, time:COLUMN:FIRST or none"
 
 
 class Split:
@@ -28,6 +28,13 @@ class Split:
 
     def survey(self, rows: np.ndarray, columns: Mapping[str, Column | Lists]) -> None:
         raise TypeError(f"{type(self).__name__} needs no survey")
+
+
+class AllTrain(Split):
+    """None is a test row."""
+
+    def is_test(self, rows: np.ndarray, columns: Mapping[str, Column | Lists]) -> np.ndarray:
+        return np.zeros(len(rows), bool)
 
 
 class Random(Split):
@@ -127,6 +134,8 @@ def parse(text: str, seed: int, group: str | None) -> Split:
     Raises:
         InputError: the text has none of the forms, or a share is not between 0 and 1.
     """
+    if text == "none":
+        return AllTrain()
     kind, _, rest = text.partition(":")
     if kind == "time":
         column, _, first = rest.partition(":")

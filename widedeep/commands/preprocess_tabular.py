@@ -21,7 +21,7 @@ def add_arguments(parser) -> None:
         "--split",
         type=str | None,
         default=None,
-        help="random:0.2, last:1000, last:0.2, group:0.2, time:COLUMN:0.2 or time:COLUMN:2016-06-26",
+        help="random:0.2, last:1000, last:0.2, group:0.2, time:COLUMN:0.2, time:COLUMN:2016-06-26, or none",
     )
     parser.add_argument("--stats", type=str | None, default=None, help="apply the statistics of an earlier run")
     parser.add_argument("--seed", type=int, default=0, help="of random and group splits")
