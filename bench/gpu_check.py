@@ -81,8 +81,9 @@ def sanitized(log: str) -> str:
 
 
 def whole_steps(log: str) -> str:
-    """Samples/s of ours, the route it took, where its rows were, the ratio to each peer, and who was left out."""
-    report = json.loads(log[log.index('{"bench"') :].splitlines()[0])
+    """Samples/s of ours, the route it took, where its rows were, the ratio to each peer, and who was left out; as far
+    as the bench came."""
+    report = json.loads(log[log.rindex('{"bench"') :].splitlines()[0])
     parts = []
     for result in report["results"]:
         ours, *peers = result["contenders"]

@@ -183,6 +183,24 @@ def test_whole_steps_are_reported(tmp_path, capsys):
         assert "5.62 GiB at most" in harness.text(report)
 
 
+def test_a_run_that_is_cut_short_has_told_what_it_measured(tmp_path, capsys):
+    SPEC.save(tmp_path / "spec.yaml")
+    arguments = ["--device", "cpu", "--batch", "64", "32", "--hidden", "16", "--steps", "1", "--rounds", "1", "--json"]
+    arguments += ["--fspec_file", str(tmp_path / "spec.yaml"), "--peers", "none"]
+
+    def action(contender, batch, step):
+        if batch.global_rows == 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harness.main("training", action, arguments)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    told = gpu_check.whole_steps("a log\n" + printed.err)
+    assert told.startswith("B=64: ")
+    assert "B=32" not in told
+
+
 def test_a_constant_batch_is_called_one(tmp_path, capsys):
     SPEC.save(tmp_path / "spec.yaml")
     arguments = ["--device", "cpu", "--batch", "64", "--hidden", "16", "--steps", "1", "--rounds", "1", "--json"]
