@@ -114,9 +114,10 @@ def rates(log: str) -> str:
 def kernels(log: str) -> str:
     report = json.loads(log[log.index('{"device"') :].splitlines()[0])
     lines = [f"copy {report['copy_TB/s']:.2f} TB/s, product {report['product_TFLOP/s']:.0f} TFLOP/s"]
+    names = 2 + max(len(k["name"]) for k in report["kernels"])
     for k in report["kernels"]:
         target = f" / {k['target']:.2f}" if k["target"] else ""
-        lines.append(f"    {k['name']:28}{k['ms']:.3f}{target} ms, {100 * k['fraction']:.0f} % of {k['ceiling']}")
+        lines.append(f"    {k['name']:{names}}{k['ms']:.3f}{target} ms, {100 * k['fraction']:.0f} % of {k['ceiling']}")
     lines.append(f"    sum of a step's kernels {report['sum_of_kernels_ms']:.2f} ms, layers by {report['route']}")
     return "\n".join(lines)
 

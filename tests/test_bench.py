@@ -139,6 +139,14 @@ def test_the_sum_of_a_steps_kernels_is_by_the_fastest_route():
     assert of(**ours) == (rest + 801, "sm90-chain")
 
 
+def test_kernels_stand_apart_from_their_times():
+    lines = [budget.Line(name, 0.448, 2.1, 0.5, "product")._asdict() for name in ("head", "5 layers forward, sm90" * 2)]
+    report = {"device": "a GPU", "torch": "2", "commit": "c", "batch": 1, "copy_TB/s": 1.0, "product_TFLOP/s": 1.0}
+    report |= {"sum_of_kernels_ms": 6.0, "route": "sm90", "kernels": lines}
+    for table in (gpu_check.kernels(json.dumps(report)), budget.text(report)):
+        assert len(re.findall(r"\w +0\.448\b", table)) == 2
+
+
 def test_rates_and_ratios_are_medians_over_rounds(monkeypatch):
     """By a clock in the test's hands. The median of the ratios is not the ratio of the medians, which would be 2."""
     now, rounds = [0.0], {"ours": (1.0, 4.0, 2.0), "peer": (3.0, 4.0, 10.0)}
