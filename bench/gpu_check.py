@@ -21,7 +21,8 @@ from pathlib import Path
 from bench.stages import FINE, LEFT_OUT, RATES, ROOT, Runner, Stage, last_line, row
 
 PY = sys.executable
-TESTS = [PY, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda"]
+# Each by name as it begins: a log that is cut short then names those that failed, and the one that did not end.
+TESTS = [PY, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "cuda"]
 
 # What was built, and whether it loads beside this torch on this GPU: without that no later stage can tell anything.
 BUILD_STAGE = "build"
@@ -66,9 +67,14 @@ WHY_NOT_SANITIZED = (
 
 
 def tests(log: str) -> str:
-    """The last line of pytest, the first failures, and why tests were skipped."""
-    ends = re.findall(r"^=*\s*(\d+ (?:passed|failed|skipped|deselected|error).*?)=*$", log, re.M)
+    """The last line of pytest, the first failures, and why tests were skipped. Of a log without that line how many
+    passed, and the test that was begun last."""
+    ends = re.findall(r"^=*\s*(\d+ (?:passed|failed|skipped|deselected|error).*?)\s*=*$", log, re.M)
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", log, re.M)[:3]
+    results = "PASSED|FAILED|ERROR|SKIPPED"
+    if not ends and (begun := re.findall(rf"^(\S+\.py::.*?)(?: ({results})\b.*| *)$", log, re.M)):
+        ends = [f"{sum(result == 'PASSED' for _, result in begun)} passed, the last begun: {begun[-1][0]}"]
+        failed = [name for name, result in begun if result in ("FAILED", "ERROR")][:3]
     skipped = dict.fromkeys(re.findall(r"^SKIPPED \[\d+\] \S+: (.*)", log, re.M))
     return "; ".join([*ends[-1:], *failed, *(f"skipped: {why}" for why in skipped)])
 
