@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from bench.stages import FINE, LEFT_OUT, RATES, ROOT, Runner, Stage, last_line, row
+from bench.stages import FINE, LEFT_OUT, ROOT, Runner, Stage, last_line, row
 
 PY = sys.executable
 # Each by name as it begins: a log that is cut short then names those that failed, and the one that did not end.
@@ -112,9 +112,10 @@ def whole_job(log: str) -> str:
 
 
 def rates(log: str) -> str:
-    """How many ops were timed, and what each took (`bench/conftest.py`)."""
-    table = log[log.index(RATES) :].splitlines()[1:] if RATES in log else []
-    return "\n".join([tests(log), *(f"    {line}" for line in itertools.takewhile(str.strip, table))])
+    """How many ops were timed, and what each took (`bench/conftest.py`); as far as the bench came."""
+    table = re.findall(r"^\S+\.py::.* [\d.,]+ us\b.*$", log, re.M)
+    ended = tests(log) if re.search(r"^=*\s*\d+ (?:passed|failed|error)", log, re.M) else f"{len(table)} measured"
+    return "\n".join([ended, *(f"    {line.rstrip()}" for line in table)])
 
 
 def kernels(log: str) -> str:

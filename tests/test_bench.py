@@ -256,6 +256,8 @@ def test_op_families_print_their_rates(tmp_path):
     assert all(
         re.match(r"    batch.py::test_\S+ +[\d.,]+ us  [\d.,]+ GB/s \(\d+ % of a copy\)$", line) for line in lines
     )
+    cut_short = log[: log.index("batch.py::test_gather[cpu-torch]")]
+    assert gpu_check.rates(cut_short).splitlines() == ["1 measured", lines[0]]
 
 
 def test_end_to_end(tmp_path, capsys):
