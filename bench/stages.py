@@ -30,7 +30,7 @@ KILLED = 10.0  # seconds for a killed process to be gone: one that hangs in a dr
 class Stage(NamedTuple):
     name: str
     command: list[str]
-    limit: int  # seconds
+    limit: float  # seconds
     numbers: Callable[[str], str]  # of its log
     beside: bool = False  # others like it: nothing is timed
 

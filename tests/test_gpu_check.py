@@ -144,6 +144,18 @@ def test_gpu_check_stops_where_the_kernels_are_not_those_of_this_tree(tmp_path, 
     assert [row["result"] for row in rows][:3] == ["failed (1)", "not run", "not run"]
 
 
+def test_gpu_check_gives_what_all_else_needs_the_time_it_takes(tmp_path):
+    """Cut short at a limit of their own, they would cost the whole check."""
+    needed = [stage for stage in gpu_check.stages() if stage.name in (gpu_check.BUILD_STAGE, gpu_check.LOADS_STAGE)]
+    runner = stages.Runner(tmp_path, 500)
+    limits = []
+    runner._result = lambda stage, limit, log, threads: limits.append(limit) or log.touch() or "ok"
+    for stage in needed:
+        runner.run([stage])
+    assert all(limit > 490 for limit in limits)
+    assert len(limits) == 2
+
+
 def test_gpu_check_begins_where_nothing_is_built():
     """As on a machine that has just been given the sources: the first stage builds."""
     program = """
