@@ -24,6 +24,7 @@ from widedeep.shuffle import BLOCK_ROWS, WINDOW_ROWS
 from widedeep.testing import OUTBRAIN_TABLES, embedding_case, gather_case, normal
 
 WIDTH, LAYERS, P = 1024, 5, 0.1
+NAMES = 40  # columns of a table for the names of kernels
 
 
 class Line(NamedTuple):
@@ -222,12 +223,12 @@ def text(report: dict) -> str:
     lines = [
         f"{report['device']}, torch {report['torch']}, commit {report['commit']}, batch {report['batch']}",
         f"ceilings: copy {report['copy_TB/s']:.2f} TB/s, product {report['product_TFLOP/s']:.0f} TFLOP/s",
-        f"{'kernel':28}{'ms':>9}{'target':>9}{'of ceiling':>12}",
+        f"{'kernel':{NAMES}}{'ms':>9}{'target':>9}{'of ceiling':>14}",
     ]
     for k in report["kernels"]:
         target = f"{k['target']:.2f}" if k["target"] else ""
         share = f"{100 * k['fraction']:.0f} % {k['ceiling']}"
-        lines.append(f"{k['name']:28}{k['ms']:9.3f}{target:>9}{share:>14}")
+        lines.append(f"{k['name']:{NAMES}}{k['ms']:9.3f}{target:>9}{share:>14}")
     lines.append(f"sum of a step's kernels: {report['sum_of_kernels_ms']:.2f} ms, layers by {report['route']}")
     return "\n".join(lines)
 

@@ -7,31 +7,28 @@ import torch
 
 from bench.ceilings import Clock, ceilings, described
 from bench.harness import commit, device_name
-from bench.stages import RATES
 
-MEASURED = pytest.StashKey[dict[str, dict[str, float]]]()
-
-
-def pytest_configure(config):
-    config.stash[MEASURED] = {}
+BEGUN = pytest.StashKey[bool]()  # whether a line has been printed
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    """What `extra_info` holds: the table of pytest-benchmark shows neither rates nor, on a GPU, the op's own time."""
-    if not config.stash[MEASURED]:
-        return
-    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    terminalreporter.section(f"{RATES}: {device}, torch {torch.__version__}, commit {commit()}")
-    for name, info in config.stash[MEASURED].items():
-        rates = [
-            f"{info[unit]:,.4g} {unit} ({100 * info[share]:.0f} % of {of})"
-            for unit, share, of in (
-                ("TFLOP/s", "fraction of product", "a product"),
-                ("GB/s", "fraction of copy", "a copy"),
-            )
-            if unit in info
-        ]
-        terminalreporter.write_line(f"{name:62}{info['us']:12,.1f} us  {', '.join(rates)}")
+def tell(config: pytest.Config, name: str, info: dict[str, float]) -> None:
+    """What `extra_info` holds, as soon as it is known, for a run that is cut short: the table of pytest-benchmark comes
+    at the end, and shows neither rates nor, on a GPU, the op's own time."""
+    rates = [
+        f"{info[unit]:,.4g} {unit} ({100 * info[share]:.0f} % of {of})"
+        for unit, share, of in (("TFLOP/s", "fraction of product", "a product"), ("GB/s", "fraction of copy", "a copy"))
+        if unit in info
+    ]
+    out = config.get_terminal_writer()
+    with config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+        if out.width_of_current_line:
+            out.line()
+        if not config.stash.get(BEGUN, False):
+            config.stash[BEGUN] = True
+            device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            out.sep("=", f"ops beside their ceilings: {device}, torch {torch.__version__}, commit {commit()}")
+        out.line(f"{name:62}{info['us']:12,.1f} us  {', '.join(rates)}")
+        out.flush()
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
@@ -64,6 +61,6 @@ def measure(benchmark, device, request) -> Callable[..., None]:
             benchmark.pedantic(function, rounds=7, warmup_rounds=1)
             seconds = benchmark.stats.stats.median
         benchmark.extra_info |= (info := described(seconds, flops, bytes, limits))
-        request.config.stash[MEASURED][request.node.nodeid.removeprefix("bench/bench_")] = info
+        tell(request.config, request.node.nodeid.removeprefix("bench/bench_"), info)
 
     return run

@@ -18,10 +18,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from bench.stages import FINE, LEFT_OUT, RATES, ROOT, Runner, Stage, last_line, row
+from bench.stages import FINE, LEFT_OUT, ROOT, Runner, Stage, last_line, row
 
 PY = sys.executable
-TESTS = [PY, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda"]
+# Each by name as it begins: a log that is cut short then names those that failed, and the one that did not end.
+TESTS = [PY, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "cuda"]
 
 # What was built, and whether it loads beside this torch on this GPU: without that no later stage can tell anything.
 BUILD_STAGE = "build"
@@ -66,9 +67,14 @@ WHY_NOT_SANITIZED = (
 
 
 def tests(log: str) -> str:
-    """The last line of pytest, the first failures, and why tests were skipped."""
-    ends = re.findall(r"^=*\s*(\d+ (?:passed|failed|skipped|deselected|error).*?)=*$", log, re.M)
+    """The last line of pytest, the first failures, and why tests were skipped. Of a log without that line how many
+    passed, and the test that was begun last."""
+    ends = re.findall(r"^=*\s*(\d+ (?:passed|failed|skipped|deselected|error).*?)\s*=*$", log, re.M)
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", log, re.M)[:3]
+    results = "PASSED|FAILED|ERROR|SKIPPED"
+    if not ends and (begun := re.findall(rf"^(\S+\.py::.*?)(?: ({results})\b.*| *)$", log, re.M)):
+        ends = [f"{sum(result == 'PASSED' for _, result in begun)} passed, the last begun: {begun[-1][0]}"]
+        failed = [name for name, result in begun if result in ("FAILED", "ERROR")][:3]
     skipped = dict.fromkeys(re.findall(r"^SKIPPED \[\d+\] \S+: (.*)", log, re.M))
     return "; ".join([*ends[-1:], *failed, *(f"skipped: {why}" for why in skipped)])
 
@@ -81,8 +87,9 @@ def sanitized(log: str) -> str:
 
 
 def whole_steps(log: str) -> str:
-    """Samples/s of ours, the route it took, where its rows were, the ratio to each peer, and who was left out."""
-    report = json.loads(log[log.index('{"bench"') :].splitlines()[0])
+    """Samples/s of ours, the route it took, where its rows were, the ratio to each peer, and who was left out; as far
+    as the bench came."""
+    report = json.loads(log[log.rindex('{"bench"') :].splitlines()[0])
     parts = []
     for result in report["results"]:
         ours, *peers = result["contenders"]
@@ -105,17 +112,19 @@ def whole_job(log: str) -> str:
 
 
 def rates(log: str) -> str:
-    """How many ops were timed, and what each took (`bench/conftest.py`)."""
-    table = log[log.index(RATES) :].splitlines()[1:] if RATES in log else []
-    return "\n".join([tests(log), *(f"    {line}" for line in itertools.takewhile(str.strip, table))])
+    """How many ops were timed, and what each took (`bench/conftest.py`); as far as the bench came."""
+    table = re.findall(r"^\S+\.py::.* [\d.,]+ us\b.*$", log, re.M)
+    ended = tests(log) if re.search(r"^=*\s*\d+ (?:passed|failed|error)", log, re.M) else f"{len(table)} measured"
+    return "\n".join([ended, *(f"    {line.rstrip()}" for line in table)])
 
 
 def kernels(log: str) -> str:
     report = json.loads(log[log.index('{"device"') :].splitlines()[0])
     lines = [f"copy {report['copy_TB/s']:.2f} TB/s, product {report['product_TFLOP/s']:.0f} TFLOP/s"]
+    names = 2 + max(len(k["name"]) for k in report["kernels"])
     for k in report["kernels"]:
         target = f" / {k['target']:.2f}" if k["target"] else ""
-        lines.append(f"    {k['name']:28}{k['ms']:.3f}{target} ms, {100 * k['fraction']:.0f} % of {k['ceiling']}")
+        lines.append(f"    {k['name']:{names}}{k['ms']:.3f}{target} ms, {100 * k['fraction']:.0f} % of {k['ceiling']}")
     lines.append(f"    sum of a step's kernels {report['sum_of_kernels_ms']:.2f} ms, layers by {report['route']}")
     return "\n".join(lines)
 
@@ -165,8 +174,10 @@ def stages() -> list[Stage]:
     cases = [pair for pair in itertools.product(TOOLS, SANITIZED) if pair not in NOT_SANITIZED]
     sanitizers = {" ".join(pair): sanitizer(*pair) for pair in cases}
     return [
-        Stage(BUILD_STAGE, build, 170, last_line),
-        Stage(LOADS_STAGE, [PY, "-c", LOADS], 30, last_line),
+        # Without these two nothing else runs: there is nothing to save time for. The second reads all of torch from a
+        # disk that may be cold.
+        Stage(BUILD_STAGE, build, math.inf, last_line),
+        Stage(LOADS_STAGE, [PY, "-c", LOADS], math.inf, last_line),
         *(Stage(name, command, 150, tests, beside=True) for name, command in beside.items()),
         *(Stage(name, command, 150, sanitized, beside=True) for name, command in sanitizers.items()),
         Stage("kernels", [PY, "-m", "bench.budget", "--json"], 60, kernels),

@@ -100,6 +100,9 @@ def run(args: argparse.Namespace, what: str, action: Action) -> dict:
             mode = "auto" if data == CONSTANT else data
             reader = Reader(ShardSet.open(shards), batch, mode=mode, device=job.device, spec=spec)
             results.append(_measure(args, contenders, skipped, reader, action, data == CONSTANT))
+            if args.json:  # so that a run which is cut short has told what it measured
+                so_far = {"bench": what, "skipped": skipped, "results": results}
+                print(json.dumps(so_far), file=sys.stderr, flush=True)
     return {
         "bench": what,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -23,7 +23,6 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 NOT_HERE, NEEDS_HOPPER = "not here", "need compute capability 9.0"
 LEFT_OUT = "left out"
-RATES = "ops beside their ceilings"  # the title of a table in a log (bench/conftest.py)
 FINE = ("ok", NOT_HERE, LEFT_OUT)
 KILLED = 10.0  # seconds for a killed process to be gone: one that hangs in a driver may not
 
@@ -31,7 +30,7 @@ KILLED = 10.0  # seconds for a killed process to be gone: one that hangs in a dr
 class Stage(NamedTuple):
     name: str
     command: list[str]
-    limit: int  # seconds
+    limit: float  # seconds
     numbers: Callable[[str], str]  # of its log
     beside: bool = False  # others like it: nothing is timed
 

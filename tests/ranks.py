@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,13 +35,22 @@ def start_ranks(world: int, *arguments: object) -> list[subprocess.Popen]:
 
 
 def run_ranks(world: int, *arguments: object, timeout: float = 240) -> list[str]:
-    """Runs `python *arguments` as `world` processes on this machine; returns each one's stdout, by rank."""
-    processes = start_ranks(world, *arguments)
+    """Runs `python *arguments` as `world` processes on this machine; returns each one's stdout, by rank.
+
+    Raises:
+        AssertionError: one failed, or not all have ended in time; with what each has said to stderr.
+    """
+    processes, end, results, late = start_ranks(world, *arguments), time.monotonic() + timeout, [], ""
     try:
-        results = [process.communicate(timeout=timeout) for process in processes]
+        for process in processes:
+            results.append(process.communicate(timeout=max(0.0, end - time.monotonic())))
+    except subprocess.TimeoutExpired:
+        late = f"not done after {timeout} seconds\n"
     finally:
         for process in processes:
             process.kill()
-    for process, (_, err) in zip(processes, results):
-        assert process.returncode == 0, err
+    results += [process.communicate() for process in processes[len(results) :]]
+    ended = [(rank, process.returncode, err) for rank, (process, (_, err)) in enumerate(zip(processes, results))]
+    failed = [f"rank {rank} ended with {code}:\n{err}" for rank, code, err in ended if code]
+    assert not failed, late + "\n".join(failed)
     return [out for out, _ in results]

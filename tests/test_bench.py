@@ -139,6 +139,14 @@ def test_the_sum_of_a_steps_kernels_is_by_the_fastest_route():
     assert of(**ours) == (rest + 801, "sm90-chain")
 
 
+def test_kernels_stand_apart_from_their_times():
+    lines = [budget.Line(name, 0.448, 2.1, 0.5, "product")._asdict() for name in ("head", "5 layers forward, sm90" * 2)]
+    report = {"device": "a GPU", "torch": "2", "commit": "c", "batch": 1, "copy_TB/s": 1.0, "product_TFLOP/s": 1.0}
+    report |= {"sum_of_kernels_ms": 6.0, "route": "sm90", "kernels": lines}
+    for table in (gpu_check.kernels(json.dumps(report)), budget.text(report)):
+        assert len(re.findall(r"\w +0\.448\b", table)) == 2
+
+
 def test_rates_and_ratios_are_medians_over_rounds(monkeypatch):
     """By a clock in the test's hands. The median of the ratios is not the ratio of the medians, which would be 2."""
     now, rounds = [0.0], {"ours": (1.0, 4.0, 2.0), "peer": (3.0, 4.0, 10.0)}
@@ -181,6 +189,24 @@ def test_whole_steps_are_reported(tmp_path, capsys):
         report["results"][0]["device_GiB"] = 5.625  # as on a GPU
         assert "at most 5.6 GiB" in gpu_check.whole_steps(json.dumps(report))
         assert "5.62 GiB at most" in harness.text(report)
+
+
+def test_a_run_that_is_cut_short_has_told_what_it_measured(tmp_path, capsys):
+    SPEC.save(tmp_path / "spec.yaml")
+    arguments = ["--device", "cpu", "--batch", "64", "32", "--hidden", "16", "--steps", "1", "--rounds", "1", "--json"]
+    arguments += ["--fspec_file", str(tmp_path / "spec.yaml"), "--peers", "none"]
+
+    def action(contender, batch, step):
+        if batch.global_rows == 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harness.main("training", action, arguments)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    told = gpu_check.whole_steps("a log\n" + printed.err)
+    assert told.startswith("B=64: ")
+    assert "B=32" not in told
 
 
 def test_a_constant_batch_is_called_one(tmp_path, capsys):
@@ -230,6 +256,8 @@ def test_op_families_print_their_rates(tmp_path):
     assert all(
         re.match(r"    batch.py::test_\S+ +[\d.,]+ us  [\d.,]+ GB/s \(\d+ % of a copy\)$", line) for line in lines
     )
+    cut_short = log[: log.index("batch.py::test_gather[cpu-torch]")]
+    assert gpu_check.rates(cut_short).splitlines() == ["1 measured", lines[0]]
 
 
 def test_end_to_end(tmp_path, capsys):

@@ -67,7 +67,8 @@ except InputError as error:
 
 
 def test_one_process():
-    assert run_ranks(1, "-c", PROGRAM, timeout=120) == ["done\n"]
+    (said,) = run_ranks(1, "-c", PROGRAM, timeout=120)
+    assert said.endswith("done\n")  # NCCL may have told its version before
 
 
 def test_a_process_that_fails_says_so_and_ends_whoever_waits_for_it():

@@ -40,6 +40,12 @@ def test_collectives_of_three_processes():
         assert answer == [rank, 3, [6.0] * 3, rows, [False, True, False]]
 
 
+def test_ranks_that_do_not_end_are_told_with_what_they_said():
+    says = "import os, sys, time; print('I am', os.environ['RANK'], file=sys.stderr, flush=True); time.sleep(60)"
+    with pytest.raises(AssertionError, match=r"(?s)not done after 3 seconds.*I am 0.*I am 1"):
+        run_ranks(2, "-c", says, timeout=3)
+
+
 def test_one_process_alone():
     comm = LocalComm("cpu")
     x = torch.rand(3, 2)

@@ -144,6 +144,18 @@ def test_gpu_check_stops_where_the_kernels_are_not_those_of_this_tree(tmp_path, 
     assert [row["result"] for row in rows][:3] == ["failed (1)", "not run", "not run"]
 
 
+def test_gpu_check_gives_what_all_else_needs_the_time_it_takes(tmp_path):
+    """Cut short at a limit of their own, they would cost the whole check."""
+    needed = [stage for stage in gpu_check.stages() if stage.name in (gpu_check.BUILD_STAGE, gpu_check.LOADS_STAGE)]
+    runner = stages.Runner(tmp_path, 500)
+    limits = []
+    runner._result = lambda stage, limit, log, threads: limits.append(limit) or log.touch() or "ok"
+    for stage in needed:
+        runner.run([stage])
+    assert all(limit > 490 for limit in limits)
+    assert len(limits) == 2
+
+
 def test_gpu_check_begins_where_nothing_is_built():
     """As on a machine that has just been given the sources: the first stage builds."""
     program = """
@@ -173,6 +185,24 @@ SKIPPED [1] tests/test_b.py:9: jsonargparse is not installed
     )
 
 
+@pytest.mark.parametrize("ends", ["time is up", "failed (-6)"])
+def test_gpu_check_names_the_tests_of_a_log_that_is_cut_short(tmp_path, ends):
+    """One that hangs, or takes the process with it, costs neither its own name nor those that failed before."""
+    last = "import time\n    time.sleep(60)" if ends == "time is up" else "import os\n    os.abort()"
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(
+        "import pytest\npytestmark = pytest.mark.cuda\n"
+        "def test_right():\n    pass\n@pytest.mark.parametrize('x', ['a b'])\ndef test_wrong(x):\n    assert not x\n"
+        f"def test_last():\n    {last}\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -ra\nmarkers = cuda\n")
+    command = [*gpu_check.TESTS, f"--rootdir={tmp_path}", f"--config-file={tmp_path}/pytest.ini", f"{tmp_path}/tests"]
+    (told,) = stages.Runner(tmp_path / "out", 60).run([stages.Stage("s", command, 8, gpu_check.tests)])
+    assert told["result"] == ends
+    assert re.match(r"1 passed, the last begun: \S+test_it.py::test_last\b", told["numbers"])
+    assert told["numbers"].endswith("test_it.py::test_wrong[a b]")
+
+
 def test_gpu_check_asks_for_files_and_options_that_exist():
     for stage in gpu_check.stages():
         paths = [word.removeprefix("--ignore=") for word in stage.command if "tests/" in word]
@@ -184,7 +214,7 @@ def test_gpu_check_asks_for_files_and_options_that_exist():
 @pytest.mark.parametrize("cases", list(gpu_check.SANITIZED))
 def test_gpu_check_sanitizes_cases_of_every_file_it_names(cases):
     command = gpu_check.sanitizer("memcheck", cases)
-    command = [*command[command.index(gpu_check.PY) :], "--collect-only"]
+    command = [*command[command.index(gpu_check.PY) :], "--collect-only", "-qq"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     for name in gpu_check.SANITIZED[cases][1].split():
