@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_HERE, NEEDS_HOPPER = "not here", "need compute capability 9.0"
-LEFT_OUT = "left out"
+LEFT_OUT, TIME_IS_UP = "left out", "time is up"
 FINE = ("ok", NOT_HERE, LEFT_OUT)
 KILLED = 10.0  # seconds for a killed process to be gone: one that hangs in a driver may not
 
@@ -78,6 +78,9 @@ class Runner:
         self.rows += rows
         (self.out / "summary.json").write_text(json.dumps(self.rows, indent=1))
 
+    def log(self, stage: str) -> Path:
+        return self.out / f"{stage.replace(' ', '-')}.log"
+
     def stop(self) -> None:
         """Ends all that runs; what is to come is not started."""
         with self._lock:
@@ -89,7 +92,7 @@ class Runner:
         left = self.end - time.monotonic()
         if left < 5 or self._stopped:
             return row(stage.name, "interrupted" if self._stopped else "no time left")
-        log = self.out / f"{stage.name.replace(' ', '-')}.log"
+        log = self.log(stage.name)
         start = time.monotonic()
         result = self._result(stage, left if self.unlimited else min(stage.limit, left), log, threads)
         seconds, text = time.monotonic() - start, log.read_text(errors="replace")
@@ -112,7 +115,7 @@ class Runner:
             try:
                 code = process.wait(limit)
             except subprocess.TimeoutExpired:
-                return "time is up"
+                return TIME_IS_UP
             finally:
                 with self._lock:
                     self._live.discard(process)

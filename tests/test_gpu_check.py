@@ -130,6 +130,19 @@ def test_gpu_check_goes_on_without_hopper_products_that_fail(tmp_path, monkeypat
         assert rows[-1]["stage"] == "racecheck layers"
 
 
+@pytest.mark.parametrize(("said", "kept"), [("tests/a.py::b PASSED", "1"), ("tests/a.py::b FAILED [1%]", "0")])
+def test_gpu_check_keeps_hopper_products_whose_tests_were_only_slow(tmp_path, monkeypatch, said, kept):
+    monkeypatch.setenv("WIDEDEEP_SM90", "1")
+    slow = stages.Stage(gpu_check.HOPPER_STAGE, ["sh", "-c", f"echo '{said}'; sleep 60"], 0.5, stages.last_line)
+    then = stages.Stage("step", ["sh", "-c", "echo $WIDEDEEP_SM90"], 30, stages.last_line)
+    monkeypatch.setattr(gpu_check, "stages", lambda: [slow, then])
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path)])
+    assert gpu_check.main() == 1
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    assert [row["result"] for row in rows][:2] == [stages.TIME_IS_UP, "ok"]
+    assert rows[1]["numbers"] == kept
+
+
 @pytest.mark.parametrize("fails", [gpu_check.BUILD_STAGE, gpu_check.LOADS_STAGE])
 def test_gpu_check_stops_where_the_kernels_are_not_those_of_this_tree(tmp_path, monkeypatch, fails):
     """A library of an earlier build would run as well."""

@@ -1,6 +1,7 @@
 """Work ahead of the training loop: a background thread, and copies to a GPU on a stream of their own."""
 
 import atexit
+import functools
 import queue
 import threading
 from collections import deque
@@ -92,13 +93,18 @@ def transfer(batches: Iterator[tuple[Slice, Rows]], device: torch.device) -> Ite
     if device.type != "cuda":
         yield from prefetch(batches, depth=2)
         return
-    stream = torch.cuda.Stream(device)
-    for piece, rows, copied in prefetch(_copies(batches, device, stream), depth=2):
+    for piece, rows, copied in prefetch(_copies(batches, device, _copying(device)), depth=2):
         current = torch.cuda.current_stream(device)
         current.wait_event(copied)
         # The memory belongs to the copying stream; its reuse must wait for the work queued here.
         rows.map(lambda tensor, current=current: tensor.record_stream(current))
         yield piece, rows
+
+
+@functools.cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs: torch's allocator keeps memory for each stream, and would for each epoch's."""
+    return torch.cuda.Stream(device)
 
 
 def _copies(batches: Iterator[tuple[Slice, Rows]], device: torch.device, stream: torch.cuda.Stream) -> Iterator[tuple]:
