@@ -49,7 +49,7 @@ LINES = {  # modules and folders of the package. Each may import those that stan
     "files": "errors features feature_spec_parse splitmix shuffle atomic feature_spec shard_manifest shard_part shards",
     "settings": "config schedule affinity",
     "ops": "_C _load ops",
-    "reference": "reference",
+    "reference": "reference_order reference",
     "ranks": "dist share",
     "model": "model",
     "optim": "optim",
