@@ -88,7 +88,7 @@ def described(seconds: float, flops: float, bytes: float, limits: Ceilings) -> d
         info |= {"ceiling TFLOP/s": round(limits.product / 1e12, 3)}
         info |= {"fraction of product": round(flops / seconds / limits.product, 3)}
     if bytes:
-        info |= {"bytes": bytes, "GB/s": round(bytes / seconds / 1e9, 1)}
+        info |= {"bytes": bytes, "GB/s": round(bytes / seconds / 1e9, 3)}
         info |= {"ceiling GB/s": round(limits.copy / 1e9, 1)}
         info |= {"fraction of copy": round(bytes / seconds / limits.copy, 3)}
     return info

@@ -246,7 +246,7 @@ def test_no_rounds_are_refused(capsys):
     assert "--rounds of 1 or more" in capsys.readouterr().err
 
 
-def test_op_families_print_their_rates(tmp_path):
+def test_op_families_print_their_rates():
     """In the words that the check of a GPU looks for."""
     command = [sys.executable, "-m", "pytest", "-q", "bench/bench_batch.py", "-k", "cpu"]
     log = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

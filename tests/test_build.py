@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,10 +28,11 @@ ONLY_ON_GPUS = {"allow_tf32_", "linear_sm90_out", "linear_sm90_dgrad_out"}
 
 
 def test_every_op_has_its_kernels_and_a_fake():
-    """The CUDA ones too where torch is a CUDA build, with or without a GPU."""
+    """The CUDA ones by their source, for what is not loaded beside a CPU build of torch."""
     import widedeep.ops  # noqa: F401  registers the fakes
     from widedeep._load import has_cuda_kernels
 
+    bindings = "".join(path.read_text() for path in (ROOT / "csrc" / "bindings").glob("*_cuda.cpp"))
     ops = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("widedeep::")}
     assert {f"widedeep::{name}" for name in ONLY_ON_GPUS} < ops
     keys = {"Meta": ops, "CPU": ops - {f"widedeep::{name}" for name in ONLY_ON_GPUS}}
@@ -39,6 +41,7 @@ def test_every_op_has_its_kernels_and_a_fake():
     for key, expected in keys.items():
         there = {name for name in ops if torch._C._dispatch_has_kernel_for_dispatch_key(name, key)}
         assert expected - there == set(), key
+    assert {f"widedeep::{name}" for name in re.findall(r'm\.impl\("(\w+)"', bindings)} == ops
 
 
 def test_doctor_prints_one_json_object():

@@ -92,7 +92,7 @@ def test_an_id_past_its_table_in_data_that_were_checked_is_a_defect():
         run.launch(config.updated(verify=False), action)
 
 
-def test_a_lost_worker_is_one_sentence(tmp_path):
+def test_a_lost_worker_is_one_sentence():
     script = """
 import os, sys
 from widedeep.dist import choose_device, connect

@@ -1,6 +1,7 @@
 """The CUDA kernels on the CPU emulator (tests/emulated.py), against the float64 reference. Needs no GPU."""
 
 import platform
+import re
 import shutil
 import zlib
 
@@ -63,6 +64,15 @@ def same_in_any_order(run):
 
 
 # --- the emulator itself ----------------------------------------------------------------------------------------------
+
+
+def test_every_launcher_is_emulated():
+    """But the products of gemm.h, whose kernels are the library's."""
+    headers = [path.read_text() for path in emulated.KERNELS.glob("*.h") if path.name != "gemm.h"]
+    launchers = {name for text in headers for name in re.findall(r"^cudaError_t (\w+)\(", text, re.MULTILINE)}
+    calls = {*re.findall(r"\w+(?=\()", (emulated.EMULATOR / "exports.cpp").read_text())}
+    assert len(launchers) > 15
+    assert launchers - calls == set()
 
 
 def test_a_missing_barrier_shows():

@@ -234,6 +234,11 @@ def test_gpu_check_sanitizes_cases_of_every_file_it_names(cases):
         assert f"tests/{name}::" in done.stdout
 
 
+def test_gpu_check_sanitizes_cases_of_every_family():
+    named = {f"tests/{name}" for _, files in gpu_check.SANITIZED.values() for name in files.split()}
+    assert {*gpu_check.OPS} - named == set()
+
+
 def test_gpu_check_runs_beside_each_other_what_it_does_not_time(tmp_path, monkeypatch):
     """Each of three waits for a file of the next; the one that is timed finds all of them done."""
 

@@ -216,7 +216,7 @@ def test_plain_lines_off_terminals(tmp_path, caplog, monkeypatch):
     assert end == "finished  train_throughput 1234.5 samples/s"
 
 
-def test_bar_on_a_terminal(tmp_path):
+def test_bar_on_a_terminal():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
     with logs.RowProgress(console, "epoch 1/2", total=1000) as bar:

@@ -98,7 +98,7 @@ def test_equal_steps_and_resumed_runs_take_the_route_of_the_first(timed, monkeyp
     assert (resumed.gemm, other.gemm) == ("sm90", "cublaslt")
 
 
-def test_a_run_keeps_its_route_where_batches_grow(timed, monkeypatch):
+def test_a_run_keeps_its_route_where_batches_grow(timed):
     """With what would be faster for an evaluation's batch, training would go on; resumed before, it would not."""
     whole, resumed = (gpu_step(config=StepConfig(precision="fp16")) for _ in range(2))
     whole.train(batch_of(EVEN, 40), 0, LR)

@@ -48,6 +48,7 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def section(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A heading and a `table`. title: plain text."""
     return f'<h2>{escape(title)}</h2><div class="card">{table(head, rows)}</div>'
 
 
@@ -71,6 +72,7 @@ def _number_class(is_number: bool) -> str:
 
 
 def number(value: Any) -> str:
+    """A cell: floats with five decimals, a dash for None and NaN, anything else as escaped text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "&ndash;"
     if isinstance(value, (int, float)):
@@ -79,4 +81,5 @@ def number(value: Any) -> str:
 
 
 def percent(value: float | None) -> str | None:
+    """A share as text, with two decimals."""
     return None if value is None else f"{100 * value:.2f} %"

@@ -1,6 +1,5 @@
 // Batches of a data set in device memory, on a GPU. Contract: widedeep/ops/batch.py.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "bindings/batch_checks.h"
 #include "bindings/stream.h"

@@ -1,6 +1,5 @@
 // Loss-scale ops on a GPU. Contracts: widedeep/ops/loss_scale.py.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "bindings/loss_scale_checks.h"
 #include "bindings/pointers.h"

@@ -1,6 +1,5 @@
 // AUC histogram on the CPU. Contract: widedeep/ops/metrics.py.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "bindings/metrics_checks.h"
 #include "bindings/pointers.h"

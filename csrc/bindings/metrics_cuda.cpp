@@ -1,6 +1,5 @@
 // The AUC histogram on a GPU. Contract: widedeep/ops/metrics.py.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "bindings/metrics_checks.h"
 #include "bindings/pointers.h"

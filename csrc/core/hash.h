@@ -1,4 +1,4 @@
-// 64-bit integer mixing, for the keys of the epoch permutation. All arithmetic is modulo 2^64.
+// 64-bit integer mixing, for the rounds and keys of the epoch permutation. All arithmetic is modulo 2^64.
 //
 // mix64(z): z ^= z >> 30; z *= 0xBF58476D1CE4E5B9; z ^= z >> 27; z *= 0x94D049BB133111EB; z ^= z >> 31
 //

@@ -1,4 +1,5 @@
-// Binary cross-entropy on a logit, its gradient, and the bin of a probability among AUC thresholds.
+// Binary cross-entropy on a logit, the sigmoid that its gradient needs, and the bin of a probability among AUC
+// thresholds.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -9,7 +9,6 @@
 
 #include "core/dtype.h"
 #include "core/ftrl.h"
-#include "core/rmsprop.h"
 
 namespace widedeep::kernels {
 

@@ -1,6 +1,7 @@
 // What becomes of a touched row once its gradient is summed: a walker of kLanes lanes finishes the deep part together,
 // one thread the wide weight. Included by embedding_parts.cuh alone.
 #pragma once
+#include "core/rmsprop.h"
 #include "kernels/common.cuh"
 #include "kernels/embedding.h"
 

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 
-#include "core/bits.h"
 #include "core/dtype.h"
 #include "kernels/dropout.h"
 

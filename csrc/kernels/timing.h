@@ -10,8 +10,8 @@
 namespace widedeep::kernels {
 
 constexpr float kPromising = 1.2f;  // of the shortest first run: what takes longer is not run again
-// The others run in turn for so many milliseconds, and rounds: a card that is busy comes to its power limit, where
-// others are the fastest than on a rested one.
+// The others run in turn for so many milliseconds, and rounds: a busy card reaches its power limit, where another one
+// may be the fastest than on a rested card.
 constexpr float kBusy = 40.f;
 constexpr int kRoundsLeast = 6, kRoundsMost = 40;
 

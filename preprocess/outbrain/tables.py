@@ -75,6 +75,11 @@ def read_events(
 def read_documents(
     path: Path | None, engine: Engine, block_bytes: int, flavour: Flavour, buckets: dict[str, int]
 ) -> Documents:
+    """documents_meta.csv, cleaned and with ids as the flavour says; no rows where there is no file.
+
+    Raises:
+        InputError: the file is malformed, or names a document twice.
+    """
     if path is None:
         table = {c.name: np.empty(0, c.dtype) for c in layout.META}
         lookup = Lookup.build(table["document_id"])
@@ -94,6 +99,11 @@ def read_documents(
 
 
 def read_promoted(path: Path, engine: Engine, block_bytes: int, documents: Documents) -> Promoted:
+    """promoted_content.csv, with what `documents` says of the landing pages.
+
+    Raises:
+        InputError: the file is malformed, or names an ad twice.
+    """
     table = read_table(path, layout.PROMOTED, engine, block_bytes)
     lookup = unique_lookup(path, layout.PROMOTED, table["ad_id"])
     page = documents.lookup.find(table["document_id"])

@@ -47,12 +47,14 @@ def category_of_topic(topic: np.ndarray) -> np.ndarray:
 
 
 def advertiser_of_campaign(draws: Draws, sizes: Sizes) -> np.ndarray:
+    """[campaigns] advertiser numbers: a few have many of the campaigns."""
     u = draws.uniform("campaign advertiser", np.arange(sizes.campaigns))
     rank = heavy_rank(u, sizes.advertisers, sizes.advertisers / 4)
     return draws.permutation("advertiser order", sizes.advertisers)[rank]
 
 
 def advertiser_category(draws: Draws, sizes: Sizes) -> np.ndarray:
+    """[advertisers] categories, from 0 to CATEGORIES - 1: what each advertises."""
     return draws.integers("advertiser category", np.arange(sizes.advertisers), CATEGORIES)
 
 
@@ -74,6 +76,7 @@ def topic_offsets(draws: Draws, document: np.ndarray, slot: int) -> np.ndarray:
 
 
 def build_documents(draws: Draws, sizes: Sizes) -> Documents:
+    """All documents; landing pages have the category of their advertiser more often than chance would."""
     order = draws.permutation("document order", sizes.documents)
     pages = order[: sizes.event_documents]
     first = sizes.event_documents - sizes.promoted_documents // 10  # some pages are landing pages too
@@ -146,6 +149,7 @@ def _attributes(draws: Draws, sizes: Sizes, document: np.ndarray, home: np.ndarr
 
 
 def build_ads(draws: Draws, sizes: Sizes, documents: Documents) -> Ads:
+    """All ads, by falling exposure: each has a campaign, and leads to one of the landing pages of that."""
     ad = np.arange(sizes.ads)
     campaign = heavy_rank(draws.uniform("ad campaign", ad), sizes.campaigns, sizes.campaigns / 8)
     campaign = draws.permutation("campaign order", sizes.campaigns)[campaign].astype(np.int64)

@@ -20,6 +20,7 @@ class ChunkScore(NamedTuple):
 
 
 def score_chunk(shown: Shown, day: np.ndarray) -> ChunkScore:
+    """What the displays of a chunk add to a `Score`. day: [B] of each display."""
     display = np.arange(len(day))
     chosen = shown.probability[display, shown.clicked][:, None]
     tied_before = (shown.probability == chosen) & (np.arange(MOST_ADS) < shown.clicked[:, None])

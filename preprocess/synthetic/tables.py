@@ -52,6 +52,7 @@ def with_nulls(draws: Draws, stream: str, index: np.ndarray, values: np.ndarray,
 
 
 def documents_meta(draws: Draws, documents: Documents, block: np.ndarray) -> pa.Table:
+    """Rows of documents_meta.csv for the document numbers `block` [n] int64; a few documents have none."""
     document = block[draws.uniform("unlisted", block) >= _UNLISTED]
     source = documents.source[document].astype(np.int64)
     publisher = documents.publisher_of[source].astype(np.int64)
@@ -69,6 +70,7 @@ def documents_meta(draws: Draws, documents: Documents, block: np.ndarray) -> pa.
 
 
 def documents_categories(draws: Draws, documents: Documents, block: np.ndarray) -> pa.Table:
+    """Rows of documents_categories.csv for the document numbers `block` [n] int64: none to two for each."""
     held = documents.category[block] >= 0
     row, place = np.nonzero(held)
     rest = np.round(0.02 + 0.1 * draws.uniform("second confidence", block), 4)
@@ -80,6 +82,7 @@ def documents_categories(draws: Draws, documents: Documents, block: np.ndarray) 
 
 
 def documents_topics(draws: Draws, documents: Documents, block: np.ndarray) -> pa.Table:
+    """Rows of documents_topics.csv for the document numbers `block` [n] int64: none to 39 for each."""
     count = documents.topics[block].astype(np.int64)
     row = np.repeat(np.arange(block.size), count)
     slot = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
@@ -96,6 +99,7 @@ def documents_topics(draws: Draws, documents: Documents, block: np.ndarray) -> p
 
 
 def documents_entities(draws: Draws, sizes: Sizes, documents: Documents, block: np.ndarray) -> pa.Table:
+    """Rows of documents_entities.csv for the document numbers `block` [n] int64: none to ten for each."""
     count = documents.entities[block].astype(np.int64)
     row = np.repeat(np.arange(block.size), count)
     slot = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
@@ -117,6 +121,7 @@ def documents_entities(draws: Draws, sizes: Sizes, documents: Documents, block: 
 
 
 def promoted_content(ads: Ads, ad: np.ndarray) -> pa.Table:
+    """Rows of promoted_content.csv for the ad numbers `ad` [n]."""
     return pa.table(
         {
             "ad_id": ads.ad_id[ad],

@@ -26,7 +26,7 @@ def gather_batch_out(
         out: of B rows, as `rows`; group None exactly where that of `rows` is. Must not overlap `rows`.
     Raises:
         RuntimeError: wrong shape, dtype, device or stride; positions outside of the data set; a size of the order
-            below 1 or above 2^40.
+            below 1 or above 2^40; more than 2^24 columns.
     """
     _ops.gather_batch_out.default(
         *rows, order, start, out_ids=out[0], out_numeric=out[1], out_label=out[2], out_group=out[3]

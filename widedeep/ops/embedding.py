@@ -5,9 +5,9 @@ Lists of length F describe the features (one table each): `hotness` [F] id colum
 of each table; `numeric_columns` [N]. The flat row of an id is its feature's row base (the sum of the rows of the tables
 before) plus the id: an index into the flat wide vectors [R].
 
-An id is -1 (padding: adds nothing, gets no gradient) or a row of its table. On a CPU any other id is an error; on a
-GPU it is not checked, but for embedding_forward, which stops the kernel at an id past its table (a CUDA error: the
-process must end) and takes one below -1 for padding.
+An id is -1 (padding: adds nothing, gets no gradient) or a row of its table. On a CPU any other id is an error. On a
+GPU only embedding_forward checks ids: one past its table stops the kernel (a CUDA error: the process must end), one
+below -1 counts as padding.
 """
 
 from collections.abc import Sequence

@@ -63,7 +63,7 @@ def head_step_out(
         p:            dropout of the last hidden layer, in [0, 1); 32768 / (32768 - round(32768 p)) is its scale s.
         loss_scale:   one float32, or None for 1.
         logit:        [B] float32, overwritten, as all that follow.
-        dlogit:       [B] float32: (sigmoid(z) - y) / global_rows.
+        dlogit:       [B] float32: loss_scale (sigmoid(z) - y) / global_rows.
         dz:           [B, H] in h's dtype: dlogit weight s where h > 0, else 0: the gradient of the last hidden layer's
                       x weight^T + bias. It may be h, which is then overwritten.
         dbias_hidden: [H] float32: column sums of dz, before they are rounded to its dtype.

@@ -92,9 +92,10 @@ def linear_dgrad_out(
         p:      the lower layer's dropout, in [0, 1).
         dx:     [B, I] in dz's dtype, overwritten; must not overlap dz.
         dbias:  [I] float32 or None, overwritten with the column sums of dx.
-        bits:   [B, bit_row_bytes(I)] uint8 or None: in the place of a mask, what linear_relu_dropout_out wrote with it.
+        bits:   [B, bit_row_bytes(I)] uint8 or None: instead of a mask, the bits that linear_relu_dropout_out wrote for
+                the layer's input.
     Raises:
-        RuntimeError: wrong shape, dtype, device or stride; p out of range; a mask and bits.
+        RuntimeError: wrong shape, dtype, device or stride; p out of range; both a mask and bits.
     """
     _ops.linear_dgrad_out.default(dz, weight, mask, p, dx=dx, dbias=dbias, bits=bits)
 

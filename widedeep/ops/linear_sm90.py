@@ -89,9 +89,9 @@ def linear_sm90_dgrad_out(
         p:         dropout of the masks' layers, in [0, 1).
         rounds_ahead: as linear_sm90_out.
         dx:        [B, N] for each, overwritten; dz and all of them apart in memory.
-        dbias:     [N] float32 for each of the first ones, all with a mask, overwritten with the column sums of dx as
-            rounded; of half types four rows each are first added in that type, of which a dx above a quarter of its
-            range makes infinities.
+        dbias:     [N] float32 for each of the first ones, all with a mask, overwritten with the column sums of the
+            rounded dx. In half types four rows at a time are first added in that type, so a dx above a quarter of its
+            range gives infinite sums.
         found_inf: one float32, set to 1 when an element of a dx without a mask (a half dtype) is not finite.
     Raises:
         RuntimeError: as linear_sm90_out; a dbias without mask; found_inf where every dx has a mask.

@@ -13,8 +13,8 @@ class Activations:
     """Inputs of every layer and gradients of layer inputs, of up to `capacity` rows; views of B rows are contiguous.
 
     Attributes:
-        apart: whether the gradients of all layers are kept at a time, that of the last output in its place; else those
-            of two neighbours, in less memory. For models with hidden layers.
+        apart: whether the gradients of all layers are kept at once, that of the last output in the output's own place;
+            else two buffers take turns, which needs less memory. Only for models with hidden layers.
         wide_logit, logit, dlogit: [capacity] float32.  loss: [1].  unused_bias: [W], for an output that nobody reads.
     """
 
@@ -44,7 +44,7 @@ class Activations:
             self._make_gradients()
 
     def _make_gradients(self) -> None:
-        self.gradients: list[Tensor] = []  # first, so that their memory is free again
+        self.gradients: list[Tensor] = []  # drops the old ones first, so that the new ones can have their memory
         # Going back, layer i reads one gradient and writes the other.
         sizes = self.widths[:-1] if self.apart else [max(self.widths)] * 2
         device = self.device
@@ -57,8 +57,9 @@ class Activations:
         return x, hidden
 
     def gradient(self, i: int, B: int) -> Tensor:
-        """The gradient of layer i's input (i = L: of the last output), [B, width], until that of i - 2 is asked, or, if
-        `apart`, for good."""
+        """The gradient of layer i's input (i = L: of the last output), [B, width]; valid until that of i - 2 is asked
+        for, with `apart` for good.
+        """
         if self.apart and i == len(self.widths) - 1:
             return self.inputs[i][:B]
         return self.gradients[i % len(self.gradients)][: B * self.widths[i]].view(B, self.widths[i])

@@ -76,7 +76,7 @@ class CudaStep(Step):
         self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by number of rows: making views takes time
         self.parameters = list(model.parameters())
         self.copied: list[int] = []  # versions of the parameters when they were copied
-        # Without a GPU the same code runs as it stands: so are its sums and its order tested everywhere.
+        # Without a GPU the same code runs uncaptured, so that its sums and its order are tested everywhere.
         self.graphs = make_graphs(device)
         self.second = SecondStream(device)
 

@@ -1,5 +1,5 @@
 """What calls take in a long run: replayed from CUDA graphs, one right behind the other, on a card that has been busy
-for a while. Single launches would tell what the host takes for them, and a rested card, whose clock is higher.
+for a while. Single launches would measure the host's time to launch them, on a rested card, whose clock is higher.
 """
 
 import statistics

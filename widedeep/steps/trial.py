@@ -107,7 +107,7 @@ def _trial(
             _kept[key] = found.name
         return found
 
-    # To keep all gradients at a time takes 1.6 GB more at a batch of 131072 in float32, half types 0.8 GB.
+    # A chain keeps all gradients at once: at a batch of 131072 that takes 1.6 GB more in float32, 0.8 GB in half types.
     if hopper and chains and dtype != torch.float32:
         try:
             return compared([*hopper, *_chain(hopper[0], p, buffers, rows), library])
@@ -141,8 +141,9 @@ def _rounding(device: torch.device, tf32: bool) -> Iterator[None]:
 
 
 def fastest(routes: list[Layers], p: float, buffers: Activations, rows: int) -> Layers:
-    """Of the routes the one that takes least for the layers forward and back. Of those as good, the first route's bits
-    decide: runs should repeat; of routes with the same bits the fastest is taken."""
+    """The route that takes least for the layers forward and back. Routes within AS_GOOD of it count as equal: the first
+    of these in the list decides the bits, so that runs repeat, and of the routes with these bits the fastest is taken.
+    """
     if len(routes) == 1:
         return routes[0]
     times = _seconds_of(routes, p, buffers, rows)
