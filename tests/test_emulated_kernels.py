@@ -220,7 +220,7 @@ def test_ftrl_dense(n):
         assert_close(g, w, scale=5)
 
 
-@pytest.mark.parametrize(("n", "D"), [(0, 4), (1, 1), (300, 19), (64, 33), (40, 200)])
+@pytest.mark.parametrize(("n", "D"), [(0, 4), (1, 1), (300, 19), (64, 33), (40, 200), (40, 0)])
 def test_listed_rows(n, D):
     R = 37
     rows = (torch.arange(n) * 7919 % (R + 1) - 1) if n else torch.zeros(0, dtype=torch.int64)
