@@ -1,8 +1,9 @@
 """The CUDA kernels of csrc/kernels on a machine without a GPU: translated to C++, compiled with checks, run as fibers.
 
 What stands for the hardware is tests/native/cuda_emulator. The functions here have the names and arguments of the ops
-(`widedeep/ops/`). Every array travels through memory that ends where an inaccessible page begins; misaligned accesses,
-indices outside of an array and signed overflow end a launch with a RuntimeError, as a deadlock does.
+(`widedeep/ops/`). Every array travels through memory of its own, in which each load and store is checked to the byte:
+those beside an array, misaligned accesses, indices outside of one and signed overflow end a launch with a RuntimeError,
+as a deadlock does.
 """
 
 import ctypes
@@ -27,6 +28,9 @@ FLAGS = [
     *("-std=c++20", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"),
     *("-Wno-unknown-pragmas", "-Wno-psabi"),
     *("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-fno-sanitize=vptr"),
+    # Every load and store calls a function of the emulator's memory.cpp, and none a runtime of the compiler's.
+    *("-fsanitize=kernel-address", "--param=asan-stack=0", "--param=asan-globals=0"),
+    "--param=asan-instrumentation-with-call-threshold=0",
     "-D__CUDA_ARCH_FEAT_SM90_ALL=1",
 ]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # core/dtype.h

@@ -92,12 +92,17 @@ def test_a_copy_that_is_not_waited_for_shows():
     [
         (2, "half_barrier_kernel: deadlock"),
         (3, "half_warp_kernel: deadlock"),
-        (4, "past_the_end_kernel: access outside of memory"),
+        (4, "past_the_end_kernel: store beside an array"),
         (5, "misaligned_kernel: undefined behaviour"),
         (6, "index_kernel: undefined behaviour"),
         (7, "large_kernel: 50176 bytes of shared memory"),
         (8, "reverse_kernel: launch with a grid"),
         (11, "ends without a wait for the kernel before"),
+        (12, "before_the_start_kernel: load beside an array"),
+        (13, "few_numbers: load beside an array"),
+        (14, "few_numbers: access beside an array"),
+        (15, "dynamic_kernel: store beside an array"),
+        (16, "stray_pointer_kernel: access outside of memory"),
     ],
 )
 def test_faults_are_reported(number, words):
@@ -225,7 +230,7 @@ def test_ftrl_dense(n):
         assert_close(g, w, scale=5)
 
 
-@pytest.mark.parametrize(("n", "D"), [(0, 4), (1, 1), (300, 19), (64, 33), (40, 200)])
+@pytest.mark.parametrize(("n", "D"), [(0, 4), (1, 1), (300, 19), (64, 33), (40, 200), (40, 0)])
 def test_listed_rows(n, D):
     R = 37
     rows = (torch.arange(n) * 7919 % (R + 1) - 1) if n else torch.zeros(0, dtype=torch.int64)

@@ -57,6 +57,24 @@ def test_head(B, H, dtype):
     assert_close(logit, reference.head_forward(*wanted[:4]), scale=3)
 
 
+@pytest.mark.parametrize("H", [8, 1040])  # kept in registers, and read again
+def test_head_of_rows_that_begin_at_no_multiple_of_32_bytes(H):
+    """As in a view: 16 bytes are what the op asks for, and eight floats are 32."""
+    B = 7
+    case = head_case(B, H, torch.float32)
+    want = head_step(reference, [t.double() for t in case], lambda s, _: poisoned(*s, dtype=torch.float64), None)
+    # Memory ends where a page begins, so that 16 bytes behind the rows move their start.
+    h, dz = torch.cat([case[0].flatten(), torch.zeros(4)]), poisoned(B * H + 4)
+    got = {name: poisoned(*t.shape) for name, t in want.items()} | {"dz": dz}
+    inputs = (h, torch.float32, B, H, *case[1:], 2 * B + 1, 0.1, torch.tensor(4.0))
+    emulated.call("head_step", *inputs, *got.values())
+    got["dz"] = dz[: B * H].view(B, H)
+    for name in got:
+        assert_close(got[name], want[name], scale=3)
+    emulated.call("head_forward", *inputs[:7], logit := poisoned(B))
+    assert_close(logit, want["logit"], scale=3)
+
+
 def test_head_is_the_same_in_any_order():
     case = head_case(1700, 8, torch.float16)
     same_in_any_order(

@@ -71,9 +71,13 @@ __device__ __forceinline__ float warp_sum(float v) {
   return v;
 }
 
-// T values that travel as one load or store (4, 8 or 16 bytes).
+// Bytes that a load or store of so many may expect its address to be a multiple of: 16 where there are more, which is
+// what the ops ask of matrices. A compiler for GPUs with accesses of 32 bytes would take a promise of 32 at its word.
+constexpr size_t access_alignment(size_t bytes) { return bytes < 16 ? bytes : 16; }
+
+// T values that travel as one load or store (4, 8 or 16 bytes), or as several of 16.
 template <typename T, int N>
-struct alignas(sizeof(T) * N) Pack {
+struct alignas(access_alignment(sizeof(T) * N)) Pack {
   T v[N];
 };
 

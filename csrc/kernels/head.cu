@@ -59,7 +59,7 @@ constexpr int kForwardBlocks = sizeof(T) == 2 ? 4 : 3;
 template <typename T, int kVectors>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kVectors>)
     head_forward_kernel(HeadInputs in, float* __restrict__ logit) {
-  __shared__ alignas(32) float weights[kVectors * 256 + 2];
+  __shared__ alignas(16) float weights[kVectors * 256 + 2];
   const int lane = threadIdx.x % 32;
   load_weights<kVectors>(weights, in);
   walk<T, kVectors>(in, nullptr, lane, [&](const Turn<T, kVectors>& turn) {
@@ -121,7 +121,7 @@ template <typename T, int kVectors>
 __global__ void __launch_bounds__(kThreads, 2)
     head_step_kernel(HeadInputs in, HeadStep out, float* __restrict__ partials) {
   extern __shared__ Floats8 memory[];  // [kWarps][kVectors * 32]
-  __shared__ alignas(32) float weights[kVectors * 256 + 2];
+  __shared__ alignas(16) float weights[kVectors * 256 + 2];
   __shared__ float scalars[2][kWarps];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Floats8 dweight[kVectors] = {}, dbias_hidden[kVectors] = {};

@@ -19,7 +19,7 @@ constexpr int kRows = kVectors < 4 ? 2 : 1;
 
 // Eight elements as a thread keeps them: as words, since halves by themselves would take a register each.
 template <typename T>
-struct alignas(sizeof(T) * 8) Words {
+struct alignas(16) Words {
   uint32_t word[2 * sizeof(T)];
 
   __device__ __forceinline__ float operator[](int e) const {

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename Rule>
 cudaError_t listed_rows(const ListedRows& rows, const Rule& rule, cudaStream_t stream) {
-  if (rows.n == 0 || rows.D == 0) return cudaSuccess;
+  if (rows.n == 0) return cudaSuccess;
   listed_rows_kernel<<<static_cast<unsigned>(ceil_div(rows.n * 32, kThreads)), kThreads, 0, stream>>>(rows, rule);
   return cudaGetLastError();
 }

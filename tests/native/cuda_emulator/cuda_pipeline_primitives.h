@@ -8,6 +8,8 @@ inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes, si
   const bool whole = (bytes == 4 || bytes == 8 || bytes == 16) && reinterpret_cast<uintptr_t>(to) % bytes == 0 &&
                      reinterpret_cast<uintptr_t>(from) % bytes == 0;
   if (!whole) emulator::fail("__pipeline_memcpy_async: size or alignment");
+  emulator::check_access(from, bytes - zeros);
+  emulator::check_access(to, bytes);
   std::memset(to, 0xFF, bytes);
   emulator::current->copies.open.push_back({to, from, bytes, zeros});
 }

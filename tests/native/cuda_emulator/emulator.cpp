@@ -2,9 +2,10 @@
 #include "emulator.h"
 
 #include <setjmp.h>
-#include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -24,7 +25,8 @@ namespace {
 
 std::string message;
 cudaError_t last_error = cudaSuccess;
-size_t attribute = 0;         // dynamic shared memory asked for since the last launch
+size_t attribute = 0;  // dynamic shared memory asked for since the last launch
+bool running = false;
 bool asked_together = false;  // whether somebody has asked since then how many clusters run at a time
 jmp_buf failure;
 struct SharedVariable {
@@ -36,15 +38,12 @@ std::vector<SharedVariable> shared_variables;
 // A block of the cluster: its dynamic shared memory ends where an inaccessible page begins.
 struct BlockMemory {
   Block block;
-  uint8_t* base;
-  explicit BlockMemory(size_t shared) : base(map_pages(kWindow + 2 * kPage)) {
-    block.window = base;
-    const size_t used = (shared + 15) / 16 * 16, pages = (used + kPage - 1) / kPage * kPage;
-    mprotect(base + pages, kWindow + 2 * kPage - pages, PROT_NONE);
-    block.dynamic = base + pages - used;
+  explicit BlockMemory(size_t shared) {
+    block.dynamic = new_memory(shared, kWindow);
+    block.window = block.dynamic - reinterpret_cast<uintptr_t>(block.dynamic) % kPage;
     block.dynamic_bytes = shared;
   }
-  ~BlockMemory() { munmap(base, kWindow + 2 * kPage); }
+  ~BlockMemory() { free_memory(block.dynamic); }
 };
 
 void prepare(Block& b, uint3 index, Cluster& cluster, int rank, int threads) {
@@ -117,6 +116,10 @@ void check_limits() {
 }  // namespace
 
 void fail(const std::string& what) {
+  if (!running) {  // outside of a kernel: in a launcher, or in what stands for a library
+    fprintf(stderr, "CUDA emulator: %s\n", what.c_str());
+    abort();
+  }
   if (message.empty()) {
     message = launch.kernel + ": " + what;
     if (current) message += " by " + name_of(*current) + ", last seen in " + (current->doing ? current->doing : "?");
@@ -135,6 +138,7 @@ void run(const Launch& what, const std::function<void()>& kernel) {
   static std::optional<Group> group;  // static: a failure leaves by a jump
   group.reset();
   const Signals signals;
+  running = true;
   if (_setjmp(failure) == 0) {
     check_limits();
     std::vector<uint64_t> order(uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z / launch.cluster);
@@ -146,6 +150,7 @@ void run(const Launch& what, const std::function<void()>& kernel) {
   } else {
     forget_fibers();
   }
+  running = false;
   current = nullptr;
 }
 

@@ -1,7 +1,8 @@
 // Runs CUDA kernels on the processor, one fiber for each thread. A fiber runs until it has to wait for others; which
 // one runs next is drawn at random from a seed, so that a missing barrier shows as a wrong result in some order. What
 // never gets to run again is a deadlock, reported with the kernel and the threads. Device memory comes from
-// emulator_allocate, with inaccessible pages behind it; shared memory starts as NaNs.
+// emulator_allocate; a load or store beside one of its arrays, or beside dynamic shared memory, ends the launch. Shared
+// memory starts as NaNs.
 //
 // Not shown here: memory ordering, what a launch that may begin early reads before it waits, time, registers, and code
 // that runs in lockstep only by luck.
@@ -122,6 +123,13 @@ T* dynamic_shared() {
 constexpr size_t kPage = 4096;
 uint8_t* map_pages(size_t bytes);
 
+// Bytes 0xFF whose end (to 16 bytes) meets an inaccessible page; every access beside them fails. The page before them
+// is inaccessible too, and `room` reserves more addresses behind them.
+uint8_t* new_memory(size_t bytes, size_t room = 0);
+bool free_memory(uint8_t* start);  // false: something was written beside them
+// For copies, which the compiler does not check.
+void check_access(const void* address, size_t bytes);
+
 // A launch as kernel<<<grid, block, shared, stream>>> names it.
 struct Call {
   Launch launch;
@@ -151,9 +159,8 @@ T exchange(unsigned mask, T value, const char* what, F source) {
 }  // namespace emulator
 
 extern "C" {
-// Memory whose end (to 16 bytes) meets an inaccessible page, all bytes 0xFF.
+// Of new_memory and free_memory.
 void* emulator_allocate(size_t bytes);
-// Names a write past the end, if there was one; frees.
 int emulator_release(void* memory);
 // What decides the order of threads and blocks from now on, and the size of the device; forgets earlier errors.
 void emulator_seed(uint64_t seed, int64_t multiprocessors);
