@@ -75,6 +75,18 @@ def test_who_fails_leaves_without_the_others(error, monkeypatch):
     assert left == ["alone" if error else "together"]
 
 
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"])
+def test_processes_of_another_launcher_are_no_runs_of_their_own(name, monkeypatch):
+    for variable in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, "8")
+    config = TrainConfig().updated(cpu=True, affinity="disabled")
+    with pytest.raises(InputError, match=rf"{name}: 8 processes .* expected `torchrun --nproc_per_node 8 -m widedeep`"):
+        run.launch(config, lambda config, comm: comm.world)
+    monkeypatch.setenv(name, "1")
+    assert run.launch(config, lambda config, comm: comm.world) == 1
+
+
 def test_an_id_past_its_table_in_data_that_were_checked_is_a_defect():
     def action(config, comm):
         raise RuntimeError("op: feature 1 has id 7 in batch row 2, expected -1 (padding) or 0 to 6")
