@@ -6,6 +6,7 @@ joins GPUs, gloo CPUs.
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -163,5 +164,6 @@ def _lost_worker() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = str(error).splitlines()[0]
+        # gloo puts its source in front and advice behind
+        text = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
         raise RunError(f"process {os.environ.get('RANK', 0)} lost contact with the others: {text}") from error
