@@ -129,6 +129,15 @@ def test_csv_files_of_a_spec(tmp_path, header):
     compare(tmp_path / "out", tables)
 
 
+def test_csv_files_of_a_spec_that_are_given_by_name(tmp_path, monkeypatch):
+    tables = write(tmp_path, *SPECS["fspec_csv"])
+    rewrite_as_csv(tmp_path, tables)
+    monkeypatch.chdir(tmp_path)
+    train = ["train_0.csv", str(tmp_path / "train_1.csv"), tmp_path / "train_2.csv"]
+    run(TabularConfig(".", "out", inputs=train, test=["test_0.csv"]))
+    compare(tmp_path / "out", tables)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

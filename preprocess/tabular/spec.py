@@ -80,7 +80,8 @@ class TabularSpec:
         # As the original has them, with ids and numbers as they are, CSV files lack a header.
         is_plain = self.csv.names is None and not any(self.transform(f.name) for f in features)
         chunks = [chunk for mapping in spec.sources.values() for chunk in mapping if is_plain and chunk.type == "csv"]
-        self._listed = {(spec.directory or Path()) / name: chunk.features for chunk in chunks for name in chunk.files}
+        root = (spec.directory or Path()).absolute()
+        self._listed = {root / name: chunk.features for chunk in chunks for name in chunk.files}
         self.has_group = {m: any(spec.group in c.features for c in chunks) for m, chunks in spec.sources.items()}
 
     @classmethod
@@ -115,7 +116,8 @@ class TabularSpec:
 
     def csv_of(self, path: str | Path) -> csv_io.Format:
         """The format of a CSV file. One of the spec's own whose first line names no column has those of its chunk."""
-        names = self._listed.get(Path(path))
+        path = Path(path)
+        names = self._listed.get(path.absolute())
         if names is None or not {*self.columns()}.isdisjoint(csv_io.read_header(path, self.csv)):
             return self.csv
         return csv_io.Format(self.csv.delimiter, names)
