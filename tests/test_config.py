@@ -69,6 +69,9 @@ def test_amp_is_fp16():
             "--num_auc_thresholds must be at most 1000000",
         ),
         ({"use_checkpoint": True, "overwrite": True}, "cpu", "give one of the two"),
+        ({"log_filename": "args.json"}, "cpu", "--log_filename: expected a name other than .*, got 'args.json'"),
+        ({"log_filename": "sub/../metrics.jsonl"}, "cpu", "--log_filename: expected a name other than args.json,"),
+        ({"results_dir": "r", "log_filename": ""}, "cpu", "--log_filename: expected a name other than .*, got ''"),
         ({"step": "reference", "embedding_parallel": "sharded"}, "cpu", "sharded needs the fused step"),
     ],
 )

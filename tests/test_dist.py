@@ -14,11 +14,11 @@ from planted import planted_data
 from ranks import ROOT, run_ranks
 from safetensors.torch import load_file
 
-from widedeep import run
+from widedeep import dist, run
 from widedeep.checkpoint import Checkpoints, read_progress
 from widedeep.config import TrainConfig
 from widedeep.dist import LocalComm
-from widedeep.errors import InputError
+from widedeep.errors import InputError, RunError
 
 COLLECTIVES = """
 import json, torch
@@ -79,6 +79,27 @@ def test_who_fails_leaves_without_the_others(error, monkeypatch):
     else:
         assert run.launch(config, action) == 5
     assert left == ["alone" if error else "together"]
+
+
+def test_a_lost_process_is_told_in_one_sentence(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    told = "[/a/b/pair.cc:537] Read error [127.0.0.1]:41615: Connection reset by peer. Check the logs. GLHF!\nmore"
+    with pytest.raises(RunError) as caught, dist._lost_worker():
+        raise RuntimeError(told)
+    expected = "process 1 lost contact with the others: Read error [127.0.0.1]:41615: Connection reset by peer"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"])
+def test_processes_of_another_launcher_are_no_runs_of_their_own(name, monkeypatch):
+    for variable in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, "8")
+    config = TrainConfig().updated(cpu=True, affinity="disabled")
+    with pytest.raises(InputError, match=rf"{name}: 8 processes .* expected `torchrun --nproc_per_node 8 -m widedeep`"):
+        run.launch(config, lambda config, comm: comm.world)
+    monkeypatch.setenv(name, "1")
+    assert run.launch(config, lambda config, comm: comm.world) == 1
 
 
 def test_an_id_past_its_table_in_data_that_were_checked_is_a_defect():

@@ -1,12 +1,16 @@
 """Data sets of the original's Oct-2022 release (Parquet files and their feature spec) become shards as they are."""
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from preprocess.tabular import TabularConfig, run
+from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardSet
 
@@ -64,6 +68,25 @@ def write(directory, one_hot, multi_hot, numeric, group=None):
     return tables
 
 
+def rewrite_as_csv(directory, tables, header=False):
+    """The same data set before the release's `transcode.py`: CSV files, lists in brackets, columns in any order."""
+    path = directory / "feature_spec.yaml"
+    spec = yaml.safe_load(path.read_text())
+    for mapping, chunks in spec["source_spec"].items():
+        names = chunks[0]["features"] if mapping == "train" else chunks[0]["features"][::-1]
+        table = {}
+        for name in names:
+            values = tables[mapping][name]
+            table[name] = [str([int(v) for v in x]) for x in values.to_pylist()] if name in MULTI_HOT else values
+        ends = [0, *np.cumsum([pq.read_metadata(directory / file).num_rows for file in chunks[0]["files"]])]
+        files = [file.replace("parquet", "csv") for file in chunks[0]["files"]]
+        for file, (start, stop) in zip(files, pairwise(ends)):
+            options = pa.csv.WriteOptions(include_header=header)
+            pa.csv.write_csv(pa.table(table).slice(start, stop - start), directory / file, options)
+        spec["source_spec"][mapping] = [{"type": "csv", "features": names, "files": files}]
+    path.write_text(yaml.safe_dump(spec))
+
+
 def compare(directory, tables):
     spec = FeatureSpec.load(directory)
     for mapping, table in tables.items():
@@ -96,3 +119,38 @@ def test_only_the_test_files_have_the_display(tmp_path):
     report = run(TabularConfig(tmp_path, tmp_path / "out"))
     assert report["train"]["rows"] == 93
     compare(tmp_path / "out", tables)
+
+
+@pytest.mark.parametrize("header", [False, True])
+def test_csv_files_of_a_spec(tmp_path, header):
+    tables = write(tmp_path, *SPECS["fspec_csv"], group="display_id")
+    rewrite_as_csv(tmp_path, tables, header)
+    run(TabularConfig(tmp_path, tmp_path / "out"))
+    compare(tmp_path / "out", tables)
+
+
+def test_csv_files_of_a_spec_that_are_given_by_name(tmp_path, monkeypatch):
+    tables = write(tmp_path, *SPECS["fspec_csv"])
+    rewrite_as_csv(tmp_path, tables)
+    monkeypatch.chdir(tmp_path)
+    train = ["train_0.csv", str(tmp_path / "train_1.csv"), tmp_path / "train_2.csv"]
+    run(TabularConfig(".", "out", inputs=train, test=["test_0.csv"]))
+    compare(tmp_path / "out", tables)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("1,2", "train_2.csv, line 14: expected 30 fields, found 2"),
+        ("1," + "3," * 13 + '"[1, 2]","[1, x]",[],' + ",".join(["0.5"] * 13), "line 14: column entity_id_list: .*'x'"),
+        ("1," + "7," * 13 + "[],[],[]," + ",".join(["0.5"] * 13), "line 14: column platform: expected an id of 0 to 3"),
+    ],
+)
+def test_csv_lines_that_do_not_fit_a_spec(tmp_path, line, said):
+    tables = write(tmp_path, *SPECS["fspec_csv"])
+    rewrite_as_csv(tmp_path, tables)
+    with (tmp_path / "train_2.csv").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(InputError, match=said):
+        run(TabularConfig(tmp_path, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

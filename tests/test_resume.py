@@ -243,6 +243,24 @@ def test_a_run_stopped_before_its_first_checkpoint_is_continued_into_its_own_res
     assert "no checkpoint to continue, starting afresh" in capsys.readouterr().out
 
 
+def test_a_checkpoint_of_tensorflow_is_not_passed_over(data, tmp_path, capsys):
+    """A model directory of the original: its run cannot be continued, and shall not begin anew without a word."""
+    theirs = tmp_path / "model" / "checkpoint"
+    theirs.mkdir(parents=True)
+    for name in ("checkpoint", "ckpt-9120.index", "ckpt-9120.data-00000-of-00001"):
+        (theirs / name).write_bytes(b"model")
+    command = words(data, tmp_path, "reference")
+    said = "ckpt-9120.index: expected a checkpoint of widedeep, found TensorFlow's, which it cannot read"
+    score = ["evaluate", "--model", str(tmp_path / "model"), "--dataset_path", str(data), "--cpu"]
+    for refused in ([*command, "--use_checkpoint"], [*command, "--use_checkpoint", "--evaluate"], score):
+        assert main(refused) == 2
+        assert said in capsys.readouterr().err
+    assert main([*command, "--num_epochs", "1"]) == 0
+    assert (theirs / "ckpt-9120.index").read_bytes() == b"model"
+    assert main([*command, "--num_epochs", "1", "--use_checkpoint"]) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
 def test_flags_that_change_the_weights_are_named(data, tmp_path, capsys):
     assert main(words(data, tmp_path, "fused", "--num_epochs", "1")) == 0
     goes_on = ["--use_checkpoint", "--num_epochs", "1"]

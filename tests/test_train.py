@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from widedeep import logs, report, run
 from widedeep.checkpoint import Checkpoints, Progress
-from widedeep.config import TrainConfig
+from widedeep.config import OTHER_RESULTS, TrainConfig
 from widedeep.shard_manifest import seal
 from widedeep.train import is_finished, note_score
 
@@ -55,6 +55,11 @@ def test_it_learns_the_planted_model(finished):
     assert result["rows"] == 401
     assert result["groups"] == 101
     assert sum(result["calibration"]["rows"]) == 401
+
+
+def test_the_files_whose_place_the_log_may_not_take(finished):
+    written = {path.name for path in (finished / "results").iterdir() if path.suffix in (".json", ".jsonl", ".yaml")}
+    assert written == {*OTHER_RESULTS, "log.json"}
 
 
 def test_a_model_that_memory_does_not_hold_is_refused(data, tmp_path, capsys, monkeypatch):

@@ -123,6 +123,12 @@ class Checkpoints:
             return found
         return self.steps()[-1] if which in ("last", "best") and self.steps() else None
 
+    def check_not_tensorflow(self) -> None:
+        """Raises InputError where, for want of our own, a checkpoint of the original must be what is meant."""
+        if not self.steps() and (theirs := sorted(self.directory.glob("*.index"))):
+            found = "found TensorFlow's, which it cannot read"
+            raise InputError(f"{theirs[-1]}: expected a checkpoint of widedeep, {found}")
+
     def prepare(self) -> None:
         """Makes the directory and locks it, so that a place that cannot be written is known before the first step, and
         mends what a kill inside a save left, unless the file system has no locks. A second call does no more.
@@ -248,6 +254,7 @@ def locate(path: str | Path, which: str = "best") -> Path:
     root = path.parent if path.name == "checkpoint" else path
     found = Checkpoints(root).find(which)
     if found is None:
+        Checkpoints(root).check_not_tensorflow()
         if there := [step.name for step in Checkpoints(root).steps()]:
             raise InputError(f"{path}: expected the checkpoint best, last or one of {', '.join(there)}, got {which!r}")
         raise InputError(

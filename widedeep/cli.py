@@ -41,8 +41,27 @@ COMMANDS = {
     "doctor": "what is installed, what was built, what is missing",
 }
 ALIASES = {"--evaluation": "--evaluate"}
-# Of the original's Feb-2021 release, whose data were TFRecords.
-GONE = ("--train_data_pattern", "--eval_data_pattern", "--transformed_metadata_path")
+# Flags of the original's programs that have no place here, by the command that does their work: what to give instead.
+_RECORDS = "--dataset_path instead; `widedeep preprocess tfrecord` makes a data set of TFRecords"
+_FILES = "--rows_per_shard instead, which sets how many files there are"
+GONE = {
+    "train": dict.fromkeys(("--train_data_pattern", "--eval_data_pattern", "--transformed_metadata_path"), _RECORDS),
+    "preprocess outbrain": {
+        "--metadata_path": "--out instead",
+        "--tfrecords_path": "--out instead; `widedeep train` reads what is there, so TFRecords are not written",
+        "--use_dask": "--device cuda or --engine dask instead",
+        "--num_train_partitions": _FILES,
+        "--num_valid_partitions": _FILES,
+    },
+    "preprocess tabular": {
+        "--input": "--spec instead, the feature spec beside the files",
+        "--feature_spec_in": "--spec instead",
+        "--output": "--out instead",
+        "--feature_spec_out": "--out instead; the feature spec of the data set is in it",
+        "--chunk_size": "--rows_per_shard instead",
+        "--minimum_partition_number": "no such flag, since processes share out rows, not files",
+    },
+}
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
@@ -144,9 +163,9 @@ def _parse(name: str, command: ModuleType, words: list[str]) -> Any:
         return parser.parse_args(_config_first(words))
     except ArgumentError as error:
         given = {word.partition("=")[0] for word in words}
-        if name == "train" and (gone := [flag for flag in GONE if flag in given]):
-            made = "`widedeep preprocess tfrecord` makes a data set of TFRecords"
-            raise InputError(f"{gone[0]}: expected --dataset_path instead; {made}") from error
+        for flag, instead in GONE.get(name, {}).items():
+            if flag in given:
+                raise InputError(f"{flag}: expected {instead}") from error
         if not (missing := re.match(r"the following arguments are required: (.*)", str(error))):
             raise
         places = {action.dest for action in parser._actions if not action.option_strings}

@@ -5,6 +5,7 @@ their groups (`config.training.num_epochs`). Imports nothing heavy.
 """
 
 import math
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 StepKind = Literal["auto", "reference", "fused"]
 Gemm = Literal["auto", "cublaslt", "sm90", "sm90-chain"]
 Parallel = Literal["replicated", "sharded"]
+OTHER_RESULTS = ("args.json", "config.yaml", "data_summary.json", "metrics.jsonl", "evaluation.json")  # of results_dir
 ReaderMode = Literal["auto", "device", "pinned", "stream"]
 
 
@@ -42,6 +44,13 @@ class Location:
     model_dir: str = option("/outbrain/checkpoints", "directory of the checkpoints")
     results_dir: str = option("/results", "directory of the logs and summaries")
     log_filename: str = option("log.json", "name of the JSON-lines log in results_dir")
+
+    def check_log(self) -> None:
+        """Raises InputError where the log would take the place of another file of results_dir, or of it itself."""
+        log = os.path.normpath(os.path.join(self.results_dir, self.log_filename))
+        if log in (os.path.normpath(os.path.join(self.results_dir, name)) for name in ("", *OTHER_RESULTS)):
+            others = ", ".join(OTHER_RESULTS)
+            raise InputError(f"--log_filename: expected a name other than {others}, got {self.log_filename!r}")
 
 
 @dataclass(frozen=True)
@@ -210,6 +219,7 @@ class TrainConfig:
         for name, high in _AT_MOST.items():
             if values[name] is not None and values[name] > high:
                 raise InputError(f"--{name} must be at most {high}, got {values[name]}")
+        self.location.check_log()
         t, m = self.training, self.mode
         if t.linear_learning_rate == 0:  # FTRL divides by it
             raise InputError("--linear_learning_rate must be above 0, got 0")

@@ -6,6 +6,7 @@ joins GPUs, gloo CPUs.
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -16,6 +17,7 @@ from torch import Tensor
 from widedeep.errors import InputError, RunError
 
 TIMEOUT = timedelta(minutes=30)  # the first process may write a checkpoint of many gigabytes while the others wait
+OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE")  # say how many processes there are
 LEAVE = 20  # seconds at most until a process that failed says so
 
 
@@ -132,10 +134,21 @@ def choose_device(cpu: bool) -> torch.device:
 
 
 def connect(device: torch.device) -> LocalComm:
-    """Joins the processes of this run; alone unless torchrun's environment says otherwise."""
+    """Joins the processes of this run; alone unless torchrun's environment says otherwise.
+
+    Raises:
+        InputError: another launcher started several processes: each would be a run of its own.
+    """
+    is_group = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    for name in () if is_group else OTHER_LAUNCHERS:
+        if (count := os.environ.get(name, "")).isdigit() and int(count) > 1:
+            raise InputError(
+                f"environment variable {name}: {count} processes were started by mpiexec or horovodrun, and each"
+                f" would be a run of its own: expected `torchrun --nproc_per_node {count} -m widedeep` in its place"
+            )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return GroupComm(device) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else LocalComm(device)
+    return GroupComm(device) if is_group else LocalComm(device)
 
 
 def _environment(name: str) -> int:
@@ -151,5 +164,6 @@ def _lost_worker() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = str(error).splitlines()[0]
+        # gloo puts its source in front and advice behind
+        text = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
         raise RunError(f"process {os.environ.get('RANK', 0)} lost contact with the others: {text}") from error

@@ -135,6 +135,7 @@ def evaluate_run(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     checkpoints = Checkpoints(config.location.model_dir)
     found = checkpoints.find("last")
     if config.location.use_checkpoint and not found:
+        checkpoints.check_not_tensorflow()
         raise InputError(f"{checkpoints.directory}: expected a checkpoint to evaluate, and there is none")
     run = Run.open(config, comm)
     step = 0

@@ -48,6 +48,8 @@ def start(config: TrainConfig, comm: LocalComm, checkpoints: Checkpoints) -> tup
         run = resume(config, comm, found, progress)
         checkpoints.adopt()
         return run, progress
+    if config.location.use_checkpoint:
+        checkpoints.check_not_tensorflow()
     if comm.rank == 0:
         check_results(config.location)
     check_ranks(comm, checkpoints.directory)

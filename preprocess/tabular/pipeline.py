@@ -142,7 +142,7 @@ class _Run:
     def lacks(self, feature: Feature) -> bool:
         """Whether no test file has the feature's column, or no row a value in it."""
         column = feature.columns[0]
-        headers = [source.column_names(Path(path), self.spec.csv) for path in self.test]
+        headers = [source.column_names(Path(path), self.spec.csv_of(path)) for path in self.test]
         if not any(column in names or column in faults for names, faults in headers):
             return True
         for chunk in self.read(self.test, column):
@@ -152,8 +152,11 @@ class _Run:
         return True
 
     def read(self, paths: list, *columns: str, first_row: int = 0) -> Iterator[Chunk]:
-        options = {"csv": self.spec.csv, "first_row": first_row}
-        return source.chunks(paths, columns, self.engine, self.config.chunk_bytes, **options)
+        for path in paths:
+            options = {"csv": self.spec.csv_of(path), "first_row": first_row}
+            for chunk in source.chunks([path], columns, self.engine, self.config.chunk_bytes, **options):
+                yield chunk
+                first_row += len(chunk.rows)
 
     def learn(self) -> None:
         learning = [f for f in self.spec.features if f.encoder.learns]

@@ -4,8 +4,8 @@ A transform is a mapping, or as a shorthand a name or a list of names without se
 (the source column; default the feature's name) and `nulls` (texts taken as missing). Further keys, none of them needed:
 
     categorical   hash: {seed}   vocabulary: {min_count}   bucketise: {edges} or {quantiles}   (none: ids as they are)
-    multi-hot     hash or vocabulary; `separator` of delimited text (lists need none), or `columns` of one value each,
-                  with `mask` columns that are 0 where there is no value
+    multi-hot     hash or vocabulary; `separator` of delimited text (lists need none, nor do ids as they are), or
+                  `columns` of one value each, with `mask` columns that are 0 where there is no value
     numeric       fill: number, mean or median   clip: [low, high]   log: true   standardise: true
     label         positive: value or list of values, of which train rows have at least one; 1 is 1.0 too, and the
                   texts true, false, yes and no mean TRUE and True too
@@ -15,7 +15,8 @@ A transform is a mapping, or as a shorthand a name or a list of names without se
 Texts that YAML reads as true or false (yes, no, on, off) stand in quotes.
 
 CSV files are described in `metadata.csv`: `delimiter` (without it a tab for .tsv, a comma for others), and for files
-without a header `columns`, their names in order.
+without a header `columns`, their names in order. Where no feature has a transform, files that the spec's own
+`source_spec` names need no header: their columns are the chunk's `features`, as in the original's specs of CSV files.
 In `columns` and `mask`, `name[50]` stands for name_0 to name_49.
 """
 
@@ -76,6 +77,11 @@ class TabularSpec:
         self.group = spec.group
         self.csv = csv_format(path, spec.metadata.get("csv"))
         self.sources = {mapping: _files(spec, mapping, path) for mapping in spec.sources}
+        # As the original has them, with ids and numbers as they are, CSV files lack a header.
+        is_plain = self.csv.names is None and not any(self.transform(f.name) for f in features)
+        chunks = [chunk for mapping in spec.sources.values() for chunk in mapping if is_plain and chunk.type == "csv"]
+        root = (spec.directory or Path()).absolute()
+        self._listed = {root / name: chunk.features for chunk in chunks for name in chunk.files}
         self.has_group = {m: any(spec.group in c.features for c in chunks) for m, chunks in spec.sources.items()}
 
     @classmethod
@@ -107,6 +113,14 @@ class TabularSpec:
         """Source columns, each once, of all features but those of the kinds `without`."""
         features = [f for f in self.features if f.kind not in without]
         return tuple(dict.fromkeys(column for f in features for column in (*f.columns, *f.mask)))
+
+    def csv_of(self, path: str | Path) -> csv_io.Format:
+        """The format of a CSV file. One of the spec's own whose first line names no column has those of its chunk."""
+        path = Path(path)
+        names = self._listed.get(path.absolute())
+        if names is None or not {*self.columns()}.isdisjoint(csv_io.read_header(path, self.csv)):
+            return self.csv
+        return csv_io.Format(self.csv.delimiter, names)
 
     def transform(self, name: str) -> Any:
         """A feature's transform as the YAML has it."""
@@ -246,6 +260,8 @@ class _Fields:
             self.fail("columns", f"at most max_hotness ({hotness}) columns, got {len(columns)}")
         if columns and (separator or "column" in self._fields):
             self.fail("columns", "no `column` and no `separator` beside `columns`")
+        if not (separator or columns or kinds):
+            separator = ","  # ids in text are a list, as `[1, 2, 3]` in the CSV files of the original
         if mask and len(mask) != len(columns):
             self.fail("mask", f"one column for each of the {len(columns)} of `columns`, got {len(mask)}")
         return self.feature(encoder, columns=columns, separator=separator, hotness=hotness, mask=tuple(mask))
