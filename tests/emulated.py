@@ -93,8 +93,16 @@ def _compile(folder: Path, sources: dict[str, str], stamp: str) -> list[Path]:
         return list(pool.map(compiled, sources.items()))
 
 
-@functools.cache
+# For tests to set. An error in the Hopper products: a file's name, what is right there, and the wrong in its place.
+planted: tuple[str, str, str] | None = None
+
+
 def library() -> ctypes.CDLL:
+    return _library(planted)
+
+
+@functools.cache
+def _library(error: tuple[str, str, str] | None) -> ctypes.CDLL:
     """The kernels, compiled where a source, a header or a flag has changed since the last time."""
     texts = _sources()
     for path in EMULATOR.glob("*.cpp"):
@@ -109,6 +117,14 @@ def library() -> ctypes.CDLL:
         for name, text in texts.items():
             (folder / name).write_text(text)
         objects = _compile(folder, {name: text for name, text in texts.items() if name.endswith(".cpp")}, stamp)
+        if error:
+            file, right, wrong = error
+            name, products = f"kernels/{file}{'.cpp' * file.endswith('.cu')}", "kernels/gemm_sm90.cu.cpp"
+            if texts[name].count(right) != 1:
+                raise ValueError(f"not once in {file}: {right}")
+            (folder / name).write_text(texts[name].replace(right, wrong))
+            objects = [path for path in objects if not path.name.startswith("gemm_sm90.cu-")]
+            objects += _compile(folder, {products: (folder / products).read_text()}, _stamp(stamp, error))
         subprocess.run(["g++", "-shared", *objects, "-o", folder / "emulated.so"], check=True)
         loaded = ctypes.CDLL(str(folder / "emulated.so"))
     loaded.emulator_allocate.restype = ctypes.c_void_p

@@ -1,7 +1,7 @@
 // Runs CUDA kernels on the processor, one fiber for each thread. A fiber runs until it has to wait for others; which
-// one runs next is drawn at random from a seed, so that a missing barrier shows as a wrong result in some order. What
-// never gets to run again is a deadlock, reported with the kernel and the threads. Device memory comes from
-// emulator_allocate, with inaccessible pages behind it; shared memory starts as NaNs.
+// one runs next is drawn at random from a seed, some lagging behind, so that a missing barrier shows as a wrong result
+// in some order. What never gets to run again is a deadlock, reported with the kernel and the threads. Device memory
+// comes from emulator_allocate, with inaccessible pages behind it; shared memory starts as NaNs.
 //
 // Not shown here: memory ordering, what a launch that may begin early reads before it waits, time, registers, and code
 // that runs in lockstep only by luck.
