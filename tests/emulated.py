@@ -95,6 +95,7 @@ def _compile(folder: Path, sources: dict[str, str], stamp: str) -> list[Path]:
 
 # For tests to set. An error in the Hopper products: a file's name, what is right there, and the wrong in its place.
 planted: tuple[str, str, str] | None = None
+refused = -1  # the call of the runtime that is refused in every launcher, counted from 0
 
 
 def library() -> ctypes.CDLL:
@@ -140,6 +141,11 @@ def reseed(seed: int, multiprocessors: int = 132) -> None:
     """From now on: the order in which threads and blocks run, and the size of the device."""
     global _device
     _device = (seed, multiprocessors)
+
+
+def last_error() -> int:
+    """The error that the runtime remembers: a launch that follows would be taken for the one that failed."""
+    return library().emulator_last_error()
 
 
 class _Arguments:
@@ -196,6 +202,7 @@ def call(name: str, *values) -> None:
     """Runs a launcher; RuntimeError when it fails, or writes around an array."""
     lib, arguments = library(), _Arguments()
     lib.emulator_seed(ctypes.c_uint64(_device[0]), ctypes.c_int64(_device[1]))
+    lib.emulator_refuse(ctypes.c_int64(refused))
     converted = [arguments.convert(v) if not callable(v) else v(arguments) for v in values]
     error = getattr(lib, "run_" + name)(*converted)
     clean = arguments.release()

@@ -145,6 +145,13 @@ __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_c
 #endif
 }
 
+// A refusal is told once: where the runtime still knew of it, cudaGetLastError would name it after the launches that
+// take the place of this one.
+cudaError_t told(cudaError_t error) {
+  if (error) static_cast<void>(cudaGetLastError());
+  return error;
+}
+
 // What the links of a chain share.
 cudaError_t begin(Params& p, int64_t M, int count, int rounds_ahead, void* workspace) {
   int device = 0, major = 0;
@@ -166,9 +173,9 @@ template <Epilogue kEpilogue>
 cudaError_t launch(Params& p, core::DType dtype, cudaStream_t stream) {
   static_assert(sizeof(Shared) + 1023 <= 232448, "more shared memory than a Hopper block can have");
   static_assert(sizeof(Params) <= 4096, "more than a kernel's parameters may be");
-  return dispatch(dtype, [&]<typename T>() {
+  return told(dispatch(dtype, [&]<typename T>() {
     return launch_clusters(linear_sm90_kernel<T, kEpilogue>, sizeof(Shared), p, stream);
-  });
+  }));
 }
 
 }  // namespace
@@ -190,7 +197,7 @@ cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType
   for (int i = 0; i < count; ++i) {
     const ForwardSm90& layer = links[i];
     Link& link = p.link[i];
-    if (const cudaError_t error = set_link(p, i, x, K, layer.weight, layer.N, dtype)) return error;
+    if (const cudaError_t error = set_link(p, i, x, K, layer.weight, layer.N, dtype)) return told(error);
     link.scale = dropout.threshold ? dropout.scale : 1.f;
     link.c = layer.y;
     link.bias = layer.bias;
@@ -213,7 +220,7 @@ cudaError_t linear_dgrad_sm90(const void* dz, int64_t M, int64_t K, core::DType 
     const GradientSm90& layer = links[i];
     Link& link = p.link[i];
     if (layer.column_sums && !layer.mask) return cudaErrorInvalidValue;
-    if (const cudaError_t error = set_link(p, i, dz, K, layer.weight_t, layer.N, dtype)) return error;
+    if (const cudaError_t error = set_link(p, i, dz, K, layer.weight_t, layer.N, dtype)) return told(error);
     link.scale = layer.mask ? scale : 1.f;
     link.c = layer.dx;
     link.mask = const_cast<void*>(layer.mask);

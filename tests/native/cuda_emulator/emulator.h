@@ -158,4 +158,8 @@ int emulator_release(void* memory);
 // What decides the order of threads and blocks from now on, and the size of the device; forgets earlier errors.
 void emulator_seed(uint64_t seed, int64_t multiprocessors);
 const char* emulator_message();
+// Of the calls of the runtime from now on, the one of this number is refused, counted from 0; below 0 none.
+void emulator_refuse(int64_t call);
+// What cudaGetLastError would say.
+int emulator_last_error();
 }
