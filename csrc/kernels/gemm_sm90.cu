@@ -13,6 +13,8 @@ using namespace sm90;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+constexpr int kBound = kThreads;
+
 template <typename T, Epilogue kEpilogue>
 __device__ __forceinline__ void consume(Shared& s, uint32_t ring, const Params& p) {
   const int group = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x / 128), 0) - 1;
@@ -105,10 +107,12 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
   }
   if (kHalf<T> && !kForward && p.found_inf && (bad & 0x80008000u)) *p.found_inf = 1.f;  // all write the same
 }
+#else
+constexpr int kBound = 1;  // other code is empty: launch_clusters knows it by this
 #endif
 
 template <typename T, Epilogue kEpilogue>
-__global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kBound, 1) linear_sm90_kernel(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   auto& s = swizzle_aligned<Shared>(raw);
