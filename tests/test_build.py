@@ -83,6 +83,8 @@ def test_doctor_tells_what_to_do_about_a_gpu_without_kernels():
     assert "below every architecture" in advice
     assert "cuBLASLt" in advice
     assert "cupy" not in advice
+    for archs in ("native", "all-major", "120f-real,50"):
+        assert "below every" not in " ".join(doctor._advice(facts | {"build": facts["build"] | {"cuda_archs": archs}}))
     without = facts | {"optional": facts["optional"] | dict.fromkeys(doctor.FOR_GPUS)}
     assert "nvidia-ml-py is not installed, which CPU cores near each GPU" in " ".join(doctor._advice(without))
     assert "nvidia-ml-py" not in " ".join(doctor._advice(without | {"devices": []}))
