@@ -97,8 +97,17 @@ def _compile(folder: Path, sources: dict[str, str], stamp: str) -> list[Path]:
         return list(pool.map(compiled, sources.items()))
 
 
-@functools.cache
+# For tests to set. An error in the Hopper products: a file's name, what is right there, and the wrong in its place.
+planted: tuple[str, str, str] | None = None
+refused = -1  # the call of the runtime that is refused in every launcher, counted from 0
+
+
 def library() -> ctypes.CDLL:
+    return _library(planted)
+
+
+@functools.cache
+def _library(error: tuple[str, str, str] | None) -> ctypes.CDLL:
     """The kernels, compiled where a source, a header or a flag has changed since the last time."""
     texts = _sources()
     for path in EMULATOR.glob("*.cpp"):
@@ -113,6 +122,14 @@ def library() -> ctypes.CDLL:
         for name, text in texts.items():
             (folder / name).write_text(text)
         objects = _compile(folder, {name: text for name, text in texts.items() if name.endswith(".cpp")}, stamp)
+        if error:
+            file, right, wrong = error
+            name, products = f"kernels/{file}{'.cpp' * file.endswith('.cu')}", "kernels/gemm_sm90.cu.cpp"
+            if texts[name].count(right) != 1:
+                raise ValueError(f"not once in {file}: {right}")
+            (folder / name).write_text(texts[name].replace(right, wrong))
+            objects = [path for path in objects if not path.name.startswith("gemm_sm90.cu-")]
+            objects += _compile(folder, {products: (folder / products).read_text()}, _stamp(stamp, error))
         subprocess.run(["g++", "-shared", *objects, "-o", folder / "emulated.so"], check=True)
         loaded = ctypes.CDLL(str(folder / "emulated.so"))
     loaded.emulator_allocate.restype = ctypes.c_void_p
@@ -128,6 +145,11 @@ def reseed(seed: int, multiprocessors: int = 132) -> None:
     """From now on: the order in which threads and blocks run, and the size of the device."""
     global _device
     _device = (seed, multiprocessors)
+
+
+def last_error() -> int:
+    """The error that the runtime remembers: a launch that follows would be taken for the one that failed."""
+    return library().emulator_last_error()
 
 
 class _Arguments:
@@ -184,6 +206,7 @@ def call(name: str, *values) -> None:
     """Runs a launcher; RuntimeError when it fails, or writes around an array."""
     lib, arguments = library(), _Arguments()
     lib.emulator_seed(ctypes.c_uint64(_device[0]), ctypes.c_int64(_device[1]))
+    lib.emulator_refuse(ctypes.c_int64(refused))
     converted = [arguments.convert(v) if not callable(v) else v(arguments) for v in values]
     error = getattr(lib, "run_" + name)(*converted)
     clean = arguments.release()

@@ -85,6 +85,8 @@ def test_doctor_tells_what_to_do_about_a_gpu_without_kernels():
     assert "below every architecture" in advice
     assert "cuBLASLt" in advice
     assert "cupy" not in advice
+    for archs in ("native", "all-major", "120f-real,50"):
+        assert "below every" not in " ".join(doctor._advice(facts | {"build": facts["build"] | {"cuda_archs": archs}}))
     without = facts | {"optional": facts["optional"] | dict.fromkeys(doctor.FOR_GPUS)}
     assert "nvidia-ml-py is not installed, which CPU cores near each GPU" in " ".join(doctor._advice(without))
     assert "nvidia-ml-py" not in " ".join(doctor._advice(without | {"devices": []}))
@@ -181,6 +183,16 @@ def test_a_compiler_that_links_runtimes_of_its_own_gets_the_shared_ones(tmp_path
         missing = both if name == "own" else [runtime for runtime in both if runtime.encode() not in linked]
         named = [Path(path).name for path in (tmp_path / name / "runtimes").read_text().split(";") if path]
         assert [path.split(".so")[0] + ".so" for path in named] == missing
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize(("arch", "threads"), [("90a", "384"), ("90", "1")])
+def test_no_launch_fits_hopper_products_that_do_nothing(arch, threads, tmp_path):
+    """Code for sm_90 runs where that for sm_90a does, but is empty: a launch would leave its outputs as they were."""
+    options = ["-std=c++20", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}", f"-arch=compute_{arch}", "-ptx"]
+    subprocess.run(["nvcc", *options, ROOT / "csrc/kernels/gemm_sm90.cu", "-o", tmp_path / "gemm_sm90.ptx"], check=True)
+    bounds = re.findall(r"\.maxntid (\d+)", (tmp_path / "gemm_sm90.ptx").read_text())
+    assert bounds == [threads] * 6
 
 
 def test_hopper_products_can_be_left_out(monkeypatch):

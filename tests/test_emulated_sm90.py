@@ -192,6 +192,25 @@ def test_a_chain_of_no_layers_or_too_many_is_refused(count):
         emulated.linear_sm90_out(torch.ones(4, 8).half(), ones, ones, 0.0, 0, torch.tensor(0), 0, 0, **outputs)
 
 
+def test_a_refused_launch_leaves_no_error_behind(monkeypatch):
+    """The library's products, which are then taken, would find it after their first launch, and fail."""
+    one, step = torch.eye(8).half(), torch.tensor(0)
+
+    def chains():
+        y = [poisoned(8, 8, dtype=F16) for _ in range(2)]
+        emulated.linear_sm90_out(one, [one] * 2, [one[0]] * 2, 0.0, 0, step, 0, 0, y=y, masks=[])
+        emulated.linear_sm90_dgrad_out(one, [one] * 2, [], 0.0, dx=y, dbias=[])
+
+    chains()
+    for call in range(5):  # attributes twice, occupancy, memset, launch; the driver's function was asked for before
+        monkeypatch.setattr(emulated, "refused", call)
+        with pytest.raises(RuntimeError, match="CUDA error 801"):
+            chains()
+        assert emulated.last_error() == 0
+    monkeypatch.setattr(emulated, "refused", 5)
+    chains()
+
+
 def test_empty_products():
     y = poisoned(0, 8, dtype=BF16)
     x, weight = layer(0, 8, 8, BF16)

@@ -67,9 +67,10 @@ def _advice(facts: dict) -> list[str]:
         reason = build["cuda_note"] or "this torch is a CPU build, or libwidedeep_cuda.so was built for another torch"
         advice.append(f"a GPU is present but the CUDA kernels are not in use: {reason}")
     if devices and facts["cuda_kernels"]:
-        built = [int(arch.split("-")[0].rstrip("a")) for arch in build["cuda_archs"].split(",")]
+        names = [arch.split("-")[0] for arch in build["cuda_archs"].split(",")]
+        built = [int(name.rstrip("af")) for name in names if name[:1].isdigit()]  # CMake takes words too: native, all
         for device in devices:
-            if int(device["capability"].replace(".", "")) < min(built):
+            if int(device["capability"].replace(".", "")) < min(built, default=0):
                 advice.append(
                     f"{device['name']} has capability {device['capability']}, below every architecture built "
                     f"({build['cuda_archs']}): install again with "

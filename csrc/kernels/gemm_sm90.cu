@@ -13,6 +13,8 @@ using namespace sm90;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+constexpr int kBound = kThreads;
+
 template <typename T, Epilogue kEpilogue>
 __device__ __forceinline__ void consume(Shared& s, uint32_t ring, const Params& p) {
   const int group = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x / 128), 0) - 1;
@@ -105,10 +107,12 @@ __device__ __forceinline__ void finish(Shared& s, const Params& p) {
   }
   if (kHalf<T> && !kForward && p.found_inf && (bad & 0x80008000u)) *p.found_inf = 1.f;  // all write the same
 }
+#else
+constexpr int kBound = 1;  // other code is empty: launch_clusters knows it by this
 #endif
 
 template <typename T, Epilogue kEpilogue>
-__global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kBound, 1) linear_sm90_kernel(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   auto& s = swizzle_aligned<Shared>(raw);
@@ -145,6 +149,13 @@ __global__ void __launch_bounds__(kThreads, 1) linear_sm90_kernel(const __grid_c
 #endif
 }
 
+// A refusal is told once: where the runtime still knew of it, cudaGetLastError would name it after the launches that
+// take the place of this one.
+cudaError_t told(cudaError_t error) {
+  if (error) static_cast<void>(cudaGetLastError());
+  return error;
+}
+
 // What the links of a chain share.
 cudaError_t begin(Params& p, int64_t M, int count, int rounds_ahead, void* workspace) {
   int device = 0, major = 0;
@@ -166,9 +177,9 @@ template <Epilogue kEpilogue>
 cudaError_t launch(Params& p, core::DType dtype, cudaStream_t stream) {
   static_assert(sizeof(Shared) + 1023 <= 232448, "more shared memory than a Hopper block can have");
   static_assert(sizeof(Params) <= 4096, "more than a kernel's parameters may be");
-  return dispatch(dtype, [&]<typename T>() {
+  return told(dispatch(dtype, [&]<typename T>() {
     return launch_clusters(linear_sm90_kernel<T, kEpilogue>, sizeof(Shared), p, stream);
-  });
+  }));
 }
 
 }  // namespace
@@ -190,7 +201,7 @@ cudaError_t linear_forward_sm90(const void* x, int64_t M, int64_t K, core::DType
   for (int i = 0; i < count; ++i) {
     const ForwardSm90& layer = links[i];
     Link& link = p.link[i];
-    if (const cudaError_t error = set_link(p, i, x, K, layer.weight, layer.N, dtype)) return error;
+    if (const cudaError_t error = set_link(p, i, x, K, layer.weight, layer.N, dtype)) return told(error);
     link.scale = dropout.threshold ? dropout.scale : 1.f;
     link.c = layer.y;
     link.bias = layer.bias;
@@ -213,7 +224,7 @@ cudaError_t linear_dgrad_sm90(const void* dz, int64_t M, int64_t K, core::DType 
     const GradientSm90& layer = links[i];
     Link& link = p.link[i];
     if (layer.column_sums && !layer.mask) return cudaErrorInvalidValue;
-    if (const cudaError_t error = set_link(p, i, dz, K, layer.weight_t, layer.N, dtype)) return error;
+    if (const cudaError_t error = set_link(p, i, dz, K, layer.weight_t, layer.N, dtype)) return told(error);
     link.scale = layer.mask ? scale : 1.f;
     link.c = layer.dx;
     link.mask = const_cast<void*>(layer.mask);

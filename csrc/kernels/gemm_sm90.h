@@ -2,8 +2,8 @@
 // bf16), or f32, whose operands are rounded to TF32. Both products are C [M, N] = A [M, K] B [N, K]^T on row-major
 // operands, so the gradient takes a transposed weight copy.
 //   M any; N and K multiples of 8; operands 16-byte aligned; rows contiguous (leading dimensions N and K).
-// Deterministic: a tile has one owner, sums have one order. Needs compute capability 9.0; other devices get
-// cudaErrorNoKernelImageForDevice.
+// Deterministic: a tile has one owner, sums have one order. Needs compute capability 9.0 and code for sm_90a; other
+// devices and builds get cudaErrorNoKernelImageForDevice.
 //
 // mask: for each element of C whether y > 0 (kept by dropout and positive), a bit, in the order in which the thread
 // that finishes it holds it (gemm_sm90_bits.cuh): forward writes it, the gradient into the same layer reads it.

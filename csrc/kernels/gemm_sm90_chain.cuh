@@ -73,6 +73,10 @@ cudaError_t launch_clusters(Kernel kernel, size_t shared_bytes, Params& p, cudaS
   int device = 0, sms = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  // Code for sm_90 without its "a" runs on a Hopper GPU too, but has no wgmma.
+  cudaFuncAttributes code{};
+  if (const cudaError_t error = cudaFuncGetAttributes(&code, kernel)) return error;
+  if (code.maxThreadsPerBlock < kThreads) return cudaErrorNoKernelImageForDevice;
   const auto bytes = static_cast<int>(shared_bytes + 1023);
   if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
     return error;

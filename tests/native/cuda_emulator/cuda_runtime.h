@@ -48,13 +48,8 @@ enum cudaError_t {
 };
 using cudaStream_t = void*;
 struct cudaFuncAttributes {
-  int ptxVersion;
+  int ptxVersion, maxThreadsPerBlock;
 };
-template <typename Kernel>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
-  attributes->ptxVersion = 90;
-  return cudaSuccess;
-}
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension, cudaLaunchAttributeProgrammaticStreamSerialization };
@@ -77,13 +72,22 @@ struct cudaLaunchConfig_t {
 
 extern int emulator_multiprocessors;  // of the device: a persistent grid has as many blocks at most
 cudaError_t cudaGetLastError();
+cudaError_t cudaPeekAtLastError();
+// What a function of the runtime answers: an error where it is to be refused (emulator_refuse).
+cudaError_t emulator_answer();
 cudaError_t emulator_function_attribute(int bytes);
 cudaError_t emulator_ask_together();
+template <typename Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  *attributes = {90, 1024};
+  return emulator_answer();
+}
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
   return emulator_function_attribute(bytes);
 }
 inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  if (const cudaError_t error = emulator_answer()) return error;
   std::memset(memory, value, bytes);
   return cudaSuccess;
 }
@@ -104,6 +108,7 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel*, const cudaLau
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
+  if (const cudaError_t error = emulator_answer()) return error;
   emulator::Launch launch{"cudaLaunchKernelEx", config->gridDim, config->blockDim, config->dynamicSmemBytes};
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const cudaLaunchAttribute& a = config->attrs[i];
@@ -112,7 +117,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       launch.early = a.val.programmaticStreamSerializationAllowed != 0;
   }
   emulator::run(launch, [=] { kernel(arguments...); });
-  return cudaGetLastError();
+  return cudaPeekAtLastError();
 }
 
 inline void __syncthreads() { emulator::meet(emulator::current->block->all, "__syncthreads"); }

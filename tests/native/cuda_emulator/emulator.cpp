@@ -28,6 +28,7 @@ cudaError_t last_error = cudaSuccess;
 size_t attribute = 0;  // dynamic shared memory asked for since the last launch
 bool running = false;
 bool asked_together = false;  // whether somebody has asked since then how many clusters run at a time
+int64_t until_refused = -1;   // calls of the runtime
 jmp_buf failure;
 struct SharedVariable {
   void* address;
@@ -181,7 +182,15 @@ cudaError_t cudaGetLastError() {
   return error;
 }
 
+cudaError_t cudaPeekAtLastError() { return last_error; }
+
+cudaError_t emulator_answer() {
+  if (until_refused-- != 0) return cudaSuccess;
+  return last_error = cudaErrorNotSupported;
+}
+
 cudaError_t emulator_function_attribute(int bytes) {
+  if (const cudaError_t error = emulator_answer()) return error;
   if (bytes > static_cast<int>(kMostShared)) return cudaErrorInvalidValue;
   attribute = static_cast<size_t>(bytes);
   return cudaSuccess;
@@ -189,7 +198,7 @@ cudaError_t emulator_function_attribute(int bytes) {
 
 cudaError_t emulator_ask_together() {
   asked_together = true;
-  return cudaSuccess;
+  return emulator_answer();
 }
 
 void emulator_seed(uint64_t seed, int64_t multiprocessors) {
@@ -198,5 +207,9 @@ void emulator_seed(uint64_t seed, int64_t multiprocessors) {
   message.clear();
   last_error = cudaSuccess;
 }
+
+void emulator_refuse(int64_t call) { until_refused = call; }
+
+int emulator_last_error() { return last_error; }
 
 const char* emulator_message() { return message.c_str(); }

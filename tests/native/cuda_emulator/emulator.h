@@ -1,8 +1,8 @@
 // Runs CUDA kernels on the processor, one fiber for each thread. A fiber runs until it has to wait for others; which
-// one runs next is drawn at random from a seed, so that a missing barrier shows as a wrong result in some order. What
-// never gets to run again is a deadlock, reported with the kernel and the threads. Device memory comes from
-// emulator_allocate; a load or store beside one of its arrays, or beside dynamic shared memory, ends the launch. Shared
-// memory starts as NaNs.
+// one runs next is drawn at random from a seed, some lagging behind, so that a missing barrier shows as a wrong result
+// in some order. What never gets to run again is a deadlock, reported with the kernel and the threads. Device memory
+// comes from emulator_allocate; a load or store beside one of its arrays, or beside dynamic shared memory, ends the
+// launch. Shared memory starts as NaNs.
 //
 // Not shown here: memory ordering, what a launch that may begin early reads before it waits, time, registers, and code
 // that runs in lockstep only by luck.
@@ -165,4 +165,8 @@ int emulator_release(void* memory);
 // What decides the order of threads and blocks from now on, and the size of the device; forgets earlier errors.
 void emulator_seed(uint64_t seed, int64_t multiprocessors);
 const char* emulator_message();
+// Of the calls of the runtime from now on, the one of this number is refused, counted from 0; below 0 none.
+void emulator_refuse(int64_t call);
+// What cudaGetLastError would say.
+int emulator_last_error();
 }

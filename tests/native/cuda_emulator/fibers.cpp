@@ -101,6 +101,33 @@ __attribute__((noinline)) void resume(Fiber* f) {
   fail(text);
 }
 
+// In two launches of three a block lags behind, or one of its warps: what it has yet to set up, or still reads, the
+// others must wait for.
+struct Laggards {
+  enum { kNone, kBlock, kWarp } which;
+  const Block* block;
+  int warp;
+
+  Laggards() : which{static_cast<decltype(which)>(random_number() % 3)} {
+    const Thread& drawn = ready[random_number() % ready.size()]->thread;
+    block = drawn.block;
+    warp = drawn.number / 32;
+  }
+  bool have(const Thread& t) const {
+    return which != kNone && t.block == block && (which == kBlock || t.number / 32 == warp);
+  }
+};
+
+// The next fiber or event, as a number: a laggard seldom while others can go on.
+size_t draw(const Laggards& laggards) {
+  size_t at = 0;
+  for (int draws = 0; draws < 8; ++draws) {
+    at = random_number() % (ready.size() + events.size());
+    if (at >= ready.size() || !laggards.have(ready[at]->thread)) break;
+  }
+  return at;
+}
+
 Fiber* fiber(size_t at) {
   while (fibers.size() <= at) {
     auto f = std::make_unique<Fiber>();
@@ -134,9 +161,9 @@ void add_thread(size_t at, uint3 index, int number, Block* block) {
 
 void run_fibers(const std::function<void()>& kernel) {
   task = &kernel;
+  const Laggards laggards;
   while (!ready.empty() || !events.empty()) {
-    const size_t choices = ready.size() + events.size();
-    size_t at = random_number() % choices;
+    size_t at = draw(laggards);
     if (at < ready.size()) {
       Fiber* const f = ready[at];
       ready[at] = ready.back();

@@ -1,7 +1,8 @@
 // The functions of csrc/kernels/sm90.cuh as the PTX manual describes the instructions, written from the manual and not
 // from that file (but for `operand`, plain arithmetic, which comes from there and is read back here bit by bit). What
 // happens by itself happens late: a copy lands at some random time after it was issued and its target holds NaNs until
-// then; a product is taken when it is waited for, or at once, as a coin of the launch says.
+// then, and what it copies it has read when it was issued, or reads it when it lands, as a coin says; a product is
+// taken when it is waited for, or at once, as a coin of the launch says.
 #pragma once
 #include "kernels/sm90_state.cuh"
 
@@ -13,8 +14,9 @@ inline uint32_t smem_address(const void* p) {
 
 inline void barrier_init(uint32_t barrier, uint32_t arrivals) {
   using namespace emulated;
+  if (arrivals < 1 || arrivals > kMostCount) fail("an mbarrier for too few or too many arrivals");
   __builtin_memcpy(at(*current->block, barrier, 8), &kMark, 8);
-  barriers()[{current->block, barrier}] = {arrivals, arrivals, 0, 0};
+  barriers()[{current->block, barrier}] = {arrivals, arrivals, 0, 0, current};
   std::erase_if(pending(), [](const auto& of) { return of.first->block == current->block; });
 }
 
@@ -50,7 +52,10 @@ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
   emulator::wait_until([&] { return (emulated::barrier_at(block, barrier).phase & 1) != parity; }, "mbarrier wait");
 }
 
-inline void fence_barrier_init() {}
+inline void fence_barrier_init() {
+  for (auto& [where, barrier] : emulated::barriers())
+    if (barrier.unfenced == emulator::current) barrier.unfenced = nullptr;
+}
 inline void prefetch_map(const CUtensorMap*) {}
 inline bool elected() {
   emulator::meet_warp("elect.sync");
@@ -68,6 +73,7 @@ inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t 
   const uint32_t row_bytes = map->box_columns * map->element;
   const size_t bytes = size_t{map->box_rows} * row_bytes;
   if (target % 128 != 0) fail("the target of a copy must be aligned to 128 bytes");
+  const auto read_early = emulator::random_number() & 1 ? std::make_shared<Box>(read_box(*map, k, row)) : nullptr;
   const auto& all = current->block->cluster->blocks;
   for (size_t rank = 0; rank < all.size(); ++rank) {
     if (!(blocks >> rank & 1)) continue;
@@ -75,24 +81,9 @@ inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t 
     std::memset(at(*block, target, bytes), 0xFF, bytes);
     emulator::later([=, map = *map] {
       if (block->live == 0) fail("a copy lands in a block that has ended");
-      for (uint32_t r = 0; r < map.box_rows; ++r)
-        for (uint32_t chunk = 0; chunk < row_bytes / 16; ++chunk) {
-          const uint32_t address = swizzled(target + r * row_bytes + chunk * 16);
-          uint8_t values[16] = {};
-          const int size = static_cast<int>(map.element);
-          for (int e = 0; e < 16 / size; ++e) {
-            const int64_t column = int64_t{k} + chunk * (16 / size) + e, line = int64_t{row} + r;
-            if (column < 0 || line < 0 || column >= int64_t(map.columns) || line >= int64_t(map.rows)) continue;
-            __builtin_memcpy(values + e * size, map.base + line * map.pitch + column * size, size);
-            if (size == 4) {
-              float value;
-              __builtin_memcpy(&value, values + e * 4, 4);
-              value = rounded_to_tf32(value);
-              __builtin_memcpy(values + e * 4, &value, 4);
-            }
-          }
-          __builtin_memcpy(at(*block, address, 16), values, 16);
-        }
+      const Box box = read_early ? *read_early : read_box(map, k, row);
+      for (uint32_t chunk = 0; chunk < bytes; chunk += 16)
+        __builtin_memcpy(at(*block, swizzled(target + chunk), 16), &box[chunk], 16);
       Barrier& b = barrier_at(*block, barrier);
       b.bytes -= static_cast<int64_t>(bytes);
       complete(b);
@@ -152,7 +143,10 @@ inline void store_if(void* to, uint4 v, bool wanted) {
   if (wanted) *static_cast<uint4*>(to) = v;
 }
 
-inline void wgmma_fence() { emulator::meet_warp("wgmma.fence"); }
+inline void wgmma_fence() {
+  emulator::meet_warp("wgmma.fence");
+  emulated::pending()[emulator::current].fenced = true;
+}
 
 inline void wgmma_commit() {
   emulator::meet_warp("wgmma.commit_group");
@@ -174,8 +168,9 @@ void wgmma_wait() {
 
 // Where the accumulators are used from on: nothing may still be added to them.
 inline void wgmma_settle(float (&d)[128]) {
-  const emulated::Pending& p = emulated::pending()[emulator::current];
+  emulated::Pending& p = emulated::pending()[emulator::current];
   if (!p.groups.empty() || !p.open.empty()) emulator::fail("accumulators used before their products are complete");
+  p.fenced = false;
   static_cast<void>(d);
 }
 
@@ -187,6 +182,7 @@ void wgmma(float (&d)[128], uint64_t a, uint64_t b, int accumulate) {
                                                      : emulated::Type::bf16;
   const emulated::Product product{d, a, b, accumulate != 0, kType};
   emulated::Pending& p = emulated::pending()[emulator::current];
+  if (!p.fenced) emulator::fail("a product without wgmma.fence since its accumulators were used");
   if (p.at_once) emulated::multiply(product);
   p.open.push_back(product);
 }

@@ -3,6 +3,7 @@
 #include <array>
 #include <bit>
 #include <map>
+#include <memory>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -31,7 +32,10 @@ inline uint8_t* at(const emulator::Block& block, uint32_t address, size_t bytes)
 struct Barrier {
   int64_t expected, pending, bytes;  // bytes: the tx-count, below zero where copies land before they are announced
   uint64_t phase;
+  const emulator::Thread* unfenced;  // who initialised it, until that thread's fence.mbarrier_init
 };
+
+constexpr int64_t kMostCount = (1 << 20) - 1;  // of arrivals; and of bytes, above and below zero
 
 inline std::map<std::pair<const void*, uint32_t>, Barrier>& barriers() {
   static std::map<std::pair<const void*, uint32_t>, Barrier> all;
@@ -44,11 +48,15 @@ inline Barrier& barrier_at(const emulator::Block& block, uint32_t address) {
   uint64_t held;
   __builtin_memcpy(&held, at(block, address, 8), 8);
   if (address % 8 != 0 || held != kMark) fail("use of an mbarrier that was not initialised or was written over");
-  return barriers().at({&block, address});
+  Barrier& b = barriers().at({&block, address});
+  const bool outside = !current || current->block != &block;  // a copy, or another block's thread
+  if (outside && b.unfenced) fail("use of an mbarrier from outside of its block without fence.mbarrier_init");
+  return b;
 }
 
 inline void complete(Barrier& b) {
   if (b.pending < 0) fail("more arrivals at an mbarrier than it expects");
+  if (b.bytes < -kMostCount || b.bytes > kMostCount) fail("more bytes at an mbarrier than it can count");
   if (b.pending == 0 && b.bytes == 0) {
     ++b.phase;
     b.pending = b.expected;
@@ -69,6 +77,7 @@ struct Product {
 struct Pending {
   std::vector<std::vector<Product>> groups;  // committed, oldest first
   std::vector<Product> open;
+  bool fenced = false;                                 // since the accumulators were last used by anything but products
   const bool at_once = emulator::random_number() & 1;  // products are taken when they are issued, not when waited for
 };
 inline std::map<const emulator::Thread*, Pending>& pending() {
@@ -138,6 +147,26 @@ inline void multiply(const Product& p) {
 inline float rounded_to_tf32(float v) {
   const auto bits = std::bit_cast<uint32_t>(v);
   return (bits & 0x7F800000u) == 0x7F800000u ? v : std::bit_cast<float>((bits + 0x1000u) & ~0x1FFFu);
+}
+
+// What a copy reads: the rows of the box one after the other, zeros where they lie outside of the matrix.
+using Box = std::vector<uint8_t>;
+
+inline Box read_box(const CUtensorMap& map, int32_t k, int32_t row) {
+  const size_t size = map.element;
+  Box box(size_t{map.box_rows} * map.box_columns * size);
+  uint8_t* to = box.data();
+  for (int64_t line = row; line < int64_t{row} + map.box_rows; ++line)
+    for (int64_t column = k; column < int64_t{k} + map.box_columns; ++column, to += size) {
+      if (column < 0 || line < 0 || column >= int64_t(map.columns) || line >= int64_t(map.rows)) continue;
+      std::memcpy(to, map.base + line * map.pitch + column * size, size);
+      if (size != 4) continue;
+      float value;
+      std::memcpy(&value, to, 4);
+      value = rounded_to_tf32(value);
+      std::memcpy(to, &value, 4);
+    }
+  return box;
 }
 
 }  // namespace emulated
