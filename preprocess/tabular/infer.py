@@ -96,7 +96,7 @@ def _look(inputs: list[str], names: list[str], csv: csv_io.Format, max_rows: int
     seen = {name: Seen() for name in names}
     rows = 0
     with ThreadEngine(1) as engine:
-        for chunk in source.chunks(inputs, names, engine, TabularConfig.chunk_bytes, csv=csv):
+        for chunk in source.chunks(inputs, names, engine, TabularConfig.chunk_bytes, csv=lambda _: csv):
             for name, values in chunk.columns.items():
                 seen[name].add(values)
             rows += len(chunk.rows)

@@ -152,11 +152,8 @@ class _Run:
         return True
 
     def read(self, paths: list, *columns: str, first_row: int = 0) -> Iterator[Chunk]:
-        for path in paths:
-            options = {"csv": self.spec.csv_of(path), "first_row": first_row}
-            for chunk in source.chunks([path], columns, self.engine, self.config.chunk_bytes, **options):
-                yield chunk
-                first_row += len(chunk.rows)
+        options = {"csv": self.spec.csv_of, "first_row": first_row}
+        return source.chunks(paths, columns, self.engine, self.config.chunk_bytes, **options)
 
     def learn(self) -> None:
         learning = [f for f in self.spec.features if f.encoder.learns]

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,25 +58,26 @@ def chunks(
     engine: Engine,
     chunk_bytes: int,
     *,
-    csv: csv_io.Format = csv_io.COMMAS,
+    csv: Callable[[Path], csv_io.Format],
     first_row: int = 0,
 ) -> Iterator[Chunk]:
-    """Read files one after the other; `csv` is the format of those that are neither Parquet nor Arrow.
+    """Read files one after the other; `csv` gives the format of one that is neither Parquet nor Arrow.
 
     Raises:
         InputError: a file is missing or malformed, or lacks a column.
     """
     for path in map(Path, paths):
-        in_file = 0
+        in_file, format = 0, csv_io.COMMAS
         if _is_parquet(path):
             tables = _parquet(path, columns)
         elif _is_arrow(path):
             tables = _arrow(path, columns)
         else:
-            tables = _csv(path, columns, engine, chunk_bytes, csv)
+            format = csv(path)
+            tables = _csv(path, columns, engine, chunk_bytes, format)
         for table in tables:
             count = len(next(iter(table.values())))
-            yield Chunk(path, in_file, np.arange(first_row, first_row + count), table, csv)
+            yield Chunk(path, in_file, np.arange(first_row, first_row + count), table, format)
             in_file, first_row = in_file + count, first_row + count
 
 
