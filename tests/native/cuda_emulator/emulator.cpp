@@ -10,25 +10,20 @@
 #include <memory>
 #include <optional>
 
-#include "cuda_runtime.h"
 #include "fibers.h"
+#include "order.h"
+#include "runtime.h"
 #include "signals.h"
 
 namespace emulator {
 
 constexpr size_t kWindow = 256 * 1024;
-constexpr size_t kMostShared = 232448;  // of a Hopper block that opts in
 
 Launch launch;
 
 namespace {
 
-std::string message;
-cudaError_t last_error = cudaSuccess;
-size_t attribute = 0;  // dynamic shared memory asked for since the last launch
 bool running = false;
-bool asked_together = false;  // whether somebody has asked since then how many clusters run at a time
-int64_t until_refused = -1;   // calls of the runtime
 jmp_buf failure;
 struct SharedVariable {
   void* address;
@@ -121,20 +116,17 @@ void fail(const std::string& what) {
     fprintf(stderr, "CUDA emulator: %s\n", what.c_str());
     abort();
   }
-  if (message.empty()) {
-    message = launch.kernel + ": " + what;
-    if (current) message += " by " + name_of(*current) + ", last seen in " + (current->doing ? current->doing : "?");
-  }
-  last_error = cudaErrorLaunchFailure;
+  std::string message = launch.kernel + ": " + what;
+  if (current) message += " by " + name_of(*current) + ", last seen in " + (current->doing ? current->doing : "?");
+  note_failure(message);
   _longjmp(failure, 1);
 }
 
 void run(const Launch& what, const std::function<void()>& kernel) {
   launch = what;
-  launch.allowed_shared = attribute >= launch.shared && attribute > 0 ? kMostShared : 48 * 1024;
-  launch.together = asked_together;
-  attribute = 0;
-  asked_together = false;
+  const Asked asked = take_asked();
+  launch.allowed_shared = asked.shared >= launch.shared && asked.shared > 0 ? kMostShared : 48 * 1024;
+  launch.together = asked.together;
   shared_variables.clear();
   static std::optional<Group> group;  // static: a failure leaves by a jump
   group.reset();
@@ -171,45 +163,3 @@ void shared_variable(void* address, size_t bytes) {
 Call::Call(const char* kernel, dim3 grid, dim3 block, size_t shared, void*) : launch{kernel, grid, block, shared} {}
 
 }  // namespace emulator
-
-using namespace emulator;
-
-int emulator_multiprocessors = 132;
-
-cudaError_t cudaGetLastError() {
-  const cudaError_t error = last_error;
-  last_error = cudaSuccess;
-  return error;
-}
-
-cudaError_t cudaPeekAtLastError() { return last_error; }
-
-cudaError_t emulator_answer() {
-  if (until_refused-- != 0) return cudaSuccess;
-  return last_error = cudaErrorNotSupported;
-}
-
-cudaError_t emulator_function_attribute(int bytes) {
-  if (const cudaError_t error = emulator_answer()) return error;
-  if (bytes > static_cast<int>(kMostShared)) return cudaErrorInvalidValue;
-  attribute = static_cast<size_t>(bytes);
-  return cudaSuccess;
-}
-
-cudaError_t emulator_ask_together() {
-  asked_together = true;
-  return emulator_answer();
-}
-
-void emulator_seed(uint64_t seed, int64_t multiprocessors) {
-  emulator_multiprocessors = static_cast<int>(multiprocessors);
-  generator().seed(seed);
-  message.clear();
-  last_error = cudaSuccess;
-}
-
-void emulator_refuse(int64_t call) { until_refused = call; }
-
-int emulator_last_error() { return last_error; }
-
-const char* emulator_message() { return message.c_str(); }

@@ -61,8 +61,6 @@ struct Warp {
   uint64_t given[32], taken[32];
 };
 
-struct Block;
-
 // Blocks that can reach each other's shared memory.
 struct Cluster {
   std::vector<Block*> blocks;

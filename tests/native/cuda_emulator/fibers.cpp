@@ -11,6 +11,8 @@
 #include <memory>
 #include <new>
 
+#include "order.h"
+
 namespace emulator {
 
 constexpr size_t kStack = 256 * 1024;
@@ -101,23 +103,6 @@ __attribute__((noinline)) void resume(Fiber* f) {
   fail(text);
 }
 
-// In two launches of three a block lags behind, or one of its warps: what it has yet to set up, or still reads, the
-// others must wait for.
-struct Laggards {
-  enum { kNone, kBlock, kWarp } which;
-  const Block* block;
-  int warp;
-
-  Laggards() : which{static_cast<decltype(which)>(random_number() % 3)} {
-    const Thread& drawn = ready[random_number() % ready.size()]->thread;
-    block = drawn.block;
-    warp = drawn.number / 32;
-  }
-  bool have(const Thread& t) const {
-    return which != kNone && t.block == block && (which == kBlock || t.number / 32 == warp);
-  }
-};
-
 // The next fiber or event, as a number: a laggard seldom while others can go on.
 size_t draw(const Laggards& laggards) {
   size_t at = 0;
@@ -161,7 +146,7 @@ void add_thread(size_t at, uint3 index, int number, Block* block) {
 
 void run_fibers(const std::function<void()>& kernel) {
   task = &kernel;
-  const Laggards laggards;
+  const Laggards laggards(ready[random_number() % ready.size()]->thread);
   while (!ready.empty() || !events.empty()) {
     size_t at = draw(laggards);
     if (at < ready.size()) {
@@ -188,11 +173,6 @@ void forget_fibers() {
   events.clear();
 }
 
-std::mt19937_64& generator() {
-  static std::mt19937_64 numbers;
-  return numbers;
-}
-
 void meet(Meeting& m, const char* what) {
   current->doing = what;
   if (m.arrived == 0) m.what = what;
@@ -217,7 +197,6 @@ void change() {
 }
 
 void later(std::function<void()> event) { events.push_back(std::move(event)); }
-uint64_t random_number() { return generator()(); }
 Warp& warp() { return current->block->warps[current->number / 32]; }
 void meet_warp(const char* what) { meet(warp().meeting, what); }
 

@@ -1,7 +1,6 @@
 // What launches use of the scheduler. Included by emulator.cpp and fibers.cpp alone.
 #pragma once
 #include <functional>
-#include <random>
 #include <string>
 
 #include "emulator.h"
@@ -17,7 +16,6 @@ void run_fibers(const std::function<void()>& kernel);
 // After a failure: what has not come to its end never will.
 void forget_fibers();
 
-std::mt19937_64& generator();
 std::string name_of(const Thread& t);
 
 }  // namespace emulator
