@@ -21,7 +21,7 @@ TYPES = {
     "i64": np.int64, "u64": np.uint64, "u32": np.uint32, "u16": np.uint16, "u8": np.uint8, "int": np.int32,
     "double": np.float64, "float": np.float32,
 }  # fmt: skip
-PARTS = ("emulator.cpp", "fibers.cpp", "memory.cpp")  # of the emulator: all but the launchers of csrc/kernels
+PARTS = [p for p in EMULATOR.glob("*.cpp") if p.name != "exports.cpp"]  # all but the launchers of csrc/kernels
 _lock = threading.Lock()  # the emulator runs one launch at a time
 
 
@@ -56,7 +56,7 @@ extern "C" int run_{name}(void** a, unsigned grid, unsigned block) {{
   CALL({name}, [=] {{ {name}({", ".join(values)}); }});
   return cudaGetLastError();
 }}"""
-    sources = {path.name: path.read_text() for path in map(EMULATOR.joinpath, PARTS)}
+    sources = {path.name: path.read_text() for path in PARTS}
     sources["raw.cpp"] = '#include "cuda_runtime.h"\n' + text
     headers = [path.read_text() for path in sorted(EMULATOR.glob("*.h"))]
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,8 @@ void add_thread(size_t at, uint3 index, int number, Block* block) {
 
 void run_fibers(const std::function<void()>& kernel) {
   task = &kernel;
-  const Laggards laggards(ready[random_number() % ready.size()]->thread);
+  const uint64_t chance = random_number();
+  const Laggards laggards(chance, ready[random_number() % ready.size()]->thread);
   while (!ready.empty() || !events.empty()) {
     size_t at = draw(laggards);
     if (at < ready.size()) {

@@ -8,10 +8,10 @@ namespace emulator {
 
 std::mt19937_64& generator();
 
-// In two launches of three the block of `drawn` lags behind, or its warp: what it has yet to set up, or still reads,
-// the others must wait for.
+// By `chance`, in two launches of three the block of `drawn` lags behind, or its warp: what it has yet to set up, or
+// still reads, the others must wait for.
 struct Laggards {
-  explicit Laggards(const Thread& drawn);
+  Laggards(uint64_t chance, const Thread& drawn);
   bool have(const Thread& thread) const;
 
  private:
