@@ -63,6 +63,8 @@ class Training:
     amp: bool = option(False, "mixed precision: the same as --precision fp16")
     xla: bool = option(False, "accepted for the original's scripts; has no effect here")
     linear_learning_rate: float = option(0.02, "learning rate of the wide part (FTRL)")
+    linear_l1: float = option(0.0, "L1 regularisation of the wide part (FTRL), which sets weights to 0")
+    linear_l2: float = option(0.0, "L2 regularisation of the wide part (FTRL), which makes weights smaller")
     deep_learning_rate: float = option(0.00012, "base learning rate of the deep part (RMSprop)")
     deep_warmup_epochs: float = option(6.0, "epochs of linear warm-up of the deep learning rate")
     precision: Precision | None = option(None, "precision of the matrix products (fp32 unless --amp)")
@@ -260,6 +262,8 @@ _AT_LEAST = {
     "eval_batch_size": 1,
     "num_epochs": 1,
     "linear_learning_rate": 0,
+    "linear_l1": 0,
+    "linear_l2": 0,
     "deep_learning_rate": 0,
     "deep_warmup_epochs": 0,
     "seed": 0,

@@ -21,6 +21,8 @@ from widedeep.shards import ShardSet
 WEIGHTS_DEPEND_ON = (
     "num_epochs",
     "linear_learning_rate",
+    "linear_l1",
+    "linear_l2",
     "deep_learning_rate",
     "deep_warmup_epochs",
     "precision",

@@ -159,7 +159,13 @@ class Run:
             share=share,
         )
         told = config.training
-        rules = StepConfig(precision=config.precision, wide_lr=told.linear_learning_rate, gemm=told.gemm)
+        rules = StepConfig(
+            precision=config.precision,
+            wide_lr=told.linear_learning_rate,
+            l1=told.linear_l1,
+            l2=told.linear_l2,
+            gemm=told.gemm,
+        )
         return cls(config, comm, spec, model, make_step(told.step, model, rules, comm.device, comm))
 
     @cached_property
