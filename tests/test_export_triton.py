@@ -192,6 +192,23 @@ def test_a_program_that_disagrees_is_not_written(onnx, tmp_path, monkeypatch):
     assert not list((tmp_path / "models").iterdir())
 
 
+def test_a_server_cannot_take_what_is_not_complete_for_a_model(tmp_path, monkeypatch):
+    """Triton refuses a directory whose config has another name, and without a config makes up one of its own."""
+    seen = []
+
+    def look(directory, of_several_files):
+        seen.append((directory.name, (directory / "config.pbtxt").read_text()))
+        raise RunError("no further")
+
+    monkeypatch.setattr(export_triton, "onnx_path", look)
+    with pytest.raises(RunError, match="no further"):
+        export.export(model_of(SPEC), tmp_path / "clicks", "triton")
+    [(name, text)] = seen
+    assert name != "clicks"
+    assert text == export_triton.config("clicks", SPEC, 4096)
+    assert not list(tmp_path.iterdir())
+
+
 BAD_NAMES = ["my model", 'a"b', "a\\b", "a\nb", "a'b", ".hidden", "a%20b", "modèle", "a#b", "a:b", "a\udc80b", "a]"]
 
 

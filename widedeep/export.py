@@ -134,6 +134,8 @@ def export(
     try:
         reads = [statistics.directory] if statistics else []
         with atomic.directory(out, OUTPUT, reads) as partial, torch.no_grad():
+            if config:  # first: until it has the name that this says, a server that looks refuses the directory
+                (partial / export_triton.CONFIG).write_text(config, encoding="utf-8")
             with _quiet():
                 program = write(Served(model.eval()).eval(), partial)
             description = _description(model.spec, kind, source) | {"largest_difference": _difference(program, model)}
@@ -141,8 +143,6 @@ def export(
             (partial / checkpoint.SPEC).write_text(text, encoding="utf-8")
             if statistics:
                 _copy(statistics.directory, partial / STATISTICS)
-            if config:
-                (partial / export_triton.CONFIG).write_text(config, encoding="utf-8")
             (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     finally:
         model.train(training)
