@@ -236,7 +236,7 @@ def test_a_program_that_disagrees_is_not_written(tmp_path, monkeypatch):
 
 def test_bad_input(tmp_path, monkeypatch):
     model = WideDeep(SPEC, hidden=[4], seed=1)
-    with pytest.raises(InputError, match="expected onnx or pt2, got tflite"):
+    with pytest.raises(InputError, match="expected onnx, pt2 or triton, got tflite"):
         export.export(model, tmp_path / "out", "tflite")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match="needs the package onnxruntime: pip install"):

@@ -33,7 +33,7 @@ COMMANDS = {
     "train": "train, and evaluate after each epoch",
     "evaluate": "metrics of a checkpoint on a data set",
     "predict": "probabilities of a checkpoint to a Parquet or CSV file",
-    "export": "a checkpoint as an ONNX model or a torch .pt2 program",
+    "export": "a checkpoint as an ONNX model, a torch .pt2 program or a model of Triton",
     "benchmark": "samples/s of training, or with --evaluate of the forward pass",
     "metrics": "metrics of a file of predictions",
     "parity": "replay a file of golden numbers and compare",

@@ -10,8 +10,8 @@ REQUIRED = ("torch", "numpy", "pyarrow", "pyyaml", "jsonargparse", "rich", "safe
 # distribution -> (what it serves, how to get it)
 OPTIONAL = {
     "matplotlib": ("plots of `widedeep report`", "pip install 'widedeep[report]'"),
-    "onnxscript": ("`widedeep export --format onnx`", "pip install 'widedeep[onnx]'"),
-    "onnxruntime": ("the comparison that ends `widedeep export --format onnx`", "pip install 'widedeep[onnx]'"),
+    "onnxscript": ("`widedeep export` to onnx and triton", "pip install 'widedeep[onnx]'"),
+    "onnxruntime": ("the comparison that ends `widedeep export` to onnx and triton", "pip install 'widedeep[onnx]'"),
     "tensorboard": ("`--tensorboard`", "pip install 'widedeep[tensorboard]'"),
     "distributed": ("`--engine dask`", "pip install 'widedeep[dask]'"),
     "cupy-cuda13x": ("preprocessing on a GPU", "pip install 'widedeep[gpu]'"),

@@ -1,8 +1,8 @@
-"""A checkpoint as a program that needs none of this package: ONNX, or torch's own `.pt2`.
+"""A checkpoint as a program that needs none of this package: ONNX, torch's own `.pt2`, or ONNX as Triton loads it.
 
-The directory holds `model.onnx` or `model.pt2`, the feature spec, and `export.json`: which column of the inputs is
-which, where the weights come from, and how far the program's logits are from the model's. Where they are given it also
-holds the statistics by which raw rows become these inputs.
+The directory holds the program (`PROGRAMS`), the feature spec, and `export.json`: which column of the inputs is which,
+where the weights come from, and how far the program's logits are from the model's. Where they are given it also holds
+the statistics by which raw rows become these inputs. For Triton it is an entry of a model repository.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +21,18 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from widedeep import __version__, atomic, checkpoint
+from widedeep import __version__, atomic, checkpoint, export_triton
 from widedeep.errors import InputError, RunError
 from widedeep.feature_spec import STATISTICS, FeatureSpec
 from widedeep.model import WideDeep
 from widedeep.restore import load_model
 
-FORMATS = ("onnx", "pt2")
+PROGRAMS = {"onnx": "model.onnx", "pt2": "model.pt2", "triton": export_triton.MODEL}
+FORMATS = tuple(PROGRAMS)
 DESCRIPTION = "export.json"
-OUTPUT = atomic.Output(DESCRIPTION, (DESCRIPTION, checkpoint.SPEC, "model.*", f"{STATISTICS}/*"))
+FILES = (DESCRIPTION, checkpoint.SPEC, "model.*", f"{STATISTICS}/*")
+TRITON_FILES = (export_triton.CONFIG, export_triton.MODEL, f"{export_triton.MODEL}/model.*")
+OUTPUT = atomic.Output(DESCRIPTION, (*FILES, *TRITON_FILES))
 CHECKED = (1, 7, 300)  # rows of the batches on which the program must agree with the model
 TOLERANCE = 1e-5  # of the largest logit, 1 at least: the order of float32 sums differs
 LARGEST_ONNX = 1_500_000_000  # bytes of weights in the file itself; one may hold 2 GiB, more go beside it
@@ -81,23 +84,33 @@ class Served(nn.Module):
 
 
 def export_checkpoint(
-    model: str | Path, which: str, out: str | Path, kind: str, statistics: Statistics | None = None
+    model: str | Path,
+    which: str,
+    out: str | Path,
+    kind: str,
+    statistics: Statistics | None = None,
+    max_batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Exports a checkpoint of a run; returns what `export.json` says.
 
     Args:
         model: a checkpoint, or the model directory of a run.    which: best, last or step-<n>, of a model directory.
-        statistics: as in `export`.
+        statistics, max_batch_size: as in `export`.
     Raises:
-        InputError: the checkpoint is damaged, `out` cannot be written, or a package is missing.
+        InputError: the checkpoint is damaged, `out` cannot be written, a package is missing, or as in `export`.
         RunError: the disk is full, or the program disagrees with the model.
     """
     directory = checkpoint.locate(model, which)
-    return export(load_model(directory), Path(out), kind, str(directory), statistics)
+    return export(load_model(directory), Path(out), kind, str(directory), statistics, max_batch_size)
 
 
 def export(
-    model: WideDeep, out: Path, kind: str, source: str = "", statistics: Statistics | None = None
+    model: WideDeep,
+    out: Path,
+    kind: str,
+    source: str = "",
+    statistics: Statistics | None = None,
+    max_batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Writes a model as a program of a `kind` of `FORMATS`; returns what `export.json` says.
 
@@ -105,23 +118,26 @@ def export(
         out: directory to write; an earlier export there is replaced when the new one is complete.
         source: where the weights come from, for the reader.
         statistics: to be copied beside the program.
+        max_batch_size: of triton, the most rows of a request and of a batch put together of several; 4096 if None.
     Raises:
-        InputError: `out` cannot be written, a package is missing, or the statistics are not those of the model's rows.
+        InputError: `out` cannot be written or, for triton, is no name of a model; a package is missing; the statistics
+            are not those of the model's rows; or `max_batch_size` is out of range or given for another kind.
         RunError: the disk is full, or the program disagrees with the model.
     """
-    if kind not in FORMATS:
-        raise InputError(f"format: expected {' or '.join(FORMATS)}, got {kind}")
+    config = _triton_config(model.spec, out, kind, max_batch_size)
     if statistics and model.spec.metadata.get("statistics", statistics.digest) != statistics.digest:
         raise InputError(f"{statistics.directory}: expected the statistics that the model's rows were encoded with")
-    write = {"onnx": _write_onnx, "pt2": _write_pt2}[kind]
+    write = {"onnx": _write_onnx, "pt2": _write_pt2, "triton": _write_triton}[kind]
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()
     training = model.training
     try:
         reads = [statistics.directory] if statistics else []
         with atomic.directory(out, OUTPUT, reads) as partial, torch.no_grad():
+            if config:  # first: until it has the name that this says, a server that looks refuses the directory
+                (partial / export_triton.CONFIG).write_text(config, encoding="utf-8")
             with _quiet():
-                program = write(Served(model.eval()).eval(), partial / f"model.{kind}")
+                program = write(Served(model.eval()).eval(), partial)
             description = _description(model.spec, kind, source) | {"largest_difference": _difference(program, model)}
             text = yaml.safe_dump(model.spec.to_dict() | {"source_spec": {}}, sort_keys=False, allow_unicode=True)
             (partial / checkpoint.SPEC).write_text(text, encoding="utf-8")
@@ -131,6 +147,21 @@ def export(
     finally:
         model.train(training)
     return description
+
+
+def _triton_config(spec: FeatureSpec, out: Path, kind: str, max_batch_size: int | None) -> str | None:
+    """The text of Triton's configuration, None for other kinds.
+
+    Raises:
+        InputError: the kind is unknown, or what only Triton needs does not fit.
+    """
+    if kind not in FORMATS:
+        raise InputError(f"format: expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {kind}")
+    if kind == "triton":
+        return export_triton.config(export_triton.model_name(out), spec, export_triton.batch_size(max_batch_size))
+    if max_batch_size is not None:
+        raise InputError(f"max_batch_size: expected with the format triton alone, got it with {kind}")
+    return None
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -175,12 +206,13 @@ def random_batch(spec: FeatureSpec, B: int, generator: torch.Generator) -> tuple
 
 
 def _example(spec: FeatureSpec) -> tuple[tuple[Tensor, Tensor], dict[str, dict[int, Any]]]:
-    """Inputs to trace with, and which of their sizes stay free."""
+    """Inputs to trace with, and which of their sizes stay free, by name in the same order."""
     rows = torch.export.Dim("B")
     return random_batch(spec, 3, torch.Generator().manual_seed(0)), {"ids": {0: rows}, "numeric": {0: rows}}
 
 
-def _write_pt2(served: Served, path: Path) -> Program:
+def _write_pt2(served: Served, directory: Path) -> Program:
+    path = directory / PROGRAMS["pt2"]
     path.write_bytes(_packed(served))
     module = torch.export.load(path).module()
     return lambda ids, numeric: module(ids, numeric)[0]
@@ -199,30 +231,49 @@ def _packed(served: Served) -> bytes:
     return packed.getvalue()
 
 
-def _write_onnx(served: Served, path: Path) -> Program:
+def _write_onnx(served: Served, directory: Path) -> Program:
+    return _onnx(served, ("ids", "numeric"), directory / PROGRAMS["onnx"], _needs_files(served))
+
+
+def _write_triton(served: Served, directory: Path) -> Program:
+    large = _needs_files(served)
+    names = tuple(export_triton.input_columns(served.spec))
+    return _onnx(served, names, export_triton.onnx_path(directory, large), large)
+
+
+def _needs_files(served: Served) -> bool:
+    """Whether the weights are too many for the ONNX file itself."""
+    return sum(t.numel() * t.element_size() for t in (*served.parameters(), *served.buffers())) > LARGEST_ONNX
+
+
+def _onnx(served: Served, names: Sequence[str], path: Path, external_data: bool) -> Program:
+    """Writes an ONNX model with the inputs `names`: both, or the one that has columns."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter needs it, and would say so less plainly)
     except ImportError as error:
-        raise InputError(f"--format onnx needs the package {error.name}: pip install 'widedeep[onnx]'") from error
-    inputs, shapes = _example(served.spec)
-    weights = sum(t.numel() * t.element_size() for t in (*served.parameters(), *served.buffers()))
+        raise InputError(f"an ONNX model needs the package {error.name}: pip install 'widedeep[onnx]'") from error
+    batch, shapes = _example(served.spec)
+    inputs = {name: tensor for name, tensor in zip(shapes, batch) if name in names}
     program = torch.onnx.export(
-        served,
-        inputs,
-        input_names=["ids", "numeric"],
+        served if len(names) == len(batch) else export_triton.OneInput(served, names[0]).eval(),
+        tuple(inputs.values()),
+        input_names=list(names),
         output_names=["logit", "prob"],
-        dynamic_shapes=shapes,
+        dynamic_shapes=tuple(shapes[name] for name in inputs),
         dynamo=True,
         verbose=False,
     )
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces, with paths of this machine
-    program.save(path, external_data=weights > LARGEST_ONNX)
+    program.save(path, external_data=external_data)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda ids, numeric: torch.from_numpy(
-        session.run(["logit"], {"ids": ids.numpy(), "numeric": numeric.numpy()})[0]
-    )
+
+    def run(ids: Tensor, numeric: Tensor) -> Tensor:
+        given = {"ids": ids.numpy(), "numeric": numeric.numpy()}
+        return torch.from_numpy(session.run(["logit"], {name: given[name] for name in names})[0])
+
+    return run
 
 
 def _difference(program: Program, model: WideDeep) -> float:
