@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             synthetic.run(displays=args.displays, seed=args.seed, out=data, workers=args.workers)
         start = time.perf_counter()
         prepared = preprocess(OutbrainConfig(data, out / "data", device=args.device, workers=args.workers))
-        if args.embedding_dim:
+        if args.embedding_dim is not None:
             sizes = dict.fromkeys((f.name for f in FeatureSpec.outbrain().categorical), args.embedding_dim)
             write_json(out / SIZES, sizes)
         middle = time.perf_counter()
@@ -121,7 +121,7 @@ def _train_config(args: argparse.Namespace, out: Path) -> TrainConfig:
     return TrainConfig.from_flat(
         {
             "dataset_path": str(out / "data"),
-            "embedding_sizes_file": str(out / SIZES) if args.embedding_dim else None,
+            "embedding_sizes_file": str(out / SIZES) if args.embedding_dim is not None else None,
             "model_dir": str(out / "model"),
             "results_dir": str(out / "results"),
             "global_batch_size": args.batch,

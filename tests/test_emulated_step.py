@@ -77,7 +77,10 @@ def test_fp32_matches_reference(name, parts, kernels):
     assert_same(want, got, rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("spec", [SPECS["one-hot and multi-hot"], MOVED], ids=["small", "moved"])
+SOME_SPECS = {"small": SPECS["one-hot and multi-hot"], "moved": MOVED, "some wide only": SPECS["some wide only"]}
+
+
+@pytest.mark.parametrize("spec", SOME_SPECS.values(), ids=SOME_SPECS.keys())
 @pytest.mark.parametrize("gemm", ROUTES)
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_types_stay_near_the_reference(precision, gemm, spec, kernels):
@@ -89,7 +92,7 @@ def test_half_types_stay_near_the_reference(precision, gemm, spec, kernels):
     assert got.gemm == gemm
     tolerance, whole = {"fp16": (1e-2, 0.05), "bf16": (8e-2, 0.15)}[precision]
     for name, g in grads[0].items():  # as a whole: where a rounding switches a unit off, single elements differ more
-        assert (grads[1][name] - g).norm() < whole * g.norm(), name
+        assert (grads[1][name] - g).norm() <= whole * g.norm(), name
     for i, B in enumerate([150, 40, 150]):
         batch = batch_of(spec, B, seed=i)
         losses = [step.train(batch, i, LR) for step in (want, got)]

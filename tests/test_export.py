@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from widedeep.model import WideDeep
 
 SUMMED = CategoricalFeature("words", 9, 2, hotness=4, combiner="sum", multi_hot=True)
 SPEC = FeatureSpec((*CATEGORICAL, TAGS, SUMMED), NUMERIC, "clicked", None, {})
+WIDE_ONLY = replace(SPEC, categorical=[replace(f, dim=0 if f.name != "site" else 4) for f in SPEC.categorical])
 FORMATS = ["pt2", pytest.param("onnx", marks=pytest.mark.slow)]
 
 
@@ -55,6 +57,8 @@ def load(directory, kind):
         (SPEC, "both", []),
         (FeatureSpec(CATEGORICAL, (), "clicked", None, {}), "both", [3]),
         (FeatureSpec((), NUMERIC, "clicked", None, {}), "both", [3]),
+        (WIDE_ONLY, "both", [3]),
+        (replace(WIDE_ONLY, categorical=[replace(f, dim=0) for f in WIDE_ONLY.categorical]), "both", []),
     ],
 )
 def test_logits_are_the_models(spec, parts, hidden, kind, tmp_path):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from test_cuda_step import EVEN, HIDDEN, gpu_step
-from test_model import MOVED, MOVED_64
+from test_model import MOVED, MOVED_64, SPECS
 from test_step import LR, assert_same, batch_of, new_step
 
-from widedeep.feature_spec import FeatureSpec
+from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
 from widedeep.step import StepConfig
 from widedeep.steps.padded import aligned_columns
 
@@ -56,3 +56,14 @@ def test_tables_begin_at_whole_packs():
     assert numerics == (*range(sum(outbrain.dims), outbrain.deep_width),)
     assert gpu_step(EVEN).weights.columns is None  # as they are
     assert gpu_step(MOVED, hidden=[]).weights.table_columns == MOVED.table_columns  # the output layer reads them
+
+
+def test_a_table_without_columns_has_the_place_of_a_whole_pack():
+    """Where other columns move, and where none does."""
+    as_it_is = [CategoricalFeature("a", 5, 8), CategoricalFeature("b", 5, 0)]
+    unmoved = FeatureSpec(as_it_is, [NumericFeature("n")], label="y")
+    assert (unmoved.table_columns, unmoved.deep_width) == ((0, 9), 9)
+    for spec in (SPECS["some wide only"], unmoved):
+        weights = gpu_step(spec).weights
+        assert all(at % 8 == 0 for at, dim in zip(weights.table_columns, spec.dims) if dim == 0)
+    assert weights.columns is None

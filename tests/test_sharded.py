@@ -132,9 +132,11 @@ def trained(comm, batches, kind, spec, **settings):
     [
         ("cpu", SPECS[MIXED], 3, "fp32"),
         ("cpu", EVEN, 2, "fp32"),
+        ("cpu", SPECS["some wide only"], 3, "fp32"),
         ("cpu", EVEN, 2, "bf16"),
         ("gpu", EVEN, 3, "fp32"),
         ("gpu", MOVED, 2, "fp32"),
+        ("gpu", SPECS["some wide only"], 2, "fp32"),
         ("gpu", EVEN, 3, "fp16"),
     ],
 )

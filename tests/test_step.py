@@ -247,7 +247,7 @@ def test_bf16_copies_follow_the_weights(products, monkeypatch):
 
 @pytest.mark.parametrize("parts", ["both", "wide", "deep"])
 @pytest.mark.parametrize("kind", ["reference", "fused"])
-@pytest.mark.parametrize("name", [MIXED, "no categorical"])
+@pytest.mark.parametrize("name", [MIXED, "no categorical", "some wide only"])
 def test_ranks_give_the_result_of_one(kind, name, parts):
     """Three ranks, unequal parts, one of them empty in some steps; dropout on."""
     cuts = [(0, 10, 31, 40), (0, 0, 25, 40), (0, 1, 2, 40), (0, 40, 40, 40)]

@@ -70,7 +70,7 @@ class Served(nn.Module):
             valid = (index >= 0).unsqueeze(-1)
             rows = index.clamp(min=0)
             logit = logit + (self.wide[spec.row_base[f] + rows] * valid[..., 0]).sum(1)
-            if self.has_deep:
+            if self.has_deep and feature.dim:
                 pooled = (F.embedding(rows, self.tables[f]) * valid).sum(1)
                 if spec.mean[f]:
                     pooled = pooled / valid.sum(1).clamp(min=1)

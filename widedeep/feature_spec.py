@@ -90,7 +90,7 @@ class FeatureSpec:
         Args:
             path: a YAML file, or a directory that holds `feature_spec.yaml`.
             embedding_sizes: a JSON file `{feature: dim}` naming every categorical feature; wins over `embedding_dim`.
-                A feature with neither gets `default_dim(cardinality)`.
+                A feature with neither gets `default_dim(cardinality)`; one of dim 0 is in the wide part only.
             combiner: of all multi-hot features; None takes what each says, "sum" where it says nothing.
 
         Raises:
@@ -243,8 +243,11 @@ class FeatureSpec:
 
     @cached_property
     def deep_columns(self) -> tuple[DeepColumn, ...]:
-        """Slices of the deep input, sorted by column name; the column of a table is called `<feature>_embedding`."""
-        columns = [(f"{f.name}_embedding", "table", f.dim) for f in self.categorical]
+        """Slices of the deep input, sorted by column name; the column of a table is called `<feature>_embedding`.
+
+        A feature of dim 0 has none here.
+        """
+        columns = [(f"{f.name}_embedding", "table", f.dim) for f in self.categorical if f.dim]
         columns += [(f.name, "numeric", 1) for f in self.numeric]
         columns.sort()
         starts = _starts([width for *_, width in columns])
@@ -256,8 +259,8 @@ class FeatureSpec:
 
     @cached_property
     def table_columns(self) -> tuple[int, ...]:
-        """First deep input column of each table."""
-        return tuple(self._offsets[f"{f.name}_embedding"] for f in self.categorical)
+        """First deep input column of each table; of one without columns (dim 0) `deep_width`, where there is none."""
+        return tuple(self._offsets[f"{f.name}_embedding"] if f.dim else self.deep_width for f in self.categorical)
 
     @cached_property
     def numeric_columns(self) -> tuple[int, ...]:
@@ -318,8 +321,8 @@ def _load_sizes(path: Path) -> dict[str, int]:
     if not isinstance(sizes, dict):
         raise InputError(f"{path}: expected an object of feature names and dims, got {sizes!r}")
     for name, dim in sizes.items():
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise InputError(f"{path}: {name}: expected an integer >= 1, got {dim!r}")
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 0:
+            raise InputError(f"{path}: {name}: expected an integer >= 0, got {dim!r}")
         if dim > MAX_DIM:
             raise InputError(f"{path}: {name}: expected an integer <= {MAX_DIM}, got {dim}")
     return sizes

@@ -65,9 +65,9 @@ class _Parser:
             self.fail(field, f"each name once, got {repeated!r} twice")
         return value
 
-    def integer(self, value: Any, field: str, high: int = MAX_CARDINALITY) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.fail(field, f"an integer >= 1, got {_quoted(value)}")
+    def integer(self, value: Any, field: str, low: int = 1, high: int = MAX_CARDINALITY) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            self.fail(field, f"an integer >= {low}, got {_quoted(value)}")
         if value > high:
             self.fail(field, f"an integer <= {high}, got {value}")
         return value
@@ -151,7 +151,7 @@ class _Parser:
     def dim(self, name: str, a: dict, cardinality: int) -> int:
         if "embedding_dim" not in a:
             return default_dim(cardinality)
-        return self.integer(a["embedding_dim"], f"feature_spec.{name}.embedding_dim", high=MAX_DIM)
+        return self.integer(a["embedding_dim"], f"feature_spec.{name}.embedding_dim", low=0, high=MAX_DIM)
 
     def numeric(self, name: str, a: dict) -> NumericFeature:
         field = f"feature_spec.{name}"

@@ -12,7 +12,10 @@ MAX_CARDINALITY = 2**31 - 1  # ids are int32 in a batch
 
 @dataclass(frozen=True)
 class CategoricalFeature:
-    """A feature with one table: `hotness` ids a row, each in [0, cardinality), or -1 where a list is shorter."""
+    """A feature with one table: `hotness` ids a row, each in [0, cardinality), or -1 where a list is shorter.
+
+    A feature of dim 0 takes part in the wide part only: it has a weight for each id, and a table without columns.
+    """
 
     name: str
     cardinality: int

@@ -33,7 +33,7 @@ class WideDeep(nn.Module):
     unit.
 
     Args:
-        spec: features; fixes tables, their sizes and their places.
+        spec: features; fixes tables, their sizes and their places. Those of dim 0 are in the wide part only.
         hidden: widths of the hidden layers.
         dropout: probability of zeroing a hidden unit in training, in [0, 1).
         wide_init: "uniform": tables in [-0.05, 0.05), the numeric kernel glorot; "zeros": all zero.
@@ -47,10 +47,14 @@ class WideDeep(nn.Module):
 
     Attributes:
         table_rows: F ints, the rows of each table.
-        tables: ParameterList, F x [rows, D].  wide: [R], all wide tables in a row.  wide_numeric: [N].  wide_bias: [1].
+        tables: ParameterList, F x [rows, D]; without columns (D = 0) one asks for no gradient, as nothing is in it.
+        wide: [R], all wide tables in a row.  wide_numeric: [N].  wide_bias: [1].
         layers: ModuleList of nn.Linear.  out: nn.Linear(H, 1).  Absent parts are empty or None.
         dropout_step: buffer [1] int64, the step of the next training call; `state_dict` has it, but not `seed`.
         layout: where embeddings and numerics go: the spec; in a wide part alone a copy, whose tables have no columns.
+
+    Raises:
+        InputError: an argument is out of range, or no feature is there for the deep part.
     """
 
     def __init__(
@@ -73,6 +77,10 @@ class WideDeep(nn.Module):
         self.dropout = float(dropout)
         self.has_wide = parts != "deep"
         self.has_deep = parts != "wide"
+        if self.has_deep and not spec.deep_width:
+            raise InputError(
+                "feature spec: expected a numeric feature or one with an embedding_dim >= 1 for the deep part, got none"
+            )
         self.sparse = sparse
         self.layout = at = spec if self.has_deep else _without_columns(spec)
         # Read here, for torch.compile does not trace the lock of a cached property.
@@ -97,7 +105,7 @@ class WideDeep(nn.Module):
             std = math.sqrt(2 / (feature.cardinality + feature.dim)) / TRUNCATED_STD
             table = torch.empty(self.share.count(feature.cardinality), feature.dim)
             _draw_rows(table, self.share, feature.cardinality, partial(_truncated_normal, std, generator))
-            self.tables.append(nn.Parameter(table))
+            self.tables.append(nn.Parameter(table, requires_grad=feature.dim > 0))
         width = self.spec.deep_width
         for units in self.hidden:
             self.layers.append(_linear(width, units, generator))

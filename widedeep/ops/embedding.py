@@ -2,8 +2,9 @@
 
 Lists of length F describe the features (one table each): `hotness` [F] id columns of each, first feature first; `mean`
 [F] 0 = sum, 1 = mean over the valid ids of a sample (the wide part always sums); `columns` [F] first deep input column
-of each table; `numeric_columns` [N]. The flat row of an id is its feature's row base (the sum of the rows of the tables
-before) plus the id: an index into the flat wide vectors [R].
+of each table, of no meaning for one of a feature in the wide part only (D = 0); `numeric_columns` [N]. The flat row of
+an id is its feature's row base (the sum of the rows of the tables before) plus the id: an index into the flat wide
+vectors [R].
 
 An id is -1 (padding: adds nothing, gets no gradient) or a row of its table. On a CPU any other id is an error. On a
 GPU only embedding_forward checks ids: one past its table stops the kernel (a CUDA error: the process must end), one

@@ -22,7 +22,8 @@ def round_up(n: int, multiple: int) -> int:
 
 def aligned_columns(spec: FeatureSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """First column of each table, and the column of each numeric, in the order of the GPU step: tables that are whole
-    packs wide, the widest first, then the other tables, then the numerics.
+    packs wide, the widest first, then the other tables, then the numerics. One without columns has the place of a whole
+    pack, for a kernel takes a row in packs only where its column allows it.
     """
     whole = sorted((f for f, dim in enumerate(spec.dims) if dim % PACK == 0), key=lambda f: -spec.dims[f])
     rest = [f for f, dim in enumerate(spec.dims) if dim % PACK]
@@ -82,11 +83,10 @@ class PaddedWeights:
         self.columns = self._first_copy = None
         if FIRST not in self.masters:
             return
-        tables, numerics = aligned_columns(spec)
-        moved = _moved(spec, tables, numerics)
+        self.table_columns, self.numeric_columns = aligned_columns(spec)
+        moved = _moved(spec, self.table_columns, self.numeric_columns)
         if moved == list(range(spec.deep_width)):
             return
-        self.table_columns, self.numeric_columns = tables, numerics
         master, device = self.masters[FIRST], self.flat.device
         self.columns = torch.tensor(moved, dtype=torch.int64, device=device)
         self.grads[FIRST] = torch.zeros(master.shape, device=device)

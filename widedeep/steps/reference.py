@@ -68,8 +68,9 @@ class ReferenceStep(Step):
         total = F.binary_cross_entropy_with_logits(wide + deep, batch.label, reduction="sum")
         loss = total / batch.global_rows
         scaled = loss if self.scale is None else loss * self.scale
-        grads = torch.autograd.grad(scaled, list(self.parameters.values()), materialize_grads=True)
-        return loss.detach(), dict(zip(self.parameters, grads))
+        learned = {name: p for name, p in self.parameters.items() if p.numel()}  # of nothing there is no gradient
+        grads = dict(zip(learned, torch.autograd.grad(scaled, list(learned.values()), materialize_grads=True)))
+        return loss.detach(), {n: grads[n] if n in grads else torch.zeros_like(p) for n, p in self.parameters.items()}
 
     def _finite(self, grads) -> bool:
         """Whether the update may be made, on all ranks; divides by the loss scale, one for both parts."""
