@@ -213,7 +213,7 @@ def test_without_a_cardinality_all_combinations_are_apart(tmp_path):
     assert arrays["exact"].tolist() == arrays["just"].tolist() == order.tolist()
     assert len(set(arrays["short"].tolist())) < 59
     kept = json.loads((tmp_path / "data" / "statistics" / "statistics.json").read_text())["features"]
-    assert kept["exact"] == {"transform": {"cross": ["a", "b", "c"]}, "sizes": [3, 4, 5]}
+    assert kept["exact"] == {"transform": {"cross": ["a", "b", "c"]}, "sizes": {"a": 3, "b": 4, "c": 5}}
     assert kept["short"] == {"transform": {"cross": ["a", "b", "c"]}, "hashed_to": 59}
 
 
@@ -292,9 +292,10 @@ def test_too_many_combinations_want_a_cardinality(tmp_path, monkeypatch):
     told = "feature_spec.pair.cardinality: expected one, by which combinations are hashed: 4097 x 4096 combinations are"
     with pytest.raises(InputError, match=f"{told} more than 16777216$"):
         run(TabularConfig(spec=spec, inputs=[tmp_path / "none.csv"], out=tmp_path / "data", split="none"))
-    features["a"] = {"cardinality": 4096}  # just fits
+    features["a"] = {"cardinality": 4096}  # just fits; so does what might become more buckets than it does
+    features["t"] = {"transform": {"column": "a", "bucketise": {"quantiles": 5000}}}
     write_spec(tmp_path / "spec.yaml", features, one_hot=["a", "b", "t", "pair", "three"])
-    (tmp_path / "rows.csv").write_text("a,b,t,click\n4095,4095,x,1\n4094,0,x,0\n")
+    (tmp_path / "rows.csv").write_text("a,b,click\n4095,4095,1\n4094,0,0\n")
     run(TabularConfig(spec=spec, inputs=[tmp_path / "rows.csv"], out=tmp_path / "data", split="none"))
     assert read(tmp_path / "data" / "train")["pair"].tolist() == [2**24 - 1, 4094 * 4096]
 

@@ -10,7 +10,7 @@ a finished data set, in which every feature has its cardinality, makes the same 
 is padding of the cross.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class Cross:
 
     Args:
         field: names the cross in messages.
-        encoders: those of the crossed features.
+        encoders: those of the crossed features, by name and in order.
         cardinality: as the spec has it; None: one id for each combination.
         seed: of the hash.
     Raises:
@@ -38,9 +38,9 @@ class Cross:
 
     learns = False
 
-    def __init__(self, field: str, encoders: Sequence[Any], cardinality: int | None, seed: int):
-        self._field, self._encoders, self._fixed, self._seed = field, tuple(encoders), cardinality, seed
-        self._check([e.cardinality for e in encoders if not e.learns])
+    def __init__(self, field: str, encoders: Mapping[str, Any], cardinality: int | None, seed: int):
+        self._field, self._encoders, self._fixed, self._seed = field, dict(encoders), cardinality, seed
+        self._check([e.cardinality for e in encoders.values() if not e.learns])
 
     @property
     def cardinality(self) -> int:
@@ -54,7 +54,7 @@ class Cross:
 
     def state(self) -> dict:
         """What the ids depend on beyond the spec, to be compared by --stats."""
-        return {"sizes": self._sizes()} if self.is_exact else {"hashed_to": self._fixed}
+        return {"sizes": dict(zip(self._encoders, self._sizes()))} if self.is_exact else {"hashed_to": self._fixed}
 
     def ids(self, crossed: Sequence[np.ndarray]) -> np.ndarray:
         """The ids [n] of each crossed feature, -1 for padding -> [n] int64, -1 for padding."""
@@ -69,7 +69,7 @@ class Cross:
         return ids
 
     def _sizes(self) -> list[int]:
-        return [encoder.cardinality for encoder in self._encoders]
+        return [encoder.cardinality for encoder in self._encoders.values()]
 
     def _check(self, sizes: list[int]) -> None:
         if self._fixed is None and _product(sizes) > LIMIT:

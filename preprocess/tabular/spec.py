@@ -297,7 +297,7 @@ class _Fields:
             self.fail("cross.seed", "a cardinality beside it, without which nothing is hashed")
         crossed = [features[name] for name in names]
         field = f"{self._path}: feature_spec.{self._name}"
-        encoder = Cross(field, [f.encoder for f in crossed], cardinality, seed)
+        encoder = Cross(field, {f.name: f.encoder for f in crossed}, cardinality, seed)
         columns = list(dict.fromkeys(column for f in crossed for column in f.columns))
         return self.feature(encoder, columns=columns, crossed=tuple(names))
 
