@@ -4,12 +4,14 @@
     key(seed)         mix64(seed + 0x9E3779B97F4A7C15)
     id bucket         mix64(value ^ key(seed)) mod buckets
     string bucket     xxh3_64(UTF-8 bytes, seed) mod buckets
+    tuple bucket      h mod buckets, where h begins as key(seed) and takes in the ids one by one, in their order:
+                      h = mix64(h + id + 0x9E3779B97F4A7C15)
 
 All arithmetic is modulo 2^64 on unsigned integers; a negative value enters as its two's complement. A null hashes as
 the integer -1, which no id has, so nulls share one bucket with whatever else lands there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 import xxhash
 
 from preprocess import kernels
-from widedeep.splitmix import absorb, mix64_
+from widedeep.splitmix import GOLDEN, absorb, mix64_
 
 SEED = 0
 NULL = -1
@@ -37,11 +39,17 @@ def hash_ids(values: np.ndarray, seed: int = SEED) -> np.ndarray:
 
 def id_buckets(values: np.ndarray, buckets: int, seed: int = SEED) -> np.ndarray:
     """[n] of any integer type -> [n] int32 in [0, buckets)."""
-    hashed = hash_ids(values, seed)
-    # numpy's remainder is a division a value, its quotient by a constant is not: a third of the time.
-    multiple = hashed // np.uint64(buckets)
-    multiple *= np.uint64(buckets)
-    return np.subtract(hashed, multiple, out=multiple).astype(np.int32)
+    return _remainder(hash_ids(values, seed), buckets)
+
+
+def tuple_buckets(columns: Sequence[np.ndarray], buckets: int, seed: int = SEED) -> np.ndarray:
+    """One or more [n] of any integer types, whose i-th values are a tuple -> [n] int32 in [0, buckets)."""
+    hashed = np.full(len(columns[0]), key(seed), np.uint64)
+    for values in columns:
+        hashed += values.astype(np.int64).view(np.uint64)
+        hashed += np.uint64(GOLDEN)
+        mix64_(hashed)
+    return _remainder(hashed, buckets)
 
 
 def buckets_or_null(values: Any, buckets: int, xp: ModuleType = np) -> Any:
@@ -60,6 +68,14 @@ def string_buckets(values: Iterable[str], buckets: int, seed: int = SEED) -> np.
 def null_bucket(buckets: int, seed: int = SEED) -> int:
     """The bucket of a missing id or string."""
     return int(id_buckets(np.array([NULL]), buckets, seed)[0])
+
+
+def _remainder(hashed: np.ndarray, buckets: int) -> np.ndarray:
+    """[n] uint64 -> [n] int32."""
+    # numpy's remainder is a division a value, its quotient by a constant is not: a third of the time.
+    multiple = hashed // np.uint64(buckets)
+    multiple *= np.uint64(buckets)
+    return np.subtract(hashed, multiple, out=multiple).astype(np.int32)
 
 
 def is_selected(values: np.ndarray, fraction: float, seed: int) -> np.ndarray:

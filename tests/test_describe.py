@@ -131,6 +131,31 @@ def test_words_and_nulls_of_tables(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == report
 
 
+def test_words_of_crosses(tmp_path):
+    """Of the combination where each has an id; a feature without words shows its id, and so does a hashed cross."""
+    rows = ["Rome,red,2,1"] * 5 + ["Rome,,0,0"] * 4 + ["Oslo,blue,1,1"] * 3
+    (tmp_path / "a.csv").write_text("\n".join(["town,colour,slot,click", *rows, ""]))
+    (tmp_path / "spec.yaml").write_text(
+        "feature_spec: {town: {transform: vocabulary}, colour: {transform: vocabulary}, slot: {cardinality: 3},"
+        " all: {transform: {cross: [town, slot, colour]}}, click: {},"
+        " hashed: {cardinality: 3, transform: {cross: [town, colour]}}}\n"
+        "channel_spec: {onehot_categorical: [all, town, colour, slot, hashed], multihot_categorical: [], numerical: [],"
+        " label: [click], map: []}"
+    )
+    words = ["preprocess", "tabular", tmp_path / "a.csv", "--spec", tmp_path / "spec.yaml", "--split", "none"]
+    assert main([*map(str, words), "--out", str(tmp_path / "out")]) == 0
+    described = describe.describe(tmp_path / "out")["categorical"]
+    top = described["all"]["train"]["top"]
+    assert [entry["value"] for entry in top] == [
+        "Rome x 2 x red",
+        "Rome x 0 x (missing, rare or unseen)",
+        "Oslo x 1 x blue",
+    ]
+    assert [(entry["rows"], entry["click_rate"]) for entry in top] == [(5, 1), (4, 0), (3, 1)]
+    assert described["all"]["nulls"] == 4
+    assert "value" not in described["hashed"]["train"]["top"][0]
+
+
 @pytest.mark.parametrize("columns", [None, "80"])
 def test_names_are_whole_in_a_file_and_on_a_narrow_terminal(tmp_path, capsys, monkeypatch, columns):
     monkeypatch.delenv("COLUMNS", raising=False)

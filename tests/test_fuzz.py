@@ -34,10 +34,12 @@ SPEC = {
         "tags": {"max_hotness": 2, "cardinality": 7, "transform": {"separator": "|", "hash": {}}},
         "size": {"transform": {"fill": "median", "log": True, "standardise": True}},
         "bucket": {"transform": {"column": "size", "bucketise": {"quantiles": 3}}},
+        "all": {"transform": {"cross": ["town", "id", "bucket"]}},
+        "hashed": {"cardinality": 5, "transform": {"cross": ["id", "town"]}},
         "click": {"transform": {"positive": ["1", "yes"]}},
     },
     "channel_spec": {
-        "onehot_categorical": ["town", "id", "bucket"],
+        "onehot_categorical": ["all", "town", "id", "bucket", "hashed"],
         "multihot_categorical": ["tags"],
         "numerical": ["size"],
         "label": ["click"],

@@ -5,7 +5,8 @@ One column at a time, in pieces of `ROWS` rows: memory is a piece and the counts
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,33 @@ def _open(path: Path) -> tuple[dict[str, ShardSet], list[str]]:
     return splits, [*spec.names, *spec.numeric_names]
 
 
-def _words(path: Path) -> dict[str, list[str]]:
-    """{feature: what its ids from 1 on stand for}, of features with a vocabulary."""
+def _words(path: Path) -> dict[str, Callable[[int], str]]:
+    """{feature: what an id stands for}, of features with a vocabulary and of exact crosses."""
     features = _read(path / STATISTICS / "statistics.json").get("features")
-    features = features.items() if isinstance(features, dict) else ()
-    return {
-        name: [str(value) for value in f["values"]]
-        for name, f in features
-        if isinstance(f, dict) and isinstance(f.get("values"), list)
-    }
+    features = features if isinstance(features, dict) else {}
+    known = {name: f for name, f in features.items() if isinstance(f, dict)}
+    values = {name: f["values"] for name, f in known.items() if isinstance(f.get("values"), list)}
+    words: dict[str, Callable[[int], str]] = {name: partial(_word, texts) for name, texts in values.items()}
+    sizes = {name: f["sizes"] for name, f in known.items() if isinstance(f.get("sizes"), dict)}
+    for name, crossed in sizes.items():
+        if all(isinstance(size, int) and size > 0 for size in crossed.values()):
+            parts = [words.get(part, str) for part in crossed]
+            words[name] = partial(_combination, parts, list(crossed.values()))
+    return words
+
+
+def _word(values: Sequence[Any], value: int) -> str:
+    """What an id of a vocabulary stands for."""
+    return str(values[value - 1]) if 0 < value <= len(values) else "(missing, rare or unseen)"
+
+
+def _combination(words: Sequence[Callable[[int], str]], sizes: Sequence[int], value: int) -> str:
+    """What an id of an exact cross stands for (preprocess/tabular/cross.py); a feature without words shows its id."""
+    parts = []
+    for word, size in zip(reversed(words), reversed(sizes)):
+        value, part = divmod(value, size)
+        parts.append(word(part))
+    return " x ".join(reversed(parts))
 
 
 def _nulls(path: Path) -> dict[str, int]:
@@ -164,7 +183,7 @@ class _Counts:
 
 
 def _categorical(
-    shards: ShardSet, name: str, words: list[str] | None, seen: np.ndarray | None
+    shards: ShardSet, name: str, words: Callable[[int], str] | None, seen: np.ndarray | None
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The numbers of a split, and the ids that occur. seen: the ids of the train rows, if this is another split."""
     column = shards.columns[name]
@@ -195,10 +214,10 @@ def _categorical(
     return result, ids
 
 
-def _value(value: int, rows: int, clicks: int, total: int, words: list[str] | None) -> dict[str, Any]:
+def _value(value: int, rows: int, clicks: int, total: int, words: Callable[[int], str] | None) -> dict[str, Any]:
     entry = {"id": int(value), "rows": int(rows), "share": rows / total, "click_rate": clicks / rows}
     if words is not None:
-        entry["value"] = words[value - 1] if 0 < value <= len(words) else "(missing, rare or unseen)"
+        entry["value"] = words(int(value))
     return entry
 
 

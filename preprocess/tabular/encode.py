@@ -1,5 +1,6 @@
-"""Pass 2 of one feature: the rows of a chunk as the model takes them."""
+"""Pass 2: the rows of a chunk as the model takes them."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,27 +13,50 @@ from widedeep.errors import InputError
 
 class Encoded(NamedTuple):
     """rows: [n] ids, numbers, labels or groups; or [n, hotness] ids, padded with -1.   nulls: missing values of all
-    source columns.   cut: list elements beyond the hotness."""
+    source columns; of a cross, rows where one of its features has none.   cut: list elements beyond the hotness.
+    missing: [n] bool, rows without a value, of a one-hot feature."""
 
     rows: np.ndarray
     nulls: int
     cut: int = 0
+    missing: np.ndarray | None = None
+
+
+def encode_all(features: Iterable[Feature], chunk: Chunk, numeric: str) -> dict[str, Encoded]:
+    """Each feature by its name, as `encode` does it; crosses from the ids of the crossed features, which are among
+    `features`."""
+    features = list(features)
+    encoded = {f.name: encode(f, chunk, numeric) for f in features if not f.crossed}
+    for feature in features:
+        if feature.crossed:
+            parts = [encoded[name] for name in feature.crossed]
+            missing = np.logical_or.reduce([part.missing for part in parts])
+            ids = feature.encoder.ids([part.rows for part in parts])
+            encoded[feature.name] = Encoded(ids, int(missing.sum()), missing=missing)
+    return encoded
 
 
 def encode(feature: Feature, chunk: Chunk, numeric: str) -> Encoded:
-    """`numeric`: what numbers are stored as, float32 or float16. Raises InputError with the place of a bad value."""
+    """Any feature but a cross.
+
+    Args:
+        numeric: what numbers are stored as, float32 or float16.
+    Raises:
+        InputError: a value does not fit; names its place.
+    """
     parts, nulls, cut = [], 0, 0
     for name in feature.columns:
         with chunk.blame(name):
             values = values_of(feature, chunk, name)
-            nulls += int((values.codes < 0).sum())
+            missing = values.codes < 0
+            nulls += int(missing.sum())
             if isinstance(values, Lists):
                 ids, cut = values.padded(_element_ids(feature, values), feature.hotness)
                 parts.append(ids)
             elif feature.hotness:
                 parts.append(np.where(values.codes < 0, -1, feature.encoder.ids(values)))
             elif feature.kind == "categorical":
-                return Encoded(feature.encoder.ids(values), nulls)
+                return Encoded(feature.encoder.ids(values), nulls, missing=missing)
             elif feature.kind == "numeric":
                 return Encoded(feature.encoder.apply(values, numeric), nulls)
             else:

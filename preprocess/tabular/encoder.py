@@ -10,7 +10,7 @@ import pyarrow as pa
 from preprocess.config import NUMERIC_TYPES
 from preprocess.provenance import statistics_digest
 from preprocess.tabular import source, statistics
-from preprocess.tabular.encode import encode
+from preprocess.tabular.encode import encode_all
 from preprocess.tabular.spec import TabularSpec
 from widedeep.errors import InputError
 from widedeep.feature_spec import STATISTICS
@@ -59,8 +59,9 @@ class Encoder:
         """
         chunk = source.in_memory(_table(rows, self._columns), self._columns)
         B = len(chunk.rows)
-        ids = [encode(f, chunk, self._numeric).rows.reshape(B, f.hotness or 1) for f in self._categorical]
-        numbers = [encode(f, chunk, self._numeric).rows.reshape(B, 1) for f in self._numbers]
+        encoded = encode_all([*self._categorical, *self._numbers], chunk, self._numeric)
+        ids = [encoded[f.name].rows.reshape(B, f.hotness or 1) for f in self._categorical]
+        numbers = [encoded[f.name].rows.reshape(B, 1) for f in self._numbers]
         return (
             np.concatenate([np.empty((B, 0), np.int32), *ids], axis=1, dtype=np.int32, casting="same_kind"),
             np.concatenate([np.empty((B, 0), np.float32), *numbers], axis=1, dtype=np.float32),

@@ -17,7 +17,7 @@ from preprocess.stages import Stages
 from preprocess.tabular import source, statistics
 from preprocess.tabular.columns import Lists
 from preprocess.tabular.config import TabularConfig
-from preprocess.tabular.encode import encode, values_of
+from preprocess.tabular.encode import encode_all, values_of
 from preprocess.tabular.source import Chunk
 from preprocess.tabular.spec import Feature, TabularSpec
 from preprocess.tabular.split import parse
@@ -181,7 +181,7 @@ class _Run:
                 writers[m] = stack.enter_context(writer)
             for chunk, is_test in self.chunks("write"):
                 present = [f for f in self.spec.features if f.kind not in self.absent and f.columns[0] in chunk.columns]
-                arrays = {f.name: self.encode(f, chunk) for f in present}
+                arrays = self.encode(present, chunk)
                 if "label" in self.absent:
                     arrays[completed.label] = np.zeros(len(chunk.rows), np.uint8)
                 for mapping, chosen in zip(MAPPINGS, (~is_test, is_test)):
@@ -215,13 +215,14 @@ class _Run:
         field = f"{self.spec.path}: feature_spec.{label.name}.transform.positive"
         raise InputError(f"{field}: expected a value that train rows have, such as {found}, got {given}")
 
-    def encode(self, feature: Feature, chunk: Chunk) -> np.ndarray:
-        """The feature's rows as the shard writer takes them."""
-        encoded = encode(feature, chunk, self.config.numeric)
-        self.nulls[feature.name] += encoded.nulls
-        if encoded.cut:
-            self.cut[feature.name] += encoded.cut
-        return encoded.rows
+    def encode(self, features: list[Feature], chunk: Chunk) -> dict[str, np.ndarray]:
+        """The features' rows by name, as the shard writer takes them."""
+        encoded = encode_all(features, chunk, self.config.numeric)
+        for name, values in encoded.items():
+            self.nulls[name] += values.nulls
+            if values.cut:
+                self.cut[name] += values.cut
+        return {name: values.rows for name, values in encoded.items()}
 
     def provenance(self) -> dict[str, Any]:
         return {

@@ -4,6 +4,8 @@ A transform is a mapping, or as a shorthand a name or a list of names without se
 (the source column; default the feature's name) and `nulls` (texts taken as missing). Further keys, none of them needed:
 
     categorical   hash: {seed}   vocabulary: {min_count}   bucketise: {edges} or {quantiles}   (none: ids as they are)
+                  cross: {features, seed} or the list of features: combinations of one-hot features (see `cross.py`);
+                  it has no `column` and no `nulls` of its own
     multi-hot     hash or vocabulary; `separator` of delimited text (lists need none, nor do ids as they are), or
                   `columns` of one value each, with `mask` columns that are 0 where there is no value
     numeric       fill: number, mean or median   clip: [low, high]   log: true   standardise: true
@@ -33,22 +35,25 @@ import yaml
 
 from preprocess import csv_io
 from preprocess.tabular import transforms
+from preprocess.tabular.cross import Cross
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS, FeatureSpec, UniqueKeyLoader
 
 COMMON = ("column", "nulls")
 KEYS = {
-    "categorical": (*COMMON, "hash", "vocabulary", "bucketise"),
+    "categorical": (*COMMON, "hash", "vocabulary", "bucketise", "cross"),
     "multi-hot": (*COMMON, "separator", "columns", "mask", "hash", "vocabulary"),
     "numeric": (*COMMON, "fill", "clip", "log", "standardise"),
     "label": (*COMMON, "positive", "negative"),
     "group": (*COMMON, "hash"),
 }
+LEARN_CARDINALITY = ("vocabulary", "bucketise", "cross")
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature and how its values are made of source columns; `hotness` 0 for what is no multi-hot feature."""
+    """A feature and how its values are made of source columns; `hotness` 0 for what is no multi-hot feature, `crossed`
+    the names of the features that a cross is made of, whose columns are its own."""
 
     name: str
     kind: str
@@ -58,6 +63,7 @@ class Feature:
     separator: str | None = None
     hotness: int = 0
     mask: tuple[str, ...] = ()
+    crossed: tuple[str, ...] = ()
 
 
 class TabularSpec:
@@ -98,10 +104,12 @@ class TabularSpec:
             raise InputError(f"{path}: expected a readable YAML file, got {' '.join(str(error).split())}") from error
         spec = FeatureSpec.from_dict(_with_cardinalities(raw, lambda name: 1), path)
         attributes = raw["feature_spec"]
-        features = []
-        for f in spec.categorical:
-            fields = _Fields(path, f.name, "multi-hot" if f.multi_hot else "categorical", f.transform)
-            features.append(fields.categorical((attributes[f.name] or {}).get("cardinality"), f.hotness))
+        kinds = {f.name: "multi-hot" if f.multi_hot else "categorical" for f in spec.categorical}
+        fields = {f.name: _Fields(path, f.name, kinds[f.name], f.transform) for f in spec.categorical}
+        given = {name: (attributes[name] or {}).get("cardinality") for name in fields}
+        plain = [f for f in spec.categorical if not fields[f.name].is_cross]
+        made = {f.name: fields[f.name].categorical(given[f.name], f.hotness) for f in plain}
+        features = [made[name] if name in made else fields[name].cross(given[name], made) for name in fields]
         for f in spec.numeric:
             features.append(_Fields(path, f.name, "numeric", f.transform).numeric())
         features.append(_Fields(path, spec.label, "label", spec.other[spec.label].get("transform")).label())
@@ -180,7 +188,7 @@ def _with_cardinalities(raw: Any, cardinality: Any, overwrite: bool = False) -> 
 def _learns_cardinality(attributes: dict) -> bool:
     transform = attributes.get("transform")
     keys = [transform] if isinstance(transform, str) else transform if isinstance(transform, list | dict) else []
-    return "cardinality" not in attributes and ("vocabulary" in keys or "bucketise" in keys)
+    return "cardinality" not in attributes and any(key in keys for key in LEARN_CARDINALITY)
 
 
 def _files(spec: FeatureSpec, mapping: str, path: Path) -> list[Path]:
@@ -265,6 +273,33 @@ class _Fields:
         if mask and len(mask) != len(columns):
             self.fail("mask", f"one column for each of the {len(columns)} of `columns`, got {len(mask)}")
         return self.feature(encoder, columns=columns, separator=separator, hotness=hotness, mask=tuple(mask))
+
+    @property
+    def is_cross(self) -> bool:
+        return "cross" in self._fields
+
+    def cross(self, cardinality: int | None, features: Mapping[str, Feature]) -> Feature:
+        """A cross of some of `features`, the categorical ones that are no crosses."""
+        if other := [key for key in self._fields if key != "cross"]:
+            self.fail(other[0], "no such key beside `cross`, whose values are those of the crossed features")
+        value = self._fields["cross"]
+        settings = {"features": value} if isinstance(value, list) else self.settings("cross", ("features", "seed"))
+        names = settings.get("features")
+        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+            self.fail("cross", f"a list of two or more features, got {names!r}")
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            self.fail("cross", f"each feature once, got {repeated[0]!r} twice")
+        for name in names:
+            if name not in features or features[name].hotness:
+                self.fail("cross", f"one-hot features of the spec that are no crosses, got {name!r}")
+        seed = self.integer("cross.seed", settings.get("seed", 0), 0)
+        if "seed" in settings and cardinality is None:
+            self.fail("cross.seed", "a cardinality beside it, without which nothing is hashed")
+        crossed = [features[name] for name in names]
+        field = f"{self._path}: feature_spec.{self._name}"
+        encoder = Cross(field, {f.name: f.encoder for f in crossed}, cardinality, seed)
+        columns = list(dict.fromkeys(column for f in crossed for column in f.columns))
+        return self.feature(encoder, columns=columns, crossed=tuple(names))
 
     def _hash(self, cardinality: int) -> transforms.Hash:
         seed = self.settings("hash", ("seed",)).get("seed", 0)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from preprocess.tabular.spec import TabularSpec
+from preprocess.tabular.spec import Feature, TabularSpec
 from widedeep.errors import InputError
 from widedeep.feature_spec import STATISTICS
 
@@ -11,9 +11,7 @@ FILE = "statistics.json"
 
 
 def save(spec: TabularSpec, out: Path) -> None:
-    learned = {
-        f.name: {"transform": spec.transform(f.name), **f.encoder.state()} for f in spec.features if f.encoder.learns
-    }
+    learned = {f.name: {"transform": spec.transform(f.name), **f.encoder.state()} for f in _kept(spec)}
     (out / STATISTICS).mkdir()
     (out / STATISTICS / FILE).write_text(json.dumps({"features": learned}, indent=1) + "\n", encoding="utf-8")
 
@@ -27,11 +25,15 @@ def load(spec: TabularSpec, directory: Path) -> None:
     path = directory / STATISTICS / FILE if (directory / STATISTICS / FILE).is_file() else directory / FILE
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["features"]
-        for feature in spec.features:
-            if feature.encoder.learns:
-                if saved[feature.name]["transform"] != spec.transform(feature.name):
-                    raise InputError(f"{path}: {feature.name}: was learned with another transform than {spec.path} has")
-                feature.encoder.load(saved[feature.name])
+        for feature in _kept(spec):
+            state = saved[feature.name]
+            if state["transform"] != spec.transform(feature.name):
+                raise InputError(f"{path}: {feature.name}: was learned with another transform than {spec.path} has")
+            if not feature.crossed:
+                feature.encoder.load(state)
+            elif any(state.get(key) != value for key, value in feature.encoder.state().items()):
+                told = f"expected the cardinalities of {spec.path}, for the cross or its features"
+                raise InputError(f"{path}: {feature.name}: {told}, got others")
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise InputError(f"{path}: expected the statistics of an earlier run, got {why}") from error
@@ -39,3 +41,9 @@ def load(spec: TabularSpec, directory: Path) -> None:
         raise InputError(
             f"{path}: expected the statistics of an earlier run on tables, for every feature of {spec.path}"
         ) from error
+
+
+def _kept(spec: TabularSpec) -> list[Feature]:
+    """Features whose ids or numbers depend on what is in the file: crosses last, since theirs follow from others'."""
+    learned = [f for f in spec.features if f.encoder.learns]
+    return [*learned, *(f for f in spec.features if f.crossed)]

@@ -1,0 +1,85 @@
+"""Feature crosses: a categorical feature whose ids stand for combinations of other features' ids.
+
+With the id i of each crossed feature, in the order of the spec, and its cardinality n:
+
+    exact     (i1 * n2 + i2) * n3 + i3 and so on: every combination has an id of its own
+    hashed    `hashing.tuple_buckets` of (i1, i2, i3)
+
+A cross is exact where all combinations fit: without a cardinality, or with one of at least n1 * n2 * n3. So the spec of
+a finished data set, in which every feature has its cardinality, makes the same ids. Padding (-1) of any crossed feature
+is padding of the cross.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from preprocess import hashing
+from widedeep.errors import InputError
+
+# A row for every combination, occurring or not: beyond this the wide part alone (a weight and two slots of its
+# optimizer) takes more than 192 MiB, which should be asked for by a cardinality.
+LIMIT = 1 << 24
+
+
+class Cross:
+    """Ids of combinations, of features that have been encoded. It learns nothing beyond what the crossed ones do.
+
+    Args:
+        field: names the cross in messages.
+        encoders: those of the crossed features, by name and in order.
+        cardinality: as the spec has it; None: one id for each combination.
+        seed: of the hash.
+    Raises:
+        InputError: there are more than LIMIT combinations and no cardinality. `cardinality` raises it too, since some
+            sizes are known only after pass 1.
+    """
+
+    learns = False
+
+    def __init__(self, field: str, encoders: Mapping[str, Any], cardinality: int | None, seed: int):
+        self._field, self._encoders, self._fixed, self._seed = field, dict(encoders), cardinality, seed
+        self._check([e.cardinality for e in encoders.values() if not e.learns])
+
+    @property
+    def cardinality(self) -> int:
+        sizes = self._sizes()
+        self._check(sizes)
+        return self._fixed or _product(sizes)
+
+    @property
+    def is_exact(self) -> bool:
+        return self._fixed is None or _product(self._sizes()) <= self._fixed
+
+    def state(self) -> dict:
+        """What the ids depend on beyond the spec, to be compared by --stats."""
+        return {"sizes": dict(zip(self._encoders, self._sizes()))} if self.is_exact else {"hashed_to": self._fixed}
+
+    def ids(self, crossed: Sequence[np.ndarray]) -> np.ndarray:
+        """The ids [n] of each crossed feature, -1 for padding -> [n] int64, -1 for padding."""
+        if self.is_exact:
+            ids = crossed[0].astype(np.int64)
+            for more, size in zip(crossed[1:], self._sizes()[1:]):
+                ids = ids * size + more
+        else:
+            ids = hashing.tuple_buckets(crossed, self._fixed, self._seed).astype(np.int64)
+        for part in crossed:
+            ids[part < 0] = -1
+        return ids
+
+    def _sizes(self) -> list[int]:
+        return [encoder.cardinality for encoder in self._encoders.values()]
+
+    def _check(self, sizes: list[int]) -> None:
+        if self._fixed is None and _product(sizes) > LIMIT:
+            told = f"{' x '.join(map(str, sizes))} combinations are more than {LIMIT}"
+            raise InputError(f"{self._field}.cardinality: expected one, by which combinations are hashed: {told}")
+
+
+def _product(sizes: Sequence[int]) -> int:
+    """Exact; numpy's wraps around."""
+    result = 1
+    for size in sizes:
+        result *= size
+    return result
