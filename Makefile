@@ -15,6 +15,9 @@ INSTALLED := $(VENV)/.installed
 PY_READY  := $(PY)
 endif
 
+# Processes that share the tests: one per core; a single one where there is a GPU, whose memory and time some tests measure.
+WORKERS ?= $(shell command -v nvidia-smi >/dev/null && echo 1 || nproc)
+
 # Verbs that install nothing run in the environment as it is: $(VENV) where it exists, else the active interpreter.
 AS_IS = $(shell test -x $(PY) && echo $(PY) || echo $(PYTHON))
 
@@ -49,7 +52,7 @@ build:  ## compile the kernels in place with the tools already installed (no net
 	$(AS_IS) -m pip install -q --no-build-isolation --no-deps -e .
 
 test: $(INSTALLED)  ## the whole suite; what needs a GPU is skipped by name where there is none
-	$(PY) -m pytest
+	$(PY) -m pytest $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS) --maxprocesses 8 --dist worksteal)
 
 test-cuda:  ## the GPU tests alone, with the environment as it is
 	$(AS_IS) -m pytest -m cuda

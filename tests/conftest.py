@@ -1,9 +1,15 @@
 """Fixtures shared by every test: devices, and the folder of external check data beside the checkout."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# Before torch is loaded: several processes share the cores, and a thread of theirs that waits must not spin on one.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A pytest that a test starts is not one of the processes that share this run, as pytest-benchmark would think.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -7,6 +7,7 @@ as a deadlock does.
 """
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import re
@@ -24,15 +25,18 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "csrc" / "kernels"
 EMULATOR = ROOT / "tests" / "native" / "cuda_emulator"
 CACHE = ROOT / ".pytest_cache" / "cuda_emulator"
+COMMON = ["-std=c++20", "-g1", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"]
 FLAGS = [
-    *("-std=c++20", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"),
-    *("-Wno-unknown-pragmas", "-Wno-psabi"),
+    *(*COMMON, "-O1", "-Wno-unknown-pragmas", "-Wno-psabi"),
     *("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-fno-sanitize=vptr"),
     # Every load and store calls a function of the emulator's memory.cpp, and none a runtime of the compiler's.
     *("-fsanitize=kernel-address", "--param=asan-stack=0", "--param=asan-globals=0"),
     "--param=asan-instrumentation-with-call-threshold=0",
     "-D__CUDA_ARCH_FEAT_SM90_ALL=1",
 ]
+PARTS = [path.name for path in EMULATOR.glob("*.cpp") if path.name != "exports.cpp"]  # the emulator itself: no kernels
+PART_FLAGS = [*COMMON, "-O2", "-fno-semantic-interposition"]
+LINK = ["g++", "-shared", "-Wl,-Bsymbolic"]  # calls of the checks need no table
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # core/dtype.h
 
 # What the kernels say in words that a C++ compiler does not know, and what it means here.
@@ -80,8 +84,8 @@ def _stamp(*parts) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _compile(folder: Path, sources: dict[str, str], stamp: str) -> list[Path]:
-    """Object files of the sources, in the cache; `stamp` stands for all that they include."""
+def _compile(folder: Path, sources: dict[str, str], stamp: str, *more: str) -> list[Path]:
+    """Object files of the sources, in the cache; `stamp` stands for all that they include, and for flags in `more`."""
 
     def compiled(item: tuple[str, str]) -> Path:
         name, text = item
@@ -89,11 +93,13 @@ def _compile(folder: Path, sources: dict[str, str], stamp: str) -> list[Path]:
         if not result.exists():
             made = folder / (Path(name).name + ".o")
             includes = [f"-I{folder}", f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}"]
-            subprocess.run(["g++", *FLAGS, *includes, "-c", folder / name, "-o", made], check=True)
+            flags = PART_FLAGS if name in PARTS else FLAGS
+            subprocess.run(["g++", *flags, *more, *includes, "-c", folder / name, "-o", made], check=True)
             made.rename(result)
         return result
 
-    with ThreadPoolExecutor(2) as pool:
+    with open(CACHE / f"{stamp}.lock", "w") as lock, ThreadPoolExecutor(2) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the tests compiles the same: its results are taken
         return list(pool.map(compiled, sources.items()))
 
 
@@ -114,7 +120,7 @@ def _library(error: tuple[str, str, str] | None) -> ctypes.CDLL:
         texts[path.name] = path.read_text()
     headers = [text for name, text in texts.items() if not name.endswith(".cpp")]
     paths = sorted([*(p for p in EMULATOR.rglob("*") if p.suffix in (".h", ".cuh")), *(ROOT / "csrc").rglob("*.h")])
-    stamp = _stamp(FLAGS, headers, [p.read_text() for p in paths])
+    stamp = _stamp(FLAGS, PART_FLAGS, headers, [p.read_text() for p in paths])
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as made:
         folder = Path(made)
@@ -129,8 +135,9 @@ def _library(error: tuple[str, str, str] | None) -> ctypes.CDLL:
                 raise ValueError(f"not once in {file}: {right}")
             (folder / name).write_text(texts[name].replace(right, wrong))
             objects = [path for path in objects if not path.name.startswith("gemm_sm90.cu-")]
-            objects += _compile(folder, {products: (folder / products).read_text()}, _stamp(stamp, error))
-        subprocess.run(["g++", "-shared", *objects, "-o", folder / "emulated.so"], check=True)
+            source = {products: (folder / products).read_text()}
+            objects += _compile(folder, source, _stamp(stamp, error), "-g0")  # a fifth of its time is for debuggers
+        subprocess.run([*LINK, *objects, "-o", folder / "emulated.so"], check=True)
         loaded = ctypes.CDLL(str(folder / "emulated.so"))
     loaded.emulator_allocate.restype = ctypes.c_void_p
     loaded.emulator_message.restype = ctypes.c_char_p

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from emulated import CACHE, EMULATOR, FLAGS, _compile, _stamp, translate
+from emulated import CACHE, EMULATOR, FLAGS, LINK, PART_FLAGS, PARTS, _compile, _stamp, translate
 
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)\s*\{', re.DOTALL)
 TYPES = {
     "i64": np.int64, "u64": np.uint64, "u32": np.uint32, "u16": np.uint16, "u8": np.uint8, "int": np.int32,
     "double": np.float64, "float": np.float32,
 }  # fmt: skip
-PARTS = [p for p in EMULATOR.glob("*.cpp") if p.name != "exports.cpp"]  # all but the launchers of csrc/kernels
 _lock = threading.Lock()  # the emulator runs one launch at a time
 
 
@@ -56,7 +55,7 @@ extern "C" int run_{name}(void** a, unsigned grid, unsigned block) {{
   CALL({name}, [=] {{ {name}({", ".join(values)}); }});
   return cudaGetLastError();
 }}"""
-    sources = {path.name: path.read_text() for path in PARTS}
+    sources = {name: (EMULATOR / name).read_text() for name in PARTS}
     sources["raw.cpp"] = '#include "cuda_runtime.h"\n' + text
     headers = [path.read_text() for path in sorted(EMULATOR.glob("*.h"))]
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -64,8 +63,8 @@ extern "C" int run_{name}(void** a, unsigned grid, unsigned block) {{
         folder = Path(made)
         for name, content in sources.items():
             (folder / name).write_text(content)
-        objects = _compile(folder, sources, _stamp(FLAGS, headers))
-        subprocess.run(["g++", "-shared", *objects, "-o", folder / "raw.so"], check=True)
+        objects = _compile(folder, sources, _stamp(FLAGS, PART_FLAGS, headers))
+        subprocess.run([*LINK, *objects, "-o", folder / "raw.so"], check=True)
         loaded = ctypes.CDLL(str(folder / "raw.so"))
     loaded.emulator_allocate.restype = ctypes.c_void_p
     loaded.emulator_message.restype = ctypes.c_char_p

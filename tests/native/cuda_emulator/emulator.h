@@ -118,6 +118,13 @@ T* dynamic_shared() {
   return reinterpret_cast<T*>(current->block->dynamic);
 }
 
+// Bytes of the block's shared memory by their address, an offset into its window.
+inline uint8_t* shared_at(const Block& block, uint32_t address, size_t bytes) {
+  uint8_t* const p = block.window + address;
+  if (p < block.dynamic || p + bytes > block.dynamic + block.dynamic_bytes) fail("address outside of shared memory");
+  return p;
+}
+
 constexpr size_t kPage = 4096;
 uint8_t* map_pages(size_t bytes);
 

@@ -1,9 +1,7 @@
 // The scheduler: a fiber for each thread, of which one runs until it has to wait for others.
 #include "fibers.h"
 
-#include <setjmp.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <cstdio>
 #include <cstring>
@@ -20,15 +18,43 @@ constexpr size_t kStack = 256 * 1024;
 struct Fiber {
   Thread thread{};
   uint8_t* stack = nullptr;
-  jmp_buf place;
-  bool started = false;
+  void* place = nullptr;  // its stack pointer while another runs; null: it begins with a fresh stack
+  bool started = false;   // its thread has begun, and not come to its end
+  const std::function<bool()>* condition = nullptr;  // what it waits for, if anything
 };
 
 Thread* current = nullptr;
 
+// The registers that a function must leave as they were go onto this stack, whose pointer is kept in `place`; those of
+// the other stack come back from there. (setjmp and longjmp do more than that, and swapcontext asks the system.)
+extern "C" void emulator_switch(void** place, void* other);
+asm(R"(
+.text
+.globl emulator_switch
+.hidden emulator_switch
+.type emulator_switch, @function
+emulator_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulator_switch, . - emulator_switch
+)");
+
 namespace {
 
-jmp_buf scheduler;
+void* scheduler = nullptr;  // its place while a fiber runs
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Fiber*> ready, asking;
 std::vector<std::function<void()>> events;
@@ -40,11 +66,7 @@ void release_all(Meeting& m) {
   m.arrived = 0;
 }
 
-void leave() {  // back to the scheduler; returns when this fiber is drawn again
-  Thread* const self = current;
-  if (_setjmp(self->fiber->place) == 0) _longjmp(scheduler, 1);
-  current = self;
-}
+void leave() { emulator_switch(&current->fiber->place, scheduler); }  // returns when this fiber is drawn again
 
 void complete(Meeting& m) {
   if (m.arrived > 0 && m.arrived >= m.expected) release_all(m);
@@ -67,26 +89,24 @@ void body() {
     if (launch.early && !current->waited) fail("ends without a wait for the kernel before");
     finish();
     current->fiber->started = false;
-    _longjmp(scheduler, 1);
+    leave();
   }
 }
 
-void start(Fiber* f) {  // a fresh stack frame for a new thread
-  ucontext_t context;
-  getcontext(&context);
-  context.uc_stack.ss_sp = f->stack;
-  context.uc_stack.ss_size = kStack;
-  context.uc_link = nullptr;
-  makecontext(&context, body, 0);
-  f->started = true;
-  setcontext(&context);
+// What emulator_switch takes from it, and then returns into `body` as if that had been called.
+void* fresh_stack(const Fiber& f) {
+  constexpr int kRegisters = 6;
+  auto** const top = reinterpret_cast<void**>(f.stack + kStack);
+  top[-1] = nullptr;
+  top[-2] = reinterpret_cast<void*>(body);
+  return top - 2 - kRegisters;
 }
 
-__attribute__((noinline)) void resume(Fiber* f) {
-  if (_setjmp(scheduler) != 0) return;
+void resume(Fiber* f) {
   current = &f->thread;
-  if (f->started) _longjmp(f->place, 1);
-  start(f);
+  if (!f->place) f->place = fresh_stack(*f);
+  f->started = true;
+  emulator_switch(&scheduler, f->place);
 }
 
 [[noreturn]] void deadlock() {
@@ -154,6 +174,11 @@ void run_fibers(const std::function<void()>& kernel) {
       Fiber* const f = ready[at];
       ready[at] = ready.back();
       ready.pop_back();
+      current = &f->thread;
+      if (f->condition && !(*f->condition)()) {
+        asking.push_back(f);
+        continue;
+      }
       resume(f);
       continue;
     }
@@ -168,7 +193,11 @@ void run_fibers(const std::function<void()>& kernel) {
 }
 
 void forget_fibers() {
-  for (const auto& f : fibers) f->started = false;
+  for (const auto& f : fibers) {
+    if (f->started) f->place = nullptr;
+    f->started = false;
+    f->condition = nullptr;
+  }
   ready.clear();
   asking.clear();
   events.clear();
@@ -177,7 +206,8 @@ void forget_fibers() {
 void meet(Meeting& m, const char* what) {
   current->doing = what;
   if (m.arrived == 0) m.what = what;
-  if (std::strcmp(m.what, what) != 0) fail(std::string("threads meet in ") + m.what + " and in " + what);
+  if (m.what != what && std::strcmp(m.what, what) != 0)
+    fail(std::string("threads meet in ") + m.what + " and in " + what);
   ++m.arrived;
   m.waiting.push_back(current);
   complete(m);
@@ -186,10 +216,12 @@ void meet(Meeting& m, const char* what) {
 
 void wait_until(const std::function<bool()>& is_ready, const char* what) {
   current->doing = what;
-  while (!is_ready()) {
-    asking.push_back(current->fiber);
-    leave();
-  }
+  if (is_ready()) return;
+  Fiber* const self = current->fiber;
+  self->condition = &is_ready;  // the scheduler asks, and comes back when it holds
+  asking.push_back(self);
+  leave();
+  self->condition = nullptr;
 }
 
 void change() {

@@ -19,6 +19,10 @@ namespace {
 constexpr size_t kRange = size_t{1} << 32;
 constexpr size_t kPiece = 8;  // bytes that one number stands for
 
+// Of the range, for the checks; before there is one, an address that no access comes near.
+uintptr_t first_address = uintptr_t{1} << 63;
+const uint8_t* usable_bytes = nullptr;
+
 struct Allocation {
   size_t bytes, mapped;
 };
@@ -33,6 +37,8 @@ struct Memory {
     if (addresses == MAP_FAILED) throw std::bad_alloc();
     range = static_cast<uint8_t*>(addresses);
     usable = map_pages(kRange / kPiece);
+    usable_bytes = usable;
+    first_address = reinterpret_cast<uintptr_t>(range);
   }
 
   // Addresses that nobody has; those just given back come last.
@@ -75,11 +81,10 @@ Memory& made_memory() {
 [[noreturn]] void fail_access(const char* what) { emulator::fail(std::string(what) + " beside an array"); }
 
 UNCHECKED inline void check(const void* address, size_t bytes, const char* what) {
-  if (!memory) return;
-  const auto at = static_cast<size_t>(static_cast<const uint8_t*>(address) - memory->range);
+  const size_t at = reinterpret_cast<uintptr_t>(address) - first_address;
   if (at >= kRange || bytes == 0) return;
   const size_t last = at + bytes - 1;
-  if (memory->usable[at / kPiece] <= at % kPiece || memory->usable[last / kPiece] <= last % kPiece) fail_access(what);
+  if (usable_bytes[at / kPiece] <= at % kPiece || usable_bytes[last / kPiece] <= last % kPiece) fail_access(what);
 }
 
 }  // namespace

@@ -4,7 +4,12 @@
 // then, and what it copies it has read when it was issued, or reads it when it lands, as a coin says; a product is
 // taken when it is waited for, or at once, as a coin of the launch says.
 #pragma once
-#include "kernels/sm90_state.cuh"
+#include <type_traits>
+
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
+#include "cuda_runtime.h"
+#include "sm90_state.h"
 
 namespace widedeep::kernels::sm90 {
 
@@ -12,26 +17,11 @@ inline uint32_t smem_address(const void* p) {
   return static_cast<uint32_t>(static_cast<const uint8_t*>(p) - emulator::current->block->window);
 }
 
-inline void barrier_init(uint32_t barrier, uint32_t arrivals) {
-  using namespace emulated;
-  if (arrivals < 1 || arrivals > kMostCount) fail("an mbarrier for too few or too many arrivals");
-  __builtin_memcpy(at(*current->block, barrier, 8), &kMark, 8);
-  barriers()[{current->block, barrier}] = {arrivals, arrivals, 0, 0, current};
-  std::erase_if(pending(), [](const auto& of) { return of.first->block == current->block; });
-}
+inline void barrier_init(uint32_t barrier, uint32_t arrivals) { emulator::sm90::barrier_init(barrier, arrivals); }
 
-inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
-  emulated::Barrier& b = emulated::barrier_at(*emulator::current->block, barrier);
-  b.bytes += bytes;
-  --b.pending;
-  emulated::complete(b);
-}
+inline void barrier_expect(uint32_t barrier, uint32_t bytes) { emulator::sm90::barrier_expect(barrier, bytes); }
 
-inline void barrier_arrive(uint32_t barrier) {
-  emulated::Barrier& b = emulated::barrier_at(*emulator::current->block, barrier);
-  --b.pending;
-  emulated::complete(b);
-}
+inline void barrier_arrive(uint32_t barrier) { emulator::sm90::barrier_arrive(*emulator::current->block, barrier); }
 
 inline uint32_t remote_address(uint32_t address, uint32_t rank) { return rank << 24 | address; }
 
@@ -41,21 +31,13 @@ inline void barrier_arrive_remote_if(uint32_t remote, bool wanted) {
   const auto& blocks = emulator::current->block->cluster->blocks;
   if (rank >= blocks.size()) emulator::fail("arrival at a block outside of the cluster");
   if (blocks[rank]->live == 0) emulator::fail("arrival at a block that has ended");
-  emulated::Barrier& b = emulated::barrier_at(*blocks[rank], barrier);
-  --b.pending;
-  emulated::complete(b);
+  emulator::sm90::barrier_arrive(*blocks[rank], barrier);
 }
 
 // Until the phase of this parity is complete; the phase before the first counts as complete, with parity 1.
-inline void barrier_wait(uint32_t barrier, uint32_t parity) {
-  const emulator::Block& block = *emulator::current->block;
-  emulator::wait_until([&] { return (emulated::barrier_at(block, barrier).phase & 1) != parity; }, "mbarrier wait");
-}
+inline void barrier_wait(uint32_t barrier, uint32_t parity) { emulator::sm90::barrier_wait(barrier, parity); }
 
-inline void fence_barrier_init() {
-  for (auto& [where, barrier] : emulated::barriers())
-    if (barrier.unfenced == emulator::current) barrier.unfenced = nullptr;
-}
+inline void fence_barrier_init() { emulator::sm90::fence_barriers(); }
 inline void prefetch_map(const CUtensorMap*) {}
 inline bool elected() {
   emulator::meet_warp("elect.sync");
@@ -69,26 +51,7 @@ inline void cluster_sync() {
 
 inline void tma_load_multicast(uint32_t target, const CUtensorMap* map, int32_t k, int32_t row, uint32_t barrier,
                                uint16_t blocks) {
-  using namespace emulated;
-  const uint32_t row_bytes = map->box_columns * map->element;
-  const size_t bytes = size_t{map->box_rows} * row_bytes;
-  if (target % 128 != 0) fail("the target of a copy must be aligned to 128 bytes");
-  const auto read_early = emulator::random_number() & 1 ? std::make_shared<Box>(read_box(*map, k, row)) : nullptr;
-  const auto& all = current->block->cluster->blocks;
-  for (size_t rank = 0; rank < all.size(); ++rank) {
-    if (!(blocks >> rank & 1)) continue;
-    emulator::Block* const block = all[rank];
-    std::memset(at(*block, target, bytes), 0xFF, bytes);
-    emulator::later([=, map = *map] {
-      if (block->live == 0) fail("a copy lands in a block that has ended");
-      const Box box = read_early ? *read_early : read_box(map, k, row);
-      for (uint32_t chunk = 0; chunk < bytes; chunk += 16)
-        __builtin_memcpy(at(*block, swizzled(target + chunk), 16), &box[chunk], 16);
-      Barrier& b = barrier_at(*block, barrier);
-      b.bytes -= static_cast<int64_t>(bytes);
-      complete(b);
-    });
-  }
+  emulator::sm90::copy_box(target, *map, k, row, barrier, blocks);
 }
 
 inline void pause(uint32_t) {}
@@ -135,7 +98,7 @@ inline void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uin
   for (int matrix = 0; matrix < 4; ++matrix) {
     const uint32_t address = __shfl_sync(0xffffffffu, row, matrix * 8 + lane / 4);
     if (address % 16 != 0) emulator::fail("a row of a matrix must be aligned to 16 bytes");
-    __builtin_memcpy(emulated::at(*emulator::current->block, address + lane % 4 * 4, 4), &pairs[matrix], 4);
+    __builtin_memcpy(emulator::shared_at(*emulator::current->block, address + lane % 4 * 4, 4), &pairs[matrix], 4);
   }
 }
 
@@ -145,46 +108,30 @@ inline void store_if(void* to, uint4 v, bool wanted) {
 
 inline void wgmma_fence() {
   emulator::meet_warp("wgmma.fence");
-  emulated::pending()[emulator::current].fenced = true;
+  emulator::sm90::products_fence();
 }
 
 inline void wgmma_commit() {
   emulator::meet_warp("wgmma.commit_group");
-  emulated::Pending& p = emulated::pending()[emulator::current];
-  p.groups.push_back(std::move(p.open));
-  p.open.clear();
+  emulator::sm90::products_commit();
 }
 
 template <int kPending>
 void wgmma_wait() {
-  emulated::Pending& p = emulated::pending()[emulator::current];
-  while (p.groups.size() > kPending) {
-    if (!p.at_once)
-      for (const emulated::Product& product : p.groups.front()) emulated::multiply(product);
-    p.groups.erase(p.groups.begin());
-  }
+  emulator::sm90::products_wait(kPending);
   emulator::meet_warp("wgmma.wait_group");  // after it no lane of the warp reads the operands any more
 }
 
 // Where the accumulators are used from on: nothing may still be added to them.
-inline void wgmma_settle(float (&d)[128]) {
-  emulated::Pending& p = emulated::pending()[emulator::current];
-  if (!p.groups.empty() || !p.open.empty()) emulator::fail("accumulators used before their products are complete");
-  p.fenced = false;
-  static_cast<void>(d);
-}
+inline void wgmma_settle(float (&)[128]) { emulator::sm90::products_settle(); }
 
 template <typename T>
 void wgmma(float (&d)[128], uint64_t a, uint64_t b, int accumulate) {
   emulator::meet_warp("wgmma.mma_async");
-  constexpr auto kType = std::is_same_v<T, float>    ? emulated::Type::tf32
-                         : std::is_same_v<T, __half> ? emulated::Type::f16
-                                                     : emulated::Type::bf16;
-  const emulated::Product product{d, a, b, accumulate != 0, kType};
-  emulated::Pending& p = emulated::pending()[emulator::current];
-  if (!p.fenced) emulator::fail("a product without wgmma.fence since its accumulators were used");
-  if (p.at_once) emulated::multiply(product);
-  p.open.push_back(product);
+  constexpr auto kType = std::is_same_v<T, float>    ? emulator::Operand::tf32
+                         : std::is_same_v<T, __half> ? emulator::Operand::f16
+                                                     : emulator::Operand::bf16;
+  emulator::sm90::products_add({d, a, b, accumulate != 0, kType});
 }
 
 }  // namespace widedeep::kernels::sm90
