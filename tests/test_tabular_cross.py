@@ -245,10 +245,11 @@ ERRORS = {
     "twice": ({"cross": ["town", "age", "town"]}, "cross: expected each feature once, got 'town' twice"),
     "itself": ({"cross": ["town", "pair"]}, "that are no crosses, got 'pair'"),
     "another cross": ({"cross": ["two", "town"]}, "that are no crosses, got 'two'"),
-    "unknown": ({"cross": ["town", "city"]}, "expected one-hot features of the spec that are no crosses, got 'city'"),
-    "multi-hot": ({"cross": ["town", "tags"]}, "one-hot features of the spec that are no crosses, got 'tags'"),
-    "number": ({"cross": ["town", "price"]}, "one-hot features of the spec that are no crosses, got 'price'"),
-    "label": ({"cross": ["town", "click"]}, "one-hot features of the spec that are no crosses, got 'click'"),
+    "unknown": ({"cross": ["town", "city"]}, "expected features of onehot_categorical that are no crosses, got 'city'"),
+    "in no channel": ({"cross": ["town", "rest"]}, "features of onehot_categorical that are no crosses, got 'rest'"),
+    "multi-hot": ({"cross": ["town", "tags"]}, "features of onehot_categorical that are no crosses, got 'tags'"),
+    "number": ({"cross": ["town", "price"]}, "features of onehot_categorical that are no crosses, got 'price'"),
+    "label": ({"cross": ["town", "click"]}, "features of onehot_categorical that are no crosses, got 'click'"),
     "column": ({"cross": ["town", "age"], "column": "x"}, "pair.transform.column: expected no such key beside `cross`"),
     "nulls": ({"cross": ["town", "age"], "nulls": "?"}, "pair.transform.nulls: expected no such key beside `cross`"),
     "hash": ({"cross": ["town", "age"], "hash": {}}, "pair.transform.hash: expected no such key beside `cross`"),
@@ -264,7 +265,8 @@ ERRORS = {
 @pytest.mark.parametrize("case", ERRORS)
 def test_what_a_spec_may_not_say(tmp_path, case):
     transform, told = ERRORS[case]
-    others = {"tags": {"cardinality": 5, "max_hotness": 2, "transform": "hash"}, "price": {}}
+    multi = {"cardinality": 5, "max_hotness": 2, "transform": "hash"}
+    others = {"tags": multi, "price": {}, "rest": {"cardinality": 5}}
     crosses = {"two": CROSSES["two"], "pair": {"embedding_dim": 4, "transform": transform}}
     spec = spec_of(tmp_path, crosses, features=others, multi_hot=["tags"], numeric=["price"])
     with pytest.raises(InputError) as raised:

@@ -296,7 +296,7 @@ class _Fields:
             self.fail("cross", f"each feature once, got {repeated[0]!r} twice")
         for name in names:
             if name not in features or features[name].hotness:
-                self.fail("cross", f"one-hot features of the spec that are no crosses, got {name!r}")
+                self.fail("cross", f"features of onehot_categorical that are no crosses, got {name!r}")
         seed = self.integer("cross.seed", settings.get("seed", 0), 0)
         if "seed" in settings and cardinality is None:
             self.fail("cross.seed", "a cardinality beside it, without which nothing is hashed")
