@@ -6,6 +6,7 @@ from math import prod
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
@@ -237,20 +238,18 @@ def test_the_hash_of_tuples_is_fixed():
 
 
 ERRORS = {
-    "not a list": (
-        {"cross": "town"},
-        "pair.transform.cross: expected a mapping with the keys features, seed, got 'town'",
-    ),
+    "a text": ({"cross": "town, age"}, "cross: expected a list of two or more features, got 'town, age'"),
     "nothing": ("cross", "pair.transform.cross: expected a list of two or more features, got None"),
     "one": ({"cross": ["town"]}, r"pair.transform.cross: expected a list of two or more features, got \['town'\]"),
     "a bool": ({"cross": ["town", True]}, r"cross: expected a list of two or more features, got \['town', True\]"),
     "twice": ({"cross": ["town", "age", "town"]}, "cross: expected each feature once, got 'town' twice"),
     "itself": ({"cross": ["town", "pair"]}, "that are no crosses, got 'pair'"),
     "another cross": ({"cross": ["two", "town"]}, "that are no crosses, got 'two'"),
-    "unknown": ({"cross": ["town", "city"]}, "expected one-hot features of the spec that are no crosses, got 'city'"),
-    "multi-hot": ({"cross": ["town", "tags"]}, "one-hot features of the spec that are no crosses, got 'tags'"),
-    "number": ({"cross": ["town", "price"]}, "one-hot features of the spec that are no crosses, got 'price'"),
-    "label": ({"cross": ["town", "click"]}, "one-hot features of the spec that are no crosses, got 'click'"),
+    "unknown": ({"cross": ["town", "city"]}, "expected features of onehot_categorical that are no crosses, got 'city'"),
+    "in no channel": ({"cross": ["town", "rest"]}, "features of onehot_categorical that are no crosses, got 'rest'"),
+    "multi-hot": ({"cross": ["town", "tags"]}, "features of onehot_categorical that are no crosses, got 'tags'"),
+    "number": ({"cross": ["town", "price"]}, "features of onehot_categorical that are no crosses, got 'price'"),
+    "label": ({"cross": ["town", "click"]}, "features of onehot_categorical that are no crosses, got 'click'"),
     "column": ({"cross": ["town", "age"], "column": "x"}, "pair.transform.column: expected no such key beside `cross`"),
     "nulls": ({"cross": ["town", "age"], "nulls": "?"}, "pair.transform.nulls: expected no such key beside `cross`"),
     "hash": ({"cross": ["town", "age"], "hash": {}}, "pair.transform.hash: expected no such key beside `cross`"),
@@ -266,7 +265,8 @@ ERRORS = {
 @pytest.mark.parametrize("case", ERRORS)
 def test_what_a_spec_may_not_say(tmp_path, case):
     transform, told = ERRORS[case]
-    others = {"tags": {"cardinality": 5, "max_hotness": 2, "transform": "hash"}, "price": {}}
+    multi = {"cardinality": 5, "max_hotness": 2, "transform": "hash"}
+    others = {"tags": multi, "price": {}, "rest": {"cardinality": 5}}
     crosses = {"two": CROSSES["two"], "pair": {"embedding_dim": 4, "transform": transform}}
     spec = spec_of(tmp_path, crosses, features=others, multi_hot=["tags"], numeric=["price"])
     with pytest.raises(InputError) as raised:
@@ -340,12 +340,17 @@ def test_other_statistics_of_a_cross_are_told_from_the_models(tmp_path, data):
         ours.check_statistics(theirs, tmp_path / "model")
 
 
-def test_a_spec_with_sources_of_its_own_may_have_a_cross(tmp_path):
-    rows = table(7, 40).drop_columns(["click"]).append_column("click", pa.array([0, 1] * 20))
-    names = ["slot", "size", "pair", "click"]
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_spec_with_sources_of_its_own_may_have_a_cross(tmp_path, kind):
+    """It is listed as a feature, though the files have no such column; the CSV files have no header."""
+    names = ["slot", "pair", "size", "click"]
+    rows = table(7, 40).set_column(5, "click", pa.array([0, 1] * 20)).select(["slot", "size", "click"])
     for part in ("train", "test"):
-        pq.write_table(rows, tmp_path / f"{part}.parquet")
-    chunks = {m: [{"type": "parquet", "features": names, "files": [f"{m}.parquet"]}] for m in ("train", "test")}
+        if kind == "parquet":
+            pq.write_table(rows, tmp_path / f"{part}.parquet")
+        else:
+            pacsv.write_csv(rows, tmp_path / f"{part}.csv", pacsv.WriteOptions(include_header=False))
+    chunks = {m: [{"type": kind, "features": names, "files": [f"{m}.{kind}"]}] for m in ("train", "test")}
     features = {"slot": {"cardinality": 6}, "size": {"cardinality": 30}, "pair": crossing("slot", "size"), "click": {}}
     spec = write_spec(tmp_path / "spec.yaml", features, one_hot=names[:3], source_spec=chunks)
     run(TabularConfig(spec=spec, out=tmp_path / "data"))

@@ -17,6 +17,7 @@ from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeatur
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, RMSprop
 from widedeep.step import StepConfig
+from widedeep.steps.rows import update_rows
 
 NAME = "some wide only"
 SPEC = SPECS[NAME]
@@ -249,6 +250,18 @@ def test_training_under_torch_compile(sparse, device):
         assert (p.grad is None) == (want.grad is None) == (not p.requires_grad), key
         if p.requires_grad:
             torch.testing.assert_close(p.grad.to_dense(), want.grad.to_dense(), msg=key)
+
+
+def test_rows_of_several_ranks_are_not_sorted_for_a_table_without_columns(monkeypatch):
+    widths = []
+    monkeypatch.setattr(ops, "rmsprop_rows_", lambda weight, *_: widths.append(weight.shape[1]))
+    step = new_step(name=NAME)
+    rows = [torch.tensor([1, 0, 1]) for _ in SPEC.dims]
+    tables = [(r, torch.rand(3, dim)) for r, dim in zip(rows, SPEC.dims)]
+    flat, before = torch.cat([r + base for r, base in zip(rows, SPEC.row_base)]), step.model.wide.detach().clone()
+    update_rows(step.model, step.slots, step.config, torch.tensor([LR]), tables, flat, torch.rand(len(flat)))
+    assert widths == [dim for dim in SPEC.dims if dim]
+    assert (step.model.wide != before).nonzero()[:, 0].tolist() == flat.unique().tolist()
 
 
 @pytest.mark.parametrize("hidden", [HIDDEN, []], ids=str)

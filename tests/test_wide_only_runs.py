@@ -5,6 +5,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,11 +17,14 @@ from test_dist import SHARDED, assert_as_alone, whole_run
 from test_export import kind, load  # noqa: F401
 
 import widedeep
-from widedeep import export
+from widedeep import export, run
 from widedeep.checkpoint import Checkpoints
 from widedeep.data import Reader
+from widedeep.dist import LocalComm
+from widedeep.errors import InputError
 from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature, SourceChunk
 from widedeep.shards import ShardSet, ShardWriter
+from widedeep.share import ALL_ROWS, Share
 
 PAIRS = 60  # values of the product of `ad` and `site`, which decides the click: neither does alone, nor both added
 SPEC = FeatureSpec(
@@ -128,8 +132,10 @@ def test_a_run_that_goes_on_has_the_same_bits(data, tmp_path, flags):
     stops = ("--checkpoint_every_steps", 7, "--keep_last", 9, "--num_epochs", 2, *flags)
     assert main(words_of(data, tmp_path, *stops)) == 0
     want = arrays_of(tmp_path)
-    assert want["rms.deep.table.words"].shape == (20, 0)
-    assert (want["last_step.deep.table.words"] > 0).all()
+    assert want["deep.table.words"].shape == (20, 0)
+    slots = {name.partition(".")[0] for name in want if name.endswith("table.words")}
+    assert slots == {"deep", "wide", "accum", "linear"}  # RMSprop's say nothing of a table without columns
+    assert (want["last_step.deep.table.site"] > 0).all()
     for step in (14, 16, 28, 32):  # two inside the epochs, and those at their ends
         shutil.rmtree(tmp_path / "model" / "checkpoint" / f"step-{step}")
     assert main(words_of(data, tmp_path, *stops, "--use_checkpoint")) == 0
@@ -194,3 +200,32 @@ def test_a_data_set_without_a_column_for_the_deep_part_is_refused(tmp_path, caps
     capsys.readouterr()
     assert main(words_of(data, tmp_path / "no")) == 2
     assert "feature spec: expected a numeric feature or one with an embedding_dim >= 1" in capsys.readouterr().err
+
+
+def test_the_memory_of_a_row_is_that_of_its_wide_part_too(monkeypatch):
+    """A weight, FTRL's two slots and a step: four words a row on a CPU, as against two of each column."""
+
+    def refused(available, dim, share=ALL_ROWS):
+        monkeypatch.setattr(run.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+        spec = FeatureSpec([CategoricalFeature("big", 10**6, dim)], [NumericFeature("n")], "y")
+        try:
+            run.check_memory(spec, [], share, LocalComm())
+        except InputError:
+            return True
+        return False
+
+    small = 10_000  # for what is no table
+    for dim, words in ((0, 4), (1, 6), (8, 20)):
+        assert refused(words * 4 * 10**6 - 1, dim)
+        assert not refused(words * 4 * 10**6 + small, dim)
+    assert refused(8 * 10**6 - 1, 0, Share(1, 2))
+    assert not refused(8 * 10**6 + small, 0, Share(1, 2))
+
+
+def test_more_rows_than_an_int32_counts_are_refused():
+    half = [CategoricalFeature("a", 2**30, 0), CategoricalFeature("b", 2**30 - 1, 0)]
+    for parts, numeric in (("both", [NumericFeature("n")]), ("wide", [])):
+        with pytest.raises(InputError) as error:
+            widedeep.WideDeep(FeatureSpec(half, numeric, "y"), hidden=[], parts=parts)
+        words = "feature spec: expected cardinalities that add up to at most 2147483646, got 2147483647"
+        assert str(error.value) == words

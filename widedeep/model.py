@@ -54,7 +54,8 @@ class WideDeep(nn.Module):
         layout: where embeddings and numerics go: the spec; in a wide part alone a copy, whose tables have no columns.
 
     Raises:
-        InputError: an argument is out of range, or no feature is there for the deep part.
+        InputError: an argument is out of range, no feature is there for the deep part, or the tables have more rows
+            than 2^31 - 2.
     """
 
     def __init__(
@@ -77,10 +78,7 @@ class WideDeep(nn.Module):
         self.dropout = float(dropout)
         self.has_wide = parts != "deep"
         self.has_deep = parts != "wide"
-        if self.has_deep and not spec.deep_width:
-            raise InputError(
-                "feature spec: expected a numeric feature or one with an embedding_dim >= 1 for the deep part, got none"
-            )
+        _check_spec(spec, self.has_deep)
         self.sparse = sparse
         self.layout = at = spec if self.has_deep else _without_columns(spec)
         # Read here, for torch.compile does not trace the lock of a cached property.
@@ -258,6 +256,17 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
         layer.weight.uniform_(-limit, limit, generator=generator)
         layer.bias.zero_()
     return layer
+
+
+def _check_spec(spec: FeatureSpec, has_deep: bool) -> None:
+    if has_deep and not spec.deep_width:
+        raise InputError(
+            "feature spec: expected a numeric feature or one with an embedding_dim >= 1 for the deep part, got none"
+        )
+    if spec.total_rows >= INT32_MAX:  # the ops count the rows of all tables in int32
+        raise InputError(
+            f"feature spec: expected cardinalities that add up to at most {INT32_MAX - 1}, got {spec.total_rows}"
+        )
 
 
 def _check_arguments(hidden: Sequence[int], dropout: float, wide_init: str, parts: str) -> None:

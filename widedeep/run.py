@@ -105,10 +105,13 @@ def check_memory(spec: FeatureSpec, hidden: Sequence[int], share: Share, comm: L
     Raises:
         InputError: names what weights and slots need at least, and what is free.
     """
-    tables = sum(share.count(f.cardinality) * (f.dim + 1) for f in spec.categorical)
+    rows = sum(share.count(f.cardinality) for f in spec.categorical)
+    tables = sum(share.count(f.cardinality) * f.dim for f in spec.categorical) + rows
     dense = spec.parameter_count(hidden) - sum(f.cardinality * (f.dim + 1) for f in spec.categorical)
-    each = 8 if comm.device.type == "cpu" else 4  # weight and slot, or the weight alone on its way to a GPU
-    need, free = each * (tables + dense), psutil.virtual_memory().available // comm.local_world
+    # Weight and slot, and of each row another slot of the wide weight and its last step; or, on its way to a GPU, the
+    # weight alone.
+    need = 8 * (tables + dense) + 8 * rows if comm.device.type == "cpu" else 4 * (tables + dense)
+    free = psutil.virtual_memory().available // comm.local_world
     comm.barrier()
     if need > free:
         raise InputError(

@@ -84,10 +84,15 @@ class TabularSpec:
         self.csv = csv_format(path, spec.metadata.get("csv"))
         self.sources = {mapping: _files(spec, mapping, path) for mapping in spec.sources}
         # As the original has them, with ids and numbers as they are, CSV files lack a header.
-        is_plain = self.csv.names is None and not any(self.transform(f.name) for f in features)
+        crosses = [f.name for f in features if f.crossed]  # listed like other features, but no columns of the files
+        is_plain = self.csv.names is None and not any(self.transform(f.name) for f in features if not f.crossed)
         chunks = [chunk for mapping in spec.sources.values() for chunk in mapping if is_plain and chunk.type == "csv"]
         root = (spec.directory or Path()).absolute()
-        self._listed = {root / name: chunk.features for chunk in chunks for name in chunk.files}
+        self._listed = {
+            root / file: tuple(name for name in chunk.features if name not in crosses)
+            for chunk in chunks
+            for file in chunk.files
+        }
         self.has_group = {m: any(spec.group in c.features for c in chunks) for m, chunks in spec.sources.items()}
 
     @classmethod
@@ -283,7 +288,7 @@ class _Fields:
         if other := [key for key in self._fields if key != "cross"]:
             self.fail(other[0], "no such key beside `cross`, whose values are those of the crossed features")
         value = self._fields["cross"]
-        settings = {"features": value} if isinstance(value, list) else self.settings("cross", ("features", "seed"))
+        settings = self.settings("cross", ("features", "seed")) if isinstance(value, Mapping) else {"features": value}
         names = settings.get("features")
         if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
             self.fail("cross", f"a list of two or more features, got {names!r}")
@@ -291,7 +296,7 @@ class _Fields:
             self.fail("cross", f"each feature once, got {repeated[0]!r} twice")
         for name in names:
             if name not in features or features[name].hotness:
-                self.fail("cross", f"one-hot features of the spec that are no crosses, got {name!r}")
+                self.fail("cross", f"features of onehot_categorical that are no crosses, got {name!r}")
         seed = self.integer("cross.seed", settings.get("seed", 0), 0)
         if "seed" in settings and cardinality is None:
             self.fail("cross.seed", "a cardinality beside it, without which nothing is hashed")

@@ -79,12 +79,14 @@ class Slots:
         return self.last_step.split(list(self.model.table_rows)) if self.model.spec.categorical else ()
 
     def named(self) -> dict[str, Tensor]:
-        """Every slot under `<slot>.<name of the weight>`, sharing memory; `step` is a copy."""
-        names = [f"deep.table.{f.name}" for f in self.model.spec.categorical]
+        """Every slot under `<slot>.<name of the weight>`, sharing memory; `step` is a copy. A table without columns has
+        none: its `last_step` counts nothing.
+        """
         state = {f"rms.{name}": a for name, a in self.rms.items()}
         if self.model.has_deep:
-            state |= {f"rms.{name}": a for name, a in zip(names, self.table_rms)}
-            state |= {f"last_step.{name}": a for name, a in zip(names, self.table_last_step())}
+            for f, rms, last_step in zip(self.model.spec.categorical, self.table_rms, self.table_last_step()):
+                if f.dim:
+                    state |= {f"rms.deep.table.{f.name}": rms, f"last_step.deep.table.{f.name}": last_step}
         if self.model.has_wide:
             for slot, flat, dense in (
                 ("accum", self.accum, self.dense_accum),
