@@ -1,56 +1,25 @@
 // The scheduler: a fiber for each thread, of which one runs until it has to wait for others.
 #include "fibers.h"
 
-#include <sys/mman.h>
-
 #include <cstdio>
 #include <cstring>
 #include <map>
 #include <memory>
-#include <new>
 
 #include "order.h"
+#include "stacks.h"
 
 namespace emulator {
 
-constexpr size_t kStack = 256 * 1024;
-
 struct Fiber {
   Thread thread{};
-  uint8_t* stack = nullptr;
+  void* stack = nullptr;
   void* place = nullptr;  // its stack pointer while another runs; null: it begins with a fresh stack
   bool started = false;   // its thread has begun, and not come to its end
   const std::function<bool()>* condition = nullptr;  // what it waits for, if anything
 };
 
 Thread* current = nullptr;
-
-// The registers that a function must leave as they were go onto this stack, whose pointer is kept in `place`; those of
-// the other stack come back from there. (setjmp and longjmp do more than that, and swapcontext asks the system.)
-extern "C" void emulator_switch(void** place, void* other);
-asm(R"(
-.text
-.globl emulator_switch
-.hidden emulator_switch
-.type emulator_switch, @function
-emulator_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size emulator_switch, . - emulator_switch
-)");
 
 namespace {
 
@@ -66,7 +35,7 @@ void release_all(Meeting& m) {
   m.arrived = 0;
 }
 
-void leave() { emulator_switch(&current->fiber->place, scheduler); }  // returns when this fiber is drawn again
+void leave() { switch_stacks(&current->fiber->place, scheduler); }  // returns when this fiber is drawn again
 
 void complete(Meeting& m) {
   if (m.arrived > 0 && m.arrived >= m.expected) release_all(m);
@@ -93,20 +62,11 @@ void body() {
   }
 }
 
-// What emulator_switch takes from it, and then returns into `body` as if that had been called.
-void* fresh_stack(const Fiber& f) {
-  constexpr int kRegisters = 6;
-  auto** const top = reinterpret_cast<void**>(f.stack + kStack);
-  top[-1] = nullptr;
-  top[-2] = reinterpret_cast<void*>(body);
-  return top - 2 - kRegisters;
-}
-
 void resume(Fiber* f) {
   current = &f->thread;
-  if (!f->place) f->place = fresh_stack(*f);
+  if (!f->place) f->place = fresh_stack(f->stack, body);
   f->started = true;
-  emulator_switch(&scheduler, f->place);
+  switch_stacks(&scheduler, f->place);
 }
 
 [[noreturn]] void deadlock() {
@@ -136,8 +96,7 @@ size_t draw(const Laggards& laggards) {
 Fiber* fiber(size_t at) {
   while (fibers.size() <= at) {
     auto f = std::make_unique<Fiber>();
-    f->stack = map_pages(kStack + kPage) + kPage;
-    mprotect(f->stack - kPage, kPage, PROT_NONE);
+    f->stack = make_stack();
     fibers.push_back(std::move(f));
   }
   return fibers[at].get();
@@ -150,12 +109,6 @@ std::string name_of(const Thread& t) {
   snprintf(text, sizeof text, "block (%u,%u,%u) thread (%u,%u,%u)", t.block->index.x, t.block->index.y,
            t.block->index.z, t.index.x, t.index.y, t.index.z);
   return text;
-}
-
-uint8_t* map_pages(size_t bytes) {
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) throw std::bad_alloc();
-  return static_cast<uint8_t*>(p);
 }
 
 void add_thread(size_t at, uint3 index, int number, Block* block) {

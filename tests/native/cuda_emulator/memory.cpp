@@ -12,6 +12,12 @@
 using emulator::kPage;
 using emulator::map_pages;
 
+uint8_t* emulator::map_pages(size_t bytes) {
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  return static_cast<uint8_t*>(p);
+}
+
 #define UNCHECKED __attribute__((no_sanitize("kernel-address", "undefined")))
 
 namespace {
