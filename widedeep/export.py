@@ -124,6 +124,8 @@ def export(
             are not those of the model's rows; or `max_batch_size` is out of range or given for another kind.
         RunError: the disk is full, or the program disagrees with the model.
     """
+    if kind not in FORMATS:
+        raise InputError(f"format: expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {kind}")
     config = _triton_config(model.spec, out, kind, max_batch_size)
     if statistics and model.spec.metadata.get("statistics", statistics.digest) != statistics.digest:
         raise InputError(f"{statistics.directory}: expected the statistics that the model's rows were encoded with")
@@ -153,10 +155,8 @@ def _triton_config(spec: FeatureSpec, out: Path, kind: str, max_batch_size: int 
     """The text of Triton's configuration, None for other kinds.
 
     Raises:
-        InputError: the kind is unknown, or what only Triton needs does not fit.
+        InputError: what only Triton needs does not fit, or is given for another kind.
     """
-    if kind not in FORMATS:
-        raise InputError(f"format: expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {kind}")
     if kind == "triton":
         return export_triton.config(export_triton.model_name(out), spec, export_triton.batch_size(max_batch_size))
     if max_batch_size is not None:

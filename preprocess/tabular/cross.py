@@ -10,6 +10,7 @@ a finished data set, in which every feature has its cardinality, makes the same 
 is padding of the cross.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,11 +47,11 @@ class Cross:
     def cardinality(self) -> int:
         sizes = self._sizes()
         self._check(sizes)
-        return self._fixed or _product(sizes)
+        return self._fixed or math.prod(sizes)
 
     @property
     def is_exact(self) -> bool:
-        return self._fixed is None or _product(self._sizes()) <= self._fixed
+        return self._fixed is None or math.prod(self._sizes()) <= self._fixed
 
     def state(self) -> dict:
         """What the ids depend on beyond the spec, to be compared by --stats."""
@@ -72,14 +73,6 @@ class Cross:
         return [encoder.cardinality for encoder in self._encoders.values()]
 
     def _check(self, sizes: list[int]) -> None:
-        if self._fixed is None and _product(sizes) > LIMIT:
+        if self._fixed is None and math.prod(sizes) > LIMIT:
             told = f"{' x '.join(map(str, sizes))} combinations are more than {LIMIT}"
             raise InputError(f"{self._field}.cardinality: expected one, by which combinations are hashed: {told}")
-
-
-def _product(sizes: Sequence[int]) -> int:
-    """Exact; numpy's wraps around."""
-    result = 1
-    for size in sizes:
-        result *= size
-    return result

@@ -14,7 +14,7 @@ from widedeep.errors import InputError
 class Encoded(NamedTuple):
     """rows: [n] ids, numbers, labels or groups; or [n, hotness] ids, padded with -1.   nulls: missing values of all
     source columns; of a cross, rows where one of its features has none.   cut: list elements beyond the hotness.
-    missing: [n] bool, rows without a value, of a one-hot feature."""
+    missing: [n] bool, rows without a value, of a one-hot feature that is no cross."""
 
     rows: np.ndarray
     nulls: int
@@ -31,8 +31,7 @@ def encode_all(features: Iterable[Feature], chunk: Chunk, numeric: str) -> dict[
         if feature.crossed:
             parts = [encoded[name] for name in feature.crossed]
             missing = np.logical_or.reduce([part.missing for part in parts])
-            ids = feature.encoder.ids([part.rows for part in parts])
-            encoded[feature.name] = Encoded(ids, int(missing.sum()), missing=missing)
+            encoded[feature.name] = Encoded(feature.encoder.ids([part.rows for part in parts]), int(missing.sum()))
     return encoded
 
 
