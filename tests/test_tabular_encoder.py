@@ -138,9 +138,13 @@ def test_numbers_as_a_data_set_of_halves_holds_them(data, tmp_path):
     pq.write_table(rows, tmp_path / "rows.parquet")
     options = {"spec": data, "stats": data, "test": [tmp_path / "rows.parquet"], "numeric": "float16"}
     run(TabularConfig(out=tmp_path / "half", **options))
-    np.testing.assert_array_equal(
-        Encoder(data, numeric="float16")(rows)[1][:, 0], read(tmp_path / "half" / "test")["price"]
-    )
+    for encode in (Encoder(data, numeric="float16"), Encoder(tmp_path / "half")):
+        np.testing.assert_array_equal(encode(rows)[1][:, 0], read(tmp_path / "half" / "test")["price"])
+    spec = tmp_path / "half" / "feature_spec.yaml"
+    spec.write_text(spec.read_text().replace("numeric: float16", "numeric: half"))
+    told = r"feature_spec.yaml: metadata.numeric: expected one of float16, float32, got 'half'$"
+    with pytest.raises(InputError, match=told):
+        Encoder(tmp_path / "half")
     with pytest.raises(InputError, match=r"^numeric is 'fp16', expected one of float16, float32$"):
         Encoder(data, numeric="fp16")
 

@@ -95,12 +95,22 @@ def open_scored(config: TrainConfig, comm: LocalComm, directory: Path, split: st
         InputError: the data lacks a feature of the model, or was encoded otherwise.
     """
     data = FeatureSpec.load(Path(config.location.dataset_path) / config.location.fspec_file)
+    run = open_model(config, comm, directory, data)
+    return run, run.ordered_reader(split)
+
+
+def open_model(config: TrainConfig, comm: LocalComm, directory: Path, data: FeatureSpec) -> Run:
+    """A checkpoint's model for rows of a data set: the model's features, the data's files, label and groups.
+
+    Raises:
+        InputError: the data was encoded with other statistics than the model's.
+    """
     spec = FeatureSpec.load(directory / checkpoint.SPEC)
     data.check_statistics(spec, directory)
     spec = replace(spec, sources=data.sources, directory=data.directory, group=data.group, label=data.label)
     run = Run.open(config, comm, spec)
     load(run, directory)
-    return run, run.ordered_reader(split)
+    return run
 
 
 def evaluate_checkpoint(

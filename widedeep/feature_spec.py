@@ -63,7 +63,8 @@ class FeatureSpec:
         label: name of the 0/1 column.
         group: name of the column whose equal values are ranked together (the `map` channel), or None.
         sources: mapping name -> chunks; empty, or exactly `train` and `test`.
-        metadata: free; `statistics`, if there, tells data sets apart whose ids and numbers mean different things.
+        metadata: free; `statistics`, if there, tells data sets apart whose ids and numbers mean different things, and
+            `numeric` says what their numbers are stored as.
         other: attributes of features that are no model input (label, group, unused columns), kept for saving.
         directory: where the spec was loaded from; source files are relative to it.
     """
@@ -170,9 +171,9 @@ class FeatureSpec:
             "metadata": dict(self.metadata),
         }
 
-    def with_statistics(self, digest: str) -> "FeatureSpec":
-        """The same, of data that was encoded with the statistics of a digest."""
-        return replace(self, metadata={**self.metadata, "statistics": digest})
+    def with_statistics(self, digest: str, numeric: str) -> "FeatureSpec":
+        """The same, of data that was encoded with the statistics of a digest, its numbers stored as `numeric`."""
+        return replace(self, metadata={**self.metadata, "statistics": digest, "numeric": numeric})
 
     def check_statistics(self, trained: "FeatureSpec", model: Path) -> None:
         """Refuses this spec's data for a model that was trained with another's.

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import torch
+from torch import Tensor
 
 from widedeep import atomic
 from widedeep.config import TrainConfig
@@ -32,14 +33,18 @@ def predict_checkpoint(config: TrainConfig, comm: LocalComm, directory: Path, sp
         InputError: `out` ends in neither .parquet nor .csv, or cannot be written.
         RunError: the disk is full, or a logit is not finite.
     """
-    out = Path(out)
-    if out.suffix not in WRITERS:
-        raise InputError(f"{out}: expected a name that ends in .parquet or .csv")
+    check_name(out := Path(out))
     run, reader = open_scored(config, comm, directory, split)
     batches = tables(run, reader)
     rows = write(out, schema(reader), batches) if comm.rank == 0 else sum(len(table) for table in batches)
     tell(comm, f"{out}: {rows} rows by {directory}")
     return rows
+
+
+def check_name(out: Path) -> None:
+    """Raises InputError where a file of that name cannot be written."""
+    if out.suffix not in WRITERS:
+        raise InputError(f"{out}: expected a name that ends in .parquet or .csv")
 
 
 def write(out: Path, columns: pa.Schema, batches: Iterator[pa.Table]) -> int:
@@ -66,8 +71,14 @@ def schema(reader: Reader) -> pa.Schema:
 def tables(run: Run, reader: Reader) -> Iterator[pa.Table]:
     """One table for each batch."""
     for logit, label, group in scored(run, reader):
-        if bad := int((~logit.isfinite()).sum()):
-            raise RunError(f"prediction: {bad} of {len(logit)} logits are not finite: the model has diverged")
-        columns = [torch.sigmoid(logit), logit, *([] if group is None else [group])]
-        columns = [label.to(torch.int8), *columns] if is_labelled(reader.shards.manifest) else columns
-        yield pa.Table.from_arrays([pa.array(c.cpu().numpy()) for c in columns], schema=schema(reader))
+        columns = [*predicted(logit), *([] if group is None else [pa.array(group.cpu().numpy())])]
+        if is_labelled(reader.shards.manifest):
+            columns = [pa.array(label.to(torch.int8).cpu().numpy()), *columns]
+        yield pa.Table.from_arrays(columns, schema=schema(reader))
+
+
+def predicted(logit: Tensor) -> tuple[pa.Array, pa.Array]:
+    """Columns prob and logit of a batch. Raises RunError where a logit is not finite."""
+    if bad := int((~logit.isfinite()).sum()):
+        raise RunError(f"prediction: {bad} of {len(logit)} logits are not finite: the model has diverged")
+    return pa.array(torch.sigmoid(logit).cpu().numpy()), pa.array(logit.cpu().numpy())

@@ -159,7 +159,8 @@ class _Run:
         for split in SPLITS:
             write = partial(self.write, scan, split, rows)
             nulls[split] = self.once(f"transform {split}", write, scan.rows(split))["nulls"]
-        self.spec.with_statistics(statistics_digest(self.out / STATISTICS)).save(self.out / "feature_spec.yaml")
+        spec = self.spec.with_statistics(statistics_digest(self.out / STATISTICS), self.config.numeric)
+        spec.save(self.out / "feature_spec.yaml")
         report = self.report(scan, nulls, absent)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report

@@ -24,24 +24,31 @@ class Encoder:
 
     Args:
         data: a data set of `preprocess tabular`, or an export that holds its statistics (`widedeep export --stats`).
-        numeric: what the data set's numbers are stored as, "float32" or "float16".
+        numeric: what numbers are rounded to, "float32" or "float16"; None: what the data set's are stored as.
     Attributes:
         spec: the features, in the order of the columns that come out.
+        columns: the source columns that they are made of.
+        csv_of: the format of a CSV file, by its path (see `TabularSpec.csv_of`).
     Raises:
         InputError: the feature spec or the statistics are missing, damaged, or do not belong together; `numeric` is
             another type.
     """
 
-    def __init__(self, data: str | Path, numeric: str = "float32"):
-        if numeric not in NUMERIC_TYPES:
+    def __init__(self, data: str | Path, numeric: str | None = None):
+        if numeric is not None and numeric not in NUMERIC_TYPES:
             raise InputError(f"numeric is {numeric!r}, expected one of {', '.join(NUMERIC_TYPES)}")
         spec = TabularSpec.load(Path(data))
         statistics.load(spec, Path(data) / STATISTICS)
         self.spec = spec.completed()
-        self._numeric = numeric
+        self.csv_of = spec.csv_of
+        self.columns = spec.columns(("label", "group"))
+        stored = self.spec.metadata.get("numeric", "float32")
+        if stored not in NUMERIC_TYPES:
+            told = f"expected one of {', '.join(NUMERIC_TYPES)}, got {stored!r}"
+            raise InputError(f"{spec.path}: metadata.numeric: {told}")
+        self._numeric = numeric or stored
         self._categorical = [f for f in spec.features if f.kind in ("categorical", "multi-hot")]
         self._numbers = [f for f in spec.features if f.kind == "numeric"]
-        self._columns = spec.columns(("label", "group"))
         named = self.spec.metadata.get("statistics")
         if named is not None and named != statistics_digest(Path(data) / STATISTICS):
             raise InputError(f"{data}/{STATISTICS}: expected the statistics that {spec.path} was made with")
@@ -57,7 +64,10 @@ class Encoder:
         Raises:
             InputError: a column is missing, or a value does not fit; names row and column.
         """
-        chunk = source.in_memory(_table(rows, self._columns), self._columns)
+        return self.encode(source.in_memory(_table(rows, self.columns), self.columns))
+
+    def encode(self, chunk: source.Chunk) -> tuple[np.ndarray, np.ndarray]:
+        """The same of a chunk of files, which has the columns `columns`."""
         B = len(chunk.rows)
         encoded = encode_all([*self._categorical, *self._numbers], chunk, self._numeric)
         ids = [encoded[f.name].rows.reshape(B, f.hotness or 1) for f in self._categorical]

@@ -113,7 +113,7 @@ class _Run:
         completed = self.spec.completed(self.train_group)
         self.write(completed)
         digest = statistics_digest(self.out / STATISTICS)
-        completed.with_statistics(digest).save(self.out / "feature_spec.yaml")
+        completed.with_statistics(digest, self.config.numeric).save(self.out / "feature_spec.yaml")
         report = self.report(completed, time.perf_counter() - started)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report

@@ -1,0 +1,85 @@
+"""Rows of raw files as the inputs of a model, with columns of theirs to go beside its predictions."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from preprocess import inputs
+from preprocess.engine import Engine
+from preprocess.tabular import source
+from preprocess.tabular.columns import single
+from preprocess.tabular.config import TabularConfig
+from preprocess.tabular.encoder import Encoder
+from preprocess.tabular.source import Chunk
+from widedeep.errors import InputError
+
+
+class RawBatch(NamedTuple):
+    """ids: [B, K] int32, -1 for padding.   numeric: [B, N] float32.   kept: B rows of the columns that are kept."""
+
+    ids: np.ndarray
+    numeric: np.ndarray
+    kept: pa.Table
+
+    def piece(self, start: int, stop: int | None) -> "RawBatch":
+        """The rows from `start` to before `stop`, without a copy."""
+        rows = slice(start, stop)
+        return RawBatch(self.ids[rows], self.numeric[rows], self.kept[rows])
+
+
+def raw_batches(
+    encoder: Encoder, paths: Sequence[str], keep: Sequence[str], rows: int, engine: Engine
+) -> Iterator[RawBatch]:
+    """The rows of files in their order as `encoder` makes them, `rows` at a time, at the end what is left.
+
+    Args:
+        paths: files as `preprocess tabular` takes them; they may lack the label and the group.
+        keep: columns of the files: of CSV files the texts as they stand, of others values of the file's type.
+    Raises:
+        InputError: a file is missing or malformed, lacks a column or changes meanwhile; a value does not fit; a kept
+            column holds lists, or not the same type in all files; there are no rows.
+    """
+    columns = list(dict.fromkeys([*encoder.columns, *keep]))
+    parts: list[RawBatch] = []
+    schema, total = None, 0
+    with inputs.unchanged(paths):
+        for chunk in source.chunks(paths, columns, engine, TabularConfig.chunk_bytes, csv=encoder.csv_of):
+            kept = _kept(chunk, keep)
+            schema = schema or kept.schema
+            _check_types(chunk, kept.schema, schema)
+            parts.append(RawBatch(*encoder.encode(chunk), kept))
+            total += len(chunk.rows)
+            if sum(len(part.ids) for part in parts) >= rows:
+                joined = _join(parts)
+                whole = len(joined.ids) // rows * rows
+                yield from (joined.piece(start, start + rows) for start in range(0, whole, rows))
+                parts = [joined.piece(whole, None)]
+        if not total:
+            raise InputError(f"{paths[0]}: expected rows, and there are none")
+        if len((rest := _join(parts)).ids):
+            yield rest
+
+
+def _kept(chunk: Chunk, keep: Sequence[str]) -> pa.Table:
+    arrays = {}
+    for name in keep:
+        with chunk.blame(name):
+            column = single(chunk.columns[name])
+        arrays[name] = column.values.take(pa.array(column.codes, mask=column.codes < 0))
+    return pa.table(arrays)
+
+
+def _check_types(chunk: Chunk, found: pa.Schema, first: pa.Schema) -> None:
+    for field in first:
+        if (kind := found.field(field.name).type) != field.type:
+            told = f"expected {field.type}, as in the first file, found {kind}"
+            raise InputError(f"{chunk.of(field.name)}: {told}")
+
+
+def _join(parts: Sequence[RawBatch]) -> RawBatch:
+    if len(parts) == 1:
+        return parts[0]
+    ids, numeric, kept = zip(*parts)
+    return RawBatch(np.concatenate(ids), np.concatenate(numeric), pa.concat_tables(kept))
