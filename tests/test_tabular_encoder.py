@@ -181,8 +181,19 @@ def test_what_is_no_table(data):
         with pytest.raises(InputError, match=rf"^column user: expected the values of all rows, got {kind}; "):
             encode(rows.to_pylist()[0] | {"user": value})
     unindexed = SimpleNamespace(columns=["user"])  # as a polars LazyFrame is
-    for nothing in (7, "rows.csv", {}, unindexed):
+    for nothing in ({}, unindexed):
         with pytest.raises(InputError, match=r"^(rows: expected a table: |column user is missing)"):
+            encode(nothing)
+    frame = rows.to_pandas()
+    for nothing, kind in (
+        (7, "int"),
+        ("rows.csv", "str"),
+        (frame.iloc[0], "Series"),
+        (tuple(rows.to_pylist()), "tuple"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"^rows: expected a mapping .*, got {kind}; a single row is a list of one "
+        ):
             encode(nothing)
 
 

@@ -250,3 +250,25 @@ def test_test_files_without_rows_are_warned_about(tmp_path, caplog):
     (tmp_path / "empty.csv").write_text("x,click\n")
     run(TabularConfig(tmp_path / "spec.yaml", tmp_path / "none", [tmp_path / "a.csv"], [tmp_path / "empty.csv"]))
     assert "the test files hold no rows: a training would not be evaluated" in caplog.text
+
+
+@pytest.mark.parametrize("channel", ["one_hot", "multi_hot", "numeric"])
+def test_a_feature_of_the_labels_column_is_refused(tmp_path, channel):
+    attributes = {
+        "one_hot": {"transform": {"column": "click", "vocabulary": {}}},
+        "multi_hot": {"max_hotness": 2, "transform": {"columns": ["x", "click"], "vocabulary": {}}},
+        "numeric": {"transform": {"column": "click"}},
+    }
+    (tmp_path / "a.csv").write_text("x,click\n1,1\n2,0\n")
+    spec = write_spec(tmp_path / "spec.yaml", {"leak": attributes[channel], "click": {}}, **{channel: ["leak"]})
+    with pytest.raises(
+        InputError, match=r"spec\.yaml: feature_spec\.leak: expected other columns than .*, got 'click'$"
+    ):
+        run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.csv"], split="none"))
+
+
+def test_features_in_no_list_are_told(tmp_path, caplog):
+    (tmp_path / "a.csv").write_text("x,click\n1,1\n2,0\n")
+    spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"y": {}, "x_y": {}, "click": {}}, ["x"])
+    run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.csv"], split="none"))
+    assert caplog.messages == [f"{spec}: in no list of channel_spec, so no part of the data set: x_y, y"]

@@ -242,6 +242,11 @@ class _Run:
             if cut:
                 log.warning("%s: %d elements beyond max_hotness were left out", name, cut)
         self.warn_of_strange_values()
+        unused = [name for name in completed.other if name not in (completed.label, completed.group)]
+        if unused:
+            log.warning(
+                "%s: in no list of channel_spec, so no part of the data set: %s", self.spec.path, ", ".join(unused)
+            )
         result: dict[str, Any] = {}
         for mapping, count in self.counts.items():
             rate = count["positive"] / count["rows"] if count["rows"] and "label" not in self.absent else None
