@@ -1,5 +1,5 @@
 """Values that do not fit the spec: labels none of which is positive, numbers too large to store, settings of another
-type, and test values that train rows do not have."""
+type, test values that train rows do not have, and columns of the label or of almost numbers."""
 
 import os
 import warnings
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from test_tabular import number, one_feature, read, write_spec
 
-from preprocess.tabular import TabularConfig, run
+from preprocess.tabular import TabularConfig, infer_spec, run
 from widedeep.errors import InputError
 
 COLUMN = {"x": {"transform": "vocabulary"}}
@@ -272,3 +272,22 @@ def test_features_in_no_list_are_told(tmp_path, caplog):
     spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"y": {}, "x_y": {}, "click": {}}, ["x"])
     run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.csv"], split="none"))
     assert caplog.messages == [f"{spec}: in no list of channel_spec, so no part of the data set: x_y, y"]
+
+
+def test_columns_of_numbers_but_for_a_few_texts_are_told(tmp_path):
+    """Not ids, few distinct numbers, or texts of which many are no numbers."""
+    rng = np.random.default_rng()
+    numbers, few = rng.permutation(500).astype(str).tolist() * 2, rng.integers(0, 9, 1000).astype(str).tolist()
+    columns = {"price": numbers, "ad_id": numbers, "slot": few, "code": numbers, "fine": numbers}
+    columns = {name: values.copy() for name, values in columns.items()}
+    for name, strays in (("price", ["sold out", "n/a"]), ("ad_id", ["x7"]), ("slot", ["none", "top"])):
+        columns[name][: len(strays)] = strays
+    columns["code"][:400] = [f"c{i}" for i in range(400)]
+    columns |= {"cost": [*numbers[:-4], "a", "b", "c", "d"], "click": [0, 1] * 500}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    spec, notes = infer_spec([tmp_path / "a.parquet"])
+    assert {"price", "cost", "code"} <= {*spec["channel_spec"]["onehot_categorical"]}
+    assert [note for note in notes if "numbers but" in note] == [
+        "price: numbers but for 'sold out'; a numeric feature wants these in its `nulls`",
+        "cost: numbers but for 'a', 'b', 'c', ...; a numeric feature wants these in its `nulls`",
+    ]

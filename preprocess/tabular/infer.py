@@ -11,7 +11,7 @@ from preprocess import csv_io
 from preprocess.engine import ThreadEngine
 from preprocess.tabular import source, transforms
 from preprocess.tabular.config import TabularConfig
-from preprocess.tabular.seen import Seen
+from preprocess.tabular.seen import NULL_WORDS, Seen
 from preprocess.tabular.spec import csv_format
 from widedeep.errors import InputError
 
@@ -46,7 +46,7 @@ def infer_spec(
 
     Returns:
         The spec as a dict for YAML, and sentences about each column that was left out, what the label was taken to
-        mean, and which integers were taken as numbers.
+        mean, which integers were taken as numbers, and which columns are of numbers but for a few texts.
     Raises:
         InputError: a file is malformed or empty, lacks the label or the group, or has nothing else to learn from; the
             label has not two values.
@@ -131,6 +131,10 @@ def _proposal(
     notes += [meaning, *missing]
     if integers:
         notes.append(f"integers taken as numbers: {', '.join(integers)}; one that is an id wants a vocabulary")
+    for name, column in others.items():
+        if strays := _strays(name, column):
+            told = f"{', '.join(map(repr, strays[:3]))}{', ...' if strays[3:] else ''}"
+            notes.append(f"{name}: numbers but for {told}; a numeric feature wants these in its `nulls`")
     return {"feature_spec": features, "channel_spec": channels}, notes
 
 
@@ -187,6 +191,19 @@ def _unfit(name: str, column: Seen) -> str | None:
 
 def _is_numeric(name: str, column: Seen) -> bool:
     return column.numbers > FEW_VALUES and not (column.are_whole and ID_NAME.fullmatch(name))
+
+
+def _strays(name: str, column: Seen) -> list[str]:
+    """The few texts, of no usual word for no value, that keep a column from being one of numbers; empty if many do."""
+    if column.are_numbers or column.lengths or ID_NAME.fullmatch(name):
+        return []
+    strays = []
+    for text in column.counts:
+        if transforms.number_of(text) is None and text.strip().lower() not in NULL_WORDS:
+            strays.append(text)
+            if len(strays) > 0.1 * len(column.counts):
+                return []
+    return strays if len(column.counts) - len(strays) > FEW_VALUES else []
 
 
 def _texts(distinct: int) -> dict[str, Any]:
