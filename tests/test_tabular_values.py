@@ -291,3 +291,18 @@ def test_columns_of_numbers_but_for_a_few_texts_are_told(tmp_path):
         "price: numbers but for 'sold out'; a numeric feature wants these in its `nulls`",
         "cost: numbers but for 'a', 'b', 'c', ...; a numeric feature wants these in its `nulls`",
     ]
+
+
+@pytest.mark.parametrize("unit", ["D", "s", "ms", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Kolkata"])
+def test_times_are_left_out_of_a_proposal(tmp_path, unit, zone):
+    """Whatever their unit, even if they repeat; words and numbers that begin as one do not make a column of times."""
+    days = np.datetime64("2024-02-27", unit) + np.random.default_rng().integers(0, 9, 300).astype("m8[D]")
+    times = pa.array(days) if unit == "D" else pa.array(days.astype(f"M8[{unit}]")).cast(pa.timestamp(unit, zone))
+    texts = [*map(str, days[1:]), "later"]
+    columns = {"at": times, "text": days.astype(str).tolist(), "word": texts, "click": [0, 1] * 150}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    spec, notes = infer_spec([tmp_path / "a.parquet"])
+    told = "holds times, which seldom come again; `--split time:{0}:0.2` divides the rows by them"
+    assert notes[:2] == [f"left out: {name}: {told.format(name)}" for name in ("at", "text")]
+    assert spec["channel_spec"]["onehot_categorical"] == ["word"]

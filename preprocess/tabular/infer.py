@@ -21,6 +21,7 @@ MANY_VALUES = 100_000  # more distinct texts than this are hashed, fewer make a 
 LABELS = ("label", "click", "clicked", "is_click", "is_clicked", "target", "y")  # names taken when none is given
 POSITIVE_TEXTS = ("1", "true", "yes", "y", "t", "click", "clicked", "positive")
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # as pandas calls an index without a name that it writes to a file
+TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}[0-9:.]*(Z|[+-][0-9:]+)?)?")  # as ISO 8601 has it
 ID_NAME = re.compile(r"(.*[_ .-])?(?i:id)|(?i:id)[_ .-].*|.*[^A-Z]I[dD]")  # id, id_ad, ad_id, adId, adID; not PAID
 
 
@@ -39,8 +40,8 @@ def infer_spec(
     in buckets, categorical ones; words such as NA or ? among them are taken as no value. Texts, other numbers, and
     integers whose name says id, become categorical: by vocabulary, or hashed when there are very many. Lists and texts
     with `|` or `;` become multi-hot. Columns that hold one value, texts, ids and entries of lists that hardly repeat,
-    the number of the row, the index of a pandas table, and columns that cannot be read, are left out. Without a `label`
-    the column is taken whose name is one of `LABELS`.
+    times, the number of the row, the index of a pandas table, and columns that cannot be read, are left out. Without a
+    `label` the column is taken whose name is one of `LABELS`.
     delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header; None: a
     tab in files called .tsv, a comma in others.
 
@@ -177,6 +178,8 @@ def _unfit(name: str, column: Seen) -> str | None:
         return f"holds {'one value' if distinct else 'no value'}"
     if PANDAS_INDEX.fullmatch(name):
         return "is the index of a pandas table"
+    if not column.lengths and all(TIME.fullmatch(text) for text in column.counts):
+        return f"holds times, which seldom come again; `--split time:{name}:0.2` divides the rows by them"
     if distinct <= FEW_VALUES or (not column.lengths and not column.numbers and column.separator):
         return None
     if column.lengths:  # the numbers of a vector, say
