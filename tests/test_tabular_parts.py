@@ -1,5 +1,6 @@
 """The parts of tabular preprocessing on their own: dictionary-encoded columns, and statistics merged over chunks."""
 
+import decimal
 import math
 import statistics
 
@@ -169,3 +170,12 @@ def test_a_time_has_one_text_whatever_its_unit(zone):
         ]
         assert found == ["5", "0203", "000001", ""]
     assert Column.of(pa.array([3_600_000_000], pa.time64("us"))).texts == ["01:00:00"]
+
+
+def test_a_decimal_has_one_text_whatever_its_scale():
+    values = [decimal.Decimal(text) for text in ("4", "-0.5", "0", "120", "-1200000", "0.0000001", "12.3400")]
+    want = ["4", "-0.5", "0", "120", "-1200000", "0.0000001", "12.34"]
+    for kind in (pa.decimal128(20, 7), pa.decimal128(38, 20), pa.decimal256(76, 40)):
+        assert Column.of(pa.array([*values, None], kind)).texts == want
+    assert [Column.of(pa.array([value])).texts for value in values] == [[text] for text in want]
+    assert Column.of(pa.array([decimal.Decimal(10**38 - 1)])).texts == ["9" * 38]

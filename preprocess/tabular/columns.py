@@ -72,8 +72,8 @@ class Column:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The distinct values as text: whole floats as integers, for a null makes floats of a file's integers; times
-        without the zeros that end a fraction, for the unit, seconds to nanoseconds, is an accident of who wrote them.
+        """The distinct values as text, the same whatever unit or scale they have: whole floats and decimals as integers
+        (a null makes floats of a file's integers), decimals and times without the zeros that end a fraction.
 
         Raises BadCell for bytes that are no text.
         """
@@ -87,6 +87,9 @@ class Column:
             whole = (numbers == np.trunc(numbers)) & (np.abs(numbers) < 2**53)
             integers = pa.array(np.where(whole, numbers, 0).astype(np.int64))
             texts = pc.if_else(pa.array(whole), integers.cast(pa.string()), texts)
+        if pa.types.is_decimal(self.values.type):
+            plain = [format(value, "f") for value in self.values.to_pylist()]  # arrow writes some as 1E-10
+            return [text.rstrip("0").rstrip(".") if "." in text else text for text in plain]
         if pa.types.is_temporal(self.values.type):
             texts = pc.replace_substring_regex(texts, _ZEROS_OF_FRACTION, r"\1\2")
         return texts.to_pylist()
