@@ -129,7 +129,7 @@ def test_train_rows_of_one_label_are_warned_about(tmp_path, caplog, label):
     (tmp_path / "a.csv").write_text("x,click\n" + f"1,{label}\n" * 8 + f"1,{1 - label}\n")
     spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"click": {}}, ["x"])
     files = [tmp_path / "a.csv"]
-    run(TabularConfig(spec, tmp_path / "out", files, test=files))
+    run(TabularConfig(spec, tmp_path / "out", files, split="none"))
     assert not caplog.records
     run(TabularConfig(spec, tmp_path / "out", files, split="last:1"))
     assert f"click: all labels of the 8 train rows are {label}: nothing can be learned" in caplog.text
@@ -306,3 +306,14 @@ def test_times_are_left_out_of_a_proposal(tmp_path, unit, zone):
     told = "holds times, which seldom come again; `--split time:{0}:0.2` divides the rows by them"
     assert notes[:2] == [f"left out: {name}: {told.format(name)}" for name in ("at", "text")]
     assert spec["channel_spec"]["onehot_categorical"] == ["word"]
+
+
+def test_a_file_for_training_and_for_the_test_is_told(tmp_path, caplog):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("x,click\n1,1\n2,0\n")
+    spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"click": {}}, ["x"])
+    for train, test in (("ab", "ab"), ("a", "b")):
+        files = [[tmp_path / f"{name}.csv" for name in names] for names in (train, test)]
+        run(TabularConfig(spec, tmp_path / "out", *files))
+    told = "among the train files and the test files: metrics of known rows say nothing"
+    assert caplog.messages == [f"{tmp_path / 'a.csv'}: {told}"]

@@ -238,6 +238,8 @@ class _Run:
         if self.inputs and not self.counts["test"]["rows"] and self.config.split != "none":
             told = f"the split {self.config.split} makes no test rows" if self.split else "the test files hold no rows"
             log.warning("%s: a training would not be evaluated", told)
+        if both := [str(path) for path in self.inputs if path in self.test]:
+            log.warning("%s: among the train files and the test files: metrics of known rows say nothing", both[0])
         for name, cut in self.cut.items():
             if cut:
                 log.warning("%s: %d elements beyond max_hotness were left out", name, cut)
