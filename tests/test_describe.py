@@ -177,6 +177,9 @@ def test_words_of_buckets(tmp_path):
     pairs = zip(["[18, inf)", "[18, inf)", "(missing)", "[-inf, 18)"], ages, strict=True)
     assert [entry["value"] for entry in tops["both"]] == [" x ".join(pair) for pair in pairs]
     assert "value" not in tops["given"][0]
+    learned = tmp_path / "out" / "statistics" / "statistics.json"
+    learned.write_text(learned.read_text().replace("1234567.5", '"much"'))
+    assert "value" not in describe.describe(tmp_path / "out")["categorical"]["age"]["train"]["top"][0]
 
 
 @pytest.mark.parametrize("columns", [None, "80"])

@@ -91,7 +91,9 @@ def _words(path: Path) -> dict[str, Callable[[int], str]]:
     values = {name: f["values"] for name, f in known.items() if isinstance(f.get("values"), list)}
     words: dict[str, Callable[[int], str]] = {name: partial(_word, texts) for name, texts in values.items()}
     edges = {name: f["edges"] for name, f in known.items() if isinstance(f.get("edges"), list)}
-    words |= {name: partial(_bucket, [-np.inf, *numbers, np.inf]) for name, numbers in edges.items()}
+    for name, numbers in edges.items():
+        if all(isinstance(number, int | float) for number in numbers):
+            words[name] = partial(_bucket, [-np.inf, *numbers, np.inf])
     sizes = {name: f["sizes"] for name, f in known.items() if isinstance(f.get("sizes"), dict)}
     for name, crossed in sizes.items():
         if all(isinstance(size, int) and size > 0 for size in crossed.values()):
