@@ -254,7 +254,7 @@ def _header(path: Path, line: bytes, columns: Sequence[Column], format: Format) 
         return format.names
     if not line.strip():
         wanted = f" with {_names(columns)}" if columns else ""
-        raise InputError(f"{path}: the file is empty, expected a header line{wanted}")
+        raise InputError(f"{path}: the {'first line' if line else 'file'} is empty, expected a header line{wanted}")
     try:
         header = tuple(next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], delimiter=format.delimiter)))
     except UnicodeDecodeError as error:

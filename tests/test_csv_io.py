@@ -182,7 +182,8 @@ def test_quotes_that_open_no_field_are_text(field, value, block_bytes, tmp_path)
     ("text", "message"),
     [
         ("", "the file is empty"),
-        ("\n", "the file is empty"),
+        ("\n", "the first line is empty, expected a header line with "),
+        ("  \r\n" + HEADER, "the first line is empty"),
         (
             "id,ignored,big,score,place\n",
             "column at is missing; the header has 'id', 'ignored', 'big', 'score', 'place'$",
@@ -268,4 +269,4 @@ def test_any_damage_gives_values_or_a_line(edits, tmp_path):
         except InputError as error:
             outcomes.append(str(error))
     assert outcomes[0] == outcomes[1]
-    assert isinstance(outcomes[0], dict) or re.search(r", line \d+: |the file is empty", outcomes[0])
+    assert isinstance(outcomes[0], dict) or re.search(r", line \d+: |the (file|first line) is empty", outcomes[0])

@@ -156,6 +156,32 @@ def test_words_of_crosses(tmp_path):
     assert "value" not in described["hashed"]["train"]["top"][0]
 
 
+def test_words_of_buckets(tmp_path):
+    """Are the interval between two edges, also in a cross; edges that the spec gives are known to who wrote it."""
+    rows = ["1234567.5,1"] * 6 + ["18,1"] * 5 + [",0"] * 3 + ["17,0"] * 2
+    (tmp_path / "a.csv").write_text("\n".join(["age,click", *rows, ""]))
+    (tmp_path / "spec.yaml").write_text(
+        "feature_spec: {age: {cardinality: 9, transform: {bucketise: {quantiles: 4}}}, click: {},"
+        " one: {transform: {column: age, bucketise: {quantiles: 2}}},"
+        " given: {transform: {column: age, bucketise: {edges: [20]}}}, both: {transform: {cross: [one, age]}}}\n"
+        "channel_spec: {onehot_categorical: [age, one, given, both], multihot_categorical: [], numerical: [],"
+        " label: [click], map: []}"
+    )
+    words = ["preprocess", "tabular", tmp_path / "a.csv", "--spec", tmp_path / "spec.yaml", "--split", "none"]
+    assert main([*map(str, words), "--out", str(tmp_path / "out")]) == 0
+    described = describe.describe(tmp_path / "out")["categorical"]
+    tops = {name: described[name]["train"]["top"] for name in described}
+    ages = ["[1234567.5, inf)", "[18, 1234567.5)", "(missing)", "[-inf, 18)"]
+    assert [entry["value"] for entry in tops["age"]] == ages
+    assert [entry["value"] for entry in tops["one"]] == ["[18, inf)", "(missing)", "[-inf, 18)"]
+    pairs = zip(["[18, inf)", "[18, inf)", "(missing)", "[-inf, 18)"], ages, strict=True)
+    assert [entry["value"] for entry in tops["both"]] == [" x ".join(pair) for pair in pairs]
+    assert "value" not in tops["given"][0]
+    learned = tmp_path / "out" / "statistics" / "statistics.json"
+    learned.write_text(learned.read_text().replace("1234567.5", '"much"'))
+    assert "value" not in describe.describe(tmp_path / "out")["categorical"]["age"]["train"]["top"][0]
+
+
 @pytest.mark.parametrize("columns", [None, "80"])
 def test_names_are_whole_in_a_file_and_on_a_narrow_terminal(tmp_path, capsys, monkeypatch, columns):
     monkeypatch.delenv("COLUMNS", raising=False)

@@ -362,3 +362,17 @@ def test_a_dlll_log_may_have_its_numbers_in_quotes(results):
     (results / "log.json").write_text("DLLL " + json.dumps(record | {"elapsedtime": "long"}))
     with pytest.raises(InputError, match=r"log\.json, line 1: elapsedtime: expected a number, got 'long'"):
         report.run(results)
+
+
+def test_losses_that_hardly_differ_are_written_out():
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(report_plots.STYLE):
+        figure = Figure()
+        axes = figure.subplots()
+        report_plots._loss(axes, [], [{"step": 5, "loss_val": 0.70496}, {"step": 10, "loss_val": 0.70499}])
+        figure.canvas.draw()
+    texts = [label.get_text() for label in axes.get_yticklabels()]
+    assert texts
+    assert all(0.7049 < float(text) < 0.7051 for text in texts)

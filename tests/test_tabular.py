@@ -339,6 +339,8 @@ def test_a_bad_transform_is_named(tmp_path, attributes, words):
         ({"split": "half"}, "random:SHARE"),
         ({"split": "random:1"}, "between 0 and 1"),
         ({"split": "last:6"}, "fewer than the 6 rows"),
+        ({"split": "last:1.5"}, "expected a share between 0 and 1 or a whole number of rows, got 'last:1.5'"),
+        ({"split": "last:0"}, "a whole number of rows, got 'last:0'"),
         ({"split": "random:0.5", "test": ["x.csv"]}, "got both"),
         ({"split": "group:0.5"}, "channel_spec.map"),
         ({"test": ["nothere.csv"]}, "nothere.csv"),

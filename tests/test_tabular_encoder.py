@@ -1,5 +1,6 @@
 """Raw rows in memory get the ids and numbers that a run over a file gives them."""
 
+import decimal
 import json
 import subprocess
 import sys
@@ -185,8 +186,19 @@ def test_what_is_no_table(data):
         with pytest.raises(InputError, match=rf"^column user: expected the values of all rows, got {kind}; "):
             encode(rows.to_pylist()[0] | {"user": value})
     unindexed = SimpleNamespace(columns=["user"])  # as a polars LazyFrame is
-    for nothing in (7, "rows.csv", {}, unindexed):
+    for nothing in ({}, unindexed):
         with pytest.raises(InputError, match=r"^(rows: expected a table: |column user is missing)"):
+            encode(nothing)
+    frame = rows.to_pandas()
+    for nothing, kind in (
+        (7, "int"),
+        ("rows.csv", "str"),
+        (frame.iloc[0], "Series"),
+        (tuple(rows.to_pylist()), "tuple"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"^rows: expected a mapping .*, got {kind}; a single row is a list of one "
+        ):
             encode(nothing)
 
 
@@ -219,3 +231,47 @@ def test_a_server_needs_no_torch(data):
         "sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(data)]).returncode == 0
+
+
+def test_rows_read_from_csv_as_texts_are_those_of_the_file(tmp_path):
+    """By the calls that docs/your-own-data.md names; what is guessed of such columns has other texts."""
+    rng = np.random.default_rng()
+    code, flag = rng.choice(["007", "7", "NA", "", "x"], 90), rng.choice(["True", "False"], 90)
+    half, click = rng.choice(["1.0", "2.50", ""], 90), np.arange(90) % 2
+    lines = ["code,flag,half,click", *(",".join(map(str, row)) for row in zip(code, flag, half, click))]
+    (tmp_path / "a.csv").write_text("\n".join([*lines, ""]))
+    vocabulary = {"transform": {"vocabulary": {}}}
+    features = {name: vocabulary for name in ("code", "flag")} | {"text": {"transform": {"column": "half", "hash": {}}}}
+    features |= {"half": {"transform": {"fill": -1}}, "click": {}}
+    features["text"]["cardinality"] = 10**6
+    spec = write_spec(tmp_path / "spec.yaml", features, ["code", "flag", "text"], numeric=["half"])
+    run(TabularConfig(spec, tmp_path / "data", [tmp_path / "a.csv"], split="none"))
+    written = read(tmp_path / "data" / "train")
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    frames = [
+        pandas.read_csv(tmp_path / "a.csv", dtype=str, keep_default_na=False, na_values=[""]),
+        polars.read_csv(tmp_path / "a.csv", infer_schema=False),
+    ]
+    for frame in frames:
+        ids, numeric = Encoder(tmp_path / "data")(frame)
+        np.testing.assert_array_equal(ids, np.stack([written[name] for name in ("code", "flag", "text")], 1))
+        np.testing.assert_array_equal(numeric[:, 0], written["half"])
+
+
+def test_one_row_has_the_ids_that_it_has_among_others(tmp_path):
+    """Whatever type arrow takes its values for: decimals of another scale, and lists without entries."""
+    price = [decimal.Decimal(int(value)) / 4 for value in np.random.default_rng().integers(0, 9, 60)]
+    rows = [{"price": value, "tags": ["b", "a"][: i % 3], "click": i % 2} for i, value in enumerate(price)]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "a.parquet")
+    features = {
+        "price": {"transform": "vocabulary"},
+        "tags": {"max_hotness": 2, "transform": "vocabulary"},
+        "click": {},
+    }
+    spec = write_spec(tmp_path / "spec.yaml", features, ["price"], ["tags"])
+    run(TabularConfig(spec, tmp_path / "data", [tmp_path / "a.parquet"], split="none"))
+    encode = Encoder(tmp_path / "data")
+    ids, _ = encode(table)
+    np.testing.assert_array_equal(ids, np.concatenate([encode([row])[0] for row in rows]))
+    assert (ids[:, 0] > 0).all()

@@ -1,5 +1,6 @@
 """The parts of tabular preprocessing on their own: dictionary-encoded columns, and statistics merged over chunks."""
 
+import decimal
 import math
 import statistics
 
@@ -149,3 +150,32 @@ def test_values_that_no_row_holds_may_be_anything():
         unnamed.numbers()
     with pytest.raises(BadCell, match="a finite number, found 'inf'"):
         unnamed.without(frozenset({"x"})).numbers()
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Kolkata"])
+def test_a_time_has_one_text_whatever_its_unit(zone):
+    rng = np.random.default_rng()
+    seconds = np.append(rng.integers(-(2**31), 2**32, 30), [0, 10, 600, 36000])
+    texts = {
+        unit: Column.of(pa.array(seconds.astype("M8[s]").astype(f"M8[{unit}]")).cast(pa.timestamp(unit, zone))).texts
+        for unit in ("s", "ms", "us", "ns")
+    }
+    assert texts["ms"] == texts["us"] == texts["ns"] == texts["s"]
+    assert not any("." in text for text in texts["s"])
+    fine = pa.array([1_500_000, 1_020_300, 1_000_001, 100_000_000], pa.timestamp("us", zone))
+    for unit in ("us", "ns"):
+        found = [
+            text.partition(".")[2].rstrip("Z").partition("+")[0]
+            for text in Column.of(fine.cast(pa.timestamp(unit, zone))).texts
+        ]
+        assert found == ["5", "0203", "000001", ""]
+    assert Column.of(pa.array([3_600_000_000], pa.time64("us"))).texts == ["01:00:00"]
+
+
+def test_a_decimal_has_one_text_whatever_its_scale():
+    values = [decimal.Decimal(text) for text in ("4", "-0.5", "0", "120", "-1200000", "0.0000001", "12.3400")]
+    want = ["4", "-0.5", "0", "120", "-1200000", "0.0000001", "12.34"]
+    for kind in (pa.decimal128(20, 7), pa.decimal128(38, 20), pa.decimal256(76, 40)):
+        assert Column.of(pa.array([*values, None], kind)).texts == want
+    assert [Column.of(pa.array([value])).texts for value in values] == [[text] for text in want]
+    assert Column.of(pa.array([decimal.Decimal(10**38 - 1)])).texts == ["9" * 38]

@@ -1,5 +1,5 @@
 """Values that do not fit the spec: labels none of which is positive, numbers too large to store, settings of another
-type, and test values that train rows do not have."""
+type, test values that train rows do not have, and columns of the label or of almost numbers."""
 
 import os
 import warnings
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from test_tabular import number, one_feature, read, write_spec
 
-from preprocess.tabular import TabularConfig, run
+from preprocess.tabular import TabularConfig, infer_spec, run
 from widedeep.errors import InputError
 
 COLUMN = {"x": {"transform": "vocabulary"}}
@@ -129,7 +129,7 @@ def test_train_rows_of_one_label_are_warned_about(tmp_path, caplog, label):
     (tmp_path / "a.csv").write_text("x,click\n" + f"1,{label}\n" * 8 + f"1,{1 - label}\n")
     spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"click": {}}, ["x"])
     files = [tmp_path / "a.csv"]
-    run(TabularConfig(spec, tmp_path / "out", files, test=files))
+    run(TabularConfig(spec, tmp_path / "out", files, split="none"))
     assert not caplog.records
     run(TabularConfig(spec, tmp_path / "out", files, split="last:1"))
     assert f"click: all labels of the 8 train rows are {label}: nothing can be learned" in caplog.text
@@ -250,3 +250,70 @@ def test_test_files_without_rows_are_warned_about(tmp_path, caplog):
     (tmp_path / "empty.csv").write_text("x,click\n")
     run(TabularConfig(tmp_path / "spec.yaml", tmp_path / "none", [tmp_path / "a.csv"], [tmp_path / "empty.csv"]))
     assert "the test files hold no rows: a training would not be evaluated" in caplog.text
+
+
+@pytest.mark.parametrize("channel", ["one_hot", "multi_hot", "numeric"])
+def test_a_feature_of_the_labels_column_is_refused(tmp_path, channel):
+    attributes = {
+        "one_hot": {"transform": {"column": "click", "vocabulary": {}}},
+        "multi_hot": {"max_hotness": 2, "transform": {"columns": ["x", "click"], "vocabulary": {}}},
+        "numeric": {"transform": {"column": "click"}},
+    }
+    (tmp_path / "a.csv").write_text("x,click\n1,1\n2,0\n")
+    spec = write_spec(tmp_path / "spec.yaml", {"leak": attributes[channel], "click": {}}, **{channel: ["leak"]})
+    with pytest.raises(
+        InputError, match=r"spec\.yaml: feature_spec\.leak: expected other columns than .*, got 'click'$"
+    ):
+        run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.csv"], split="none"))
+
+
+def test_features_in_no_list_are_told(tmp_path, caplog):
+    (tmp_path / "a.csv").write_text("x,click\n1,1\n2,0\n")
+    spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"y": {}, "x_y": {}, "click": {}}, ["x"])
+    run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.csv"], split="none"))
+    assert caplog.messages == [f"{spec}: in no list of channel_spec, so no part of the data set: x_y, y"]
+
+
+def test_columns_of_numbers_but_for_a_few_texts_are_told(tmp_path):
+    """Not ids, few distinct numbers, or texts of which many are no numbers."""
+    rng = np.random.default_rng()
+    numbers, few = rng.permutation(500).astype(str).tolist() * 2, rng.integers(0, 9, 1000).astype(str).tolist()
+    columns = {"price": numbers, "ad_id": numbers, "slot": few, "code": numbers, "fine": numbers}
+    columns = {name: values.copy() for name, values in columns.items()}
+    for name, strays in (("price", ["sold out", "n/a"]), ("ad_id", ["x7"]), ("slot", ["none", "top"])):
+        columns[name][: len(strays)] = strays
+    columns["code"][:400] = [f"c{i}" for i in range(400)]
+    columns |= {"cost": [*numbers[:-4], "a", "b", "c", "d"], "click": [0, 1] * 500}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    spec, notes = infer_spec([tmp_path / "a.parquet"])
+    assert {"price", "cost", "code"} <= {*spec["channel_spec"]["onehot_categorical"]}
+    assert [note for note in notes if "numbers but" in note] == [
+        "price: numbers but for 'sold out'; a numeric feature wants these in its `nulls`",
+        "cost: numbers but for 'a', 'b', 'c', ...; a numeric feature wants these in its `nulls`",
+    ]
+
+
+@pytest.mark.parametrize("unit", ["D", "s", "ms", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Kolkata"])
+def test_times_are_left_out_of_a_proposal(tmp_path, unit, zone):
+    """Whatever their unit, even if they repeat; words and numbers that begin as one do not make a column of times."""
+    days = np.datetime64("2024-02-27", unit) + np.random.default_rng().integers(0, 9, 300).astype("m8[D]")
+    times = pa.array(days) if unit == "D" else pa.array(days.astype(f"M8[{unit}]")).cast(pa.timestamp(unit, zone))
+    texts = [*map(str, days[1:]), "later"]
+    columns = {"at": times, "text": days.astype(str).tolist(), "word": texts, "click": [0, 1] * 150}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    spec, notes = infer_spec([tmp_path / "a.parquet"])
+    told = "holds times, which seldom come again; `--split time:{0}:0.2` divides the rows by them"
+    assert notes[:2] == [f"left out: {name}: {told.format(name)}" for name in ("at", "text")]
+    assert spec["channel_spec"]["onehot_categorical"] == ["word"]
+
+
+def test_a_file_for_training_and_for_the_test_is_told(tmp_path, caplog):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("x,click\n1,1\n2,0\n")
+    spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"click": {}}, ["x"])
+    for train, test in (("ab", "ab"), ("a", "b")):
+        files = [[tmp_path / f"{name}.csv" for name in names] for names in (train, test)]
+        run(TabularConfig(spec, tmp_path / "out", *files))
+    told = "among the train files and the test files: metrics of known rows say nothing"
+    assert caplog.messages == [f"{tmp_path / 'a.csv'}: {told}"]

@@ -12,6 +12,7 @@ from commands import main
 from test_tabular import read, write_spec
 
 from preprocess.tabular import TabularConfig, run
+from widedeep.describe import describe
 from widedeep.errors import InputError
 from widedeep.shards import ShardSet
 
@@ -125,3 +126,19 @@ def test_rows_of_which_some_have_a_label_are_refused(place, tmp_path):
             run(TabularConfig(place / "data", tmp_path / "out", [whole], [none], **options))
     run(TabularConfig(place / "data", tmp_path / "out", test=[whole], **given))
     assert read(tmp_path / "out" / "test")["click"].tolist() == read(place / "data" / "test")["click"].tolist()
+
+
+def test_describe_shows_no_clicks_of_rows_without_labels(place, tmp_path):
+    path = new_rows(place, tmp_path / "new.csv", click=None)
+    assert preprocessed(place, tmp_path / "new", path) == 0
+    report = describe(tmp_path / "new")
+    assert report["splits"]["test"] == {"rows": 40, "clicks": None, "click_rate": None}
+    top, labelled = (
+        describe(place_ / name)["categorical"]["city"]["test"]["top"]
+        for place_, name in ((tmp_path, "new"), (place, "data"))
+    )
+    assert [entry | {"click_rate": None} for entry in labelled] == top
+    assert all(entry["click_rate"] is not None for entry in labelled)
+    for suffix in (".html", ".json"):
+        assert main(["describe", str(tmp_path / "new"), "--out", str(tmp_path / f"report{suffix}")]) == 0
+    assert json.loads((tmp_path / "report.json").read_text()) == report

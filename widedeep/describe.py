@@ -14,6 +14,7 @@ import numpy as np
 
 from widedeep.errors import InputError
 from widedeep.feature_spec import STATISTICS, FeatureSpec
+from widedeep.shard_manifest import is_labelled
 from widedeep.shards import MANIFEST, ShardSet, decode_ids
 
 ROWS = 1 << 20
@@ -33,7 +34,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     Returns:
         {"path", "splits": {split: rows, clicks, click_rate}, "categorical": {feature: {"nulls", "cardinality",
         "hotness", split: {...}}}, "numeric": {feature: {"nulls", split: {...}}}}. "nulls" counts the source's rows of
-        all splits without a value, if preprocessing reported them; what a split without rows cannot have is None.
+        all splits without a value, if preprocessing reported them. What a split cannot have is None: without rows all
+        shares, without labels clicks and click rates.
     Raises:
         InputError: `path` is neither, or a shard set there is damaged.
     """
@@ -82,12 +84,16 @@ def _open(path: Path) -> tuple[dict[str, ShardSet], list[str]]:
 
 
 def _words(path: Path) -> dict[str, Callable[[int], str]]:
-    """{feature: what an id stands for}, of features with a vocabulary and of exact crosses."""
+    """{feature: what an id stands for}, of features with a vocabulary or buckets, and of exact crosses."""
     features = _read(path / STATISTICS / "statistics.json").get("features")
     features = features if isinstance(features, dict) else {}
     known = {name: f for name, f in features.items() if isinstance(f, dict)}
     values = {name: f["values"] for name, f in known.items() if isinstance(f.get("values"), list)}
     words: dict[str, Callable[[int], str]] = {name: partial(_word, texts) for name, texts in values.items()}
+    edges = {name: f["edges"] for name, f in known.items() if isinstance(f.get("edges"), list)}
+    for name, numbers in edges.items():
+        if all(isinstance(number, int | float) for number in numbers):
+            words[name] = partial(_bucket, [-np.inf, *numbers, np.inf])
     sizes = {name: f["sizes"] for name, f in known.items() if isinstance(f.get("sizes"), dict)}
     for name, crossed in sizes.items():
         if all(isinstance(size, int) and size > 0 for size in crossed.values()):
@@ -99,6 +105,11 @@ def _words(path: Path) -> dict[str, Callable[[int], str]]:
 def _word(values: Sequence[Any], value: int) -> str:
     """What an id of a vocabulary stands for."""
     return str(values[value - 1]) if 0 < value <= len(values) else "(missing, rare or unseen)"
+
+
+def _bucket(edges: Sequence[float], value: int) -> str:
+    """What an id of a bucketised feature stands for; the outer edges are infinite."""
+    return f"[{edges[value - 1]:.9g}, {edges[value]:.9g})" if 0 < value < len(edges) else "(missing)"
 
 
 def _combination(words: Sequence[Callable[[int], str]], sizes: Sequence[int], value: int) -> str:
@@ -142,6 +153,8 @@ def _label(shards: ShardSet) -> str:
 
 def _rows(shards: ShardSet) -> dict[str, Any]:
     clicks = sum(int(part.sum(dtype=np.int64)) for part in shards.column(_label(shards)))
+    if not is_labelled(shards.manifest):  # the column's zeros say nothing
+        return {"rows": shards.rows, "clicks": None, "click_rate": None}
     return {"rows": shards.rows, "clicks": clicks, "click_rate": _share(clicks, shards.rows)}
 
 
@@ -198,7 +211,7 @@ def _categorical(
         empty += int((~valid.any(axis=1)).sum())
         counts.add(ids[valid], np.repeat(labels, valid.sum(axis=1)))
     ids, rows, clicks = counts.result()
-    total = int(rows.sum())
+    total, labelled = int(rows.sum()), is_labelled(shards.manifest)
     order = np.argsort(-rows, kind="stable")
     result = {
         "used": len(ids),
@@ -207,15 +220,16 @@ def _categorical(
         "empty_rows": empty,
         "mean_length": _share(total, shards.rows),
         "head": {str(n): _share(int(rows[order[:n]].sum()), total) for n in HEADS},
-        "top": [_value(ids[i], rows[i], clicks[i], total, words) for i in order[:TOP]],
+        "top": [_value(ids[i], rows[i], clicks[i] if labelled else None, total, words) for i in order[:TOP]],
     }
     if seen is not None:
         result["unseen"] = _share(int(rows[~np.isin(ids, seen)].sum()), total)
     return result, ids
 
 
-def _value(value: int, rows: int, clicks: int, total: int, words: Callable[[int], str] | None) -> dict[str, Any]:
-    entry = {"id": int(value), "rows": int(rows), "share": rows / total, "click_rate": clicks / rows}
+def _value(value: int, rows: int, clicks: int | None, total: int, words: Callable[[int], str] | None) -> dict[str, Any]:
+    rate = None if clicks is None else clicks / rows
+    entry = {"id": int(value), "rows": int(rows), "share": rows / total, "click_rate": rate}
     if words is not None:
         entry["value"] = words(int(value))
     return entry

@@ -12,7 +12,7 @@ from widedeep.html_page import document, number, percent, section, table
 from widedeep.report_files import RunFiles
 
 METRICS = {
-    "map": ("MAP@12", "mean average precision of the clicked ad inside its display"),
+    "map": ("MAP@12", "mean of 1 / rank of the clicked ad inside its display; of several, the first in the file"),
     "auc": ("AUC", "exact, ties counted half"),
     "gauc": ("group AUC", "inside displays, weighted by rows"),
     "loss": ("log loss", "nats, lower is better"),

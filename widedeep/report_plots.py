@@ -22,6 +22,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,  # 0.7049, not 9.0 under "1e-5 + 7.04e-1"
     "grid.color": "#e2e8f0",
     "grid.linewidth": 0.8,
     "xtick.color": GREY,

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _REFUSED = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
+_ZEROS_OF_FRACTION = r"(?:(\.[0-9]*[1-9])|\.)0+($|[^0-9])"  # before the zone, if there is one
 
 
 class BadCell(ValueError):
@@ -71,7 +72,8 @@ class Column:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The distinct values as text: whole floats as integers, for a null makes floats of a file's integers.
+        """The distinct values as text, the same whatever unit or scale they have: whole floats and decimals as integers
+        (a null makes floats of a file's integers), decimals and times without the zeros that end a fraction.
 
         Raises BadCell for bytes that are no text.
         """
@@ -85,6 +87,11 @@ class Column:
             whole = (numbers == np.trunc(numbers)) & (np.abs(numbers) < 2**53)
             integers = pa.array(np.where(whole, numbers, 0).astype(np.int64))
             texts = pc.if_else(pa.array(whole), integers.cast(pa.string()), texts)
+        if pa.types.is_decimal(self.values.type):
+            plain = [format(value, "f") for value in self.values.to_pylist()]  # arrow writes some as 1E-10
+            return [text.rstrip("0").rstrip(".") if "." in text else text for text in plain]
+        if pa.types.is_temporal(self.values.type):
+            texts = pc.replace_substring_regex(texts, _ZEROS_OF_FRACTION, r"\1\2")
         return texts.to_pylist()
 
     def numbers(self) -> np.ndarray:

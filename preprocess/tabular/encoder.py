@@ -89,7 +89,10 @@ def _table(rows: Any, columns: Sequence[str]) -> pa.Table:
             rows = rows[[name for name in columns if name in rows.columns]]
         return rows if isinstance(rows, pa.Table) else pa.table(rows)
     except _REFUSED as error:
-        raise InputError(f"rows: expected a table: {_told(error)}") from error
+        if isinstance(rows, Mapping) or hasattr(rows, "columns"):
+            raise InputError(f"rows: expected a table: {_told(error)}") from error
+        told = f"a DataFrame or a pyarrow Table, got {type(rows).__name__}; a single row is a list of one mapping"
+        raise InputError(f"rows: expected a mapping of columns, a list of mappings, {told}") from error
 
 
 def _value(row: Any, i: int, name: str) -> Any:

@@ -11,7 +11,7 @@ from preprocess import csv_io
 from preprocess.engine import ThreadEngine
 from preprocess.tabular import source, transforms
 from preprocess.tabular.config import TabularConfig
-from preprocess.tabular.seen import Seen
+from preprocess.tabular.seen import NULL_WORDS, Seen
 from preprocess.tabular.spec import csv_format
 from widedeep.errors import InputError
 
@@ -21,6 +21,7 @@ MANY_VALUES = 100_000  # more distinct texts than this are hashed, fewer make a 
 LABELS = ("label", "click", "clicked", "is_click", "is_clicked", "target", "y")  # names taken when none is given
 POSITIVE_TEXTS = ("1", "true", "yes", "y", "t", "click", "clicked", "positive")
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # as pandas calls an index without a name that it writes to a file
+TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}[0-9:.]*(Z|[+-][0-9:]+)?)?")  # as ISO 8601 has it
 ID_NAME = re.compile(r"(.*[_ .-])?(?i:id)|(?i:id)[_ .-].*|.*[^A-Z]I[dD]")  # id, id_ad, ad_id, adId, adID; not PAID
 
 
@@ -39,14 +40,14 @@ def infer_spec(
     in buckets, categorical ones; words such as NA or ? among them are taken as no value. Texts, other numbers, and
     integers whose name says id, become categorical: by vocabulary, or hashed when there are very many. Lists and texts
     with `|` or `;` become multi-hot. Columns that hold one value, texts, ids and entries of lists that hardly repeat,
-    the number of the row, the index of a pandas table, and columns that cannot be read, are left out. Without a `label`
-    the column is taken whose name is one of `LABELS`.
+    times, the number of the row, the index of a pandas table, and columns that cannot be read, are left out. Without a
+    `label` the column is taken whose name is one of `LABELS`.
     delimiter and columns are those of `metadata.csv`, for CSV files with other delimiters or without a header; None: a
     tab in files called .tsv, a comma in others.
 
     Returns:
         The spec as a dict for YAML, and sentences about each column that was left out, what the label was taken to
-        mean, and which integers were taken as numbers.
+        mean, which integers were taken as numbers, and which columns are of numbers but for a few texts.
     Raises:
         InputError: a file is malformed or empty, lacks the label or the group, or has nothing else to learn from; the
             label has not two values.
@@ -131,6 +132,10 @@ def _proposal(
     notes += [meaning, *missing]
     if integers:
         notes.append(f"integers taken as numbers: {', '.join(integers)}; one that is an id wants a vocabulary")
+    for name, column in others.items():
+        if strays := _strays(name, column):
+            told = f"{', '.join(map(repr, strays[:3]))}{', ...' if strays[3:] else ''}"
+            notes.append(f"{name}: numbers but for {told}; a numeric feature wants these in its `nulls`")
     return {"feature_spec": features, "channel_spec": channels}, notes
 
 
@@ -173,6 +178,8 @@ def _unfit(name: str, column: Seen) -> str | None:
         return f"holds {'one value' if distinct else 'no value'}"
     if PANDAS_INDEX.fullmatch(name):
         return "is the index of a pandas table"
+    if not column.lengths and all(TIME.fullmatch(text) for text in column.counts):
+        return f"holds times, which seldom come again; `--split time:{name}:0.2` divides the rows by them"
     if distinct <= FEW_VALUES or (not column.lengths and not column.numbers and column.separator):
         return None
     if column.lengths:  # the numbers of a vector, say
@@ -187,6 +194,19 @@ def _unfit(name: str, column: Seen) -> str | None:
 
 def _is_numeric(name: str, column: Seen) -> bool:
     return column.numbers > FEW_VALUES and not (column.are_whole and ID_NAME.fullmatch(name))
+
+
+def _strays(name: str, column: Seen) -> list[str]:
+    """The few texts, of no usual word for no value, that keep a column from being one of numbers; empty if many do."""
+    if column.are_numbers or column.lengths or ID_NAME.fullmatch(name):
+        return []
+    strays = []
+    for text in column.counts:
+        if transforms.number_of(text) is None and text.strip().lower() not in NULL_WORDS:
+            strays.append(text)
+            if len(strays) > 0.1 * len(column.counts):
+                return []
+    return strays if len(column.counts) - len(strays) > FEW_VALUES else []
 
 
 def _texts(distinct: int) -> dict[str, Any]:

@@ -238,10 +238,17 @@ class _Run:
         if self.inputs and not self.counts["test"]["rows"] and self.config.split != "none":
             told = f"the split {self.config.split} makes no test rows" if self.split else "the test files hold no rows"
             log.warning("%s: a training would not be evaluated", told)
+        if both := [str(path) for path in self.inputs if path in self.test]:
+            log.warning("%s: among the train files and the test files: metrics of known rows say nothing", both[0])
         for name, cut in self.cut.items():
             if cut:
                 log.warning("%s: %d elements beyond max_hotness were left out", name, cut)
         self.warn_of_strange_values()
+        unused = [name for name in completed.other if name not in (completed.label, completed.group)]
+        if unused:
+            log.warning(
+                "%s: in no list of channel_spec, so no part of the data set: %s", self.spec.path, ", ".join(unused)
+            )
         result: dict[str, Any] = {}
         for mapping, count in self.counts.items():
             rate = count["positive"] / count["rows"] if count["rows"] and "label" not in self.absent else None

@@ -209,7 +209,7 @@ def _type_fault(kind: pa.DataType) -> str | None:
 
 def _is_text(kind: pa.DataType) -> bool:
     """Whether values of this type can be written as text."""
-    if isinstance(kind, pa.BaseExtensionType):
+    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_duration(kind):  # whose text does not name its unit
         return False
     try:
         pa.array([], kind).cast(pa.string())

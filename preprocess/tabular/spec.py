@@ -117,7 +117,13 @@ class TabularSpec:
         features = [made[name] if name in made else fields[name].cross(given[name], made) for name in fields]
         for f in spec.numeric:
             features.append(_Fields(path, f.name, "numeric", f.transform).numeric())
-        features.append(_Fields(path, spec.label, "label", spec.other[spec.label].get("transform")).label())
+        label = _Fields(path, spec.label, "label", spec.other[spec.label].get("transform")).label()
+        for f in features:
+            if leaked := {*f.columns, *f.mask} & {*label.columns}:
+                raise InputError(
+                    f"{path}: feature_spec.{f.name}: expected other columns than the label's, got {min(leaked)!r}"
+                )
+        features.append(label)
         if spec.group:
             features.append(_Fields(path, spec.group, "group", spec.other[spec.group].get("transform")).group())
         return cls(path, raw, features, spec)

@@ -146,8 +146,10 @@ def parse(text: str, seed: int, group: str | None) -> Split:
     if kind not in ("random", "last", "group") or not re.fullmatch(r"\d+|\d*\.\d+", rest):
         raise InputError(f"split: expected {FORMS}, got {text!r}")
     amount = float(rest)
-    if not 0 < amount < 1 and (kind != "last" or amount < 1):
-        raise InputError(f"split: expected a share between 0 and 1, got {text!r}")
+    is_rows = kind == "last" and rest.isdigit() and amount >= 1
+    if not 0 < amount < 1 and not is_rows:
+        rows = " or a whole number of rows" if kind == "last" else ""
+        raise InputError(f"split: expected a share between 0 and 1{rows}, got {text!r}")
     if kind == "group":
         return Group(amount, seed, group)
     return Last(amount) if kind == "last" else Random(amount, seed)
