@@ -169,7 +169,8 @@ def stages() -> list[Stage]:
         "rest": [*TESTS, *rest],
         "preprocessing": [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"],
         "nccl": [*TESTS, "tests/test_cuda_nccl.py"],
-        "ranks": [*TESTS, "tests/test_cuda_ranks.py"],
+        "ranks": [*TESTS, "-k", "test_steps", "tests/test_cuda_ranks.py"],
+        "runs of ranks": [*TESTS, "-k", "not test_steps", "tests/test_cuda_ranks.py"],
     }
     cases = [pair for pair in itertools.product(TOOLS, SANITIZED) if pair not in NOT_SANITIZED]
     sanitizers = {" ".join(pair): sanitizer(*pair) for pair in cases}
@@ -182,9 +183,9 @@ def stages() -> list[Stage]:
         *(Stage(name, command, 150, sanitized, beside=True) for name, command in sanitizers.items()),
         Stage("kernels", [PY, "-m", "bench.budget", "--json"], 60, kernels),
         Stage("training fp16", bench("train", *fp16, *both, "--peers", "jax"), 90, whole_steps),
+        Stage("training from the host", bench("train", *fp16, *host, "--peers", "none"), 70, whole_steps),
         Stage("inference fp16", bench("infer", *fp16, *both, "4096", "--peers", "jax", *fewer), 70, whole_steps),
         Stage("training tf32", bench("train", *tf32, "--batch", "131072", "--peers", "none"), 45, whole_steps),
-        Stage("training from the host", bench("train", *fp16, *host, "--peers", "none"), 70, whole_steps),
         Stage("registers", [PY, "cmake/ptxas_report.py", "build"], 10, last_line),
         Stage("doctor", [PY, "-m", "widedeep", "doctor"], 30, last_line),
         Stage("timeline", [PY, "-m", "bench.timeline", "train"], 40, last_line),

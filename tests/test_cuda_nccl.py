@@ -75,7 +75,8 @@ def test_a_process_that_fails_says_so_and_ends_whoever_waits_for_it():
     first, *others = start_ranks(min(2, torch.cuda.device_count()), "-c", FAILS)
     try:
         said, errors = first.communicate(timeout=90)
-        assert (first.returncode, said) == (0, "this process has something to say\n"), errors
+        assert first.returncode == 0, errors
+        assert said.endswith("this process has something to say\n"), said  # NCCL may have told its version before
         assert all(process.poll() is None for process in others)
     finally:
         for process in (first, *others):
