@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 from thread_comm import in_ranks
 
 from widedeep.errors import RunError
@@ -18,6 +18,7 @@ from widedeep.metrics import (
     ThresholdAUC,
     calibration,
     exact_auc,
+    score_rows,
 )
 
 SIZES = [(1, 1), (2, 1), (37, 5), (1000, 1), (1001, 1001), (4000, 700)]
@@ -51,6 +52,21 @@ def slow_map(score, label, group, k):
         rank = ranked.index(first)
         total += 1 / (rank + 1) if rank < k else 0
         count += 1
+    return total, count
+
+
+def slow_map_all(score, label, group, k):
+    """Kaggle's apk of each display: precision at each click of the first k, over as many as there could be."""
+    total, count = 0.0, 0
+    score, label, group = (x.tolist() for x in (score, label, group))
+    for display in sorted(set(group)):
+        places = [i for i in range(len(group)) if group[i] == display]
+        clicks, hits = sum(label[i] > 0 for i in places), 0
+        for rank, i in enumerate(sorted(places, key=lambda i: (-score[i], i))[:k], 1):
+            if label[i] > 0:
+                hits += 1
+                total += hits / rank / min(clicks, k)
+        count += clicks > 0
     return total, count
 
 
@@ -153,6 +169,44 @@ def test_map_matches_loop(B, G, k, device):
 
 
 @pytest.mark.parametrize(("B", "G"), SIZES)
+@pytest.mark.parametrize("k", [1, 3, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+def test_map_of_all_clicks_matches_loop(B, G, k, dtype, device):
+    score, label, group = rows(B, G, device, dtype=dtype)
+    metric = MeanAveragePrecision(k, all_clicks=True)
+    metric.update(score, label, group)
+    total, count = slow_map_all(score, label, group, k)
+    assert metric.state["groups"].item() == count
+    assert metric.state["precision"].item() == pytest.approx(total, abs=1e-9)
+
+
+def test_map_of_all_clicks_is_that_of_sklearn_where_no_rank_is_too_low(device):
+    g = torch.Generator().manual_seed(11)
+    score, group = torch.randperm(600, generator=g) / 600, torch.randint(0, 80, (600,), generator=g)
+    label = (torch.rand(600, generator=g) < 0.3).int()
+    here = [group == display for display in group[label > 0].unique()]
+    want = [average_precision_score(label[one], score[one]) for one in here]
+    metric = MeanAveragePrecision(k=600, all_clicks=True)
+    metric.update(score.to(device), label.to(device), group.to(device))
+    assert metric.compute() == pytest.approx(sum(want) / len(want), abs=1e-12)
+
+
+def test_map_of_all_clicks_differs_where_groups_have_several(device):
+    score = torch.tensor([0.1, 0.9, 0.5, 0.7, 0.6], device=device)
+    label, group = (torch.tensor(x, device=device) for x in ([1, 0, 1, 0, 1], [7, 7, 7, 8, 8]))
+    result = score_rows(score, score, label, group)
+    assert (result["groups"], result["multi_click_groups"]) == (2, 1)
+    assert result["map"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert result["map_all"] == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1 / 2) / 2)
+    single = score_rows(score[1:], score[1:], label[1:], group[1:])
+    assert single["map_all"] == single["map"] == 0.5
+    assert single["multi_click_groups"] == 0
+    none = score_rows(score, score, label, None)
+    assert math.isnan(none["map_all"])
+    assert none["multi_click_groups"] == 0
+
+
+@pytest.mark.parametrize(("B", "G"), SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=["f32", "f64", "f16"])
 def test_group_auc_matches_loop(B, G, dtype, device):
     score, label, group = rows(B, G, device, dtype=dtype)
@@ -204,7 +258,7 @@ def test_empty_and_one_class_are_nan(device):
         assert math.isnan(metric.compute())
         metric.update(empty, empty)
         assert math.isnan(metric.compute())
-    for metric in (MeanAveragePrecision(), GroupAUC()):
+    for metric in (MeanAveragePrecision(), MeanAveragePrecision(all_clicks=True), GroupAUC()):
         metric.update(empty, empty, empty.long())
         assert math.isnan(metric.compute())
     ones = torch.ones(3, device=device)

@@ -17,7 +17,8 @@ from widedeep import scoring
 from widedeep.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-KEYS = ["rows", "groups", "logloss", "accuracy", "auc", "auc_200", "auc_8000", "map", "gauc"]
+KEYS = ["rows", "groups", "multi_click_groups", "logloss", "accuracy"]
+KEYS += ["auc", "auc_200", "auc_8000", "map", "map_all", "gauc"]
 
 
 def score(capsys, path, label="y", prob="p", group="g", **options):
@@ -111,7 +112,8 @@ def test_types_that_change_late_in_a_file(tmp_path, capsys):
 def test_without_groups(tmp_path, capsys):
     result = score(capsys, write(tmp_path, table()), group=None)
     assert list(result) == KEYS
-    assert result["map"] is result["gauc"] is result["groups"] is None
+    assert result["map"] is result["map_all"] is result["gauc"] is result["groups"] is None
+    assert result["multi_click_groups"] is None
 
 
 def test_saturated_probabilities_have_a_finite_loss(tmp_path, capsys):

@@ -81,6 +81,7 @@ def test_log_has_the_originals_keys(finished):
     epochs = [line for line in lines if "loss_val" in line["data"]]
     assert [line["step"] for line in epochs] == [[63, 189], [126, 189], [189, 189], []]
     assert {"loss_val", "auc_val", "binary_accuracy_val", "streaming_map_val"} <= epochs[0]["data"].keys()
+    assert epochs[0]["data"]["map_all_val"] > 0  # ours: the planted groups have several clicks
     assert epochs[-1]["data"] == epochs[-2]["data"]
 
 
@@ -110,7 +111,7 @@ def test_evaluate_and_predict_and_metrics_agree(data, finished, tmp_path, capsys
     assert main(["evaluate", *common, "--checkpoint", "last", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     trained = json.loads((finished / "results" / "evaluation.json").read_text())
-    for key in ("loss", "auc", "auc_200", "map", "gauc", "binary_accuracy"):
+    for key in ("loss", "auc", "auc_200", "map", "map_all", "gauc", "binary_accuracy"):
         assert result[key] == pytest.approx(trained[key], abs=1e-6), key
     out = tmp_path / "p.parquet"
     assert main(["predict", *common, "--checkpoint", "last", "--out", str(out), "--eval_batch_size", "97"]) == 0
@@ -123,7 +124,8 @@ def test_evaluate_and_predict_and_metrics_agree(data, finished, tmp_path, capsys
     columns = ["--label", "label", "--score", "prob", "--group", "display_id"]
     assert main(["metrics", "--predictions", str(out), *columns, "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)
-    assert scored["map"] == pytest.approx(result["map"], abs=1e-9)
+    for key in ("map", "map_all", "multi_click_groups"):
+        assert scored[key] == pytest.approx(result[key], abs=1e-9)
     assert scored["auc"] == pytest.approx(result["auc"], abs=1e-9)
 
 
@@ -352,7 +354,7 @@ def test_best_score_and_patience():
     progress = Progress(seed=0, rows=1, global_batch_size=1)
     history = []
     for epoch, score in enumerate([0.5, float("nan"), 0.6, 0.55, 0.6], start=1):
-        progress.epoch, progress.metrics = epoch, {"auc_val": 0.0, "streaming_map_val": score}
+        progress.epoch, progress.metrics = epoch, {"auc_val": 0.0, "streaming_map_val": 0.9, "map_all_val": score}
         history.append((note_score(progress), is_finished(progress, config)))
     assert history == [(True, False), (False, False), (True, False), (False, False), (False, True)]
     assert progress.best == 0.6

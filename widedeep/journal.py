@@ -18,6 +18,7 @@ from widedeep.run import Run, tell
 SUMMARY_FILE = "data_summary.json"
 UNITS = {
     "streaming_map_val": {"unit": None},
+    "map_all_val": {"unit": None},
     "train_throughput": {"unit": "samples/s"},
     "validation_throughput": {"unit": "samples/s"},
 }
@@ -173,9 +174,10 @@ def one_class(name: str, split: dict[str, Any]) -> str:
 
 
 def log_values(result: dict[str, float | int], evaluation: Evaluation) -> dict[str, float]:
-    """An evaluation's result under the original's log keys."""
+    """An evaluation's result under the original's log keys; `map_all_val`, ours, where a group has several clicks."""
     names = {"loss_val": "loss", "auc_val": f"auc_{evaluation.thresholds[0]}", "binary_accuracy_val": "binary_accuracy"}
     names |= {"streaming_map_val": "map"} if evaluation.groups else {}
+    names |= {"map_all_val": "map_all"} if result["multi_click_groups"] else {}
     return {name: result[key] for name, key in names.items()}
 
 

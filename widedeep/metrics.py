@@ -15,7 +15,15 @@ from torch import Tensor
 
 from widedeep import ops
 from widedeep.errors import RunError
-from widedeep.metrics_groups import Groups, auc_by_group, average_precision, number_groups, rank_key
+from widedeep.metrics_groups import (
+    Groups,
+    auc_by_group,
+    average_precision,
+    average_precision_of_all,
+    clicks_by_group,
+    number_groups,
+    rank_key,
+)
 
 THRESHOLDS = (200, 8000)  # of the two AUCs by thresholds
 
@@ -112,20 +120,25 @@ class ThresholdAUC(Metric):
 
 
 class MeanAveragePrecision(Metric):
-    """MAP@k by the original's rule (`metrics_groups.average_precision`): displays without a click are left out.
+    """MAP@k; groups without a click are left out. By the original's rule (`metrics_groups.average_precision`) the first
+    click of a group counts; with `all_clicks` every one (`average_precision_of_all`).
 
     Groups are formed within one `update`: a group cut by the border of two batches counts as two, as in the original.
     """
 
-    def __init__(self, k: int = 12):
+    def __init__(self, k: int = 12, all_clicks: bool = False):
         super().__init__()
-        self.k = k
+        self.k, self.all_clicks = k, all_clicks
 
     def update(self, score: Tensor, label: Tensor, group: Tensor | Groups) -> None:
         """score: [B] floats.    label: [B], 0 or 1.    group: [B] integers, or the numbered groups."""
         groups = number_groups(group) if isinstance(group, Tensor) else group
-        values = average_precision(score, label, groups, self.k)
-        self._add(precision=values.sum(), groups=_count(values))
+        if self.all_clicks:
+            values = average_precision_of_all(score, label, groups, self.k)
+            self._add(precision=values.sum(), groups=(clicks_by_group(label, groups) > 0).sum())
+        else:
+            values = average_precision(score, label, groups, self.k)
+            self._add(precision=values.sum(), groups=_count(values))
 
     def value(self) -> Tensor | None:
         return self._ratio("precision", "groups")
@@ -208,7 +221,8 @@ class Evaluation:
     """
 
     def __init__(self, k: int = 12, thresholds: tuple[int, int] = THRESHOLDS, groups: bool = True):
-        """k: of MAP.    thresholds: of two more AUCs, `auc_<n>`.    groups: whether rows have one (`map`, `gauc`)."""
+        """k: of MAP.    thresholds: of two more AUCs, `auc_<n>`.    groups: whether rows have one (`map`, `map_all`,
+        `gauc`)."""
         self.k, self.thresholds, self.groups = k, thresholds, groups
         self._logit: list[Tensor] = []
         self._label: list[Tensor] = []
@@ -289,8 +303,9 @@ class Evaluation:
 
         Returns:
             `loss` (mean over rows, nats), `binary_accuracy`, `auc` (exact), `auc_200`, `auc_8000` (by `thresholds`),
-            `map` (at k), `gauc`, `rows`, `groups` (distinct). Without groups `map` and `gauc` are NaN and `groups` is
-            0. NaN where undefined.
+            `map` (at k, by the original's rule), `map_all` (at k, all clicks), `gauc`, `rows`, `groups` (distinct) and
+            `multi_click_groups` (those of several clicks; without any, `map_all` is `map`). Without groups `map`,
+            `map_all` and `gauc` are NaN, and the counts of groups 0. NaN where undefined.
         Raises:
             RunError: a logit is not finite: a ranking by such a model would mean nothing.
         """
@@ -331,20 +346,27 @@ def _score(
     """What `score_rows` returns: metrics as tensors, and counts. curves: of these rows."""
     accuracy = BinaryAccuracy()
     accuracy.update(prob, label)
-    mean_precision, group_auc, groups = MeanAveragePrecision(k), GroupAUC(), None
+    mean_precision, group_auc = MeanAveragePrecision(k), GroupAUC()
+    of_all, counts = mean_precision, {"groups": 0, "multi_click_groups": 0}
     score = rank_key(score)  # once for all
     if group is not None:
         groups = number_groups(group)
         mean_precision.update(score, label, groups)
         group_auc.update(score, label, groups)
+        several = int((clicks_by_group(label, groups) > 1).sum())
+        counts = {"groups": len(groups.sizes), "multi_click_groups": several}
+        if several:
+            of_all = MeanAveragePrecision(k, all_clicks=True)
+            of_all.update(score, label, groups)
     values = {
         "binary_accuracy": accuracy.value(),
         "auc": exact_auc(score, label),
         **{f"auc_{curve.count}": curve.value() for curve in curves},
         "map": mean_precision.value(),
+        "map_all": of_all.value(),
         "gauc": group_auc.value(),
     }
-    return values, {"rows": len(score), "groups": 0 if groups is None else len(groups.sizes)}
+    return values, {"rows": len(score)} | counts
 
 
 def _count(values: Tensor) -> Tensor:

@@ -44,6 +44,31 @@ def average_precision(score: Tensor, label: Tensor, groups: Groups, k: int) -> T
     return torch.where(rank < k, 1.0 / (rank + 1).double(), 0.0)
 
 
+def average_precision_of_all(score: Tensor, label: Tensor, groups: Groups, k: int) -> Tensor:
+    """What each click adds to the average precision at k of its group, all clicks counted.
+
+    In a group of n clicks, one of rank r (as in `average_precision`), the c-th of them by rank, adds
+    c / (r + 1) / min(n, k), and 0 from r = k on. Source: Kaggle's `apk`, github.com/benhamner/Metrics.
+
+    Args:
+        score: [B] finite floats, or their `rank_key`.    label, groups, k: as in `average_precision`.
+    Returns:
+        [clicks] float64.
+    """
+    key, order = torch.sort((groups.segment << 32) + (2**32 - 1 - rank_key(score)), stable=True)
+    place = (label > 0)[order].nonzero().squeeze(1)
+    segment = key[place] >> 32
+    clicks = clicks_by_group(label, groups)
+    rank = place - (groups.sizes.cumsum(0) - groups.sizes)[segment]
+    number = torch.arange(1, len(place) + 1, device=place.device) - (clicks.cumsum(0) - clicks)[segment]
+    return torch.where(rank < k, number.double() / ((rank + 1) * clicks[segment].clamp(max=k)), 0.0)
+
+
+def clicks_by_group(label: Tensor, groups: Groups) -> Tensor:
+    """[G] int64.    label: [B], clicked where > 0."""
+    return torch.zeros_like(groups.sizes).index_add_(0, groups.segment, (label > 0).long())
+
+
 def auc_by_group(score: Tensor, label: Tensor, groups: Groups) -> Tensor:
     """Exact area under the ROC curve inside each group, ties counted half: the Mann-Whitney statistic.
 

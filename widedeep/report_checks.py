@@ -67,7 +67,7 @@ def _names(value: Any) -> list[str]:
 
 
 NUMBER, WHOLE = (_number, "a number"), (_whole, "a whole number from 0")
-SCORES = ("loss", "schedule", "loss_val", "auc_val", "streaming_map_val", "binary_accuracy_val")
+SCORES = ("loss", "schedule", "loss_val", "auc_val", "streaming_map_val", "map_all_val", "binary_accuracy_val")
 ARGUMENTS: Fields = {"num_epochs": WHOLE, "global_batch_size": WHOLE}
 DLLL_LINE: Fields = {"elapsedtime": NUMBER}
 RECORD: Fields = {"step": (_steps, "whole numbers from 0"), "seconds": NUMBER} | dict.fromkeys(SCORES, NUMBER)

@@ -13,12 +13,13 @@ from widedeep.report_files import RunFiles
 
 METRICS = {
     "map": ("MAP@12", "mean of 1 / rank of the clicked ad inside its display; of several, the first in the file"),
+    "map_all": ("MAP@12, all clicks", "the same where a display has one click"),
     "auc": ("AUC", "exact, ties counted half"),
     "gauc": ("group AUC", "inside displays, weighted by rows"),
     "loss": ("log loss", "nats, lower is better"),
     "binary_accuracy": ("accuracy", "at a probability of 0.5"),
 }
-COUNTS = {"rows": ("rows", ""), "groups": ("displays", "")}
+COUNTS = {"rows": ("rows", ""), "groups": ("displays", ""), "multi_click_groups": ("displays of several clicks", "")}
 TILES = ("map", "auc", "loss", "binary_accuracy")
 CAPTIONS = {
     "loss": "Training batches, one in --log_every, before their update; evaluations of the whole set.",
@@ -98,6 +99,7 @@ def _epochs(validation: Sequence[dict[str, Any]]) -> str:
         "loss_val": "log loss",
         "auc_val": "AUC, thresholds",
         "streaming_map_val": "MAP@12",
+        "map_all_val": "MAP@12, all clicks",
         "binary_accuracy_val": "accuracy",
     }
     names = {key: label for key, label in names.items() if any(record.get(key) is not None for record in validation)}

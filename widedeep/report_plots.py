@@ -8,7 +8,11 @@ from typing import Any
 from widedeep.errors import InputError
 
 BLUE, ORANGE, GREEN, GREY, PALE = "#2563eb", "#d97706", "#059669", "#64748b", "#bfd0f7"
-RANKINGS = (("auc_val", "AUC", BLUE), ("streaming_map_val", "MAP@12", GREEN))
+RANKINGS = (
+    ("auc_val", "AUC", BLUE),
+    ("streaming_map_val", "MAP@12", GREEN),
+    ("map_all_val", "MAP@12, all clicks", ORANGE),
+)
 STYLE = {
     "font.size": 10,
     "axes.edgecolor": "#cbd5e1",
@@ -41,7 +45,8 @@ def draw(
 
     Args:
         training: records with `step`, `loss` and perhaps `schedule` (learning rate of the deep part).
-        validation: one record an epoch with `step`, `loss_val`, `auc_val` and perhaps `epoch`, `streaming_map_val`.
+        validation: one record an epoch with `step`, `loss_val`, `auc_val` and perhaps `epoch`,
+            `streaming_map_val`, `map_all_val`.
         calibration: as `metrics.calibration` returns it.
     Raises:
         InputError: matplotlib is not installed.

@@ -52,22 +52,26 @@ def run(
 
 
 def metrics_of(rows: Predictions, k: int = 12) -> dict[str, float | int | None]:
-    """`rows`, `groups`, `logloss`, `accuracy`, `auc`, `auc_200`, `auc_8000`, `map`, `gauc`, as the command prints them.
+    """`rows`, `groups`, `logloss`, `accuracy`, `auc`, `auc_200`, `auc_8000`, `map`, `map_all`, `gauc` and
+    `multi_click_groups`, as the command prints them.
 
     Ranking and the exact AUC use the probabilities as they are in the file (ties in MAP go by the order of rows);
-    thresholds are compared with their float32 values. Without groups `groups`, `map` and `gauc` are None.
+    thresholds are compared with their float32 values. Without groups what is of groups is None. `map` counts the first
+    click of a group, as the original does, `map_all` every one.
     """
     result = score_rows(rows.prob, rows.prob, rows.label, rows.group, k)
     grouped = rows.group is not None
     return {
         "rows": result["rows"],
         "groups": result["groups"] if grouped else None,
+        "multi_click_groups": result["multi_click_groups"] if grouped else None,
         "logloss": log_loss(rows.prob, rows.label),
         "accuracy": result["binary_accuracy"],
         "auc": result["auc"],
         "auc_200": result["auc_200"],
         "auc_8000": result["auc_8000"],
         "map": result["map"] if grouped else None,
+        "map_all": result["map_all"] if grouped else None,
         "gauc": result["gauc"] if grouped else None,
     }
 
@@ -266,12 +270,14 @@ def _as_text(result: dict[str, float | int | None], k: int) -> str:
     names = {
         "rows": "rows",
         "groups": "groups",
+        "multi_click_groups": "groups of several clicks",
         "logloss": "log loss",
         "accuracy": "accuracy",
         "auc": "AUC",
         "auc_200": "AUC, 200 thresholds",
         "auc_8000": "AUC, 8000 thresholds",
-        "map": f"MAP@{k}",
+        "map": f"MAP@{k}, the first click of each group",
+        "map_all": f"MAP@{k}, all clicks",
         "gauc": "group AUC",
     }
     table = Table(show_header=False)

@@ -116,10 +116,10 @@ def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> 
 
 
 def note_score(progress: Progress) -> bool:
-    """Keeps the best MAP@12 (AUC without groups) and counts the epochs since; whether this epoch's is the best. Without
-    an evaluation the latest is.
+    """Keeps the best score and counts the epochs since; whether this epoch's is the best. The score is MAP@12, of all
+    clicks where groups have several, or AUC where there are no groups; without an evaluation the latest epoch is best.
     """
-    name = next((name for name in ("streaming_map_val", "auc_val") if name in progress.metrics), None)
+    name = next((name for name in ("map_all_val", "streaming_map_val", "auc_val") if name in progress.metrics), None)
     if name is None:
         return True
     if progress.score not in (None, name):  # a run that goes on with the other one: they do not compare
