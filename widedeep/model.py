@@ -30,7 +30,7 @@ class WideDeep(nn.Module):
 
     Wide: the sum of one learned scalar per id, a weighted sum of the numeric features, and a bias. Deep: embeddings and
     numeric features side by side (`spec.deep_columns`) through relu layers, each followed by dropout, and one linear
-    unit.
+    unit. Weights are float32, whatever torch's default; the model is made on torch's default device.
 
     Args:
         spec: features; fixes tables, their sizes and their places. Those of dim 0 are in the wide part only.
@@ -88,10 +88,12 @@ class WideDeep(nn.Module):
         generator = torch.Generator()
         self.seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else seed
         generator.manual_seed(self.seed)
-        self._make_deep(generator)
-        self._make_wide(generator, wide_init)
-        self.register_buffer("dropout_step", torch.zeros(1, dtype=torch.int64))
+        with torch.device("cpu"):  # a seed gives the same weights on every device
+            self._make_deep(generator)
+            self._make_wide(generator, wide_init)
+            self.register_buffer("dropout_step", torch.zeros(1, dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_keep_step)
+        self.to(torch.get_default_device())
 
     def _make_deep(self, generator: torch.Generator) -> None:
         self.tables = nn.ParameterList()
@@ -101,7 +103,7 @@ class WideDeep(nn.Module):
             return
         for feature in self.spec.categorical:
             std = math.sqrt(2 / (feature.cardinality + feature.dim)) / TRUNCATED_STD
-            table = torch.empty(self.share.count(feature.cardinality), feature.dim)
+            table = torch.empty(self.share.count(feature.cardinality), feature.dim, dtype=torch.float32)
             _draw_rows(table, self.share, feature.cardinality, partial(_truncated_normal, std, generator))
             self.tables.append(nn.Parameter(table, requires_grad=feature.dim > 0))
         width = self.spec.deep_width
@@ -115,13 +117,13 @@ class WideDeep(nn.Module):
             self.wide = self.wide_numeric = self.wide_bias = None
             return
         N = len(self.spec.numeric)
-        wide, numeric = torch.zeros(sum(self.table_rows)), torch.zeros(N)
+        wide, numeric, bias = (torch.zeros(n, dtype=torch.float32) for n in (sum(self.table_rows), N, 1))
         if wide_init == "uniform":
             for table, rows in zip(wide.split(self.table_rows), self.spec.cardinalities):
                 _draw_rows(table, self.share, rows, partial(_uniform, 0.05, generator))
             _uniform(math.sqrt(6 / (N + 1)), generator, numeric)
         self.wide, self.wide_numeric = nn.Parameter(wide), nn.Parameter(numeric)
-        self.wide_bias = nn.Parameter(torch.zeros(1))
+        self.wide_bias = nn.Parameter(bias)
 
     def forward(self, ids: Tensor, numeric: Tensor, first_row: int = 0, step: Tensor | None = None) -> Tensor:
         """Logits.
@@ -177,14 +179,14 @@ class WideDeep(nn.Module):
 
     def lookup_weights(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Tables F x [rows, D], wide [R], wide numerics [N] and bias [1]; of an absent part ones that add nothing."""
-        device = next(self.parameters()).device
+        zeros = partial(torch.zeros, dtype=torch.float32, device=next(self.parameters()).device)
         tables = list(self.tables)
         if not self.has_deep:
-            tables = [torch.zeros(rows, 0, device=device) for rows in self.table_rows]
+            tables = [zeros(rows, 0) for rows in self.table_rows]
         if self.has_wide:
             return tables, self.wide, self.wide_numeric, self.wide_bias
         sizes = (sum(self.table_rows), len(self.spec.numeric), 1)
-        return tables, *(torch.zeros(n, device=device) for n in sizes)
+        return tables, *(zeros(n) for n in sizes)
 
     def wide_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the flat wide table that ids [B, K] stand for, int64, and which of them are ids, not padding."""
@@ -229,7 +231,7 @@ def _draw_rows(table: Tensor, share: Share, rows: int, draw: Callable[[Tensor], 
         return
     piece = share.world * max(1, PIECE // (share.world * max(1, table.shape[1:].numel())))
     for start in range(0, rows, piece):
-        draw(values := torch.empty(min(piece, rows - start), *table.shape[1:]))
+        draw(values := torch.empty(min(piece, rows - start), *table.shape[1:], dtype=table.dtype))
         mine = values[share.rank :: share.world]
         table[start // share.world :][: len(mine)] = mine
 
@@ -250,7 +252,7 @@ def _uniform(limit: float, generator: torch.Generator, draws: Tensor) -> None:
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A layer with the original's glorot_uniform kernel and zero bias."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32)
     limit = math.sqrt(6 / (inputs + outputs))
     with torch.no_grad():
         layer.weight.uniform_(-limit, limit, generator=generator)

@@ -1,0 +1,81 @@
+"""The model and its optimizers beside what else torch has: defaults of dtype and device."""
+
+import pytest
+import torch
+from test_model import SPECS, inputs
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from widedeep.model import WideDeep
+from widedeep.optim import FTRL, RMSprop
+
+SPEC = SPECS["some wide only"]
+BATCHES = [inputs(SPEC, 33, seed=seed) for seed in range(3)]
+
+
+@pytest.fixture
+def default_dtype(request):
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def default_device():
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+def trained(parts="both", sparse=True):
+    """A model after three steps."""
+    model = WideDeep(SPEC, hidden=[7, 5], seed=4, parts=parts, sparse=sparse)
+    optimizers = [RMSprop(model.deep_parameters())] if model.has_deep else []
+    optimizers += [FTRL(model.wide_parameters())] if model.has_wide else []
+    for ids, numeric, label in BATCHES:
+        loss = binary_cross_entropy_with_logits(model(ids, numeric), label)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return model
+
+
+def assert_same_state(got, want):
+    got, want = got.state_dict(), want.state_dict()
+    assert got.keys() == want.keys()
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize("default_dtype", [torch.float64, torch.bfloat16], indirect=True, ids=str)
+def test_weights_are_float32_whatever_the_default(parts, sparse, default_dtype):
+    model = trained(parts, sparse)
+    torch.set_default_dtype(torch.float32)
+    assert_same_state(model, trained(parts, sparse))
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+def test_a_model_is_made_on_the_default_device(parts, default_device):
+    model = WideDeep(SPEC, hidden=[7, 5], seed=4, parts=parts)
+    assert {t.device.type for t in model.state_dict().values()} == {"meta"}
+    with torch.device("cpu"):
+        here = WideDeep(SPEC, hidden=[7, 5], seed=4, parts=parts)
+    assert {t.device.type for t in here.state_dict().values()} == {"cpu"}
+    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in here.parameters()]
+    torch.set_default_device(None)
+    assert_same_state(here, WideDeep(SPEC, hidden=[7, 5], seed=4, parts=parts))
+
+
+def test_a_model_trains_beside_another_default_device(default_device):
+    with torch.device("cpu"):
+        model = WideDeep(SPEC, hidden=[7, 5], seed=4)
+    loss = binary_cross_entropy_with_logits(model(*BATCHES[0][:2]), BATCHES[0][2])
+    loss.backward()
+    optimizers = [RMSprop(model.deep_parameters()), FTRL(model.wide_parameters())]
+    for optimizer in optimizers:
+        optimizer.step()
+    assert {t.device.type for t in model.state_dict().values()} == {"cpu"}
+    assert all(p.grad.to_dense().isfinite().all() for p in model.parameters() if p.requires_grad)
