@@ -1,9 +1,10 @@
-"""The model and its optimizers beside what else torch has: defaults of dtype and device."""
+"""The model and its optimizers beside what else torch has: defaults of dtype and device, checkpoints of activations."""
 
 import pytest
 import torch
 from test_model import SPECS, inputs
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.checkpoint import checkpoint
 
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, RMSprop
@@ -79,3 +80,20 @@ def test_a_model_trains_beside_another_default_device(default_device):
         optimizer.step()
     assert {t.device.type for t in model.state_dict().values()} == {"cpu"}
     assert all(p.grad.to_dense().isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_repeated_call_without_its_step_is_refused(reentrant):
+    model = WideDeep(SPEC, hidden=[7, 5], seed=4, dropout=0.5)
+    ids, numeric, _ = BATCHES[0]
+    numeric = numeric.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="dropout: expected a step in a call that autograd repeats"):
+        checkpoint(model, ids, numeric, use_reentrant=reentrant).sum().backward()
+    model.dropout = 0.0
+    checkpoint(model, ids, numeric, use_reentrant=reentrant).sum().backward()
+    want = model.layers[0].weight.grad.clone()
+    model.zero_grad()
+    model(ids, numeric).sum().backward()
+    assert torch.equal(model.layers[0].weight.grad, want)
+    model.eval().dropout = 0.5
+    checkpoint(model, ids, numeric, use_reentrant=reentrant).sum().backward()

@@ -137,8 +137,8 @@ class WideDeep(nn.Module):
             [B] float32, differentiable in numeric and in every parameter, once.
         Notes:
             In training mode the dropout masks are fixed by (`seed`, step, row), so each call without a step draws new
-            ones. A call that autograd repeats (torch.utils.checkpoint) must be given its step: the repetition would
-            draw other masks, and its gradients be those of another function.
+            ones. A call that autograd repeats (torch.utils.checkpoint) must be given its step, or the repetition is a
+            RuntimeError: it would draw other masks, and its gradients be those of another function.
         """
         wide, deep = self.parts(ids, numeric, first_row, step)
         return wide + deep
@@ -161,6 +161,8 @@ class WideDeep(nn.Module):
             return wide_logit, zeros
         p = self.dropout if self.training else 0.0
         if step is None:
+            if p and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+                raise RuntimeError("dropout: expected a step in a call that autograd repeats (torch.utils.checkpoint)")
             step = self.dropout_step
             if self.training:
                 self.dropout_step = step + 1  # a new tensor: this call may still read the old one
