@@ -118,6 +118,24 @@ def test_deep_input_is_sorted_by_column_name_not_by_feature_name():
     assert spec.parameter_count([3]) == 7 * 4 + 50 * 8 + (15 * 3 + 3) + (3 + 1) + 57 + 3 + 1
 
 
+@pytest.mark.parametrize(
+    ("categorical", "numeric", "words"),
+    [
+        ([CategoricalFeature("a", 5, 2), CategoricalFeature("a", 7, 2)], [], "each name once, got 'a' twice"),
+        ([CategoricalFeature("a", 5, 2)], [NumericFeature("x"), NumericFeature("x")], "each name once, got 'x' twice"),
+        ([CategoricalFeature("a", 5, 2)], [NumericFeature("a")], "each name once, got 'a' twice"),
+        ([CategoricalFeature("a", 5, 2)], [NumericFeature("a_embedding")], "once, got 'a_embedding' twice"),
+        ([CategoricalFeature("a", 5, 2, 3, "max")], [], "a: expected combiner sum or mean, got 'max'"),
+        ([CategoricalFeature("a", 5, 2, 3), CategoricalFeature("b", 5, 2)], [], "got 'b' after 'a'"),
+        ([CategoricalFeature("a", 5, 2, multi_hot=True), CategoricalFeature("b", 5, 2)], [], "got 'b' after 'a'"),
+    ],
+)
+def test_a_spec_that_is_made_in_code_is_checked(categorical, numeric, words):
+    with pytest.raises(InputError) as error:
+        FeatureSpec(categorical, numeric, label="y")
+    assert words in str(error.value)
+
+
 @pytest.mark.parametrize("channels", [("numerical",), ("onehot_categorical",), ("multihot_categorical",)])
 def test_a_spec_may_have_one_kind_of_feature(channels):
     d = copy.deepcopy(CSV)

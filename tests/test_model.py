@@ -47,9 +47,9 @@ MOVED, MOVED_64 = (
         [
             CategoricalFeature("c", 50, 8),
             CategoricalFeature("e", 7, 16),
+            CategoricalFeature("m", 6, last),
             CategoricalFeature("g", 9, 5, hotness=2),
             CategoricalFeature("k", 30, 16, hotness=3, combiner="mean"),
-            CategoricalFeature("m", 6, last),
         ],
         [NumericFeature(name) for name in "adfz"],
         label="y",

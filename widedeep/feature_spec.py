@@ -16,8 +16,9 @@ import yaml
 
 from widedeep import atomic
 from widedeep.errors import InputError
-from widedeep.feature_spec_parse import MAX_DIM, parse
+from widedeep.feature_spec_parse import MAX_DIM, find_repeated, parse
 from widedeep.features import (
+    COMBINERS,
     MAPPINGS,
     STATISTICS,
     CategoricalFeature,
@@ -66,6 +67,9 @@ class FeatureSpec:
         metadata: free; `statistics`, if there, tells data sets apart whose ids and numbers mean different things.
         other: attributes of features that are no model input (label, group, unused columns), kept for saving.
         directory: where the spec was loaded from; source files are relative to it.
+    Raises:
+        InputError: two features have one name or one column of the deep input; a combiner is unknown; a one-hot feature
+            comes after a multi-hot one.
     """
 
     categorical: tuple[CategoricalFeature, ...]
@@ -80,6 +84,20 @@ class FeatureSpec:
     def __post_init__(self):
         object.__setattr__(self, "categorical", tuple(self.categorical))
         object.__setattr__(self, "numeric", tuple(self.numeric))
+        self._check()
+
+    def _check(self) -> None:
+        """What would otherwise become another model without a word, here or when the spec is saved and loaded."""
+        columns = (*self.numeric_names, *(f"{name}_embedding" for name in self.names))
+        for names in ((*self.names, *self.numeric_names), columns):
+            if repeated := find_repeated(names):
+                raise InputError(f"feature spec: expected each name once, got {repeated!r} twice")
+        for f in self.categorical:
+            if f.combiner not in COMBINERS:
+                raise InputError(f"feature spec: {f.name}: expected combiner sum or mean, got {f.combiner!r}")
+        for before, f in pairwise(self.categorical):
+            if _is_list(before) and not _is_list(f):
+                raise InputError(f"feature spec: expected one-hot features first, got {f.name!r} after {before.name!r}")
 
     @classmethod
     def load(
@@ -147,7 +165,7 @@ class FeatureSpec:
         one_hot, multi_hot = [], []
         for f in self.categorical:
             entry: dict[str, Any] = {"cardinality": f.cardinality, "embedding_dim": f.dim}
-            if f.multi_hot or f.hotness > 1:
+            if _is_list(f):
                 entry |= {"max_hotness": f.hotness, "combiner": f.combiner}
             (multi_hot if "max_hotness" in entry else one_hot).append(f.name)
             features[f.name] = entry | _optional(f)
@@ -301,6 +319,10 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 def _starts(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(accumulate(sizes, initial=0))[:-1]
+
+
+def _is_list(f: CategoricalFeature) -> bool:
+    return f.multi_hot or f.hotness > 1
 
 
 def _optional(f: CategoricalFeature | NumericFeature) -> dict[str, Any]:
