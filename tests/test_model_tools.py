@@ -1,7 +1,9 @@
-"""The model and its optimizers beside what else torch has: defaults of dtype and device, checkpoints of activations."""
+"""The model and its optimizers beside what else torch has: defaults of dtype and device, checkpoints of activations,
+FSDP2, hooks of layers."""
 
 import pytest
 import torch
+from ranks import run_ranks
 from test_model import SPECS, inputs
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.checkpoint import checkpoint
@@ -97,3 +99,58 @@ def test_a_repeated_call_without_its_step_is_refused(reentrant):
     assert torch.equal(model.layers[0].weight.grad, want)
     model.eval().dropout = 0.5
     checkpoint(model, ids, numeric, use_reentrant=reentrant).sum().backward()
+
+
+def test_layers_are_read_not_called():
+    model, plain = (WideDeep(SPEC, hidden=[7, 5], seed=4, dropout=0.0) for _ in range(2))
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append("model"))
+    model.layers[0].register_forward_hook(lambda *_: seen.append("layer"))
+    assert torch.equal(model(*BATCHES[0][:2]), plain(*BATCHES[0][:2]))
+    assert seen == ["model"]
+    torch.nn.utils.parametrizations.weight_norm(model.layers[0])
+    torch.testing.assert_close(model(*BATCHES[0][:2]), plain(*BATCHES[0][:2]))
+    with torch.no_grad():
+        model.layers[0].parametrizations.weight.original0.mul_(2)
+        plain.layers[0].weight.mul_(2)
+    torch.testing.assert_close(model(*BATCHES[0][:2]), plain(*BATCHES[0][:2]))
+    model(*BATCHES[0][:2]).sum().backward()
+    assert model.layers[0].parametrizations.weight.original1.grad.any()
+
+
+FULLY_SHARDED = """
+import os, sys, torch
+sys.path.insert(0, "tests")
+from test_model import SPECS, WideDeep, inputs
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
+from widedeep.optim import RMSprop
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+model, alone = (WideDeep(SPECS["some wide only"], [9, 6], 0.5, seed=3, sparse=False) for _ in range(2))
+fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (2,)))
+optimizers = [torch.optim.Adam(m.parameters(), 0.01) for m in (model, alone)]
+for i in range(4):
+    ids, numeric, label = inputs(model.spec, 16, seed=i)
+    mine = slice(rank * 8, rank * 8 + 8)
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    cross_entropy(model(ids[mine], numeric[mine], first_row=mine.start), label[mine]).backward()
+    cross_entropy(alone(ids, numeric), label).backward()
+    for a, b in zip(model.parameters(), alone.parameters()):
+        if b.grad is not None:
+            torch.testing.assert_close(a.grad.full_tensor(), b.grad, rtol=1e-4, atol=1e-6)
+    for optimizer in optimizers:
+        optimizer.step()
+try:
+    RMSprop(model.deep_parameters()).step()
+    raise SystemExit("RMSprop took a DTensor")
+except NotImplementedError as error:
+    assert "rmsprop" in str(error)
+torch.distributed.destroy_process_group()
+os._exit(0)
+"""
+
+
+def test_fully_sharded_ranks_give_the_gradients_of_one_process():
+    run_ranks(2, "-c", FULLY_SHARDED)

@@ -134,7 +134,7 @@ class WideDeep(nn.Module):
             first_row: position of row 0 within the global batch, where ranks share one: each row has masks of its own.
             step: one int64 on the model's device that fixes the masks; None: `dropout_step`, which is then counted up.
         Returns:
-            [B] float32, differentiable in numeric and in every parameter, once.
+            [B] float32, differentiable in numeric and in every parameter, once and backward (torch.func.jvp gives 0).
         Notes:
             In training mode the dropout masks are fixed by (`seed`, step, row), so each call without a step draws new
             ones. A call that autograd repeats (torch.utils.checkpoint) must be given its step, or the repetition is a

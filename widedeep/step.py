@@ -28,7 +28,7 @@ def make_step(
     device: torch.device | str | None = None,
     comm: LocalComm | None = None,
 ) -> Step:
-    """A step for `model`, which is moved to `device`.
+    """A step for `model`, which is moved to `device`; it trains every weight, also one that asks for no gradient.
 
     Args:
         kind: "reference" (plain torch), "fused" (our ops), or "auto": fused where there is one for device and model.
