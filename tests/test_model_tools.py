@@ -1,6 +1,9 @@
 """The model and its optimizers beside what else torch has: defaults of dtype and device, checkpoints of activations,
 FSDP2, hooks of layers."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
@@ -8,6 +11,7 @@ from test_model import SPECS, inputs
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.checkpoint import checkpoint
 
+from widedeep.errors import InputError
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, RMSprop
 
@@ -99,6 +103,14 @@ def test_a_repeated_call_without_its_step_is_refused(reentrant):
     assert torch.equal(model.layers[0].weight.grad, want)
     model.eval().dropout = 0.5
     checkpoint(model, ids, numeric, use_reentrant=reentrant).sum().backward()
+
+
+def test_sizes_and_seed_may_be_integers_of_numpy():
+    sizes = np.array([7, 5])
+    assert_same_state(WideDeep(SPEC, sizes, seed=sizes[0]), WideDeep(SPEC, [7, 5], seed=7))
+    assert json.dumps(WideDeep(SPEC, sizes, seed=sizes[0]).hidden) == "[7, 5]"
+    with pytest.raises(InputError, match=r"seed: expected an integer .* got 1\.5"):
+        WideDeep(SPEC, sizes, seed=1.5)
 
 
 def test_layers_are_read_not_called():

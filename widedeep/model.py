@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +72,10 @@ class WideDeep(nn.Module):
     ):
         super().__init__()
         _check_arguments(hidden, dropout, wide_init, parts)
-        if seed is not None and not 0 <= seed < 2**63:
-            raise InputError(f"seed: expected a number from 0 to 2^63 - 1, got {seed}")
+        if seed is not None and not (isinstance(seed, Integral) and 0 <= seed < 2**63):
+            raise InputError(f"seed: expected an integer from 0 to 2^63 - 1, got {seed}")
         self.spec = spec
-        self.hidden = tuple(hidden)
+        self.hidden = tuple(map(int, hidden))
         self.dropout = float(dropout)
         self.has_wide = parts != "deep"
         self.has_deep = parts != "wide"
@@ -86,7 +87,7 @@ class WideDeep(nn.Module):
         self.share = share if spec.categorical else ALL_ROWS
         self.table_rows = tuple(share.count(rows) for rows in spec.cardinalities)
         generator = torch.Generator()
-        self.seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else seed
+        self.seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else int(seed)
         generator.manual_seed(self.seed)
         with torch.device("cpu"):  # a seed gives the same weights on every device
             self._make_deep(generator)
@@ -274,7 +275,7 @@ def _check_spec(spec: FeatureSpec, has_deep: bool) -> None:
 
 
 def _check_arguments(hidden: Sequence[int], dropout: float, wide_init: str, parts: str) -> None:
-    if not all(isinstance(units, int) and units >= 1 for units in hidden):
+    if not all(isinstance(units, Integral) and units >= 1 for units in hidden):
         raise InputError(f"hidden: expected layer widths >= 1, got {list(hidden)}")
     if not 0 <= dropout <= MOST_DROPOUT:
         raise InputError(f"dropout: expected a probability from 0 to {MOST_DROPOUT}, got {dropout}")
