@@ -88,8 +88,9 @@ class FeatureSpec:
 
     def _check(self) -> None:
         """What would otherwise become another model without a word, here or when the spec is saved and loaded."""
+        features = (*self.names, *self.numeric_names, self.label, *([self.group] if self.group else []))
         columns = (*self.numeric_names, *(f"{name}_embedding" for name in self.names))
-        for names in ((*self.names, *self.numeric_names), columns):
+        for names in (features, columns):
             if repeated := find_repeated(names):
                 raise InputError(f"feature spec: expected each name once, got {repeated!r} twice")
         for f in self.categorical:
