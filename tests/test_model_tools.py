@@ -1,5 +1,6 @@
 """The model and its optimizers beside what else torch has: defaults of dtype and device, checkpoints of activations,
-FSDP2, hooks of layers."""
+FSDP2, hooks of layers, frozen tables.
+"""
 
 import json
 
@@ -9,6 +10,7 @@ import torch
 from ranks import run_ranks
 from test_model import SPECS, inputs
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from widedeep.errors import InputError
@@ -103,6 +105,34 @@ def test_a_repeated_call_without_its_step_is_refused(reentrant):
     assert torch.equal(model.layers[0].weight.grad, want)
     model.eval().dropout = 0.5
     checkpoint(model, ids, numeric, use_reentrant=reentrant).sum().backward()
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the shape of every tensor of zeros that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.new_zeros.default:
+            self.seen.append(tuple(args[1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frozen", [[], [1], [1, 3], [1, 3, "wide"]], ids=str)
+def test_dense_gradients_of_frozen_tables_are_not_made(frozen):
+    model, whole = (WideDeep(SPEC, hidden=[7, 5], seed=4, dropout=0.0, sparse=False) for _ in range(2))
+    for name in frozen:
+        (model.wide if name == "wide" else model.tables[name]).requires_grad_(False)
+    loss = model(*BATCHES[0][:2]).square().sum()
+    with Sizes() as sizes:
+        loss.backward()
+    trained = [tuple(t.shape) for t in (*model.tables, model.wide) if t.requires_grad]
+    assert sizes.seen == trained
+    whole(*BATCHES[0][:2]).square().sum().backward()
+    for a, b in zip(model.parameters(), whole.parameters()):
+        assert a.grad is None if not a.requires_grad else torch.equal(a.grad, b.grad)
 
 
 def test_sizes_and_seed_may_be_integers_of_numpy():
