@@ -59,8 +59,8 @@ class FeatureSpec:
     """Columns of a data set and their places in the model.
 
     Args:
-        categorical: one table each, in declared order: one-hot features first, then multi-hot ones.
-        numeric: in declared order.
+        categorical: one table each, in declared order: one-hot features first, then multi-hot ones. Kept as a tuple.
+        numeric: in declared order. Kept as a tuple.
         label: name of the 0/1 column.
         group: name of the column whose equal values are ranked together (the `map` channel), or None.
         sources: mapping name -> chunks; empty, or exactly `train` and `test`.
@@ -72,8 +72,8 @@ class FeatureSpec:
             comes after a multi-hot one.
     """
 
-    categorical: tuple[CategoricalFeature, ...]
-    numeric: tuple[NumericFeature, ...]
+    categorical: Sequence[CategoricalFeature]
+    numeric: Sequence[NumericFeature]
     label: str
     group: str | None = None
     sources: Mapping[str, tuple[SourceChunk, ...]] = field(default_factory=dict)
