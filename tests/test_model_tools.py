@@ -1,5 +1,5 @@
 """The model and its optimizers beside what else torch has: defaults of dtype and device, checkpoints of activations,
-FSDP2, hooks of layers, frozen tables.
+FSDP2, hooks of layers, derivatives, frozen tables.
 """
 
 import json
@@ -9,6 +9,7 @@ import pytest
 import torch
 from ranks import run_ranks
 from test_model import SPECS, inputs
+from torch.autograd import forward_ad
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -105,6 +106,27 @@ def test_a_repeated_call_without_its_step_is_refused(reentrant):
     assert torch.equal(model.layers[0].weight.grad, want)
     model.eval().dropout = 0.5
     checkpoint(model, ids, numeric, use_reentrant=reentrant).sum().backward()
+
+
+def test_other_derivatives_are_refused():
+    model = WideDeep(SPEC, hidden=[7, 5], seed=4)
+    ids, numeric, _ = BATCHES[0]
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+
+    def of_weights(weights):
+        return torch.func.functional_call(model, weights, (ids, numeric)).sum()
+
+    for function, argument in ((lambda numeric: model(ids, numeric), numeric), (of_weights, weights)):
+        tangent = torch.utils._pytree.tree_map(torch.ones_like, argument)
+        with pytest.raises(NotImplementedError, match="WideDeep has no forward-mode derivative"):
+            torch.func.jvp(function, (argument,), (tangent,))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="WideDeep has no forward-mode derivative"):
+        model(ids, forward_ad.make_dual(numeric, torch.ones_like(numeric)))
+    with pytest.raises(RuntimeError):
+        torch.func.grad(of_weights)(weights)
+    with pytest.raises(RuntimeError):
+        torch.func.vmap(lambda ids, numeric: model(ids[None], numeric[None]))(ids, numeric)
+    assert model(ids, numeric).isfinite().all()
 
 
 class Sizes(TorchDispatchMode):

@@ -11,6 +11,7 @@ from numbers import Integral
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from widedeep import ops
 from widedeep.errors import InputError
@@ -135,7 +136,7 @@ class WideDeep(nn.Module):
             first_row: position of row 0 within the global batch, where ranks share one: each row has masks of its own.
             step: one int64 on the model's device that fixes the masks; None: `dropout_step`, which is then counted up.
         Returns:
-            [B] float32, differentiable in numeric and in every parameter, once and backward (torch.func.jvp gives 0).
+            [B] float32, differentiable in numeric and in every parameter, once and backward.
         Notes:
             In training mode the dropout masks are fixed by (`seed`, step, row), so each call without a step draws new
             ones. A call that autograd repeats (torch.utils.checkpoint) must be given its step, or the repetition is a
@@ -150,6 +151,8 @@ class WideDeep(nn.Module):
         """The two summands of the logit: wide [B], deep [B], float32; zeros for an absent part."""
         if self.share.world > 1:
             raise RuntimeError(f"this model holds one of {self.share.world} shares of its tables: a step applies it")
+        if forward_ad._current_level >= 0:  # torch would take the tangents of our ops to be 0, without a word
+            raise NotImplementedError("WideDeep has no forward-mode derivative (torch.func.jvp)")
         if ids.dtype != torch.int32:
             if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
                 raise TypeError(f"ids: expected integers, got {ids.dtype}")
