@@ -14,9 +14,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from widedeep.data import Batch
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, RMSprop
+from widedeep.step import make_step
 
 SPEC = SPECS["some wide only"]
 BATCHES = [inputs(SPEC, 33, seed=seed) for seed in range(3)]
@@ -155,6 +157,19 @@ def test_dense_gradients_of_frozen_tables_are_not_made(frozen):
     whole(*BATCHES[0][:2]).square().sum().backward()
     for a, b in zip(model.parameters(), whole.parameters()):
         assert a.grad is None if not a.requires_grad else torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("kind", ["fused", "reference"])
+def test_a_step_refuses_some_frozen_weights(kind):
+    model = WideDeep(SPEC, hidden=[7, 5], seed=4)
+    assert not model.tables[0].requires_grad  # has no columns
+    make_step(kind, model)
+    model.tables[1].requires_grad_(False)
+    with pytest.raises(InputError, match="step: expected a model without frozen weights"):
+        make_step(kind, model)
+    ids, numeric, label = BATCHES[0]
+    got = make_step(kind, model.requires_grad_(False)).predict(Batch(ids, numeric, label, None, 0, len(ids)))
+    torch.testing.assert_close(got, model.eval()(ids, numeric))
 
 
 def test_sizes_and_seed_may_be_integers_of_numpy():
