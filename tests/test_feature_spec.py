@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 
@@ -116,6 +117,46 @@ def test_deep_input_is_sorted_by_column_name_not_by_feature_name():
     assert spec.numeric_columns == (10, 1, 0)
     assert spec.deep_columns[-1].offset + spec.deep_columns[-1].width == spec.deep_width == 15
     assert spec.parameter_count([3]) == 7 * 4 + 50 * 8 + (15 * 3 + 3) + (3 + 1) + 57 + 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("categorical", "numeric", "words"),
+    [
+        ([CategoricalFeature("a", 5, 2), CategoricalFeature("a", 7, 2)], [], "each name once, got 'a' twice"),
+        ([CategoricalFeature("a", 5, 2)], [NumericFeature("x"), NumericFeature("x")], "each name once, got 'x' twice"),
+        ([CategoricalFeature("a", 5, 2)], [NumericFeature("a")], "each name once, got 'a' twice"),
+        ([CategoricalFeature("a", 5, 2)], [NumericFeature("y")], "each name once, got 'y' twice"),
+        ([CategoricalFeature("a", 5, 2)], [NumericFeature("a_embedding")], "once, got 'a_embedding' twice"),
+        ([CategoricalFeature("a", 5, 2, 3, "max")], [], "a: expected combiner sum or mean, got 'max'"),
+        ([CategoricalFeature("a", 5, 2, 3), CategoricalFeature("b", 5, 2)], [], "got 'b' after 'a'"),
+        ([CategoricalFeature("a", 5, 2, multi_hot=True), CategoricalFeature("b", 5, 2)], [], "got 'b' after 'a'"),
+    ],
+)
+def test_a_spec_that_is_made_in_code_is_checked(categorical, numeric, words):
+    with pytest.raises(InputError) as error:
+        FeatureSpec(categorical, numeric, label="y")
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "value"),
+    [("cardinality", 0), ("cardinality", 5.0), ("dim", -1), ("dim", None), ("hotness", 0), ("hotness", "2")],
+)
+def test_sizes_of_a_feature_are_checked(size, value):
+    low = 0 if size == "dim" else 1
+    with pytest.raises(InputError) as error:
+        CategoricalFeature(**({"name": "a", "cardinality": 5, "dim": 2, "hotness": 1} | {size: value}))
+    assert str(error.value) == f"feature 'a': {size}: expected an integer >= {low}, got {value!r}"
+
+
+def test_sizes_of_a_feature_may_be_integers_of_numpy(tmp_path):
+    list_ = CategoricalFeature("l", np.int64(9), np.int16(4), hotness=np.uint8(2))
+    spec = FeatureSpec([CategoricalFeature("a", np.int64(50), np.int32(8)), list_], [NumericFeature("n")], label="y")
+    spec.save(tmp_path / "feature_spec.yaml")
+    loaded = FeatureSpec.load(tmp_path)
+    assert (loaded.cardinalities, loaded.dims, loaded.hotness) == ((50, 9), (8, 4), (1, 2))
+    assert (spec.cardinalities, spec.dims, spec.hotness) == ((50, 9), (8, 4), (1, 2))
+    assert {type(n) for n in (*spec.cardinalities, *spec.dims, *spec.hotness)} == {int}
 
 
 @pytest.mark.parametrize("channels", [("numerical",), ("onehot_categorical",), ("multihot_categorical",)])

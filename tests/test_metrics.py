@@ -340,3 +340,39 @@ def test_evaluation_rejects_logits_that_are_not_finite():
 def test_evaluation_wants_groups():
     with pytest.raises(ValueError, match="needs the group"):
         Evaluation(groups=True).update(torch.zeros(3), torch.zeros(3))
+
+
+@pytest.mark.parametrize("shapes", [((9, 1), (9,)), ((9,), (9, 1)), ((9,), (5,)), ((1,), (9,)), ((), ())], ids=str)
+def test_rows_of_other_shapes_are_refused(shapes):
+    score, label = torch.rand(shapes[0]), torch.rand(shapes[1]).round()
+    group = torch.zeros(9, dtype=torch.int64)
+    takers = [
+        LogLoss().update,
+        BinaryAccuracy().update,
+        ThresholdAUC().update,
+        exact_auc,
+        calibration,
+        Evaluation(groups=False).update,
+        lambda score, label: score_rows(score, score, label, None),
+        lambda score, label: MeanAveragePrecision().update(score, label, group),
+        lambda score, label: GroupAUC().update(score, label, group),
+        lambda score, label: Evaluation().update(score, label, group),
+    ]
+    for take in takers:
+        with pytest.raises(ValueError, match="metric: expected tensors of one dimension and equal length, got shapes"):
+            take(score, label)
+    for take in (MeanAveragePrecision().update, GroupAUC().update, Evaluation().update):
+        with pytest.raises(ValueError, match=r"got shapes \[\[4\], \[4\], \[9\]\]"):
+            take(torch.rand(4), torch.rand(4).round(), group)
+
+
+def test_no_metric_keeps_the_graph_of_a_batch():
+    logit = torch.randn(50, requires_grad=True)
+    label, group = torch.rand(50).round(), torch.arange(50) // 7
+    loss, evaluation = LogLoss(), Evaluation()
+    loss.update(logit * 2, label)
+    evaluation.update(logit * 2, label, group)
+    assert not loss.value().requires_grad
+    assert not evaluation.rows()[0].requires_grad
+    assert loss.compute() == pytest.approx(log_loss(label, (logit * 2).detach().double().sigmoid()))
+    assert evaluation.compute()["loss"] == loss.compute()

@@ -47,9 +47,9 @@ MOVED, MOVED_64 = (
         [
             CategoricalFeature("c", 50, 8),
             CategoricalFeature("e", 7, 16),
+            CategoricalFeature("m", 6, last),
             CategoricalFeature("g", 9, 5, hotness=2),
             CategoricalFeature("k", 30, 16, hotness=3, combiner="mean"),
-            CategoricalFeature("m", 6, last),
         ],
         [NumericFeature(name) for name in "adfz"],
         label="y",
@@ -390,7 +390,7 @@ def test_named_arrays_share_memory_and_cover_every_weight():
         ({"dropout": float("nan")}, "dropout: expected a probability from 0 to 0.99998, got"),
         ({"wide_init": "ones"}, "wide_init: expected one of uniform, zeros, got 'ones'"),
         ({"parts": "none"}, "parts: expected one of both, wide, deep, got 'none'"),
-        ({"seed": -1}, "seed: expected a number from 0"),
+        ({"seed": -1}, "seed: expected an integer from 0"),
     ],
 )
 def test_bad_settings_are_refused(settings, words):

@@ -47,8 +47,8 @@ def test_copies_follow_the_weights_in_the_order_of_the_columns(precision, device
 
 def test_tables_begin_at_whole_packs():
     weights = gpu_step(MOVED).weights
-    assert MOVED.table_columns == (1, 10, 27, 32, 48)
-    assert (weights.table_columns, weights.numeric_columns) == ((32, 0, 40, 16, 45), (48, 49, 50, 51))
+    assert MOVED.table_columns == (1, 10, 48, 27, 32)
+    assert (weights.table_columns, weights.numeric_columns) == ((32, 0, 40, 43, 16), (48, 49, 50, 51))
     assert all(at % 8 == 0 for at, dim in zip(weights.table_columns, MOVED.dims) if dim % 8 == 0)
     outbrain = FeatureSpec.outbrain()
     tables, numerics = aligned_columns(outbrain)

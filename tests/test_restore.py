@@ -30,6 +30,9 @@ def test_a_loaded_model_predicts_what_the_run_predicts(tmp_path):
     named = widedeep.load_model(model_dir / "checkpoint" / "step-32").named_arrays()
     for name, array in widedeep.load_model(model_dir, "last").named_arrays().items():
         assert torch.equal(array, named[name])
+    with torch.device("meta"):
+        elsewhere = widedeep.load_model(model_dir, "last").named_arrays()
+    assert all(torch.equal(elsewhere[name], array) for name, array in named.items())
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

@@ -16,8 +16,9 @@ import yaml
 
 from widedeep import atomic
 from widedeep.errors import InputError
-from widedeep.feature_spec_parse import MAX_DIM, parse
+from widedeep.feature_spec_parse import MAX_DIM, find_repeated, parse
 from widedeep.features import (
+    COMBINERS,
     MAPPINGS,
     STATISTICS,
     CategoricalFeature,
@@ -58,8 +59,8 @@ class FeatureSpec:
     """Columns of a data set and their places in the model.
 
     Args:
-        categorical: one table each, in declared order: one-hot features first, then multi-hot ones.
-        numeric: in declared order.
+        categorical: one table each, in declared order: one-hot features first, then multi-hot ones. Kept as a tuple.
+        numeric: in declared order. Kept as a tuple.
         label: name of the 0/1 column.
         group: name of the column whose equal values are ranked together (the `map` channel), or None.
         sources: mapping name -> chunks; empty, or exactly `train` and `test`.
@@ -67,10 +68,13 @@ class FeatureSpec:
             `numeric` says what their numbers are stored as.
         other: attributes of features that are no model input (label, group, unused columns), kept for saving.
         directory: where the spec was loaded from; source files are relative to it.
+    Raises:
+        InputError: two features have one name or one column of the deep input; a combiner is unknown; a one-hot feature
+            comes after a multi-hot one.
     """
 
-    categorical: tuple[CategoricalFeature, ...]
-    numeric: tuple[NumericFeature, ...]
+    categorical: Sequence[CategoricalFeature]
+    numeric: Sequence[NumericFeature]
     label: str
     group: str | None = None
     sources: Mapping[str, tuple[SourceChunk, ...]] = field(default_factory=dict)
@@ -81,6 +85,21 @@ class FeatureSpec:
     def __post_init__(self):
         object.__setattr__(self, "categorical", tuple(self.categorical))
         object.__setattr__(self, "numeric", tuple(self.numeric))
+        self._check()
+
+    def _check(self) -> None:
+        """What would otherwise become another model without a word, here or when the spec is saved and loaded."""
+        features = (*self.names, *self.numeric_names, self.label, *([self.group] if self.group else []))
+        columns = (*self.numeric_names, *(f"{name}_embedding" for name in self.names))
+        for names in (features, columns):
+            if repeated := find_repeated(names):
+                raise InputError(f"feature spec: expected each name once, got {repeated!r} twice")
+        for f in self.categorical:
+            if f.combiner not in COMBINERS:
+                raise InputError(f"feature spec: {f.name}: expected combiner sum or mean, got {f.combiner!r}")
+        for before, f in pairwise(self.categorical):
+            if _is_list(before) and not _is_list(f):
+                raise InputError(f"feature spec: expected one-hot features first, got {f.name!r} after {before.name!r}")
 
     @classmethod
     def load(
@@ -148,7 +167,7 @@ class FeatureSpec:
         one_hot, multi_hot = [], []
         for f in self.categorical:
             entry: dict[str, Any] = {"cardinality": f.cardinality, "embedding_dim": f.dim}
-            if f.multi_hot or f.hotness > 1:
+            if _is_list(f):
                 entry |= {"max_hotness": f.hotness, "combiner": f.combiner}
             (multi_hot if "max_hotness" in entry else one_hot).append(f.name)
             features[f.name] = entry | _optional(f)
@@ -302,6 +321,10 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 def _starts(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(accumulate(sizes, initial=0))[:-1]
+
+
+def _is_list(f: CategoricalFeature) -> bool:
+    return f.multi_hot or f.hotness > 1
 
 
 def _optional(f: CategoricalFeature | NumericFeature) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Checks a parsed feature spec field by field; every rule has its own sentence."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,7 +62,7 @@ class _Parser:
         value = [] if value is None else value
         if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
             self.fail(field, f"a list of names, got {_quoted(value)}")
-        if repeated := _repeated(value):
+        if repeated := find_repeated(value):
             self.fail(field, f"each name once, got {repeated!r} twice")
         return value
 
@@ -189,7 +190,7 @@ class _Parser:
             if len(chunks) > 1 and any(c.type != "csv" for c in chunks):
                 self.fail(field, f"exactly one chunk unless all are csv, got {len(chunks)}")
             listed = [name for c in chunks for name in c.features]
-            if repeated := _repeated(listed):
+            if repeated := find_repeated(listed):
                 self.fail(field, f"each feature in one chunk, got {repeated!r} twice")
             for channel, names in channels.items():
                 missing = [name for name in names if name not in listed]
@@ -211,7 +212,7 @@ class _Parser:
         return SourceChunk(kind, tuple(names), tuple(files))
 
 
-def _repeated(names: list[str]) -> str | None:
+def find_repeated(names: Iterable[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 

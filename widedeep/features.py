@@ -1,7 +1,10 @@
 """What a feature spec is made of: its features, and the files that hold them."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
+
+from widedeep.errors import InputError
 
 MAPPINGS = ("train", "test")
 STATISTICS = "statistics"  # in a data set, the directory of what preprocessing learned
@@ -15,6 +18,9 @@ class CategoricalFeature:
     """A feature with one table: `hotness` ids a row, each in [0, cardinality), or -1 where a list is shorter.
 
     A feature of dim 0 takes part in the wide part only: it has a weight for each id, and a table without columns.
+
+    Raises:
+        InputError: cardinality or hotness is no integer of at least 1, or dim none of at least 0.
     """
 
     name: str
@@ -25,6 +31,13 @@ class CategoricalFeature:
     transform: Any = None
     multi_hot: bool = False
     dtype: str | None = None
+
+    def __post_init__(self):
+        for size, low in (("cardinality", 1), ("dim", 0), ("hotness", 1)):
+            value = getattr(self, size)
+            if not isinstance(value, Integral) or value < low:
+                raise InputError(f"feature {self.name!r}: {size}: expected an integer >= {low}, got {value!r}")
+            object.__setattr__(self, size, int(value))  # of NumPy's integers, which neither YAML nor torch takes
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ Each metric is a small object: `update` takes a batch on any device, `compute` g
 `value` the same as a tensor that nobody waits for; `numbers` reads several of them at once. A metric holds counts and
 float64 sums, so its value does not hang on how the rows were batched. The exact AUC is no sum but a function of all
 rows. `Evaluation` keeps all rows of a set and computes everything.
+
+Whatever takes rows raises ValueError unless its tensors are [B] each. No metric has a gradient.
 """
 
 import math
@@ -43,7 +45,7 @@ class Metric(ABC):
 
     def _add(self, **terms: Tensor) -> None:
         for name, term in terms.items():
-            held = self.state.get(name)
+            term, held = term.detach(), self.state.get(name)  # a sum would keep the graphs of all batches
             self.state[name] = term if held is None else held + term.to(held.device)
 
     def _ratio(self, numerator: str, denominator: str) -> Tensor | None:
@@ -55,6 +57,7 @@ class LogLoss(Metric):
 
     def update(self, logit: Tensor, label: Tensor) -> None:
         """logit: [B] floats, any finite size.    label: [B], 0 or 1."""
+        _check_rows(logit, label)
         z, y = logit.double(), label.double()
         loss = z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))
         self._add(loss=loss.sum(), rows=_count(z))
@@ -68,6 +71,7 @@ class BinaryAccuracy(Metric):
 
     def update(self, prob: Tensor, label: Tensor) -> None:
         """prob: [B] floats in [0, 1].    label: [B], 0 or 1."""
+        _check_rows(prob, label)
         self._add(right=((prob > 0.5) == (label > 0)).sum(), rows=_count(prob))
 
     def value(self) -> Tensor | None:
@@ -89,6 +93,7 @@ class ThresholdAUC(Metric):
 
     def update(self, prob: Tensor, label: Tensor) -> None:
         """prob: [B] floats in [0, 1], compared as float32.    label: [B], 0 or 1."""
+        _check_rows(prob, label)
         self.thresholds = self.thresholds.to(prob.device)
         passed = torch.bucketize(prob.float(), self.thresholds)  # how many thresholds lie below the row
         width = self.count + 1
@@ -133,6 +138,7 @@ class MeanAveragePrecision(Metric):
     def update(self, score: Tensor, label: Tensor, group: Tensor | Groups) -> None:
         """score: [B] floats.    label: [B], 0 or 1.    group: [B] integers, or the numbered groups."""
         groups = number_groups(group) if isinstance(group, Tensor) else group
+        _check_rows(score, label, groups.segment)
         if self.all_clicks:
             values = average_precision_of_all(score, label, groups, self.k)
             self._add(precision=values.sum(), groups=(clicks_by_group(label, groups) > 0).sum())
@@ -154,6 +160,7 @@ class GroupAUC(Metric):
     def update(self, score: Tensor, label: Tensor, group: Tensor | Groups) -> None:
         """score: [B] floats.    label: [B], 0 or 1.    group: [B] integers, or the numbered groups."""
         groups = number_groups(group) if isinstance(group, Tensor) else group
+        _check_rows(score, label, groups.segment)
         auc = auc_by_group(score, label, groups)
         mixed = ~auc.isnan()
         weight = groups.sizes[mixed]
@@ -175,6 +182,7 @@ def exact_auc(score: Tensor, label: Tensor) -> Tensor:
 
     score: [B] finite floats, or their `rank_key`.    label: [B], 0 or 1.
     """
+    _check_rows(score, label)
     segment = torch.zeros(len(score), dtype=torch.int64, device=score.device)
     return auc_by_group(score, label, Groups(segment, sizes=_count(score)[None]))[0]
 
@@ -188,6 +196,7 @@ def calibration(prob: Tensor, label: Tensor, bins: int = 20) -> dict[str, list]:
         Lists of one item for each bin: `rows`, `predicted` (mean probability), `observed` (share of clicks), `lowest`
         and `highest` (probabilities in the bin).
     """
+    _check_rows(prob, label)
     rows = len(prob)
     bins = min(bins, rows)
     if bins == 0:
@@ -240,11 +249,12 @@ class Evaluation:
             position: place of row 0 in the evaluation set (default: after the rows so far). After `gather` rows stand
                 in this order, so that ties break as in one process.
         """
+        if self.groups and group is None:
+            raise ValueError("Evaluation(groups=True) needs the group of each row")
+        _check_rows(logit, label, *([group] if self.groups else []))
         if self.groups:
-            if group is None:
-                raise ValueError("Evaluation(groups=True) needs the group of each row")
             self._group.append(group.long())
-        self._logit.append(logit.float())
+        self._logit.append(logit.detach().float())
         self._label.append((label > 0).view(torch.uint8))
         self._spans.append((self._rows if position is None else position, len(logit)))
         self._rows += len(logit)
@@ -367,6 +377,13 @@ def _score(
         "gauc": group_auc.value(),
     }
     return values, {"rows": len(score)} | counts
+
+
+def _check_rows(*columns: Tensor) -> None:
+    """Refuses columns of other shapes than [B]: torch would repeat one to the shape of another, without a word."""
+    shapes = [list(column.shape) for column in columns]
+    if len(shapes[0]) != 1 or any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"metric: expected tensors of one dimension and equal length, got shapes {shapes}")
 
 
 def _count(values: Tensor) -> Tensor:

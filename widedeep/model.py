@@ -7,9 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from widedeep import ops
 from widedeep.errors import InputError
@@ -30,7 +32,7 @@ class WideDeep(nn.Module):
 
     Wide: the sum of one learned scalar per id, a weighted sum of the numeric features, and a bias. Deep: embeddings and
     numeric features side by side (`spec.deep_columns`) through relu layers, each followed by dropout, and one linear
-    unit.
+    unit. Weights are float32, whatever torch's default; the model is made on torch's default device.
 
     Args:
         spec: features; fixes tables, their sizes and their places. Those of dim 0 are in the wide part only.
@@ -71,10 +73,10 @@ class WideDeep(nn.Module):
     ):
         super().__init__()
         _check_arguments(hidden, dropout, wide_init, parts)
-        if seed is not None and not 0 <= seed < 2**63:
-            raise InputError(f"seed: expected a number from 0 to 2^63 - 1, got {seed}")
+        if seed is not None and not (isinstance(seed, Integral) and 0 <= seed < 2**63):
+            raise InputError(f"seed: expected an integer from 0 to 2^63 - 1, got {seed}")
         self.spec = spec
-        self.hidden = tuple(hidden)
+        self.hidden = tuple(map(int, hidden))
         self.dropout = float(dropout)
         self.has_wide = parts != "deep"
         self.has_deep = parts != "wide"
@@ -86,12 +88,14 @@ class WideDeep(nn.Module):
         self.share = share if spec.categorical else ALL_ROWS
         self.table_rows = tuple(share.count(rows) for rows in spec.cardinalities)
         generator = torch.Generator()
-        self.seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else seed
+        self.seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else int(seed)
         generator.manual_seed(self.seed)
-        self._make_deep(generator)
-        self._make_wide(generator, wide_init)
-        self.register_buffer("dropout_step", torch.zeros(1, dtype=torch.int64))
+        with torch.device("cpu"):  # a seed gives the same weights on every device
+            self._make_deep(generator)
+            self._make_wide(generator, wide_init)
+            self.register_buffer("dropout_step", torch.zeros(1, dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_keep_step)
+        self.to(torch.get_default_device())
 
     def _make_deep(self, generator: torch.Generator) -> None:
         self.tables = nn.ParameterList()
@@ -101,7 +105,7 @@ class WideDeep(nn.Module):
             return
         for feature in self.spec.categorical:
             std = math.sqrt(2 / (feature.cardinality + feature.dim)) / TRUNCATED_STD
-            table = torch.empty(self.share.count(feature.cardinality), feature.dim)
+            table = torch.empty(self.share.count(feature.cardinality), feature.dim, dtype=torch.float32)
             _draw_rows(table, self.share, feature.cardinality, partial(_truncated_normal, std, generator))
             self.tables.append(nn.Parameter(table, requires_grad=feature.dim > 0))
         width = self.spec.deep_width
@@ -115,13 +119,13 @@ class WideDeep(nn.Module):
             self.wide = self.wide_numeric = self.wide_bias = None
             return
         N = len(self.spec.numeric)
-        wide, numeric = torch.zeros(sum(self.table_rows)), torch.zeros(N)
+        wide, numeric, bias = (torch.zeros(n, dtype=torch.float32) for n in (sum(self.table_rows), N, 1))
         if wide_init == "uniform":
             for table, rows in zip(wide.split(self.table_rows), self.spec.cardinalities):
                 _draw_rows(table, self.share, rows, partial(_uniform, 0.05, generator))
             _uniform(math.sqrt(6 / (N + 1)), generator, numeric)
         self.wide, self.wide_numeric = nn.Parameter(wide), nn.Parameter(numeric)
-        self.wide_bias = nn.Parameter(torch.zeros(1))
+        self.wide_bias = nn.Parameter(bias)
 
     def forward(self, ids: Tensor, numeric: Tensor, first_row: int = 0, step: Tensor | None = None) -> Tensor:
         """Logits.
@@ -132,11 +136,11 @@ class WideDeep(nn.Module):
             first_row: position of row 0 within the global batch, where ranks share one: each row has masks of its own.
             step: one int64 on the model's device that fixes the masks; None: `dropout_step`, which is then counted up.
         Returns:
-            [B] float32, differentiable in numeric and in every parameter, once.
+            [B] float32, differentiable in numeric and in every parameter, once and backward.
         Notes:
             In training mode the dropout masks are fixed by (`seed`, step, row), so each call without a step draws new
-            ones. A call that autograd repeats (torch.utils.checkpoint) must be given its step: the repetition would
-            draw other masks, and its gradients be those of another function.
+            ones. A call that autograd repeats (torch.utils.checkpoint) must be given its step, or the repetition is a
+            RuntimeError: it would draw other masks, and its gradients be those of another function.
         """
         wide, deep = self.parts(ids, numeric, first_row, step)
         return wide + deep
@@ -147,6 +151,8 @@ class WideDeep(nn.Module):
         """The two summands of the logit: wide [B], deep [B], float32; zeros for an absent part."""
         if self.share.world > 1:
             raise RuntimeError(f"this model holds one of {self.share.world} shares of its tables: a step applies it")
+        if forward_ad._current_level >= 0:  # torch would take the tangents of our ops to be 0, without a word
+            raise NotImplementedError("WideDeep has no forward-mode derivative (torch.func.jvp)")
         if ids.dtype != torch.int32:
             if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
                 raise TypeError(f"ids: expected integers, got {ids.dtype}")
@@ -159,6 +165,8 @@ class WideDeep(nn.Module):
             return wide_logit, zeros
         p = self.dropout if self.training else 0.0
         if step is None:
+            if p and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+                raise RuntimeError("dropout: expected a step in a call that autograd repeats (torch.utils.checkpoint)")
             step = self.dropout_step
             if self.training:
                 self.dropout_step = step + 1  # a new tensor: this call may still read the old one
@@ -177,14 +185,14 @@ class WideDeep(nn.Module):
 
     def lookup_weights(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Tables F x [rows, D], wide [R], wide numerics [N] and bias [1]; of an absent part ones that add nothing."""
-        device = next(self.parameters()).device
+        zeros = partial(torch.zeros, dtype=torch.float32, device=next(self.parameters()).device)
         tables = list(self.tables)
         if not self.has_deep:
-            tables = [torch.zeros(rows, 0, device=device) for rows in self.table_rows]
+            tables = [zeros(rows, 0) for rows in self.table_rows]
         if self.has_wide:
             return tables, self.wide, self.wide_numeric, self.wide_bias
         sizes = (sum(self.table_rows), len(self.spec.numeric), 1)
-        return tables, *(torch.zeros(n, device=device) for n in sizes)
+        return tables, *(zeros(n) for n in sizes)
 
     def wide_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the flat wide table that ids [B, K] stand for, int64, and which of them are ids, not padding."""
@@ -229,7 +237,7 @@ def _draw_rows(table: Tensor, share: Share, rows: int, draw: Callable[[Tensor], 
         return
     piece = share.world * max(1, PIECE // (share.world * max(1, table.shape[1:].numel())))
     for start in range(0, rows, piece):
-        draw(values := torch.empty(min(piece, rows - start), *table.shape[1:]))
+        draw(values := torch.empty(min(piece, rows - start), *table.shape[1:], dtype=table.dtype))
         mine = values[share.rank :: share.world]
         table[start // share.world :][: len(mine)] = mine
 
@@ -250,7 +258,7 @@ def _uniform(limit: float, generator: torch.Generator, draws: Tensor) -> None:
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A layer with the original's glorot_uniform kernel and zero bias."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32)
     limit = math.sqrt(6 / (inputs + outputs))
     with torch.no_grad():
         layer.weight.uniform_(-limit, limit, generator=generator)
@@ -270,7 +278,7 @@ def _check_spec(spec: FeatureSpec, has_deep: bool) -> None:
 
 
 def _check_arguments(hidden: Sequence[int], dropout: float, wide_init: str, parts: str) -> None:
-    if not all(isinstance(units, int) and units >= 1 for units in hidden):
+    if not all(isinstance(units, Integral) and units >= 1 for units in hidden):
         raise InputError(f"hidden: expected layer widths >= 1, got {list(hidden)}")
     if not 0 <= dropout <= MOST_DROPOUT:
         raise InputError(f"dropout: expected a probability from 0 to {MOST_DROPOUT}, got {dropout}")

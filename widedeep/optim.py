@@ -45,7 +45,7 @@ class RMSprop(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state:
                     state["rms"] = torch.zeros_like(p)
-                    state["step"] = torch.full((1,), -1, dtype=torch.int64)
+                    state["step"] = torch.full((1,), -1, dtype=torch.int64, device="cpu")
                 state["step"] += 1
                 if p.grad.is_sparse:
                     self._step_rows(p, state, group)
@@ -64,14 +64,14 @@ class RMSprop(torch.optim.Optimizer):
         for device, some in by_device.items():
             rms = [self.state[p]["rms"] for p in some]
             grads = [p.grad.contiguous() for p in some]
-            lr = torch.tensor([float(group["lr"])], device=device)
+            lr = torch.tensor([float(group["lr"])], dtype=torch.float32, device=device)
             ops.rmsprop_dense_([p.data for p in some], rms, grads, [], lr, group["rho"], group["eps"])
 
     def _step_rows(self, p: Tensor, state: dict, group: dict) -> None:
         rows, grads = _rows(p)
         if "last_step" not in state:  # all steps before this one were dense: every row is up to date
             state["last_step"] = torch.full((len(p),), int(state["step"]) - 1, dtype=torch.int32, device=p.device)
-        lr = torch.tensor([float(group["lr"])], device=p.device)
+        lr = torch.tensor([float(group["lr"])], dtype=torch.float32, device=p.device)
         args = (rows, grads, lr, state["step"].to(p.device), group["rho"], group["eps"])
         ops.rmsprop_rows_(_flat(p.data), _flat(state["rms"]), state["last_step"], *args)
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from widedeep import checkpoint
 from widedeep.config import TrainConfig
 from widedeep.feature_spec import FeatureSpec
@@ -20,6 +22,7 @@ def load_model(path: str | Path, which: str = "best") -> WideDeep:
     progress = checkpoint.read_progress(directory)  # which checks the files
     shape = TrainConfig.load(directory / checkpoint.CONFIG).model
     spec = FeatureSpec.load(directory / checkpoint.SPEC)
-    model = WideDeep(spec, shape.deep_hidden_units, shape.deep_dropout, wide_init="zeros", seed=progress.seed)
+    with torch.device("cpu"):
+        model = WideDeep(spec, shape.deep_hidden_units, shape.deep_dropout, wide_init="zeros", seed=progress.seed)
     checkpoint.load_arrays(directory, checkpoint.MODEL, model.named_arrays())
     return model.eval()

@@ -28,14 +28,15 @@ def make_step(
     device: torch.device | str | None = None,
     comm: LocalComm | None = None,
 ) -> Step:
-    """A step for `model`, which is moved to `device`.
+    """A step for `model`, which is moved to `device`. It trains every weight.
 
     Args:
         kind: "reference" (plain torch), "fused" (our ops), or "auto": fused where there is one for device and model.
         comm: the other processes; None for none.
     Raises:
         InputError: the kind or precision is unknown, or not there on this device; the model is too large for "fused" on
-            a GPU; it holds a share of its tables, and `comm` is not of as many processes, or the step "reference".
+            a GPU; it holds a share of its tables, and `comm` is not of as many processes, or the step "reference"; some
+            of its weights are frozen (ask for no gradient).
     """
     config = config or StepConfig()
     device = torch.device(device or "cpu")
@@ -44,6 +45,8 @@ def make_step(
         raise InputError(f"step: expected share {(comm.rank, comm.world)} of the tables, got {tuple(model.share)}")
     if config.precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {config.precision!r}")
+    if len({p.requires_grad for p in model.parameters() if p.numel()}) > 1:  # one that only predicts may freeze all
+        raise InputError("step: expected a model without frozen weights, for a step trains all, got some")
     model.to(device)
     if device.type == "cpu" and config.precision == "tf32":
         raise InputError("precision: expected fp32 or bf16 on a CPU, which has no tf32")

@@ -286,14 +286,18 @@ def _dense_gradients(ctx, ids, dx, dlogit):
     batch = (ids, dx.contiguous(), dlogit.contiguous(), *segments)
     touched, values = _ops.embedding_row_gradients.default(*batch, ctx.hotness, ctx.mean, ctx.columns, rows, dims)
     unique, start = segments.unique, segments.table_start
-    tables, row_base = [], 0
+    _, _, tables_wanted, wide_wanted, *_ = ctx.needs_input_grad
+    tables, wide, row_base = [None] * len(rows), None, 0
     # Places without a row hold zeros: added to any row they change nothing, so that no host waits for a count.
     for f, gradient in enumerate(touched):
-        place = start[f] + torch.arange(len(gradient), device=ids.device)
-        row = (unique[place] - row_base).clamp(0, rows[f] - 1)
-        tables.append(gradient.new_zeros(rows[f], dims[f]).index_add_(0, row, gradient))
+        if tables_wanted[f]:  # of a frozen table a pass over its rows would be wasted
+            place = start[f] + torch.arange(len(gradient), device=ids.device)
+            row = (unique[place] - row_base).clamp(0, rows[f] - 1)
+            tables[f] = gradient.new_zeros(rows[f], dims[f]).index_add_(0, row, gradient)
         row_base += rows[f]
-    return tables, values.new_zeros(ctx.wide_rows).index_add_(0, unique.clamp(min=0), values)
+    if wide_wanted:
+        wide = values.new_zeros(ctx.wide_rows).index_add_(0, unique.clamp(min=0), values)
+    return tables, wide
 
 
 def _twice(ctx, *gradients):

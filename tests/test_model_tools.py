@@ -1,0 +1,235 @@
+"""The model and its optimizers beside what else torch has: defaults of dtype and device, checkpoints of activations,
+FSDP2, hooks of layers, derivatives, frozen tables.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from test_model import SPECS, inputs
+from torch.autograd import forward_ad
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from widedeep.data import Batch
+from widedeep.errors import InputError
+from widedeep.model import WideDeep
+from widedeep.optim import FTRL, RMSprop
+from widedeep.step import make_step
+
+SPEC = SPECS["some wide only"]
+BATCHES = [inputs(SPEC, 33, seed=seed) for seed in range(3)]
+
+
+@pytest.fixture
+def default_dtype(request):
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def default_device():
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+def trained(parts="both", sparse=True):
+    """A model after three steps."""
+    model = WideDeep(SPEC, hidden=[7, 5], seed=4, parts=parts, sparse=sparse)
+    optimizers = [RMSprop(model.deep_parameters())] if model.has_deep else []
+    optimizers += [FTRL(model.wide_parameters())] if model.has_wide else []
+    for ids, numeric, label in BATCHES:
+        loss = binary_cross_entropy_with_logits(model(ids, numeric), label)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return model
+
+
+def assert_same_state(got, want):
+    got, want = got.state_dict(), want.state_dict()
+    assert got.keys() == want.keys()
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize("default_dtype", [torch.float64, torch.bfloat16], indirect=True, ids=str)
+def test_weights_are_float32_whatever_the_default(parts, sparse, default_dtype):
+    model = trained(parts, sparse)
+    torch.set_default_dtype(torch.float32)
+    assert_same_state(model, trained(parts, sparse))
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+def test_a_model_is_made_on_the_default_device(parts, default_device):
+    model = WideDeep(SPEC, hidden=[7, 5], seed=4, parts=parts)
+    assert {t.device.type for t in model.state_dict().values()} == {"meta"}
+    with torch.device("cpu"):
+        here = WideDeep(SPEC, hidden=[7, 5], seed=4, parts=parts)
+    assert {t.device.type for t in here.state_dict().values()} == {"cpu"}
+    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in here.parameters()]
+    torch.set_default_device(None)
+    assert_same_state(here, WideDeep(SPEC, hidden=[7, 5], seed=4, parts=parts))
+
+
+def test_a_model_trains_beside_another_default_device(default_device):
+    with torch.device("cpu"):
+        model = WideDeep(SPEC, hidden=[7, 5], seed=4)
+    loss = binary_cross_entropy_with_logits(model(*BATCHES[0][:2]), BATCHES[0][2])
+    loss.backward()
+    optimizers = [RMSprop(model.deep_parameters()), FTRL(model.wide_parameters())]
+    for optimizer in optimizers:
+        optimizer.step()
+    assert {t.device.type for t in model.state_dict().values()} == {"cpu"}
+    assert all(p.grad.to_dense().isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_repeated_call_without_its_step_is_refused(reentrant):
+    model = WideDeep(SPEC, hidden=[7, 5], seed=4, dropout=0.5)
+    ids, numeric, _ = BATCHES[0]
+    numeric = numeric.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="dropout: expected a step in a call that autograd repeats"):
+        checkpoint(model, ids, numeric, use_reentrant=reentrant).sum().backward()
+    model.dropout = 0.0
+    checkpoint(model, ids, numeric, use_reentrant=reentrant).sum().backward()
+    want = model.layers[0].weight.grad.clone()
+    model.zero_grad()
+    model(ids, numeric).sum().backward()
+    assert torch.equal(model.layers[0].weight.grad, want)
+    model.eval().dropout = 0.5
+    checkpoint(model, ids, numeric, use_reentrant=reentrant).sum().backward()
+
+
+def test_other_derivatives_are_refused():
+    model = WideDeep(SPEC, hidden=[7, 5], seed=4)
+    ids, numeric, _ = BATCHES[0]
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+
+    def of_weights(weights):
+        return torch.func.functional_call(model, weights, (ids, numeric)).sum()
+
+    for function, argument in ((lambda numeric: model(ids, numeric), numeric), (of_weights, weights)):
+        tangent = torch.utils._pytree.tree_map(torch.ones_like, argument)
+        with pytest.raises(NotImplementedError, match="WideDeep has no forward-mode derivative"):
+            torch.func.jvp(function, (argument,), (tangent,))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="WideDeep has no forward-mode derivative"):
+        model(ids, forward_ad.make_dual(numeric, torch.ones_like(numeric)))
+    with pytest.raises(RuntimeError):
+        torch.func.grad(of_weights)(weights)
+    with pytest.raises(RuntimeError):
+        torch.func.vmap(lambda ids, numeric: model(ids[None], numeric[None]))(ids, numeric)
+    assert model(ids, numeric).isfinite().all()
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the shape of every tensor of zeros that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.new_zeros.default:
+            self.seen.append(tuple(args[1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frozen", [[], [1], [1, 3], [1, 3, "wide"]], ids=str)
+def test_dense_gradients_of_frozen_tables_are_not_made(frozen):
+    model, whole = (WideDeep(SPEC, hidden=[7, 5], seed=4, dropout=0.0, sparse=False) for _ in range(2))
+    for name in frozen:
+        (model.wide if name == "wide" else model.tables[name]).requires_grad_(False)
+    loss = model(*BATCHES[0][:2]).square().sum()
+    with Sizes() as sizes:
+        loss.backward()
+    trained = [tuple(t.shape) for t in (*model.tables, model.wide) if t.requires_grad]
+    assert sizes.seen == trained
+    whole(*BATCHES[0][:2]).square().sum().backward()
+    for a, b in zip(model.parameters(), whole.parameters()):
+        assert a.grad is None if not a.requires_grad else torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("kind", ["fused", "reference"])
+def test_a_step_refuses_some_frozen_weights(kind):
+    model = WideDeep(SPEC, hidden=[7, 5], seed=4)
+    assert not model.tables[0].requires_grad  # has no columns
+    make_step(kind, model)
+    model.tables[1].requires_grad_(False)
+    with pytest.raises(InputError, match="step: expected a model without frozen weights"):
+        make_step(kind, model)
+    ids, numeric, label = BATCHES[0]
+    got = make_step(kind, model.requires_grad_(False)).predict(Batch(ids, numeric, label, None, 0, len(ids)))
+    torch.testing.assert_close(got, model.eval()(ids, numeric))
+
+
+def test_sizes_and_seed_may_be_integers_of_numpy():
+    sizes = np.array([7, 5])
+    assert_same_state(WideDeep(SPEC, sizes, seed=sizes[0]), WideDeep(SPEC, [7, 5], seed=7))
+    assert json.dumps(WideDeep(SPEC, sizes, seed=sizes[0]).hidden) == "[7, 5]"
+    with pytest.raises(InputError, match=r"seed: expected an integer .* got 1\.5"):
+        WideDeep(SPEC, sizes, seed=1.5)
+
+
+def test_layers_are_read_not_called():
+    model, plain = (WideDeep(SPEC, hidden=[7, 5], seed=4, dropout=0.0) for _ in range(2))
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append("model"))
+    model.layers[0].register_forward_hook(lambda *_: seen.append("layer"))
+    assert torch.equal(model(*BATCHES[0][:2]), plain(*BATCHES[0][:2]))
+    assert seen == ["model"]
+    torch.nn.utils.parametrizations.weight_norm(model.layers[0])
+    torch.testing.assert_close(model(*BATCHES[0][:2]), plain(*BATCHES[0][:2]))
+    with torch.no_grad():
+        model.layers[0].parametrizations.weight.original0.mul_(2)
+        plain.layers[0].weight.mul_(2)
+    torch.testing.assert_close(model(*BATCHES[0][:2]), plain(*BATCHES[0][:2]))
+    model(*BATCHES[0][:2]).sum().backward()
+    assert model.layers[0].parametrizations.weight.original1.grad.any()
+
+
+FULLY_SHARDED = """
+import os, sys, torch
+sys.path.insert(0, "tests")
+from test_model import SPECS, WideDeep, inputs
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
+from widedeep.optim import RMSprop
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+model, alone = (WideDeep(SPECS["some wide only"], [9, 6], 0.5, seed=3, sparse=False) for _ in range(2))
+fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (2,)))
+optimizers = [torch.optim.Adam(m.parameters(), 0.01) for m in (model, alone)]
+for i in range(4):
+    ids, numeric, label = inputs(model.spec, 16, seed=i)
+    mine = slice(rank * 8, rank * 8 + 8)
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    cross_entropy(model(ids[mine], numeric[mine], first_row=mine.start), label[mine]).backward()
+    cross_entropy(alone(ids, numeric), label).backward()
+    for a, b in zip(model.parameters(), alone.parameters()):
+        if b.grad is not None:
+            torch.testing.assert_close(a.grad.full_tensor(), b.grad, rtol=1e-4, atol=1e-6)
+    for optimizer in optimizers:
+        optimizer.step()
+try:
+    RMSprop(model.deep_parameters()).step()
+    raise SystemExit("RMSprop took a DTensor")
+except NotImplementedError as error:
+    assert "rmsprop" in str(error)
+torch.distributed.destroy_process_group()
+os._exit(0)
+"""
+
+
+def test_fully_sharded_ranks_give_the_gradients_of_one_process():
+    run_ranks(2, "-c", FULLY_SHARDED)
