@@ -5,8 +5,10 @@ import pytest
 import torch
 from commands import main
 from planted import planted_data
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 import widedeep
+from widedeep import FTRL, FeatureSpec, RMSprop, WideDeep
 from widedeep.data import Reader
 from widedeep.errors import InputError
 from widedeep.shards import ShardSet
@@ -38,3 +40,64 @@ def test_a_loaded_model_predicts_what_the_run_predicts(tmp_path):
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match="expected a checkpoint, or a model directory"):
         widedeep.load_model(tmp_path)
+
+
+def own_loop(data, steps=20):
+    """A model that was trained without `widedeep train`."""
+    spec = FeatureSpec.load(data)
+    model = WideDeep(spec, hidden=(16, 8), dropout=0.25, seed=3)
+    optimizers = [RMSprop(model.deep_parameters(), lr=0.01), FTRL(model.wide_parameters(), lr=0.05)]
+    batches = Reader(ShardSet.open(data / "train"), 64, spec=spec, seed=1).epoch(0)
+    for batch, _ in zip(batches, range(steps)):
+        loss = binary_cross_entropy_with_logits(model(batch.ids, batch.numeric), batch.label)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return model
+
+
+def test_a_model_of_ones_own_loop_is_saved_as_the_commands_take_it(tmp_path, capsys):
+    data, saved, out = planted_data(tmp_path / "set"), tmp_path / "own", tmp_path / "p.parquet"
+    model = own_loop(data)
+    assert model.training
+    widedeep.save_model(own_loop(data, steps=1), saved)
+    widedeep.save_model(model, saved)  # in place of the earlier one
+    assert model.training
+
+    loaded = widedeep.load_model(saved)
+    assert (loaded.dropout, loaded.hidden, loaded.seed) == (0.25, (16, 8), 3)
+    arrays = model.named_arrays()
+    assert all(torch.equal(array, arrays[name]) for name, array in loaded.named_arrays().items())
+    assert loaded.spec == model.spec.without_sources()
+
+    places = ["--model", str(saved), "--dataset_path", str(data), "--cpu"]
+    assert main(["predict", *places, "--out", str(out)]) == 0
+    reader = Reader(ShardSet.open(data / "test"), 100, spec=model.spec, shuffle=False)
+    with torch.no_grad():
+        want = torch.cat([model.eval()(batch.ids, batch.numeric) for batch in reader.epoch(0)])
+    got = torch.tensor(pyarrow.parquet.read_table(out)["logit"].to_pylist())
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    assert main(["evaluate", *places, "--json"]) == 0
+
+    capsys.readouterr()
+    words = ["--dataset_path", data, "--model_dir", tmp_path / "model", "--results_dir", tmp_path / "results"]
+    words += ["--initial_checkpoint", saved, "--cpu", "--deep_hidden_units", 16, 8, "--num_epochs", 1, "--seed", 5]
+    words += ["--deep_learning_rate", 1e-12, "--linear_learning_rate", 1e-12, "--deep_warmup_epochs", 0]
+    assert main(["train", *map(str, words)]) == 0
+    assert f"beginning with the weights of {saved}" in capsys.readouterr().out
+    table = widedeep.load_model(tmp_path / "model").tables[0]
+    torch.testing.assert_close(table, model.tables[0], rtol=0, atol=1e-6)  # whatever the rate of one step
+
+
+def test_what_no_checkpoint_can_hold_is_not_saved(tmp_path):
+    data = planted_data(tmp_path / "set")
+    with pytest.raises(InputError, match="expected a model with both parts and whole tables"):
+        widedeep.save_model(WideDeep(FeatureSpec.load(data), (4,), parts="deep"), tmp_path / "own")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="full"):
+        widedeep.save_model(WideDeep(FeatureSpec.load(data), (4,)), tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+    assert not (tmp_path / "own").exists()

@@ -18,6 +18,7 @@ _LAZY = {
     "ShardSet": "shards",
     "ShardWriter": "shards",
     "load_model": "restore",
+    "save_model": "restore",
 }
 # In words, as are the imports below: type checkers read, they do not run.
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "WideDeep",
     "__version__",
     "load_model",
+    "save_model",
 ]
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from widedeep.feature_spec import FeatureSpec
     from widedeep.model import WideDeep
     from widedeep.optim import FTRL, RMSprop
-    from widedeep.restore import load_model
+    from widedeep.restore import load_model, save_model
     from widedeep.shards import ShardSet, ShardWriter
 else:  # unseen by type checkers, to which any name would be fine
 

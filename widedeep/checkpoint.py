@@ -194,16 +194,7 @@ class Checkpoints:
     def _save(
         self, target: Path, parts: dict[str, dict[str, Tensor]], progress: Progress, texts: dict[str, str], best: bool
     ) -> None:
-        with atomic.directory(target, atomic.Output(STATE)) as partial:
-            for name, tensors in parts.items():
-                _write_tensors(partial / name, tensors)
-            for name, text in texts.items():
-                (partial / name).write_text(text, encoding="utf-8")
-            files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
-            state = asdict(progress) | {"version": __version__, "torch": torch.__version__, "files": files}
-            (partial / STATE).write_text(json.dumps(state, indent=2))
-            for path in (*partial.iterdir(), partial):
-                atomic.sync(path)
+        write(target, parts, progress, texts)
         with atomic.write_errors(self.directory):
             self._point("last", target.name)
             if best:
@@ -240,6 +231,28 @@ class Checkpoints:
         for path in self.directory.glob("step-*"):
             if path.is_dir() and path.name not in keep:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def write(
+    target: Path, parts: Mapping[str, Mapping[str, Tensor]], progress: Progress, texts: Mapping[str, str]
+) -> None:
+    """Writes one checkpoint in place of an earlier one, and flushes it to the disk.
+
+    Args:
+        parts: arrays on the CPU by their names, by file (MODEL, OPTIMIZER).    texts: further files by name.
+    Raises:
+        RunError: the disk is full.   InputError: `target` cannot be written, or is there and no checkpoint.
+    """
+    with atomic.directory(target, atomic.Output(STATE)) as partial:
+        for name, tensors in parts.items():
+            _write_tensors(partial / name, tensors)
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
+        state = asdict(progress) | {"version": __version__, "torch": torch.__version__, "files": files}
+        (partial / STATE).write_text(json.dumps(state, indent=2))
+        for path in (*partial.iterdir(), partial):
+            atomic.sync(path)
 
 
 def locate(path: str | Path, which: str = "best") -> Path:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 
 from widedeep import __version__, atomic, checkpoint, export_triton
@@ -141,8 +140,7 @@ def export(
             with _quiet():
                 program = write(Served(model.eval()).eval(), partial)
             description = _description(model.spec, kind, source) | {"largest_difference": _difference(program, model)}
-            text = yaml.safe_dump(model.spec.to_dict() | {"source_spec": {}}, sort_keys=False, allow_unicode=True)
-            (partial / checkpoint.SPEC).write_text(text, encoding="utf-8")
+            (partial / checkpoint.SPEC).write_text(model.spec.without_sources().to_yaml(), encoding="utf-8")
             if statistics:
                 _copy(statistics.directory, partial / STATISTICS)
             (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

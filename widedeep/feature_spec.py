@@ -190,6 +190,14 @@ class FeatureSpec:
             "metadata": dict(self.metadata),
         }
 
+    def to_yaml(self) -> str:
+        """`to_dict` as the text of a file."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def without_sources(self) -> "FeatureSpec":
+        """The same, of no files: as a model keeps it."""
+        return replace(self, sources={})
+
     def with_statistics(self, digest: str, numeric: str) -> "FeatureSpec":
         """The same, of data that was encoded with the statistics of a digest, its numbers stored as `numeric`."""
         return replace(self, metadata={**self.metadata, "statistics": digest, "numeric": numeric})
@@ -210,7 +218,7 @@ class FeatureSpec:
     def save(self, path: str | Path) -> None:
         """Writes the YAML, whole or not at all."""
         with atomic.file(Path(path)) as partial:
-            partial.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+            partial.write_text(self.to_yaml(), encoding="utf-8")
 
     def source_files(self, mapping: str) -> list[Path]:
         """Paths of all files (of directories, for shards) of a mapping, chunk after chunk."""

@@ -104,7 +104,8 @@ def load_state(run: Run, found: Path, trained: FeatureSpec) -> None:
             )
     share = run.model.share
     checkpoint.load_arrays(found, checkpoint.MODEL, run.model.named_arrays(), share)
-    run.step.load_state(checkpoint.read_arrays(found, checkpoint.OPTIMIZER, share))
+    if state := checkpoint.read_arrays(found, checkpoint.OPTIMIZER, share):  # none of a model that `save_model` wrote
+        run.step.load_state(state)
 
 
 def check_results(where: Location) -> None:

@@ -5,7 +5,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from widedeep import checkpoint
@@ -106,11 +105,7 @@ def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> 
     state = (run.model.named_arrays(), run.step.state())
     arrays, optimizer = (gather_arrays(run.comm, run.model.share, part) for part in state)
     if run.comm.rank == 0:
-        spec = run.spec.to_dict() | {"source_spec": {}}
-        texts = {
-            checkpoint.SPEC: yaml.safe_dump(spec, sort_keys=False, allow_unicode=True),
-            checkpoint.CONFIG: run.config.to_yaml(),
-        }
+        texts = {checkpoint.SPEC: run.spec.without_sources().to_yaml(), checkpoint.CONFIG: run.config.to_yaml()}
         checkpoints.save(arrays, optimizer, progress, texts, best, beside=run.comm.device.type == "cuda")
     run.comm.barrier()
 
