@@ -183,6 +183,18 @@ def test_data_of_another_model_is_refused(place, tmp_path, capsys, tmp_path_fact
     assert said.endswith("found page (40 ids, 1 in a row) there")
 
 
+def test_values_that_training_has_not_seen_are_told(place, tmp_path, caplog):
+    rows = rows_of(8, 150)
+    pq.write_table(rows, tmp_path / "r.parquet")
+    assert predict(place, tmp_path / "s.csv", "--rows", tmp_path / "r.parquet") == 0
+    assert not caplog.messages
+    other = [f"U{user}" for user in rows["user"].to_pylist()]
+    pq.write_table(rows.set_column(1, "user", pa.array(other)), tmp_path / "r.parquet")
+    assert predict(place, tmp_path / "s.csv", "--eval_batch_size", "40", "--rows", tmp_path / "r.parquet") == 0
+    told = "user: 0 of 150 values occur among those learned from train rows; is the spelling the same?"
+    assert caplog.messages == [told]
+
+
 def test_one_process_alone(tmp_path):
     with pytest.raises(InputError, match=r"^--rows: expected one process, got 2; "):
         predict_rows(None, SimpleNamespace(world=2), tmp_path, None, [], tmp_path / "scores.csv")

@@ -21,7 +21,7 @@ from preprocess.tabular.encode import encode_all, values_of
 from preprocess.tabular.source import Chunk
 from preprocess.tabular.spec import Feature, TabularSpec
 from preprocess.tabular.split import parse
-from preprocess.tabular.transforms import Vocabulary
+from preprocess.tabular.transforms import Vocabulary, are_strange
 from widedeep import __version__, atomic
 from widedeep.errors import InputError
 from widedeep.feature_spec import MAPPINGS, STATISTICS
@@ -30,7 +30,6 @@ from widedeep.shards import DATA_SET_OUTPUT, UNLABELLED, ShardWriter
 log = logging.getLogger(__name__)
 
 FEW = 5  # values that a message names
-EXPECTED, STRANGE = 100, 0.01  # known test values, and the share of them that is so low that a warning is due
 
 
 def run(config: TabularConfig) -> dict[str, Any]:
@@ -271,7 +270,7 @@ class _Run:
             (hits, values), (train_hits, train_values) = known["test"], known["train"]
             learned = self.config.stats is None and train_values  # else train rows are as strange as test rows
             expected = values * train_hits / train_values if learned else values
-            if expected < EXPECTED or hits >= STRANGE * expected:
+            if not are_strange(hits, expected):
                 continue
             if name in by_split:
                 told = "%s: its column splits the rows by %s, so its test values are new: leave it out of the features"

@@ -1,5 +1,6 @@
 """Rows of raw files as the inputs of a model, with columns of theirs to go beside its predictions."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,10 @@ from preprocess.tabular.columns import single
 from preprocess.tabular.config import TabularConfig
 from preprocess.tabular.encoder import Encoder
 from preprocess.tabular.source import Chunk
+from preprocess.tabular.transforms import are_strange
 from widedeep.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class RawBatch(NamedTuple):
@@ -40,16 +44,21 @@ def raw_batches(
     Raises:
         InputError: a file is missing or malformed, lacks a column or changes meanwhile; a value does not fit; a kept
             column holds lists, or not the same type in all files; there are no rows.
+
+    A warning at the end names a vocabulary that holds hardly any of the values.
     """
     columns = list(dict.fromkeys([*encoder.columns, *keep]))
     parts: list[RawBatch] = []
-    schema, total = None, 0
+    schema, total, known = None, 0, {name: np.zeros(2, np.int64) for name in encoder.vocabularies}
     with inputs.unchanged(paths):
         for chunk in source.chunks(paths, columns, engine, TabularConfig.chunk_bytes, csv=encoder.csv_of):
             kept = _kept(chunk, keep)
             schema = schema or kept.schema
             _check_types(chunk, kept.schema, schema)
             parts.append(RawBatch(*encoder.encode(chunk), kept))
+            for name, columns_of in encoder.vocabularies.items():
+                ids = parts[-1].ids[:, columns_of]
+                known[name] += np.count_nonzero(ids > 0), np.count_nonzero(ids >= 0)
             total += len(chunk.rows)
             if sum(len(part.ids) for part in parts) >= rows:
                 joined = _join(parts)
@@ -60,6 +69,10 @@ def raw_batches(
             raise InputError(f"{paths[0]}: expected rows, and there are none")
         if len((rest := _join(parts)).ids):
             yield rest
+    for name, (hits, values) in known.items():
+        if are_strange(hits, values):
+            told = "%s: %d of %d values occur among those learned from train rows; is the spelling the same?"
+            log.warning(told, name, hits, values)
 
 
 def _kept(chunk: Chunk, keep: Sequence[str]) -> pa.Table:

@@ -20,6 +20,7 @@ WORDS = frozenset(["true", "false", "yes", "no"])  # labels that mean the same i
 LARGEST = 1e150  # to learn from: a larger number is a mistake, beside which all others would be standardised to one
 UNIT = 1126  # 2^-UNIT is the last of 53 bits of the smallest number there is
 EXACT_ROWS = 1 << 16
+EXPECTED, STRANGE = 100, 0.01  # known values, and the share of them that is so low that a warning is due
 
 
 class Hash:
@@ -35,6 +36,11 @@ class Hash:
     def ids(self, column: Column) -> np.ndarray:
         buckets = hashing.string_buckets(column.texts, self.cardinality, self._seed)
         return column.take(buckets.astype(np.int64), self._null)
+
+
+def are_strange(known: int, expected: float) -> bool:
+    """Whether a vocabulary knows hardly any of the values that it was expected to know: they are spelled otherwise."""
+    return expected >= EXPECTED and known < STRANGE * expected
 
 
 class Vocabulary:
