@@ -245,6 +245,9 @@ def test_ids_beyond_32_bits_are_refused():
     for bad in (2**32, -(2**32) - 1):
         with pytest.raises(RuntimeError, match="feature 0 has id"):
             model(torch.tensor([[bad, 0]]), torch.zeros(1, 0))
+    for bad in (2**64 - 1, 2**63):
+        with pytest.raises(RuntimeError, match="feature 0 has id"):
+            model(torch.tensor([[bad, 0]], dtype=torch.uint64), torch.zeros(1, 0))
 
 
 def test_dropout_is_on_in_training_only(device):

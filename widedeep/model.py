@@ -156,7 +156,9 @@ class WideDeep(nn.Module):
         if ids.dtype != torch.int32:
             if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
                 raise TypeError(f"ids: expected integers, got {ids.dtype}")
-            ids = ids.long().clamp(-2, INT32_MAX).int()  # one that is out of range stays so
+            is_unsigned, ids = ids.dtype == torch.uint64, ids.long()
+            ids = ids.where(ids >= 0, INT32_MAX) if is_unsigned else ids  # of 64 bits: no padding, nor another id
+            ids = ids.clamp(-2, INT32_MAX).int()  # one that is out of range stays so
         ids, numeric = ids.contiguous(), numeric.float().contiguous()
         weights = (*self.lookup_weights(), *self._places)
         x, wide_logit = ops.embedding_forward(ids, numeric, *weights, torch.float32, self.sparse)
