@@ -1,5 +1,6 @@
 """Checkpoints: what is read is what was written, damage is found and named, and nothing is lost on the way."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -193,17 +194,15 @@ def test_no_flipped_bit_of_the_state_moves_a_run(tmp_path):
     """A 3 that became a 2 is JSON still, and another place in the data."""
     path = save(Checkpoints(tmp_path), 17)
     whole, before = (path / STATE).read_bytes(), read_progress(path)
-    refused = 0
+    unmoved = 0
     for place in range(len(whole)):
         data = bytearray(whole)
         data[place] ^= 1 << random.randrange(8)
         (path / STATE).write_bytes(data)
-        try:
+        with contextlib.suppress(InputError):
             assert read_progress(path) == before, data
-        except InputError as error:
-            assert "damaged checkpoint" in str(error)
-            refused += 1
-    assert refused > len(whole) * 0.9  # a flip in the name of the checksum is one that matters to nothing
+            unmoved += 1
+    assert unmoved < len(whole) * 0.1  # a flip in the name of the checksum, say
 
 
 def test_another_model_is_refused(tmp_path):
