@@ -254,3 +254,36 @@ def test_torchrun_starts_it(data, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *FLAGS]
     subprocess.run([sys.executable, *map(str, [*torchrun, *places])], check=True, capture_output=True, cwd=ROOT)
     assert read_progress(Checkpoints(tmp_path / "model").find("last")).step == 32
+
+
+KILLED_ONCE = """
+import os, signal, sys
+from widedeep import cli, train
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+    train.evaluate = killed
+sys.exit(cli.main())
+"""
+
+
+def test_processes_that_torchrun_starts_again_find_each_other_and_go_on(data, tmp_path):
+    """Not those that died: with --standalone the store that names them is the old one."""
+    command_line()
+    (tmp_path / "killed.py").write_text(KILLED_ONCE)
+    places = ["--dataset_path", data, "--model_dir", tmp_path / "model", "--results_dir", tmp_path / "results"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
+    words = [
+        *torchrun,
+        tmp_path / "killed.py",
+        *FLAGS[2:],
+        *places,
+        "--use_checkpoint",
+        "--checkpoint_every_steps",
+        "5",
+    ]
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
+    assert "continuing" in done.stdout
+    assert read_progress(Checkpoints(tmp_path / "model").find("last")).step == 32
