@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from planted import planted_data
 
 from widedeep.cli import main
 
@@ -87,3 +88,12 @@ def test_an_evaluation_wants_test_rows(data, tmp_path, capsys):
 def test_patience_wants_test_rows(data, tmp_path, capsys):
     assert train(data, tmp_path, "--patience", "2") == 2
     assert f"--patience waits for a better score: expected test rows in {data}/test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_a_test_split_without_rows_is_summarised_and_trained_beside(tmp_path, group):
+    data = planted_data(tmp_path / "set", train=97, test=0, group=group)
+    assert train(data, tmp_path, "--num_epochs", "1") == 0
+    splits = json.loads((tmp_path / "results" / "data_summary.json").read_text())["splits"]
+    assert splits["test"] == {"rows": 0, "clicks": 0, "click_rate": None} | ({"groups": 0} if group else {})
+    assert splits["train"].get("groups") == (25 if group else None)

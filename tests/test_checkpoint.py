@@ -1,9 +1,11 @@
 """Checkpoints: what is read is what was written, damage is found and named, and nothing is lost on the way."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from widedeep.checkpoint import (
     ADDED,
     MODEL,
     OPTIMIZER,
+    SEAL,
     STATE,
     Checkpoints,
     Progress,
@@ -63,7 +66,7 @@ def test_round_trip_gives_the_same_bits(tmp_path):
 def test_a_checkpoint_from_before_the_rows_were_noted_is_read(tmp_path):
     path = save(Checkpoints(tmp_path), 17)
     state = json.loads((path / STATE).read_text())
-    for name in ADDED:
+    for name in (*ADDED, SEAL):
         del state[name]
     (path / STATE).write_text(json.dumps(state))
     progress = read_progress(path)
@@ -185,6 +188,21 @@ def test_damage_is_named_with_the_older_checkpoint(tmp_path, name, damage):
         path.unlink()
     with pytest.raises(InputError, match=rf"step-2/{name}: damaged checkpoint: the file.*step-1 instead"):
         read_progress(checkpoints.find("last"))
+
+
+def test_no_flipped_bit_of_the_state_moves_a_run(tmp_path):
+    """A 3 that became a 2 is JSON still, and another place in the data."""
+    path = save(Checkpoints(tmp_path), 17)
+    whole, before = (path / STATE).read_bytes(), read_progress(path)
+    unmoved = 0
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << random.randrange(8)
+        (path / STATE).write_bytes(data)
+        with contextlib.suppress(InputError):
+            assert read_progress(path) == before, data
+            unmoved += 1
+    assert unmoved < len(whole) * 0.1  # a flip in the name of the checksum, say
 
 
 def test_another_model_is_refused(tmp_path):

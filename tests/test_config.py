@@ -62,6 +62,7 @@ def test_amp_is_fp16():
         ({"deep_learning_rate": -1.0}, "cpu", "--deep_learning_rate must be at least 0"),
         ({"linear_learning_rate": 0.0}, "cpu", "--linear_learning_rate must be above 0"),
         ({"deep_hidden_units": [8, 0]}, "cpu", "--deep_hidden_units must be at least 1"),
+        ({"seed": 2**63}, "cpu", "--seed must be at most 9223372036854775807, got 9223372036854775808"),
         ({"threads": 100_000}, "cpu", "--threads must be at most 1024, got 100000"),
         (
             {"num_auc_thresholds": 99_999_999_999},

@@ -11,7 +11,7 @@ import pytest
 import torch
 from commands import command_line
 from planted import planted_data
-from ranks import ROOT, run_ranks
+from ranks import ROOT, run_ranks, start_ranks
 from safetensors.torch import load_file
 
 from widedeep import dist, run
@@ -254,4 +254,55 @@ def test_torchrun_starts_it(data, tmp_path):
     places = ["--dataset_path", data, "--model_dir", tmp_path / "model", "--results_dir", tmp_path]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *FLAGS]
     subprocess.run([sys.executable, *map(str, [*torchrun, *places])], check=True, capture_output=True, cwd=ROOT)
+    assert read_progress(Checkpoints(tmp_path / "model").find("last")).step == 32
+
+
+TERMINATED = """
+import os, signal, sys
+from widedeep import cli, train
+real, seen = train.LossWatch.add, []
+def add(self, loss):
+    seen.append(loss)
+    if (os.environ["RANK"], len(seen)) == ("1", 20):
+        os.kill(os.getpid(), signal.SIGTERM)
+    real(self, loss)
+train.LossWatch.add = add
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("flags", [(), SHARDED], ids=["replicated", "sharded"])
+def test_all_end_with_a_checkpoint_when_one_is_asked_to_end(data, alone, tmp_path, flags):
+    command_line()
+    places = ["--dataset_path", data, "--model_dir", tmp_path / "model", "--results_dir", tmp_path, *flags]
+    processes = start_ranks(2, "-c", TERMINATED, *FLAGS[2:], *places)
+    said = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], said
+    left = Checkpoints(tmp_path / "model").find("last")
+    assert read_progress(left).step == 20
+    assert said[0][0].endswith(f"stopped at step 20: --use_checkpoint goes on from {left}\n")
+    assert_as_alone(alone, whole_run(2, data, tmp_path, "--use_checkpoint", *flags))
+
+
+KILLED_ONCE = """
+import os, signal, sys
+from widedeep import cli, train
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+    train.evaluate = killed
+sys.exit(cli.main())
+"""
+
+
+def test_processes_that_torchrun_starts_again_find_each_other_and_go_on(data, tmp_path):
+    """Not those that died: with --standalone the store that names them is the old one."""
+    command_line()
+    (tmp_path / "killed.py").write_text(KILLED_ONCE)
+    places = ["--dataset_path", data, "--model_dir", tmp_path / "model", "--results_dir", tmp_path / "results"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
+    words = [*torchrun, tmp_path / "killed.py", *FLAGS[2:], *places, "--use_checkpoint", "--checkpoint_every_steps", 5]
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=True)
+    assert "continuing" in done.stdout
     assert read_progress(Checkpoints(tmp_path / "model").find("last")).step == 32

@@ -59,7 +59,7 @@ LINES = {  # modules and folders of the package. Each may import those that stan
     "step": "steps step",
     "records": "outputs logs checkpoint",
     "restore": "restore",
-    "run": "run resume journal evaluate predict predict_rows train benchmark",
+    "run": "run resume journal evaluate predict predict_rows termination train benchmark",
     "tools": "golden parity export_triton export scoring",
     "pages": "html_page describe describe_page report_checks report_files report_html report_plots report",
     "doctor": "terminal doctor",

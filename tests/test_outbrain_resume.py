@@ -1,6 +1,7 @@
 """A killed run of the Outbrain preprocessing continues where it was, and leaves the same bytes as one that was not."""
 
 import dataclasses
+import errno
 import fcntl
 import os
 import shutil
@@ -10,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import main
 from outbrain_checks import files
 
 from preprocess.outbrain import OutbrainConfig, resume, run
-from widedeep.errors import InputError
+from widedeep.errors import InputError, RunError
 
 SMALL = Path(__file__).parent / "data" / "outbrain"
 STAGES = ["events", "documents", "promoted_content", "categories", "topics", "entities", "clicks", "transform train"]
@@ -80,6 +82,30 @@ def test_a_killed_run_continues_at_the_last_finished_stage(config, whole, functi
     assert list(report["stages"]) == STAGES
     assert files(config.out) == whole
     assert sorted(p.name for p in config.out.parent.iterdir()) == ["data", "out"]
+
+
+def test_the_command_says_that_it_continued(config, capsys):
+    kill(config.data_path, config.out, "preprocess.outbrain.clicks.scan", 3)
+    words = ["preprocess", "outbrain", "--data_path", str(config.data_path), "--out", str(config.out)]
+    words += ["--rows_per_shard", "5", "--multihot"]
+    assert main(words) == 0
+    assert "continued a run that was stopped after entities" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "continued" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "read-only")])
+def test_a_place_that_cannot_be_written_is_named_as_it_was_asked_for(config, monkeypatch, fault):
+    """Not by its absolute path, nor where a link leads."""
+    monkeypatch.chdir(config.out.parent)
+    Path("link").symlink_to("elsewhere")
+
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr("preprocess.outbrain.resume.Journal.add", fail)
+    with pytest.raises((InputError, RunError), match=r"^cannot write link: "):
+        run(dataclasses.replace(config, out=Path("link")))
 
 
 def test_an_output_moved_aside_when_the_kill_came_is_put_back(config, whole):

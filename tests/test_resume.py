@@ -16,7 +16,7 @@ from commands import main
 from planted import planted_data
 from safetensors.torch import load_file
 
-from widedeep.checkpoint import Checkpoints, read_progress
+from widedeep.checkpoint import SEAL, Checkpoints, read_progress
 
 FLAGS = shlex.split(
     "--cpu --global_batch_size 32 --eval_batch_size 128 --num_epochs 3 --deep_warmup_epochs 1"
@@ -40,8 +40,10 @@ def final_arrays(out: Path) -> dict:
     return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
 
 
-def kill_inside_second_epoch(data: Path, out: Path, step: str) -> None:
-    """Starts training as a process of its own and kills it when a checkpoint lies inside the second epoch."""
+def stop_inside_second_epoch(data: Path, out: Path, step: str, how: signal.Signals) -> tuple[int, str]:
+    """Starts training as a process of its own and sends it a signal when a checkpoint lies inside the second epoch;
+    returns its exit code, and what it said.
+    """
     # Slowed down, so that the kill comes inside the epoch; the arithmetic is untouched.
     script = (
         "import sys, time, widedeep.train as t; real = t.LossWatch.add\n"
@@ -50,7 +52,10 @@ def kill_inside_second_epoch(data: Path, out: Path, step: str) -> None:
         "from widedeep import cli; sys.exit(cli.main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, *words(data, out, step)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, *words(data, out, step)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 120
     try:
@@ -60,18 +65,24 @@ def kill_inside_second_epoch(data: Path, out: Path, step: str) -> None:
                 break
             time.sleep(0.005)
         assert process.poll() is None, process.stderr.read()
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, how)
+        said, _ = process.communicate(timeout=60)
+        return process.returncode, said
     finally:
         process.kill()
         process.wait()
 
 
-@pytest.mark.parametrize("step", ["reference", "fused"])
-def test_killed_run_continues_with_the_same_bits(data, tmp_path, step):
+@pytest.mark.parametrize(("step", "how"), [("reference", "KILL"), ("fused", "KILL"), ("fused", "TERM")])
+def test_killed_run_continues_with_the_same_bits(data, tmp_path, step, how):
     assert main(words(data, tmp_path / "whole", step)) == 0
     killed = tmp_path / "killed"
-    kill_inside_second_epoch(data, killed, step)
-    left = read_progress(Checkpoints(killed / "model").find("last"))
+    code, said = stop_inside_second_epoch(data, killed, step, signal.Signals[f"SIG{how}"])
+    found = Checkpoints(killed / "model").find("last")
+    left = read_progress(found)
+    if how == "TERM":  # which waits for the step, and a checkpoint of it
+        assert code == 143
+        assert said.endswith(f"stopped at step {left.step}: --use_checkpoint goes on from {found}\n")
     assert left.epoch == 1
     assert 0 < left.position < 32
     assert main(words(data, killed, step, "--use_checkpoint")) == 0
@@ -295,7 +306,9 @@ def test_a_feature_spec_that_makes_another_function_of_the_weights_is_named(data
 def test_another_kind_of_device_and_of_sharing_is_named(data, tmp_path, capsys):
     assert main(words(data, tmp_path, "fused", "--num_epochs", "1")) == 0
     state = Checkpoints(tmp_path / "model").find("last") / "state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"device": "cuda"}))
+    told = json.loads(state.read_text()) | {"device": "cuda"}
+    del told[SEAL]
+    state.write_text(json.dumps(told))
     again = ["--num_epochs", "1", "--use_checkpoint", "--embedding_parallel", "sharded"]
     capsys.readouterr()
     assert main(words(data, tmp_path, "fused", *again)) == 0

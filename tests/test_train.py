@@ -286,6 +286,14 @@ def test_training_set_size_shortens_the_epoch(data, tmp_path):
     assert Checkpoints(tmp_path / "model").find("last").name == "step-20"  # two epochs of 700 // 64 batches
 
 
+def test_training_set_size_of_less_than_a_batch_is_refused(data, tmp_path, capsys):
+    """A whole batch would be more rows than were asked for, unless there are no more."""
+    assert train(data, tmp_path, "--training_set_size", "63") == 2
+    expected = "--training_set_size (63) must not be less than a batch: expected at least --global_batch_size (64)"
+    assert expected in capsys.readouterr().err
+    assert train(data, tmp_path, "--training_set_size", "4003", "--global_batch_size", "5000") == 0
+
+
 def test_without_groups_map_is_left_out(tmp_path):
     data = planted_data(tmp_path / "set", group=False)
     assert train(data, tmp_path, "--num_epochs", "1") == 0

@@ -4,7 +4,8 @@
     <model_dir>/checkpoint/last, best   the name of a directory beside them
     <model_dir>/checkpoint/lock         empty; held by the run that writes here
 
-state.json lists size and xxh3-64 of the other files, so that damage is found before a damaged weight is used.
+state.json lists size and xxh3-64 of the other files and has one of its own, so that damage is found before a damaged
+weight or place is used.
 """
 
 import errno
@@ -32,6 +33,7 @@ from widedeep.share import ALL_ROWS, Share, is_table
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SPEC, CONFIG = "feature_spec.yaml", "config.yaml"
 LOCK = "lock"
+SEAL = "xxh3_64"  # of state.json, in it
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +252,7 @@ def write(
             (partial / name).write_text(text, encoding="utf-8")
         files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
         state = asdict(progress) | {"version": __version__, "torch": torch.__version__, "files": files}
-        (partial / STATE).write_text(json.dumps(state, indent=2))
+        (partial / STATE).write_text(json.dumps(state | {SEAL: _seal(state)}, indent=2))
         for path in (*partial.iterdir(), partial):
             atomic.sync(path)
 
@@ -283,7 +285,10 @@ def read_progress(directory: Path) -> Progress:
         InputError: the checkpoint is damaged; names the file, and an older whole checkpoint if there is one.
     """
     try:
-        state = dict.fromkeys(ADDED) | json.loads((directory / STATE).read_text())
+        state = json.loads((directory / STATE).read_text())
+        if (said := state.get(SEAL, _seal(state))) != _seal(state):  # older checkpoints lack it
+            raise InputError(_damage(directory, STATE, f"the file's xxh3-64 is {_seal(state)}, it says {said}"))
+        state = dict.fromkeys(ADDED) | state
         files = state["files"]
         progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
         for name, wanted in files.items():
@@ -360,6 +365,11 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         while block := file.read(1 << 24):
             digest.update(block)
     return {"bytes": path.stat().st_size, "xxh3_64": digest.hexdigest()}
+
+
+def _seal(state: dict[str, Any]) -> str:
+    plain = {key: value for key, value in state.items() if key != SEAL}
+    return xxhash.xxh3_64_hexdigest(json.dumps(plain, sort_keys=True).encode())
 
 
 def _difference(found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:

@@ -254,6 +254,7 @@ class TrainConfig:
 
 _AT_MOST = {
     "num_auc_thresholds": 1_000_000,  # each costs memory and time at every line of the log
+    "seed": 2**63 - 1,
     "threads": 1024,  # many more and the threads' library dies
 }
 _AT_LEAST = {

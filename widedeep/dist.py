@@ -16,6 +16,7 @@ from torch import Tensor
 
 from widedeep.errors import InputError, RunError
 
+JOIN = timedelta(minutes=10)  # until all have come; a launcher that died is noticed then
 TIMEOUT = timedelta(minutes=30)  # the first process may write a checkpoint of many gigabytes while the others wait
 OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE")  # say how many processes there are
 LEAVE = 20  # seconds at most until a process that failed says so
@@ -70,7 +71,11 @@ class GroupComm(LocalComm):
         self.local_rank, self.local_world = _environment("LOCAL_RANK"), _environment("LOCAL_WORLD_SIZE")
         backend = "nccl" if device.type == "cuda" else "gloo"
         with _lost_worker():
-            group.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
+            store, rank, world = next(group.rendezvous("env://", timeout=JOIN))
+            # torchrun may keep its store when it starts processes again, with the addresses of those that died
+            store = group.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            card = device if device.type == "cuda" else None
+            group.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT, device_id=card)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         with _lost_worker():

@@ -66,7 +66,8 @@ def _split(shards: ShardSet, spec: FeatureSpec) -> dict[str, Any]:
     clicks = sum(int(part.sum(dtype=np.int64)) for part in shards.column(spec.label))
     summary = {"rows": shards.rows, "clicks": clicks, "click_rate": clicks / shards.rows if shards.rows else None}
     if group := group_column(shards):
-        values = np.concatenate(shards.column(group))
+        values = np.concatenate([np.empty(0, np.int64), *shards.column(group)])  # a split without rows has no part
         is_sorted = bool((values[1:] >= values[:-1]).all())
-        summary["groups"] = len(np.unique(values)) if not is_sorted else 1 + int((values[1:] != values[:-1]).sum())
+        starts = min(1, len(values)) + int((values[1:] != values[:-1]).sum())
+        summary["groups"] = starts if is_sorted else len(np.unique(values))
     return summary

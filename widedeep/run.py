@@ -225,9 +225,14 @@ class Run:
         """Batches of an epoch.
 
         Raises:
-            InputError: `training_set_size` is more than there is.
+            InputError: `training_set_size` is more than there is, or less than a batch.
         """
         t, rows = self.config.training, self.train_shards.rows
+        if t.training_set_size is not None and t.training_set_size < min(t.global_batch_size, rows):
+            raise InputError(
+                f"--training_set_size ({t.training_set_size}) must not be less than a batch: expected at least"
+                f" --global_batch_size ({t.global_batch_size})"
+            )
         if t.training_set_size is not None and t.training_set_size > rows:
             raise InputError(
                 f"--training_set_size ({t.training_set_size}) must not exceed the {rows} rows"

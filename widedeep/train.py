@@ -17,6 +17,7 @@ from widedeep.journal import Journal
 from widedeep.resume import is_finished, start
 from widedeep.run import Run, tell
 from widedeep.share import gather_arrays
+from widedeep.termination import Terminated, Termination
 
 
 def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     the loss of the last batch.
 
     Continues inside an epoch, with the same bits as if never stopped, when `use_checkpoint` finds a checkpoint; a
-    finished run is left alone.
+    finished run is left alone. SIGTERM ends it after the step, with a checkpoint.
 
     Raises:
         InputError: data, checkpoint or directories do not fit, rows have no labels, or another run is writing to
@@ -43,8 +44,8 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
                 checkpoints.prepare()
             try:
                 fit(run, checkpoints, progress)
-            except KeyboardInterrupt:
-                tell(comm, f"stopped at step {progress.step}: {what_is_left(checkpoints, run.config)}")
+            except (KeyboardInterrupt, Terminated):
+                tell(comm, f"stopped at step {progress.step}: {what_is_left(checkpoints, run.config, progress)}")
                 raise
     return progress.metrics
 
@@ -60,7 +61,7 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
     if run.step.note:
         tell(run.comm, run.step.note)
     mode, watch = run.config.mode, LossWatch(run.comm, run.config.precision)
-    with Journal(run, progress=progress) as journal:
+    with Journal(run, progress=progress) as journal, Termination(run.comm) as termination:
         while not is_finished(progress, run.config):
             batches = reader.epoch(progress.epoch, progress.position, into=run.step.places)
             for batch in islice(batches, run.steps_per_epoch - progress.position):
@@ -73,19 +74,28 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
                 journal.advance(batch.global_rows)
                 if to_log:
                     journal.batch(watch.check(progress.step), lr, logit, batch)
-                if mode.checkpoint_every_steps and progress.step % mode.checkpoint_every_steps == 0:
+                ends = termination.agreed(waits=to_log)
+                if ends or (mode.checkpoint_every_steps and progress.step % mode.checkpoint_every_steps == 0):
                     watch.check(progress.step)
                     save(run, checkpoints, progress, best=False)
+                if ends:
+                    leave(run, checkpoints)
+                    raise Terminated
             loss = watch.check(progress.step)
             progress.epoch, progress.position = progress.epoch + 1, 0
             progress.metrics = journal.epoch(evaluate(run, test_reader) if test_reader else None, loss)
             save(run, checkpoints, progress, note_score(progress))
-        checkpoints.finish()
-        run.comm.barrier()  # none leaves while the first still writes
+        leave(run, checkpoints)
         journal.finish()
 
 
-def what_is_left(checkpoints: Checkpoints, config: TrainConfig) -> str:
+def leave(run: Run, checkpoints: Checkpoints) -> None:
+    """Waits for what is being written: where one process leaves, torchrun ends the others."""
+    checkpoints.finish()
+    run.comm.barrier()
+
+
+def what_is_left(checkpoints: Checkpoints, config: TrainConfig, progress: Progress) -> str:
     """Of a run that is stopped here: its last checkpoint, not one of a run that it was to replace."""
     failed = ""
     try:
@@ -94,7 +104,8 @@ def what_is_left(checkpoints: Checkpoints, config: TrainConfig) -> str:
         failed = f"; the last one failed: {error}"
     found = checkpoints.newest()
     left = f"--use_checkpoint goes on from {found}" if found else "it has no checkpoint to go on from"
-    hint = "" if config.mode.checkpoint_every_steps else "; --checkpoint_every_steps saves inside epochs too"
+    saved = config.mode.checkpoint_every_steps or (found and found.name == f"step-{progress.step}")
+    hint = "" if saved else "; --checkpoint_every_steps saves inside epochs too"
     return left + failed + hint
 
 

@@ -8,7 +8,6 @@ restarted (what it lists may not have reached the disk) is ignored, and its dire
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +18,6 @@ from preprocess import inputs
 from preprocess.engine import WorkerLost
 from widedeep import atomic
 
-log = logging.getLogger(__name__)
 _JOURNAL, _BOOT = "journal.json", Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -69,17 +67,15 @@ def directory(
             writing it.
     """
     atomic.check(target, output, reads)
-    target = Path(os.path.realpath(target))
+    asked, target = target, Path(os.path.realpath(target))
     part = target.with_name(f".{target.name}.part")
-    with atomic.write_errors(target):
+    with atomic.write_errors(asked):
         part.mkdir(parents=True, exist_ok=True)
         with open(part / "lock", "w") as lock:
-            atomic.lock(lock, target)
+            atomic.lock(lock, asked)
             _restore(part, target)
             try:
                 journal = Journal(part, {"boot": _boot(), **key})
-                if journal.stages:
-                    log.info("%s: continuing after %s", target, list(journal.stages)[-1])
                 yield journal
                 atomic.commit(journal.out, target)
             except WorkerLost as error:

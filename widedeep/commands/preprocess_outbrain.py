@@ -33,7 +33,7 @@ def run(args) -> int:
 
 
 def show(report: dict) -> None:
-    """The report as two tables: nulls by feature, and the time of each stage."""
+    """The report as two tables, nulls by feature and the time of each stage, and lines."""
     from rich.console import Console
     from rich.table import Table
 
@@ -53,6 +53,8 @@ def show(report: dict) -> None:
     for split, part in (("train", train), ("test", test)):
         rate = "no rows" if part["click_rate"] is None else f"click rate {part['click_rate']:.4f}"
         print(f"{split}: {part['rows']} rows, {part['displays']} displays, {rate}")
+    if report["resumed_stages"]:
+        print(f"continued a run that was stopped after {report['resumed_stages'][-1]}")
     absent = report["ads_not_promoted"]
     if absent["ads"]:
         print(f"not in promoted_content.csv: {absent['ads']} ads, {absent['rows']} rows")
