@@ -16,11 +16,16 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def environment() -> dict[str, str]:
+    """Ours, with this checkout's packages, whatever is installed, and one thread a process."""
+    paths = [str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def start_ranks(world: int, *arguments: object) -> list[subprocess.Popen]:
     """Starts `python *arguments` as `world` processes on this machine."""
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    env = environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    env |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],

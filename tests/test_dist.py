@@ -11,7 +11,7 @@ import pytest
 import torch
 from commands import command_line
 from planted import planted_data
-from ranks import ROOT, run_ranks, start_ranks
+from ranks import ROOT, environment, run_ranks, start_ranks
 from safetensors.torch import load_file
 
 from widedeep import dist, run
@@ -303,6 +303,6 @@ def test_processes_that_torchrun_starts_again_find_each_other_and_go_on(data, tm
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
     words = [*torchrun, tmp_path / "killed.py", *FLAGS[2:], *places, "--use_checkpoint", "--checkpoint_every_steps", 5]
     command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300, check=True)
     assert "continuing" in done.stdout
     assert read_progress(Checkpoints(tmp_path / "model").find("last")).step == 32
