@@ -90,6 +90,17 @@ def test_a_lost_process_is_told_in_one_sentence(monkeypatch):
     assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"), [("RANK", "2", r"a number below 2 \(WORLD_SIZE\)"), ("LOCAL_RANK", "x", "a number as")]
+)
+def test_an_environment_that_torchrun_does_not_set_is_refused(name, value, wanted, monkeypatch):
+    for variable, number in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(variable, number)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=rf"^environment variable {name}: expected {wanted}.*, got '?{value}'?$"):
+        dist.connect(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"])
 def test_processes_of_another_launcher_are_no_runs_of_their_own(name, monkeypatch):
     for variable in ("RANK", "WORLD_SIZE"):

@@ -69,6 +69,10 @@ class GroupComm(LocalComm):
         self._group = group
         self.rank, self.world = _environment("RANK"), _environment("WORLD_SIZE")
         self.local_rank, self.local_world = _environment("LOCAL_RANK"), _environment("LOCAL_WORLD_SIZE")
+        if self.rank >= self.world:  # which would wait for ranks that are not there
+            raise InputError(
+                f"environment variable RANK: expected a number below {self.world} (WORLD_SIZE), got {self.rank}"
+            )
         backend = "nccl" if device.type == "cuda" else "gloo"
         with _lost_worker():
             store, rank, world = next(group.rendezvous("env://", timeout=JOIN))
@@ -142,7 +146,8 @@ def connect(device: torch.device) -> LocalComm:
     """Joins the processes of this run; alone unless torchrun's environment says otherwise.
 
     Raises:
-        InputError: another launcher started several processes: each would be a run of its own.
+        InputError: another launcher started several processes: each would be a run of its own; or the environment is
+            none that torchrun sets.
     """
     is_group = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     for name in () if is_group else OTHER_LAUNCHERS:

@@ -216,7 +216,8 @@ class Run:
         test = f"{self.test_shards.rows:,}" if self.test_shards.rows else "no"
         return (
             f"{self.train_shards.rows:,} train and {test} test rows, {size:,} parameters,"
-            f" {self.steps_per_epoch} steps per epoch, {t.num_epochs} epochs, {self.config.precision}, {processes},"
+            f" {self.steps_per_epoch} step{'s' * (self.steps_per_epoch > 1)} per epoch,"
+            f" {t.num_epochs} epoch{'s' * (t.num_epochs > 1)}, {self.config.precision}, {processes},"
             f" seed {t.seed}"
         )
 
