@@ -153,6 +153,8 @@ def test_what_is_refused(place, tmp_path, capsys):
         assert told in said(*rows, *flag.split())
     assert f"{tmp_path / 'gone.csv'}: " in said("--rows", tmp_path / "gone.csv")
     table = rows_of(6, 4)
+    pq.write_table(table.set_column(0, "request", pa.array([b"a", b"\xff", None, b""])), other)
+    assert "scores.csv: expected no bytes but texts, for a CSV file" in said("--rows", other, "--keep", "request")
     pq.write_table(table.set_column(0, "request", pa.array(range(4))), other)
     told = f"{other}: column request: expected string, as in the first file, found int64"
     assert told in said("--rows", r, other, "--keep", "request")
@@ -165,6 +167,16 @@ def test_what_is_refused(place, tmp_path, capsys):
     (tmp_path / "r.csv").write_text("user,page,tags,price\nu1,p1,t1,3\nu1,p1,t1,dear\n")
     told = f"{tmp_path / 'r.csv'}, line 3: column price: expected a number, found 'dear'"
     assert told in said("--rows", r, tmp_path / "r.csv", "--eval_batch_size", "4")  # after some rows are written
+
+
+def test_the_rows_are_not_replaced_by_their_predictions(place, tmp_path, capsys):
+    pq.write_table(rows_of(8, 3), tmp_path / "r.parquet")
+    before = (tmp_path / "r.parquet").read_bytes()
+    out = tmp_path / "x" / ".." / "r.parquet"
+    (tmp_path / "x").mkdir()
+    assert predict(place, out, "--rows", tmp_path / "r.parquet") == 2
+    assert f"--out {out}: expected another file than those of --rows" in capsys.readouterr().err
+    assert (tmp_path / "r.parquet").read_bytes() == before
 
 
 def test_data_of_another_model_is_refused(place, tmp_path, capsys, tmp_path_factory):

@@ -40,7 +40,8 @@ def raw_batches(
 
     Args:
         paths: files as `preprocess tabular` takes them; they may lack the label and the group.
-        keep: columns of the files: of CSV files the texts as they stand, of others values of the file's type.
+        keep: columns of the files: of CSV files the texts as they stand, of others values of the file's type. NaN, and
+            in CSV an empty field and `\\N`, are nulls.
     Raises:
         InputError: a file is missing or malformed, lacks a column or changes meanwhile; a value does not fit; a kept
             column holds lists, or not the same type in all files; there are no rows.
