@@ -1,5 +1,6 @@
 """`widedeep.load_model`: the model of a checkpoint, with the logits that its run predicts."""
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
@@ -11,6 +12,7 @@ import widedeep
 from widedeep import FTRL, FeatureSpec, RMSprop, WideDeep
 from widedeep.data import Reader
 from widedeep.errors import InputError
+from widedeep.feature_spec import CategoricalFeature
 from widedeep.shards import ShardSet
 
 
@@ -101,3 +103,38 @@ def test_what_no_checkpoint_can_hold_is_not_saved(tmp_path):
         widedeep.save_model(WideDeep(FeatureSpec.load(data), (4,)), tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
     assert not (tmp_path / "own").exists()
+
+
+class Sharded(torch.Tensor):
+    """A part of an array, as FSDP2 puts in its place."""
+
+
+def sharded(model):
+    model.wide_bias = torch.nn.Parameter(torch.zeros(1).as_subclass(Sharded))
+    return model
+
+
+def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path):
+    def told(match, post=None, **features):
+        spec = FeatureSpec([CategoricalFeature("ad", 10, 4, **features)], [], "y", metadata=metadata)
+        model = WideDeep(spec, (4,))
+        with pytest.raises(InputError, match=match):
+            widedeep.save_model(post(model) if post else model, tmp_path / "own")
+        assert not list(tmp_path.iterdir())
+
+    metadata = {}
+    told("own: expected whole weights of float32, got a Tensor of torch.float16 for ", post=torch.nn.Module.half)
+    told("got a Sharded of torch.float32 for wide.bias", post=sharded)
+    told("feature_spec.ad.max_hotness: expected an integer <= 65536, got 70000", hotness=70000)
+    metadata = {"share": np.float32(0.5)}
+    told("feature spec: expected metadata and transforms of plain values")
+
+
+def test_a_directory_that_holds_more_than_a_checkpoint_is_left_alone(tmp_path):
+    """Other programs have a state.json too."""
+    model = WideDeep(FeatureSpec([CategoricalFeature("ad", 10, 4)], [], "y"), (4,))
+    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"it holds notes\.txt; move it away"):
+        widedeep.save_model(model, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
