@@ -207,6 +207,14 @@ def test_values_that_training_has_not_seen_are_told(place, tmp_path, caplog):
     assert caplog.messages == [told]
 
 
+def test_missing_values_are_not_taken_for_unknown_ones(place, tmp_path, caplog):
+    rows = rows_of(9, 400)
+    sparse = ["u1" if i == 0 else None for i in range(400)]
+    pq.write_table(rows.set_column(1, "user", pa.array(sparse)), tmp_path / "r.parquet")
+    assert predict(place, tmp_path / "s.csv", "--rows", tmp_path / "r.parquet") == 0
+    assert not caplog.messages
+
+
 def test_one_process_alone(tmp_path):
     with pytest.raises(InputError, match=r"^--rows: expected one process, got 2; "):
         predict_rows(None, SimpleNamespace(world=2), tmp_path, None, [], tmp_path / "scores.csv")

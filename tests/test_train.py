@@ -289,8 +289,9 @@ def test_training_set_size_shortens_the_epoch(data, tmp_path):
 def test_training_set_size_of_less_than_a_batch_is_refused(data, tmp_path, capsys):
     """A whole batch would be more rows than were asked for, unless there are no more."""
     assert train(data, tmp_path, "--training_set_size", "63") == 2
-    expected = "--training_set_size (63) must not be less than a batch: expected at least --global_batch_size (64)"
-    assert expected in capsys.readouterr().err
+    assert "--training_set_size (63) must be at least a batch, 64 rows" in capsys.readouterr().err
+    assert train(data, tmp_path, "--training_set_size", "4002", "--global_batch_size", "5000") == 2
+    assert "--training_set_size (4002) must be at least a batch, 4003 rows" in capsys.readouterr().err
     assert train(data, tmp_path, "--training_set_size", "4003", "--global_batch_size", "5000") == 0
 
 
