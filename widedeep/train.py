@@ -25,7 +25,7 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     the loss of the last batch.
 
     Continues inside an epoch, with the same bits as if never stopped, when `use_checkpoint` finds a checkpoint; a
-    finished run is left alone. SIGTERM ends it after the step, with a checkpoint.
+    finished run is left alone. SIGTERM ends it after the step, or the evaluation, with a checkpoint.
 
     Raises:
         InputError: data, checkpoint or directories do not fit, rows have no labels, or another run is writing to
@@ -87,6 +87,9 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
             progress.epoch, progress.position = progress.epoch + 1, 0
             progress.metrics = journal.epoch(evaluate(run, test_reader) if test_reader else None, loss)
             save(run, checkpoints, progress, note_score(progress))
+            if termination.agreed(waits=True) and not is_finished(progress, run.config):  # asked in the evaluation
+                leave(run, checkpoints)
+                raise Terminated
         leave(run, checkpoints)
         journal.finish()
 
