@@ -4,12 +4,15 @@ import json
 import logging
 import shlex
 import shutil
+import signal
+from itertools import count
 from pathlib import Path
 
 import pytest
 from planted import planted_data
 
 from widedeep.cli import main
+from widedeep.train import LossWatch
 
 FLAGS = shlex.split(
     "--cpu --global_batch_size 32 --num_epochs 2 --deep_warmup_epochs 1 --seed 5 --threads 1 --deep_hidden_units 8"
@@ -97,3 +100,25 @@ def test_a_test_split_without_rows_is_summarised_and_trained_beside(tmp_path, gr
     splits = json.loads((tmp_path / "results" / "data_summary.json").read_text())["splits"]
     assert splits["test"] == {"rows": 0, "clicks": 0, "click_rate": None} | ({"groups": 0} if group else {})
     assert splits["train"].get("groups") == (25 if group else None)
+
+
+def test_a_training_that_is_ended_at_the_end_of_an_epoch_still_tells_its_loss(data, tmp_path, monkeypatch):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert train(data, whole) == 0
+    steps = count()
+    add = LossWatch.add
+
+    def ended(self, loss):
+        add(self, loss)
+        if next(steps) == 6:  # the last of an epoch
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(LossWatch, "add", ended)
+    assert train(data, parted) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert train(data, parted, "--use_checkpoint") == 0
+    losses = [
+        [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+        for lines in ((out / "results" / "metrics.jsonl").read_text().splitlines() for out in (whole, parted))
+    ]
+    assert losses[0] == losses[1]

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -317,3 +318,29 @@ def test_processes_that_torchrun_starts_again_find_each_other_and_go_on(data, tm
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300, check=True)
     assert "continuing" in done.stdout
     assert read_progress(Checkpoints(tmp_path / "model").find("last")).step == 32
+
+
+STARTED_AGAIN = """
+import os, sys, torch
+from widedeep.dist import connect
+port, *counts = sys.argv[1:]
+os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+os.environ["TORCHELASTIC_RESTART_COUNT"] = counts[int(os.environ["RANK"])]
+print(connect(torch.device("cpu")).all_reduce_(torch.ones(1)).item(), flush=True)
+os._exit(0)  # without a farewell to the others
+"""
+
+
+def test_processes_of_machines_that_count_restarts_differently_find_each_other():
+    """Only the machine on which a process died counts; the store, on the first one, stays."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for counts in [(0, 0), (0, 1), (0, 1)]:
+        assert run_ranks(2, "-c", STARTED_AGAIN, store.port, *counts, timeout=60) == ["2.0\n"] * 2
+
+
+def test_processes_that_do_not_come_are_told(monkeypatch):
+    monkeypatch.setattr(dist, "JOIN", timedelta(seconds=0.1))
+    store = torch.distributed.HashStore()
+    store.set("join/2", "of an earlier one")
+    with pytest.raises(RuntimeError, match="2 of 3 processes have not come"):
+        dist.agree_on_prefix(store, rank=0, world=3)

@@ -242,12 +242,10 @@ def test_weights_may_change_between_a_call_and_its_gradients(device):
 
 def test_ids_beyond_32_bits_are_refused():
     model = WideDeep(SPECS["no numeric"], hidden=[9], seed=3)
-    for bad in (2**32, -(2**32) - 1):
+    beyond = [(2**32, torch.int64), (-(2**32) - 1, torch.int64), (2**64 - 1, torch.uint64), (2**63, torch.uint64)]
+    for bad, kind in beyond:
         with pytest.raises(RuntimeError, match="feature 0 has id"):
-            model(torch.tensor([[bad, 0]]), torch.zeros(1, 0))
-    for bad in (2**64 - 1, 2**63):
-        with pytest.raises(RuntimeError, match="feature 0 has id"):
-            model(torch.tensor([[bad, 0]], dtype=torch.uint64), torch.zeros(1, 0))
+            model(torch.tensor([[bad, 0]], dtype=kind), torch.zeros(1, 0))
 
 
 def test_dropout_is_on_in_training_only(device):

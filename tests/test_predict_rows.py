@@ -153,6 +153,8 @@ def test_what_is_refused(place, tmp_path, capsys):
         assert told in said(*rows, *flag.split())
     assert f"{tmp_path / 'gone.csv'}: " in said("--rows", tmp_path / "gone.csv")
     table = rows_of(6, 4)
+    pq.write_table(table.set_column(0, "request", pa.array([b"a", b"\xff", None, b""])), other)
+    assert "scores.csv: expected no bytes but texts, for a CSV file" in said("--rows", other, "--keep", "request")
     pq.write_table(table.set_column(0, "request", pa.array(range(4))), other)
     told = f"{other}: column request: expected string, as in the first file, found int64"
     assert told in said("--rows", r, other, "--keep", "request")
@@ -165,6 +167,16 @@ def test_what_is_refused(place, tmp_path, capsys):
     (tmp_path / "r.csv").write_text("user,page,tags,price\nu1,p1,t1,3\nu1,p1,t1,dear\n")
     told = f"{tmp_path / 'r.csv'}, line 3: column price: expected a number, found 'dear'"
     assert told in said("--rows", r, tmp_path / "r.csv", "--eval_batch_size", "4")  # after some rows are written
+
+
+def test_the_rows_are_not_replaced_by_their_predictions(place, tmp_path, capsys):
+    pq.write_table(rows_of(8, 3), tmp_path / "r.parquet")
+    before = (tmp_path / "r.parquet").read_bytes()
+    out = tmp_path / "x" / ".." / "r.parquet"
+    (tmp_path / "x").mkdir()
+    assert predict(place, out, "--rows", tmp_path / "r.parquet") == 2
+    assert f"--out {out}: expected another file than those of --rows" in capsys.readouterr().err
+    assert (tmp_path / "r.parquet").read_bytes() == before
 
 
 def test_data_of_another_model_is_refused(place, tmp_path, capsys, tmp_path_factory):
@@ -193,6 +205,15 @@ def test_values_that_training_has_not_seen_are_told(place, tmp_path, caplog):
     assert predict(place, tmp_path / "s.csv", "--eval_batch_size", "40", "--rows", tmp_path / "r.parquet") == 0
     told = "user: 0 of 150 values occur among those learned from train rows; is the spelling the same?"
     assert caplog.messages == [told]
+
+
+def test_missing_values_are_not_taken_for_unknown_ones(place, tmp_path, caplog):
+    rows = rows_of(9, 400)
+    sparse = ["u1" if i == 0 else None for i in range(400)]
+    pq.write_table(rows.set_column(1, "user", pa.array(sparse)), tmp_path / "r.parquet")
+    assert predict(place, tmp_path / "s.csv", "--rows", tmp_path / "r.parquet") == 0
+    in_two_steps(place, tmp_path, [tmp_path / "r.parquet"], 100)
+    assert not [told for told in caplog.messages if "is the spelling the same" in told]
 
 
 def test_one_process_alone(tmp_path):

@@ -1,5 +1,6 @@
 """`widedeep.load_model`: the model of a checkpoint, with the logits that its run predicts."""
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
@@ -11,6 +12,7 @@ import widedeep
 from widedeep import FTRL, FeatureSpec, RMSprop, WideDeep
 from widedeep.data import Reader
 from widedeep.errors import InputError
+from widedeep.feature_spec import CategoricalFeature
 from widedeep.shards import ShardSet
 
 
@@ -58,7 +60,7 @@ def own_loop(data, steps=20):
     return model
 
 
-def test_a_model_of_ones_own_loop_is_saved_as_the_commands_take_it(tmp_path, capsys):
+def test_a_model_of_ones_own_loop_is_saved_as_the_commands_take_it(tmp_path):
     data, saved, out = planted_data(tmp_path / "set"), tmp_path / "own", tmp_path / "p.parquet"
     model = own_loop(data)
     assert model.training
@@ -81,14 +83,22 @@ def test_a_model_of_ones_own_loop_is_saved_as_the_commands_take_it(tmp_path, cap
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     assert main(["evaluate", *places, "--json"]) == 0
 
-    capsys.readouterr()
+
+@pytest.mark.parametrize("more", ["--step reference", "--linear_l1 0.001 --linear_l2 0.1"])
+def test_a_training_begins_with_the_weights_of_ones_own_loop(tmp_path, capsys, more):
+    """Those of the wide part too, which FTRL makes of its state."""
+    data, saved = planted_data(tmp_path / "set"), tmp_path / "own"
+    model = own_loop(data)
+    widedeep.save_model(model, saved)
     words = ["--dataset_path", data, "--model_dir", tmp_path / "model", "--results_dir", tmp_path / "results"]
     words += ["--initial_checkpoint", saved, "--cpu", "--deep_hidden_units", 16, 8, "--num_epochs", 1, "--seed", 5]
-    words += ["--deep_learning_rate", 1e-12, "--linear_learning_rate", 1e-12, "--deep_warmup_epochs", 0]
-    assert main(["train", *map(str, words)]) == 0
+    words += ["--deep_learning_rate", 1e-12, "--linear_learning_rate", 1e-9, "--deep_warmup_epochs", 0]
+    assert main(["train", *map(str, words), *more.split()]) == 0
     assert f"beginning with the weights of {saved}" in capsys.readouterr().out
-    table = widedeep.load_model(tmp_path / "model").tables[0]
-    torch.testing.assert_close(table, model.tables[0], rtol=0, atol=1e-6)  # whatever the rate of one step
+    assert model.wide.abs().mean() > 1e-3
+    arrays = model.named_arrays()
+    for name, array in widedeep.load_model(tmp_path / "model").named_arrays().items():
+        torch.testing.assert_close(array, arrays[name], rtol=1e-6, atol=1e-6, msg=name)  # all but for the one step
 
 
 def test_what_no_checkpoint_can_hold_is_not_saved(tmp_path):
@@ -101,3 +111,38 @@ def test_what_no_checkpoint_can_hold_is_not_saved(tmp_path):
         widedeep.save_model(WideDeep(FeatureSpec.load(data), (4,)), tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
     assert not (tmp_path / "own").exists()
+
+
+class Sharded(torch.Tensor):
+    """A part of an array, as FSDP2 puts in its place."""
+
+
+def sharded(model):
+    model.wide_bias = torch.nn.Parameter(torch.zeros(1).as_subclass(Sharded))
+    return model
+
+
+def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path):
+    def told(match, post=None, **features):
+        spec = FeatureSpec([CategoricalFeature("ad", 10, 4, **features)], [], "y", metadata=metadata)
+        model = WideDeep(spec, (4,))
+        with pytest.raises(InputError, match=match):
+            widedeep.save_model(post(model) if post else model, tmp_path / "own")
+        assert not list(tmp_path.iterdir())
+
+    metadata = {}
+    told("own: expected whole weights of float32, got a Tensor of torch.float16 for ", post=torch.nn.Module.half)
+    told("got a Sharded of torch.float32 for wide.bias", post=sharded)
+    told("feature_spec.ad.max_hotness: expected an integer <= 65536, got 70000", hotness=70000)
+    metadata = {"share": np.float32(0.5)}
+    told("feature spec: expected metadata and transforms of plain values")
+
+
+def test_a_directory_that_holds_more_than_a_checkpoint_is_left_alone(tmp_path):
+    """Other programs have a state.json too."""
+    model = WideDeep(FeatureSpec([CategoricalFeature("ad", 10, 4)], [], "y"), (4,))
+    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"it holds notes\.txt; move it away"):
+        widedeep.save_model(model, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from commands import main
 from planted import planted_data
 from safetensors.torch import load_file
 
+from widedeep import train
 from widedeep.checkpoint import SEAL, Checkpoints, read_progress
 
 FLAGS = shlex.split(
@@ -99,6 +101,22 @@ def test_killed_run_continues_with_the_same_bits(data, tmp_path, step, how):
         for out in (tmp_path / "whole", killed)
     ]
     assert logged[0] == logged[1]
+
+
+@pytest.mark.parametrize(("epoch", "code"), [(1, 143), (3, 0)], ids=["first", "last"])
+def test_a_run_that_is_ended_in_an_evaluation_makes_no_further_step(data, tmp_path, monkeypatch, epoch, code):
+    real, evaluations = train.evaluate, count(1)
+
+    def evaluate(*told):
+        if next(evaluations) == epoch:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*told)
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    assert main(words(data, tmp_path, "fused")) == code
+    left = read_progress(Checkpoints(tmp_path / "model").find("last"))
+    assert (left.step, left.epoch, left.position) == (32 * epoch, epoch, 0)
+    assert left.metrics["auc_val"] > 0
 
 
 def test_a_run_whose_checkpoints_are_written_beside_it_ends_the_same(data, tmp_path, monkeypatch):

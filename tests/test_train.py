@@ -288,9 +288,9 @@ def test_training_set_size_shortens_the_epoch(data, tmp_path):
 
 def test_training_set_size_of_less_than_a_batch_is_refused(data, tmp_path, capsys):
     """A whole batch would be more rows than were asked for, unless there are no more."""
-    assert train(data, tmp_path, "--training_set_size", "63") == 2
-    expected = "--training_set_size (63) must not be less than a batch: expected at least --global_batch_size (64)"
-    assert expected in capsys.readouterr().err
+    for size, batch, least in ((63, 64, 64), (4002, 5000, 4003)):
+        assert train(data, tmp_path, "--training_set_size", str(size), "--global_batch_size", str(batch)) == 2
+        assert f"--training_set_size ({size}) must be at least a batch, {least} rows" in capsys.readouterr().err
     assert train(data, tmp_path, "--training_set_size", "4003", "--global_batch_size", "5000") == 0
 
 

@@ -32,6 +32,7 @@ from widedeep.share import ALL_ROWS, Share, is_table
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SPEC, CONFIG = "feature_spec.yaml", "config.yaml"
+FILES = (MODEL, OPTIMIZER, STATE, SPEC, CONFIG)  # of a checkpoint
 LOCK = "lock"
 SEAL = "xxh3_64"  # of state.json, in it
 

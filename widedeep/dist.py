@@ -8,8 +8,11 @@ import contextlib
 import os
 import re
 import threading
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,8 +79,7 @@ class GroupComm(LocalComm):
         backend = "nccl" if device.type == "cuda" else "gloo"
         with _lost_worker():
             store, rank, world = next(group.rendezvous("env://", timeout=JOIN))
-            # torchrun may keep its store when it starts processes again, with the addresses of those that died
-            store = group.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            store = group.PrefixStore(agree_on_prefix(store, rank, world), store)
             card = device if device.type == "cuda" else None
             group.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT, device_id=card)
 
@@ -123,6 +125,31 @@ class GroupComm(LocalComm):
         leaving = threading.Thread(target=self._group.group.WORLD.abort, daemon=True)
         leaving.start()
         leaving.join(LEAVE)
+
+
+def agree_on_prefix(store: Any, rank: int, world: int) -> str:
+    """A prefix for keys that only these processes know. torchrun may keep its store, with the addresses of those that
+    died, when it starts processes again; the restarts that it counts differ between machines.
+
+    Raises:
+        RuntimeError: not all have come within `JOIN`.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"join/{rank}", own)
+        prefix = store.get(f"welcome/{own}").decode()  # waits
+        store.set(f"{prefix}/{rank}", "")
+        return prefix
+    end = time.monotonic() + JOIN.total_seconds()
+    missing = list(range(1, world))
+    while missing := [other for other in missing if not store.check([f"{own}/{other}"])]:
+        if time.monotonic() > end:
+            raise RuntimeError(f"{len(missing)} of {world} processes have not come")
+        for other in missing:
+            if store.check([f"join/{other}"]):  # perhaps still of one that died, until its successor has come
+                store.set(f"welcome/{store.get(f'join/{other}').decode()}", own)
+        time.sleep(0.02)
+    return own
 
 
 def choose_device(cpu: bool) -> torch.device:

@@ -129,7 +129,7 @@ def evaluate_checkpoint(
         print(  # first: a file that cannot be written shall not cost the result
             json.dumps(plain(result))
             if as_json
-            else "\n".join(f"{key:<16} {value:.9g}" for key, value in result.items())
+            else "\n".join(f"{key:<18} {value:.9g}" for key, value in result.items())
         )
         if out:
             write_json(Path(out), {"checkpoint": directory.name} | result | {"calibration": evaluation.calibration()})

@@ -48,11 +48,20 @@ def check_name(out: Path) -> None:
 
 
 def write(out: Path, columns: pa.Schema, batches: Iterator[pa.Table]) -> int:
-    """Writes tables one after the other to a temporary file, then renames it; returns the number of rows."""
+    """Writes tables one after the other to a temporary file, then renames it; returns the number of rows.
+
+    Raises:
+        InputError: `out` cannot be written, or is a CSV file and a column holds bytes that are no text.
+        RunError: the disk is full.
+    """
     rows = 0
     with atomic.write_errors(out), atomic.file(out) as partial, WRITERS[out.suffix](partial, columns) as writer:
         for table in batches:
-            writer.write_table(table)
+            try:
+                writer.write_table(table)
+            except pa.ArrowInvalid as error:
+                told = f"expected no bytes but texts, for a CSV file ({error}); a .parquet file takes them"
+                raise InputError(f"{out}: {told}") from error
             rows += len(table)
     return rows
 

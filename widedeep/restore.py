@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
+import yaml
 
-from widedeep import checkpoint
+from widedeep import atomic, checkpoint
 from widedeep.checkpoint import Progress
 from widedeep.config import TrainConfig
 from widedeep.errors import InputError
@@ -37,13 +38,29 @@ def save_model(model: WideDeep, path: str | Path) -> None:
     Args:
         path: directory to write; an earlier checkpoint there is replaced when the new one is complete.
     Raises:
-        InputError: the model has one part only, or a share of its tables; `path` cannot be written, or is there and no
-            checkpoint.    RunError: the disk is full.
+        InputError: the model has one part only, or a share of its weights, or weights other than float32, or a feature
+            spec that no file can hold; `path` cannot be written, or is there and is no checkpoint, or holds more.
+        RunError: the disk is full.
     """
     if not (model.has_wide and model.has_deep) or model.share.world > 1:
         raise InputError(f"{path}: expected a model with both parts and whole tables, for a checkpoint has these")
     arrays = {name: array.detach().cpu() for name, array in model.named_arrays().items()}
+    for name, array in arrays.items():
+        if type(array) is not torch.Tensor or array.dtype != torch.float32:  # a DTensor, say, of fully_shard
+            got = f"a {type(array).__name__} of {array.dtype} for {name}"
+            raise InputError(f"{path}: expected whole weights of float32, got {got}")
     config = TrainConfig().updated(deep_hidden_units=list(model.hidden), deep_dropout=model.dropout)
-    texts = {checkpoint.SPEC: model.spec.without_sources().to_yaml(), checkpoint.CONFIG: config.to_yaml()}
+    texts = {checkpoint.SPEC: _spec_text(model.spec), checkpoint.CONFIG: config.to_yaml()}
+    atomic.check(Path(path), atomic.Output(checkpoint.STATE, checkpoint.FILES))
     parts = {checkpoint.MODEL: arrays, checkpoint.OPTIMIZER: {}}
     checkpoint.write(Path(path), parts, Progress(model.seed, rows=0, global_batch_size=0), texts)
+
+
+def _spec_text(spec: FeatureSpec) -> str:
+    """The file of a spec, which may be made in code. Raises InputError where it could not be loaded again."""
+    spec = spec.without_sources()
+    FeatureSpec.from_dict(spec.to_dict(), "feature spec")
+    try:
+        return spec.to_yaml()
+    except yaml.YAMLError as error:
+        raise InputError(f"feature spec: expected metadata and transforms of plain values: {error}") from error

@@ -104,8 +104,10 @@ def load_state(run: Run, found: Path, trained: FeatureSpec) -> None:
             )
     share = run.model.share
     checkpoint.load_arrays(found, checkpoint.MODEL, run.model.named_arrays(), share)
-    if state := checkpoint.read_arrays(found, checkpoint.OPTIMIZER, share):  # none of a model that `save_model` wrote
+    if state := checkpoint.read_arrays(found, checkpoint.OPTIMIZER, share):
         run.step.load_state(state)
+    else:  # of a model that `save_model` wrote
+        run.step.start_from_weights()
 
 
 def check_results(where: Location) -> None:

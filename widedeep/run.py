@@ -229,11 +229,9 @@ class Run:
             InputError: `training_set_size` is more than there is, or less than a batch.
         """
         t, rows = self.config.training, self.train_shards.rows
-        if t.training_set_size is not None and t.training_set_size < min(t.global_batch_size, rows):
-            raise InputError(
-                f"--training_set_size ({t.training_set_size}) must not be less than a batch: expected at least"
-                f" --global_batch_size ({t.global_batch_size})"
-            )
+        batch = min(t.global_batch_size, rows)
+        if t.training_set_size is not None and t.training_set_size < batch:
+            raise InputError(f"--training_set_size ({t.training_set_size}) must be at least a batch, {batch} rows")
         if t.training_set_size is not None and t.training_set_size > rows:
             raise InputError(
                 f"--training_set_size ({t.training_set_size}) must not exceed the {rows} rows"

@@ -25,7 +25,7 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
     the loss of the last batch.
 
     Continues inside an epoch, with the same bits as if never stopped, when `use_checkpoint` finds a checkpoint; a
-    finished run is left alone. SIGTERM ends it after the step, with a checkpoint.
+    finished run is left alone. SIGTERM ends it after the step, or the evaluation, with a checkpoint.
 
     Raises:
         InputError: data, checkpoint or directories do not fit, rows have no labels, or another run is writing to
@@ -60,7 +60,7 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
     tell(run.comm, run.describe())
     if run.step.note:
         tell(run.comm, run.step.note)
-    mode, watch = run.config.mode, LossWatch(run.comm, run.config.precision)
+    mode, watch = run.config.mode, LossWatch(run.comm, run.config.precision, progress.metrics.get("loss", 0.0))
     with Journal(run, progress=progress) as journal, Termination(run.comm) as termination:
         while not is_finished(progress, run.config):
             batches = reader.epoch(progress.epoch, progress.position, into=run.step.places)
@@ -76,7 +76,9 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
                     journal.batch(watch.check(progress.step), lr, logit, batch)
                 ends = termination.agreed(waits=to_log)
                 if ends or (mode.checkpoint_every_steps and progress.step % mode.checkpoint_every_steps == 0):
-                    watch.check(progress.step)
+                    loss = watch.check(progress.step)
+                    if not test_reader:  # the epoch may have no batch left that says it
+                        progress.metrics = {"loss": loss}
                     save(run, checkpoints, progress, best=False)
                 if ends:
                     leave(run, checkpoints)
@@ -85,6 +87,9 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
             progress.epoch, progress.position = progress.epoch + 1, 0
             progress.metrics = journal.epoch(evaluate(run, test_reader) if test_reader else None, loss)
             save(run, checkpoints, progress, note_score(progress))
+            if termination.agreed(waits=True) and not is_finished(progress, run.config):  # asked in the evaluation
+                leave(run, checkpoints)
+                raise Terminated
         leave(run, checkpoints)
         journal.finish()
 
@@ -141,10 +146,11 @@ def note_score(progress: Progress) -> bool:
 class LossWatch:
     """Notices a loss that is not finite, reading the device only where a line is logged or a checkpoint written."""
 
-    def __init__(self, comm: LocalComm, precision: str):
+    def __init__(self, comm: LocalComm, precision: str, last: float = 0.0):
+        """last: the loss of the batch before, of all processes."""
         self._comm, self._precision = comm, precision
         self._sum = torch.zeros((), device=comm.device)
-        self._last = torch.zeros((), device=comm.device)
+        self._last = torch.full((), last if comm.rank == 0 else 0.0, device=comm.device)
 
     def add(self, loss: Tensor) -> None:
         """Takes this process's share of a batch's loss."""

@@ -30,7 +30,7 @@ class Encoder:
         spec: the features, in the order of the columns that come out.
         columns: the source columns that they are made of.
         csv_of: the format of a CSV file, by its path (see `TabularSpec.csv_of`).
-        vocabularies: the columns of ids of each feature with a vocabulary, by its name.
+        vocabularies: the features with a vocabulary, each with its columns of ids.
     Raises:
         InputError: the feature spec or the statistics are missing, damaged, or do not belong together; `numeric` is
             another type.
@@ -44,9 +44,9 @@ class Encoder:
         self.spec = spec.completed()
         self.csv_of = spec.csv_of
         self.columns = spec.columns(("label", "group"))
-        words = {f.name for f in spec.features if isinstance(f.encoder, Vocabulary)}
+        words = {f.name: f for f in spec.features if isinstance(f.encoder, Vocabulary)}
         starts = zip(self.spec.categorical, self.spec.hot_start)
-        self.vocabularies = {f.name: slice(at, at + f.hotness) for f, at in starts if f.name in words}
+        self.vocabularies = [(words[f.name], slice(at, at + f.hotness)) for f, at in starts if f.name in words]
         stored = self.spec.metadata.get("numeric", "float32")
         if stored not in NUMERIC_TYPES:
             told = f"expected one of {', '.join(NUMERIC_TYPES)}, got {stored!r}"

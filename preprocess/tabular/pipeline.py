@@ -17,7 +17,7 @@ from preprocess.stages import Stages
 from preprocess.tabular import source, statistics
 from preprocess.tabular.columns import Lists
 from preprocess.tabular.config import TabularConfig
-from preprocess.tabular.encode import encode_all, values_of
+from preprocess.tabular.encode import Encoded, encode_all, values_of
 from preprocess.tabular.source import Chunk
 from preprocess.tabular.spec import Feature, TabularSpec
 from preprocess.tabular.split import parse
@@ -180,7 +180,8 @@ class _Run:
                 writers[m] = stack.enter_context(writer)
             for chunk, is_test in self.chunks("write"):
                 present = [f for f in self.spec.features if f.kind not in self.absent and f.columns[0] in chunk.columns]
-                arrays = self.encode(present, chunk)
+                encoded = self.encode(present, chunk)
+                arrays = {name: values.rows for name, values in encoded.items()}
                 if "label" in self.absent:
                     arrays[completed.label] = np.zeros(len(chunk.rows), np.uint8)
                 for mapping, chosen in zip(MAPPINGS, (~is_test, is_test)):
@@ -191,7 +192,9 @@ class _Run:
                     self.counts[mapping]["rows"] += int(chosen.sum())
                     self.counts[mapping]["positive"] += int(part[completed.label].sum())
                     for name, known in self.known.items():
-                        known[mapping] += np.count_nonzero(part[name] > 0), np.count_nonzero(part[name] >= 0)
+                        missing = encoded[name].missing  # None of lists, where a missing value is padding
+                        is_value = part[name] >= 0 if missing is None else ~missing[chosen]
+                        known[mapping] += np.count_nonzero(part[name] > 0), np.count_nonzero(is_value)
             self.check_positive()
             measured = UNLABELLED if "label" in self.absent else None
             for writer in writers.values():
@@ -214,14 +217,14 @@ class _Run:
         field = f"{self.spec.path}: feature_spec.{label.name}.transform.positive"
         raise InputError(f"{field}: expected a value that train rows have, such as {found}, got {given}")
 
-    def encode(self, features: list[Feature], chunk: Chunk) -> dict[str, np.ndarray]:
-        """The features' rows by name, as the shard writer takes them."""
+    def encode(self, features: list[Feature], chunk: Chunk) -> dict[str, Encoded]:
+        """The features by name; their rows are as the shard writer takes them."""
         encoded = encode_all(features, chunk, self.config.numeric)
         for name, values in encoded.items():
             self.nulls[name] += values.nulls
             if values.cut:
                 self.cut[name] += values.cut
-        return {name: values.rows for name, values in encoded.items()}
+        return encoded
 
     def provenance(self) -> dict[str, Any]:
         return {
@@ -268,8 +271,8 @@ class _Run:
         by_split = [f.name for f in self.spec.features if self.split and self.split.column in f.columns]
         for name, known in self.known.items():
             (hits, values), (train_hits, train_values) = known["test"], known["train"]
-            learned = self.config.stats is None and train_values  # else train rows are as strange as test rows
-            expected = values * train_hits / train_values if learned else values
+            learned = self.config.stats is None  # else train rows are as strange as test rows
+            expected = values * train_hits / max(1, train_values) if learned else values
             if not are_strange(hits, expected):
                 continue
             if name in by_split:

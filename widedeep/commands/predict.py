@@ -1,5 +1,6 @@
 """`widedeep predict`: a checkpoint's probability of each row of a data set or of raw files, as Parquet or CSV."""
 
+import os
 from dataclasses import fields
 
 from widedeep.config import Scoring
@@ -41,6 +42,8 @@ def run(args) -> int:
     from widedeep.predict_rows import predict_rows
 
     _check_alone(scoring)
+    if os.path.realpath(args.out) in map(os.path.realpath, args.rows):
+        raise InputError(f"--out {args.out}: expected another file than those of --rows, which it would replace")
     encoder = Encoder(scoring.dataset_path)
     with ThreadEngine(scoring.threads or cores()) as engine:
         keep = list(dict.fromkeys(args.keep))

@@ -95,6 +95,17 @@ class Slots:
                 state |= {f"{slot}.{name}": a for name, a in (self.model.wide_tables(flat) | dense).items()}
         return state | {"step": torch.tensor([self.step]), "updates": self.updates}
 
+    def start_from_weights(self, lr: float, l1: float, l2: float) -> None:
+        """Sets `linear` to what gives the wide weights of the model as they are: FTRL makes weights of its state, and
+        the first update by a fresh one would all but erase what was learned without it.
+        """
+        model, arrays = self.model, self.model.named_arrays()
+        wide = [(arrays[name], accum, self.dense_linear[name]) for name, accum in self.dense_accum.items()]
+        if model.has_wide:
+            wide.append((model.wide.data, self.accum, self.linear))
+        for weight, accum, linear in wide:
+            linear.copy_(-weight * (accum.sqrt() / lr + 2 * l2) - weight.sign() * l1)
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Copies a saved state in.
 
@@ -190,6 +201,11 @@ class Step(ABC):
         if self.scale is not None and "loss_scale" in state:
             self.scale.copy_(state["loss_scale"].reshape(()))
             self.good_steps.copy_(state["good_steps"].reshape(()))
+
+    @torch.no_grad()
+    def start_from_weights(self) -> None:
+        """Makes a fresh state fit weights that were learned elsewhere."""
+        self.slots.start_from_weights(self.config.wide_lr, self.config.l1, self.config.l2)
 
     def _count(self) -> None:
         """Counts the update, unless it was skipped, and adapts the loss scale."""
