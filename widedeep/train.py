@@ -2,7 +2,7 @@
 
 import math
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -81,15 +81,13 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
                         progress.metrics = {"loss": loss}
                     save(run, checkpoints, progress, best=False)
                 if ends:
-                    leave(run, checkpoints)
-                    raise Terminated
+                    end_early(run, checkpoints)
             loss = watch.check(progress.step)
             progress.epoch, progress.position = progress.epoch + 1, 0
             progress.metrics = journal.epoch(evaluate(run, test_reader) if test_reader else None, loss)
             save(run, checkpoints, progress, note_score(progress))
             if termination.agreed(waits=True) and not is_finished(progress, run.config):  # asked in the evaluation
-                leave(run, checkpoints)
-                raise Terminated
+                end_early(run, checkpoints)
         leave(run, checkpoints)
         journal.finish()
 
@@ -98,6 +96,12 @@ def leave(run: Run, checkpoints: Checkpoints) -> None:
     """Waits for what is being written: where one process leaves, torchrun ends the others."""
     checkpoints.finish()
     run.comm.barrier()
+
+
+def end_early(run: Run, checkpoints: Checkpoints) -> NoReturn:
+    """SIGTERM was noted, and a checkpoint begun."""
+    leave(run, checkpoints)
+    raise Terminated
 
 
 def what_is_left(checkpoints: Checkpoints, config: TrainConfig, progress: Progress) -> str:
