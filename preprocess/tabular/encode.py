@@ -21,6 +21,11 @@ class Encoded(NamedTuple):
     cut: int = 0
     missing: np.ndarray | None = None
 
+    @property
+    def present(self) -> np.ndarray:
+        """Which ids stand for a value, as the ids' shape: of a list all but its padding."""
+        return self.rows >= 0 if self.missing is None else ~self.missing
+
 
 def encode_all(features: Iterable[Feature], chunk: Chunk, numeric: str) -> dict[str, Encoded]:
     """Each feature by its name, as `encode` does it; crosses from the ids of the crossed features, which are among

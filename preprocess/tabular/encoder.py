@@ -10,7 +10,7 @@ import pyarrow as pa
 from preprocess.config import NUMERIC_TYPES
 from preprocess.provenance import statistics_digest
 from preprocess.tabular import source, statistics
-from preprocess.tabular.encode import encode_all
+from preprocess.tabular.encode import Encoded, encode_all
 from preprocess.tabular.spec import TabularSpec
 from preprocess.tabular.transforms import Vocabulary
 from widedeep.errors import InputError
@@ -30,7 +30,7 @@ class Encoder:
         spec: the features, in the order of the columns that come out.
         columns: the source columns that they are made of.
         csv_of: the format of a CSV file, by its path (see `TabularSpec.csv_of`).
-        vocabularies: the features with a vocabulary, each with its columns of ids.
+        vocabularies: the names of the features with a vocabulary.
     Raises:
         InputError: the feature spec or the statistics are missing, damaged, or do not belong together; `numeric` is
             another type.
@@ -44,9 +44,7 @@ class Encoder:
         self.spec = spec.completed()
         self.csv_of = spec.csv_of
         self.columns = spec.columns(("label", "group"))
-        words = {f.name: f for f in spec.features if isinstance(f.encoder, Vocabulary)}
-        starts = zip(self.spec.categorical, self.spec.hot_start)
-        self.vocabularies = [(words[f.name], slice(at, at + f.hotness)) for f, at in starts if f.name in words]
+        self.vocabularies = [f.name for f in spec.features if isinstance(f.encoder, Vocabulary)]
         stored = self.spec.metadata.get("numeric", "float32")
         if stored not in NUMERIC_TYPES:
             told = f"expected one of {', '.join(NUMERIC_TYPES)}, got {stored!r}"
@@ -69,12 +67,15 @@ class Encoder:
         Raises:
             InputError: a column is missing, or a value does not fit; names row and column.
         """
-        return self.encode(source.in_memory(_table(rows, self.columns), self.columns))
+        chunk = source.in_memory(_table(rows, self.columns), self.columns)
+        return self.join(self.encode(chunk), len(chunk.rows))
 
-    def encode(self, chunk: source.Chunk) -> tuple[np.ndarray, np.ndarray]:
-        """The same of a chunk of files, which has the columns `columns`."""
-        B = len(chunk.rows)
-        encoded = encode_all([*self._categorical, *self._numbers], chunk, self._numeric)
+    def encode(self, chunk: source.Chunk) -> dict[str, Encoded]:
+        """The features of a chunk, which has the columns `columns`, by their names."""
+        return encode_all([*self._categorical, *self._numbers], chunk, self._numeric)
+
+    def join(self, encoded: Mapping[str, Encoded], B: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a call returns, of B rows that `encode` has made."""
         ids = [encoded[f.name].rows.reshape(B, f.hotness or 1) for f in self._categorical]
         numbers = [encoded[f.name].rows.reshape(B, 1) for f in self._numbers]
         return (

@@ -192,9 +192,8 @@ class _Run:
                     self.counts[mapping]["rows"] += int(chosen.sum())
                     self.counts[mapping]["positive"] += int(part[completed.label].sum())
                     for name, known in self.known.items():
-                        missing = encoded[name].missing  # None of lists, where a missing value is padding
-                        is_value = part[name] >= 0 if missing is None else ~missing[chosen]
-                        known[mapping] += np.count_nonzero(part[name] > 0), np.count_nonzero(is_value)
+                        present = encoded[name].present[chosen]
+                        known[mapping] += np.count_nonzero(part[name] > 0), np.count_nonzero(present)
             self.check_positive()
             measured = UNLABELLED if "label" in self.absent else None
             for writer in writers.values():

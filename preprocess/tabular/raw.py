@@ -12,10 +12,8 @@ from preprocess.engine import Engine
 from preprocess.tabular import source
 from preprocess.tabular.columns import single
 from preprocess.tabular.config import TabularConfig
-from preprocess.tabular.encode import values_of
 from preprocess.tabular.encoder import Encoder
 from preprocess.tabular.source import Chunk
-from preprocess.tabular.spec import Feature
 from preprocess.tabular.transforms import are_strange
 from widedeep.errors import InputError
 
@@ -52,15 +50,16 @@ def raw_batches(
     """
     columns = list(dict.fromkeys([*encoder.columns, *keep]))
     parts: list[RawBatch] = []
-    schema, total, known = None, 0, {f.name: np.zeros(2, np.int64) for f, _ in encoder.vocabularies}
+    schema, total, known = None, 0, {name: np.zeros(2, np.int64) for name in encoder.vocabularies}
     with inputs.unchanged(paths):
         for chunk in source.chunks(paths, columns, engine, TabularConfig.chunk_bytes, csv=encoder.csv_of):
             kept = _kept(chunk, keep)
             schema = schema or kept.schema
             _check_types(chunk, kept.schema, schema)
-            parts.append(RawBatch(*encoder.encode(chunk), kept))
-            for feature, columns_of in encoder.vocabularies:
-                known[feature.name] += _known(feature, chunk, parts[-1].ids[:, columns_of])
+            encoded = encoder.encode(chunk)
+            for name, counts in known.items():
+                counts += np.count_nonzero(encoded[name].rows > 0), np.count_nonzero(encoded[name].present)
+            parts.append(RawBatch(*encoder.join(encoded, len(chunk.rows)), kept))
             total += len(chunk.rows)
             if sum(len(part.ids) for part in parts) >= rows:
                 joined = _join(parts)
@@ -75,15 +74,6 @@ def raw_batches(
         if are_strange(hits, values):
             told = "%s: %d of %d values occur among those learned from train rows; is the spelling the same?"
             log.warning(told, name, hits, values)
-
-
-def _known(feature: Feature, chunk: Chunk, ids: np.ndarray) -> tuple[int, int]:
-    """How many values of a feature its vocabulary knows, and how many there are."""
-    if feature.hotness:  # in lists a missing value is padding, else it has the id of unknown ones
-        present = ids >= 0
-    else:
-        present = values_of(feature, chunk, feature.columns[0]).codes >= 0
-    return np.count_nonzero(ids > 0), np.count_nonzero(present)
 
 
 def _kept(chunk: Chunk, keep: Sequence[str]) -> pa.Table:

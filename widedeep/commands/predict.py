@@ -46,8 +46,7 @@ def run(args) -> int:
         raise InputError(f"--out {args.out}: expected another file than those of --rows, which it would replace")
     encoder = Encoder(scoring.dataset_path)
     with ThreadEngine(scoring.threads or cores()) as engine:
-        keep = list(dict.fromkeys(args.keep))
-        batches = raw_batches(encoder, args.rows, keep, scoring.eval_batch_size, engine)
+        batches = raw_batches(encoder, args.rows, args.keep, scoring.eval_batch_size, engine)
         launch(config, lambda c, comm: predict_rows(c, comm, directory, encoder.spec, batches, args.out))
     return 0
 
