@@ -155,7 +155,8 @@ def stages() -> list[Stage]:
     fp16, tf32 = ["--precision", "fp16"], ["--precision", "tf32"]
     both, fewer = ["--batch", "131072", "16384"], ["--rounds", "2"]
     host = ["--batch", "131072", "--data", "pinned", "stream"]
-    trained, predicts = "torch,torch-compile-dense,torch-reduce-overhead-dense", "torch-reduce-overhead-dense"
+    predicts = "torch-reduce-overhead-dense"
+    trained = f"torch,torch-compile-dense,{predicts},own-loop"
     large = ["--batch", "131072", *fewer]
     families = [PY, "-m", "pytest", "-q", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("bench/bench_*.py")))]
     job = ["--displays", "20000", "--epochs", "2", "--batch", "16384", "--device", "cuda", "--json", *fp16]

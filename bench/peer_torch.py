@@ -1,4 +1,6 @@
-"""The job in plain PyTorch: eager or compiled, with dense or sparse gradients of the embeddings."""
+"""The job in plain PyTorch: eager or compiled, with dense or sparse gradients of the embeddings; and in a loop of
+one's own around this package's model.
+"""
 
 import contextlib
 
@@ -6,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.job import Contender, Job
+from widedeep import FTRL, RMSprop, WideDeep, ops
 from widedeep.data import Batch
 
 
@@ -126,11 +129,12 @@ class TorchContender(Contender):
         tables = list(self.model.tables.parameters())
         layers = list(self.model.mlp.parameters())
         dense = {"lr": job.lr, "alpha": job.rho, "eps": job.eps}
-        self.optimizers = [torch.optim.RMSprop(layers if sparse else tables + layers, **dense), Ftrl(wide, job)]
-        if sparse:
-            self.optimizers.append(SparseRMSprop(tables, job))
-        self.scaler = torch.amp.GradScaler(job.device.type) if job.precision == "fp16" else None
-        self.loss = nn.BCEWithLogitsLoss()
+        optimizers = [torch.optim.RMSprop(layers if sparse else tables + layers, **dense), Ftrl(wide, job)]
+        self._steps_by([*optimizers, SparseRMSprop(tables, job)] if sparse else optimizers)
+
+    def _steps_by(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers, self.loss = optimizers, nn.BCEWithLogitsLoss()
+        self.scaler = torch.amp.GradScaler(self.job.device.type) if self.job.precision == "fp16" else None
 
     def train(self, batch: Batch, step: int) -> None:
         self.model.train()
@@ -160,3 +164,21 @@ class TorchContender(Contender):
         if precision in ("fp32", "tf32"):
             return contextlib.nullcontext()
         return torch.autocast(self.job.device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
+
+
+class OwnLoopContender(TorchContender):
+    """`widedeep.WideDeep` and its optimizers in a loop of one's own (docs/your-own-loop.md)."""
+
+    def __init__(self, name: str, job: Job):
+        self.name, self.version, self.job = name, f"torch {torch.__version__}", job
+        model = WideDeep(job.spec, job.hidden, job.dropout, seed=0)
+        for key, array in model.named_arrays().items():
+            array.copy_(job.arrays[key])
+        self.model = model.to(job.device)
+        deep = RMSprop(model.deep_parameters(), job.lr, job.rho, job.eps)
+        self._steps_by([deep, FTRL(model.wide_parameters(), job.wide_lr, job.initial_accumulator)])
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        if self.job.device.type == "cuda":
+            ops.allow_tf32_(self.model.out.weight, self.job.precision == "tf32")
+        return super()._precision()

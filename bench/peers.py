@@ -16,6 +16,12 @@ def _torch(name: str, **options) -> Callable[[Job], Contender]:
     return make
 
 
+def _own_loop(job: Job) -> Contender:
+    from bench.peer_torch import OwnLoopContender
+
+    return OwnLoopContender("own-loop", job)
+
+
 def _tensorflow(job: Job) -> Contender:
     from bench.peer_tensorflow import TensorFlowContender
 
@@ -39,11 +45,12 @@ PEERS: dict[str, tuple[tuple[str, ...], Callable[[Job], Contender]]] = {
         (),
         _torch("torch-reduce-overhead-dense", sparse=False, compile="reduce-overhead"),
     ),
+    "own-loop": ((), _own_loop),
     "tensorflow": (("tensorflow", "tf_keras"), _tensorflow),
     "jax": (("jax",), _jax),
 }
 DEFAULT = {
-    "cpu": ("torch", "torch-sparse", "torch-compile", "tensorflow"),
+    "cpu": ("torch", "torch-sparse", "torch-compile", "own-loop", "tensorflow"),
     "cuda": tuple(name for name in PEERS if name != "tensorflow"),
 }
 

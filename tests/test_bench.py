@@ -48,6 +48,8 @@ COMPILED = [name for name in peers.PEERS if name.startswith(("torch-compile", "t
     ("name", "precision"),
     [
         *(pytest.param(n, "fp32", marks=[pytest.mark.slow] if n in COMPILED else []) for n in peers.PEERS),
+        ("own-loop", "bf16"),
+        ("own-loop", "fp16"),
         ("jax", "bf16"),
         ("jax", "fp16"),
     ],

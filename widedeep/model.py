@@ -32,7 +32,8 @@ class WideDeep(nn.Module):
 
     Wide: the sum of one learned scalar per id, a weighted sum of the numeric features, and a bias. Deep: embeddings and
     numeric features side by side (`spec.deep_columns`) through relu layers, each followed by dropout, and one linear
-    unit. Weights are float32, whatever torch's default; the model is made on torch's default device.
+    unit. Weights are float32, whatever torch's default; the model is made on torch's default device. Under
+    `torch.autocast` of that device the hidden layers take and give its type; logits and all sums stay float32.
 
     Args:
         spec: features; fixes tables, their sizes and their places. Those of dim 0 are in the wide part only.
@@ -84,7 +85,8 @@ class WideDeep(nn.Module):
         self.sparse = sparse
         self.layout = at = spec if self.has_deep else _without_columns(spec)
         # Read here, for torch.compile does not trace the lock of a cached property.
-        self._places = (at.hotness, at.mean, at.table_columns, at.numeric_columns, at.deep_width)
+        self._places = (at.hotness, at.mean, at.table_columns, at.numeric_columns)
+        self._widths = (at.deep_width, at.padded_width)
         self.share = share if spec.categorical else ALL_ROWS
         self.table_rows = tuple(share.count(rows) for rows in spec.cardinalities)
         generator = torch.Generator()
@@ -160,8 +162,9 @@ class WideDeep(nn.Module):
             ids = ids.where(ids >= 0, INT32_MAX) if is_unsigned else ids  # of 64 bits: no padding, nor another id
             ids = ids.clamp(-2, INT32_MAX).int()  # one that is out of range stays so
         ids, numeric = ids.contiguous(), numeric.float().contiguous()
+        dtype, width = self._activations(ids.device.type)
         weights = (*self.lookup_weights(), *self._places)
-        x, wide_logit = ops.embedding_forward(ids, numeric, *weights, torch.float32, self.sparse)
+        x, wide_logit = ops.embedding_forward(ids, numeric, *weights, width, dtype, self.sparse)
         zeros = torch.zeros_like(wide_logit)
         if not self.has_deep:
             return wide_logit, zeros
@@ -173,8 +176,21 @@ class WideDeep(nn.Module):
             if self.training:
                 self.dropout_step = step + 1  # a new tensor: this call may still read the old one
         for i, layer in enumerate(self.layers):
-            x = ops.linear_relu_dropout(x, layer.weight, layer.bias, p, self.seed, step, i, first_row)
+            weight = layer.weight.to(dtype)
+            if x.shape[1] > weight.shape[1]:
+                weight = nn.functional.pad(weight, (0, x.shape[1] - weight.shape[1]))
+            x = ops.linear_relu_dropout(x, weight, layer.bias, p, self.seed, step, i, first_row)
         return wide_logit, ops.head_forward(x, self.out.weight, self.out.bias, zeros)
+
+    def _activations(self, device: str) -> tuple[torch.dtype, int]:
+        """Type and width of the deep input. A half type has columns of zeros, for Tensor Cores want rows of whole
+        packs.
+        """
+        width, padded = self._widths
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return torch.float32, width
+        dtype = torch.get_autocast_dtype(device)
+        return dtype, padded if self.layers and dtype != torch.float32 else width
 
     def wide_parameters(self) -> list[nn.Parameter]:
         """Of the wide part, which the original trains with FTRL."""
