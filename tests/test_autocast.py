@@ -76,7 +76,10 @@ def rounded_gradients(model, ids, numeric, label, dtype):
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("hidden", WIDTHS, ids=str)
 @pytest.mark.parametrize("name", SPECS)
-def test_gradients_are_float32_and_those_of_the_rounded_model(name, hidden, sparse, dtype, device):
+def test_gradients_are_float32_and_those_of_the_rounded_model(name, hidden, sparse, dtype, device, monkeypatch):
+    # Other products than ours are rounded before their bias is added, which turns the sign of some sums near 0.
+    monkeypatch.setenv("WIDEDEEP_BF16_PRODUCTS", "own")
+    limit = (10 if device == "cpu" else 100) * ROUNDING[dtype]
     model = WideDeep(SPECS[name], hidden=hidden, dropout=0.25, seed=fresh_seed(), sparse=sparse).to(device)
     batch = inputs(SPECS[name], 300, device, seed=fresh_seed())
     got = gradients(model, *batch, dtype, 1024.0)
@@ -84,8 +87,7 @@ def test_gradients_are_float32_and_those_of_the_rounded_model(name, hidden, spar
     exact = gradients(model, *batch)
     for key, gradient in want.items():
         if gradient.any():  # a table without columns has none
-            # A product may be rounded before its bias is added, which turns the sign of some sums near 0.
-            assert (got[key] - gradient).norm() <= 40 * ROUNDING[dtype] * gradient.norm(), key
+            assert (got[key] - gradient).norm() <= limit * gradient.norm(), key
     assert any(not torch.equal(got[key], exact[key]) for key in got)
 
 

@@ -94,11 +94,10 @@ def test_embedding_forward_gives_gradients_only_to_named_rows(device):
     for table, k in zip(case.tables, case.hotness):
         ids = case.ids[:, first : first + k]
         rows = ids[ids >= 0].unique()
-        assert torch.equal(table.grad.coalesce().indices()[0], rows.long())
-        assert table.grad._nnz() == int((ids >= 0).sum())
+        assert torch.equal(table.grad._indices()[0], rows.long())  # each row once
         named.append(rows + base)
         first, base = first + k, base + len(table)
-    assert torch.equal(case.wide.grad.coalesce().indices()[0], torch.cat(named).long())
+    assert torch.equal(case.wide.grad._indices()[0], torch.cat(named).long())
 
 
 @cases
@@ -277,26 +276,22 @@ def test_gradient_of_a_table_without_columns_has_no_entries(device):
         t.requires_grad_()
     x, logit = ops.embedding_forward(*case.forward_args(torch.float32))
     (x.sum() + logit.sum()).backward()
-    for t, entries in zip(case.tables, (0, 0, 20)):
+    for t, entries in zip(case.tables, (0, 0, len(case.ids[:, -1].unique()))):
         assert t.grad.layout == torch.sparse_coo
         assert (t.grad.shape, t.grad._nnz()) == (t.shape, entries)
         if t.numel():  # torch's to_dense of a sparse tensor without columns faults on CUDA
             assert t.grad.to_dense().shape == t.shape
 
 
-def test_second_derivatives_are_right_or_refused(device):
+@pytest.mark.parametrize("sparse", [True, False])
+def test_second_derivatives_are_refused(sparse, device):
     case = make(9, MULTI, "zipf", device)
-
-    def second(case, module, dtype, *sparse):
-        weight = normal(case.width, device=device, key="w").to(dtype).requires_grad_()
-        tables = [t.requires_grad_() for t in case.tables]
-        x, _ = module.embedding_forward(*case.forward_args(dtype), *sparse)
-        first = torch.autograd.grad((x @ weight).square().sum(), tables, create_graph=True)
-        return torch.autograd.grad(sum(g.to_dense().square().sum() for g in first), weight)[0]
-
-    assert_close(second(case, ops, torch.float32, True), second(case.double(), reference, torch.float64), scale=5)
-    with pytest.raises(RuntimeError, match="dense gradients of tables have no derivative"):
-        second(case, ops, torch.float32, False)
+    weight = normal(case.width, device=device, key="w").requires_grad_()
+    tables = [t.requires_grad_() for t in case.tables]
+    x, _ = ops.embedding_forward(*case.forward_args(torch.float32), sparse)
+    first = torch.autograd.grad((x @ weight).square().sum(), tables, create_graph=True)
+    with pytest.raises(RuntimeError, match="gradients of tables have no derivative"):
+        torch.autograd.grad(sum(g.to_dense().square().sum() for g in first), weight)
 
 
 @pytest.mark.parametrize("tables", [None, MULTI])

@@ -59,9 +59,10 @@ def embedding_forward(
     Raises:
         RuntimeError: wrong shape, dtype, device or stride; on a CPU an id outside its table.
     Notes:
-        Differentiable in numeric, the tables, wide, wide_numeric and wide_bias. Gradients of tables and wide are sparse
-        COO, uncoalesced: one entry per id, equal rows repeated; torch.compile takes their sizes, which depend on the
-        ids, with fullgraph=True. Or dense: embedding_row_gradients among zeros, without a second derivative.
+        Differentiable in numeric, the tables, wide, wide_numeric and wide_bias; once in the tables and wide. Their
+        gradients are sparse COO, with an entry for each row that the batch names, in ascending order; torch.compile
+        takes their sizes, which depend on the ids, with fullgraph=True. Or dense: the same among zeros. On a GPU the
+        host waits for the sparse ones' sizes, once. Sums have a fixed order.
     """
     weights = (ids, numeric, tables, wide, wide_numeric, wide_bias)
     return _ops.embedding_forward.default(*weights, hotness, mean, columns, numeric_columns, width, dtype, sparse)
@@ -251,57 +252,56 @@ def _backward(ctx, dx, dlogit):
     return *weights, *lists, None, None, None
 
 
-def _sparse_gradients(ctx, ids, dx, dlogit):
-    tables, wide_rows, wide_values = [], [], []
-    first_id = row_base = 0
-    for (rows, dim), hotness, mean, column in zip(ctx.shapes, ctx.hotness, ctx.mean, ctx.columns):
-        index = ids[:, first_id : first_id + hotness]
-        valid = index >= 0
-        row_gradient = dx[:, column : column + dim].float()
-        if mean:
-            row_gradient = row_gradient / valid.sum(1, keepdim=True).clamp(min=1)
-        sample = valid.nonzero()[:, 0]
-        named = index[valid].long()
-        # A table of no columns gets a gradient of no entries: torch's CUDA kernels fail where entries have no elements.
-        kept = slice(None) if dim else slice(0)
-        tables.append(_sparse(named[kept], row_gradient[sample[kept]], (rows, dim)))
-        wide_rows.append(named + row_base)
-        wide_values.append(dlogit[sample])
-        first_id += hotness
-        row_base += rows
-    wide = None
-    if wide_rows:
-        wide = _sparse(torch.cat(wide_rows), torch.cat(wide_values), (ctx.wide_rows,))
-    return tables, wide
-
-
-def _sparse(rows: Tensor, values: Tensor, shape: tuple) -> Tensor:
-    """Uncoalesced: equal rows are summed by whoever uses the gradient."""
-    return torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=False)
-
-
-def _dense_gradients(ctx, ids, dx, dlogit):
+def _touched(ctx, ids, dx, dlogit):
+    """Segments of the batch, and the gradients of the rows that it names: see `embedding_row_gradients`."""
     rows, dims = [r for r, _ in ctx.shapes], [d for _, d in ctx.shapes]
     segments = embedding_segments(ids, ctx.hotness, rows)
     batch = (ids, dx.contiguous(), dlogit.contiguous(), *segments)
-    touched, values = _ops.embedding_row_gradients.default(*batch, ctx.hotness, ctx.mean, ctx.columns, rows, dims)
+    return segments, *_ops.embedding_row_gradients.default(*batch, ctx.hotness, ctx.mean, ctx.columns, rows, dims)
+
+
+def _sparse_gradients(ctx, ids, dx, dlogit):
+    segments, touched, values = _touched(ctx, ids, dx, dlogit)
+    if not touched:
+        return [], None
+    counts = segments.table_start.diff().tolist()  # here, and nowhere else, the host waits
+    torch._check(sum(counts) <= len(values))  # what torch.compile cannot know
+    for count, gradient in zip(counts, touched):
+        torch._check(count >= 0)
+        torch._check(count <= len(gradient))
+    named, values = (t.narrow(0, 0, sum(counts)) for t in (segments.unique.long(), values))
+    tables, row_base = [], 0
+    for (rows, dim), row, count, gradient in zip(ctx.shapes, named.split(counts), counts, touched):
+        # A table of no columns gets a gradient of no entries: torch's CUDA kernels fail where entries have no elements.
+        kept = count if dim else 0
+        tables.append(_sparse(row.narrow(0, 0, kept) - row_base, gradient.narrow(0, 0, kept), (rows, dim)))
+        row_base += rows
+    return tables, _sparse(named, values, (ctx.wide_rows,))
+
+
+def _sparse(rows: Tensor, values: Tensor, shape: tuple) -> Tensor:
+    return torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=False, is_coalesced=True)
+
+
+def _dense_gradients(ctx, ids, dx, dlogit):
+    segments, touched, values = _touched(ctx, ids, dx, dlogit)
     unique, start = segments.unique, segments.table_start
     _, _, tables_wanted, wide_wanted, *_ = ctx.needs_input_grad
-    tables, wide, row_base = [None] * len(rows), None, 0
+    tables, wide, row_base = [None] * len(touched), None, 0
     # Places without a row hold zeros: added to any row they change nothing, so that no host waits for a count.
-    for f, gradient in enumerate(touched):
+    for f, (gradient, (rows, dim)) in enumerate(zip(touched, ctx.shapes)):
         if tables_wanted[f]:  # of a frozen table a pass over its rows would be wasted
             place = start[f] + torch.arange(len(gradient), device=ids.device)
-            row = (unique[place] - row_base).clamp(0, rows[f] - 1)
-            tables[f] = gradient.new_zeros(rows[f], dims[f]).index_add_(0, row, gradient)
-        row_base += rows[f]
+            row = (unique[place] - row_base).clamp(0, rows - 1)
+            tables[f] = gradient.new_zeros(rows, dim).index_add_(0, row, gradient)
+        row_base += rows
     if wide_wanted:
         wide = values.new_zeros(ctx.wide_rows).index_add_(0, unique.clamp(min=0), values)
     return tables, wide
 
 
 def _twice(ctx, *gradients):
-    raise RuntimeError("embedding_row_gradients is not differentiable: dense gradients of tables have no derivative")
+    raise RuntimeError("embedding_row_gradients is not differentiable: gradients of tables have no derivative")
 
 
 torch.library.register_autograd("widedeep::embedding_forward", _backward, setup_context=_save)
