@@ -187,7 +187,7 @@ class WideDeep(nn.Module):
         packs.
         """
         width, padded = self._widths
-        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):  # it raises for "meta"
             return torch.float32, width
         dtype = torch.get_autocast_dtype(device)
         return dtype, padded if self.layers and dtype != torch.float32 else width
