@@ -9,13 +9,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_cuda_step import EVEN, gpu_step
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from widedeep.data import Reader
 from widedeep.dist import LocalComm
 from widedeep.evaluate import evaluate
 from widedeep.feature_spec import FeatureSpec
 from widedeep.metrics import Evaluation
+from widedeep.model import WideDeep
+from widedeep.optim import FTRL, RMSprop
 from widedeep.shards import ShardSet, ShardWriter
 from widedeep.step import StepConfig
 from widedeep.train import LossWatch
@@ -103,3 +107,44 @@ def test_evaluation(shards, mode):
     assert evaluation.compute() == pytest.approx(whole, nan_ok=True)
     assert whole["rows"] == 500
     assert whole["groups"] == 100
+
+
+class NoCopies(TorchDispatchMode):
+    """Refuses what takes tensors of two devices, or makes one of another: a copy between host and device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, made)) if isinstance(t, torch.Tensor)]
+        if len({t.device for t in tensors}) > 1:
+            raise AssertionError(f"{func} copies between host and device")
+        return made
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_loop_of_ones_own(sparse, monkeypatch):
+    """On torch's device without values, which nobody can wait for; the backward pass that makes sparse gradients, which
+    waits for their sizes, is left out.
+    """
+    model = WideDeep(EVEN, hidden=[24], dropout=0.1, seed=1, sparse=sparse).to("meta")
+    optimizers = [RMSprop(model.deep_parameters()), FTRL(model.wide_parameters())]
+    ids = torch.zeros(16, EVEN.id_columns, dtype=torch.int32, device="meta")
+    numeric, label = torch.zeros(16, len(EVEN.numeric), device="meta"), torch.zeros(16, device="meta")
+    monkeypatch.setattr(torch, "tensor", None)  # a copy to the device, which a dispatch mode does not see there
+    for _ in range(2):
+        with NoCopies():
+            loss = binary_cross_entropy_with_logits(model(ids, numeric), label)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            if sparse:
+                for p in model.parameters():
+                    p.grad = torch.zeros_like(p)
+                for p in (*model.tables, model.wide):
+                    rows, values = (
+                        torch.zeros_like(ids[:1]).long(),
+                        torch.zeros(ids.shape[1], *p.shape[1:], device="meta"),
+                    )
+                    p.grad = torch.sparse_coo_tensor(rows, values, p.shape, check_invariants=False)
+            else:
+                loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()

@@ -64,21 +64,22 @@ class RMSprop(torch.optim.Optimizer):
         for device, some in by_device.items():
             rms = [self.state[p]["rms"] for p in some]
             grads = [p.grad.contiguous() for p in some]
-            lr = torch.tensor([float(group["lr"])], dtype=torch.float32, device=device)
+            lr = _number(group["lr"], torch.float32, device)
             ops.rmsprop_dense_([p.data for p in some], rms, grads, [], lr, group["rho"], group["eps"])
 
     def _step_rows(self, p: Tensor, state: dict, group: dict) -> None:
         rows, grads = _rows(p)
         if "last_step" not in state:  # all steps before this one were dense: every row is up to date
             state["last_step"] = torch.full((len(p),), int(state["step"]) - 1, dtype=torch.int32, device=p.device)
-        lr = torch.tensor([float(group["lr"])], dtype=torch.float32, device=p.device)
-        args = (rows, grads, lr, state["step"].to(p.device), group["rho"], group["eps"])
+        lr = _number(group["lr"], torch.float32, p.device)
+        step = _number(state["step"], torch.int64, p.device)
+        args = (rows, grads, lr, step, group["rho"], group["eps"])
         ops.rmsprop_rows_(_flat(p.data), _flat(state["rms"]), state["last_step"], *args)
 
     def _settle(self, p: Tensor, state: dict, group: dict) -> None:
         """Before a dense step: every row as of the step before; after it every row is up to date."""
         if "last_step" in state:
-            before = state["step"].to(p.device) - 1
+            before = _number(state["step"] - 1, torch.int64, p.device)
             ops.rmsprop_settle_(_flat(state["rms"]), state["last_step"], before, group["rho"])
             state["last_step"] += 1
 
@@ -159,6 +160,11 @@ def _rows(p: Tensor) -> tuple[Tensor, Tensor]:
         raise RuntimeError(f"expected a sparse gradient with one sparse dimension, got {g.sparse_dim()}")
     values = g._values().reshape(g._nnz(), math.prod(p.shape[1:]))
     return g._indices()[0].contiguous(), values.contiguous()
+
+
+def _number(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[1], as an argument of a kernel that fills it: a copy from the host's memory would wait for all queued work."""
+    return torch.full((1,), float(value), dtype=dtype, device=device)
 
 
 def _flat(t: Tensor) -> Tensor:
