@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import command_line
+from planted import planted_data
 
 from widedeep.commands.preprocess_outbrain import parse_bytes
 from widedeep.errors import InputError, RunError
@@ -259,3 +260,17 @@ def test_names_that_the_terminal_lacks(tmp_path):
     say("preprocess", "tabular", "a.csv", "--spec", "spec.yaml", "--split", "last:4", "--out", "data")
     assert "l\\xe4nd" in say("describe", "data")
     assert FeatureSpec.load(tmp_path / "data").names == ("l\u00e4nd",)
+
+
+@pytest.mark.parametrize(("epochs", "told"), [(24, "480 steps in all are few"), (25, None)])
+def test_a_run_of_few_steps_is_advised(epochs, told, tmp_path, capsys):
+    """By defaults that are made for tens of millions of rows a small table would teach next to nothing."""
+    data = planted_data(tmp_path / "data", train=2000)
+    where = [f"--{flag}={tmp_path / flag}" for flag in ("results_dir", "model_dir")]
+    sizes = ["--global_batch_size=100", "--deep_hidden_units", "4"]
+    assert cli.main(["train", f"--dataset_path={data}", *where, *sizes, "--cpu", f"--num_epochs={epochs}"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "steps in all" in line]
+    assert [line[: len(told or "")] for line in lines] == ([told] if told else [])
+    if told:
+        assert "--global_batch_size (now 100)" in lines[0]
+        assert "--deep_learning_rate (now 0.00012)" in lines[0]

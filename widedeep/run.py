@@ -23,6 +23,8 @@ from widedeep.shards import ShardSet
 from widedeep.share import ALL_ROWS, Share
 from widedeep.step import Step, StepConfig, make_step
 
+FEW_STEPS = 500  # the original's job has 9,140
+
 # As the ops say it (csrc/bindings/embedding_cpu.h, steps/borrowed.py).
 BAD_ID = re.compile(r"(feature \d+ has id -?\d+) in batch row \d+, (expected -1 \(padding\) or 0 to \d+)")
 
@@ -219,6 +221,17 @@ class Run:
             f" {self.steps_per_epoch} step{'s' * (self.steps_per_epoch > 1)} per epoch,"
             f" {t.num_epochs} epoch{'s' * (t.num_epochs > 1)}, {self.config.precision}, {processes},"
             f" seed {t.seed}"
+        )
+
+    def advice(self) -> str | None:
+        """One line for who trains on few rows by defaults that are made for tens of millions."""
+        t = self.config.training
+        steps = self.steps_per_epoch * t.num_epochs
+        if steps >= FEW_STEPS:
+            return None
+        return (
+            f"{steps} step{'s' * (steps > 1)} in all are few: a smaller --global_batch_size (now {t.global_batch_size})"
+            f" makes more of them, a higher --deep_learning_rate (now {t.deep_learning_rate:g}) larger ones"
         )
 
     @cached_property

@@ -57,9 +57,9 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
         check_labels(rows)
     if not test_reader and run.config.training.patience is not None:
         raise InputError(f"--patience waits for a better score: expected test rows in {run.test_shards.directory}")
-    tell(run.comm, run.describe())
-    if run.step.note:
-        tell(run.comm, run.step.note)
+    for line in (run.describe(), run.advice(), run.step.note):
+        if line:
+            tell(run.comm, line)
     mode, watch = run.config.mode, LossWatch(run.comm, run.config.precision, progress.metrics.get("loss", 0.0))
     with Journal(run, progress=progress) as journal, Termination(run.comm) as termination:
         while not is_finished(progress, run.config):
