@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -318,6 +319,36 @@ def test_processes_that_torchrun_starts_again_find_each_other_and_go_on(data, tm
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300, check=True)
     assert "continuing" in done.stdout
     assert read_progress(Checkpoints(tmp_path / "model").find("last")).step == 32
+
+
+KILLS_TORCHRUN = """
+import os, signal, sys, time
+from widedeep import cli, train
+real, seen = train.LossWatch.add, []
+def add(self, loss):
+    seen.append(loss)
+    if (os.environ["RANK"], len(seen)) == ("1", 20):
+        os.kill(parent := os.getppid(), signal.SIGKILL)
+        while os.getppid() == parent:
+            time.sleep(0.01)
+    real(self, loss)
+train.LossWatch.add = add
+sys.exit(cli.main())
+"""
+
+
+def test_processes_whose_torchrun_is_killed_end_with_a_checkpoint(data, alone, tmp_path):
+    command_line()
+    (tmp_path / "kills.py").write_text(KILLS_TORCHRUN)
+    places = ["--dataset_path", data, "--model_dir", tmp_path / "model", "--results_dir", tmp_path]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "kills.py"]
+    command = [sys.executable, *map(str, [*torchrun, *FLAGS[2:], *places])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=240, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = Checkpoints(tmp_path / "model").find("last")  # its processes are gone: they held the ends of our pipes
+    assert (step := read_progress(left).step) in (20, 21)  # the signal may come a moment after the new parent
+    assert done.stdout.endswith(f"stopped at step {step}: --use_checkpoint goes on from {left}\n")
+    assert_as_alone(alone, whole_run(2, data, tmp_path, "--use_checkpoint"))
 
 
 STARTED_AGAIN = """

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_ops_embedding import State, gradients, make, segments_of
 from torch.library import opcheck
 
 from widedeep import ops, reference
@@ -235,6 +236,26 @@ def test_optimizer_ops_reject_bad_arguments(device):
         ops.rmsprop_rows_(w, r, last, rows, g[:1], lr, step, RHO, EPS)
     with pytest.raises(RuntimeError, match="accum must be"):
         ops.ftrl_dense_(w, r[:3], r, r, 0.02)
+
+
+@pytest.mark.parametrize("lr", [0.0, -0.02, float("nan"), 1e-50])  # the last is 0 in float32
+def test_ftrl_divides_by_no_rate_that_is_not_above_zero(lr, device):
+    state = [normal(4, 3, device=device, key=k).abs() for k in range(3)]
+    before = [s.clone() for s in state]
+    rows, g = torch.tensor([0, 3], device=device), normal(2, 3, device=device)
+    with pytest.raises(RuntimeError, match="ftrl_dense_: lr must be above 0 in float32, got"):
+        ops.ftrl_dense_(*state, normal(4, 3, device=device), lr)
+    with pytest.raises(RuntimeError, match="ftrl_rows_: lr must be above 0 in float32, got"):
+        ops.ftrl_rows_(*state, rows, g, lr)
+    assert all(torch.equal(a, b) for a, b in zip(state, before))
+    case = make(8, None, "zipf", device)
+    own = State(case, device)
+    before = own.copy(torch.float32)
+    args = (case.ids, *gradients(case, device), *segments_of(case), *own.args(), case.hotness, case.mean, case.columns)
+    with pytest.raises(RuntimeError, match="embedding_update_: wide_lr must be above 0 in float32, got"):
+        ops.embedding_update_(*args, scalar(LR, device), scalar(9, device, torch.int64), RHO, EPS, lr)
+    for a, b in zip(own.args(), before.args()):
+        assert all(map(torch.equal, a, b)) if isinstance(a, list) else torch.equal(a, b)
 
 
 def test_row_updates_reject_rows_outside_the_table():

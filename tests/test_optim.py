@@ -195,6 +195,37 @@ def test_a_state_dict_keeps_steps_that_float32_does_not_hold():
         assert resumed.state[w][name].dtype == optimizer.state[w][name].dtype
 
 
+OTHERS = [(RMSprop, torch.optim.Adam), (RMSprop, torch.optim.RMSprop), (RMSprop, FTRL)]
+OTHERS += [(FTRL, torch.optim.Adam), (FTRL, torch.optim.Adagrad), (FTRL, RMSprop)]
+
+
+@pytest.mark.parametrize(("kind", "other"), OTHERS)
+@pytest.mark.parametrize("steps", [0, 1])
+def test_the_state_of_another_optimizer_is_refused_when_it_is_loaded(kind, other, steps):
+    saved, own = other([torch.nn.Parameter(torch.ones(3))]), kind([w := torch.nn.Parameter(torch.ones(3))])
+    for optimizer, count in ((saved, steps), (own, 1)):
+        for _ in range(count):
+            optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+            optimizer.step()
+    names = {RMSprop: "rho", FTRL: "l1, l2"}[kind]
+    with pytest.raises(ValueError, match=rf"that of widedeep's {kind.__name__}, with .*{names}.* of each group, found"):
+        own.load_state_dict(saved.state_dict())
+    before = w.detach().clone()
+    own.step()  # with what it had
+    assert not torch.equal(w, before)
+
+
+def test_a_state_without_a_slot_is_refused():
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer = FTRL([w])
+    w.grad = torch.ones(3)
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"][0] = {"accum": state["state"][0]["accum"]}
+    with pytest.raises(ValueError, match=r"FTRL, with linear of each parameter, found accum$"):
+        optimizer.load_state_dict(state)
+
+
 def test_groups_closures_and_absent_gradients():
     a, b, c = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
     optimizer = RMSprop([{"params": [a], "lr": 0.1}, {"params": [b, c]}], lr=0.01)

@@ -290,6 +290,9 @@ def test_a_proposal_for_a_file_without_a_header(tmp_path):
     (tmp_path / "a.tsv").write_bytes(csv_bytes(rows(2000), "\t", header=False))
     spec, _ = infer_spec([str(tmp_path / "a.tsv")], delimiter="\t", columns=NAMES)
     assert spec["metadata"] == {"csv": {"delimiter": "\t", "columns": NAMES}}
+    short = ["city", "size", "seen[2]", "there[2]", "day", "click"]
+    brief, _ = infer_spec([str(tmp_path / "a.tsv")], delimiter="\t", columns=short)
+    assert brief == spec | {"metadata": {"csv": {"delimiter": "\t", "columns": short}}}
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
     report = run(TabularConfig(tmp_path / "spec.yaml", tmp_path / "out", [tmp_path / "a.tsv"], split="time:day:0.2"))
     assert report["train"]["rows"] + report["test"]["rows"] == 2000

@@ -308,12 +308,16 @@ def test_times_are_left_out_of_a_proposal(tmp_path, unit, zone):
     assert spec["channel_spec"]["onehot_categorical"] == ["word"]
 
 
-def test_a_file_for_training_and_for_the_test_is_told(tmp_path, caplog):
+@pytest.mark.parametrize("written", ["as it is", "relative", "link"])
+def test_a_file_for_training_and_for_the_test_is_told(tmp_path, caplog, monkeypatch, written):
+    """However its path is written."""
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text("x,click\n1,1\n2,0\n")
+    (tmp_path / "c.csv").symlink_to("a.csv")
+    monkeypatch.chdir(tmp_path)
+    again = {"as it is": tmp_path / "a.csv", "relative": "a.csv", "link": tmp_path / "c.csv"}[written]
     spec = write_spec(tmp_path / "spec.yaml", COLUMN | {"click": {}}, ["x"])
-    for train, test in (("ab", "ab"), ("a", "b")):
-        files = [[tmp_path / f"{name}.csv" for name in names] for names in (train, test)]
-        run(TabularConfig(spec, tmp_path / "out", *files))
+    for train, test in (([tmp_path / "a.csv"], [tmp_path / "b.csv"]), (["b.csv", tmp_path / "a.csv"], [again])):
+        run(TabularConfig(spec, tmp_path / "out", train, test))
     told = "among the train files and the test files: metrics of known rows say nothing"
     assert caplog.messages == [f"{tmp_path / 'a.csv'}: {told}"]

@@ -14,6 +14,7 @@ from test_tabular import read, write_spec
 from preprocess.tabular import TabularConfig, run
 from widedeep.describe import describe
 from widedeep.errors import InputError
+from widedeep.outputs import UNDEFINED
 from widedeep.shards import ShardSet
 
 TRAIN = "--cpu --deep_hidden_units 4 --global_batch_size 32 --num_epochs 1 --deep_warmup_epochs 0 --seed 1 --threads 1"
@@ -77,6 +78,27 @@ def test_rows_without_label_or_group_are_scored(place, tmp_path, capsys, suffix,
     want, got = (pyarrow.csv.read_csv(directory / "scores.csv") for directory in (place, tmp_path))
     gone = {"click": "label", "session": "session"}
     assert got == want.drop_columns([gone[name] for name in columns])
+
+
+def test_what_is_undefined_of_rows_of_one_label_is_a_dash_in_both_commands(place, tmp_path, capsys):
+    path = new_rows(place, tmp_path / "new.csv", click=[0] * 40)
+    assert preprocessed(place, tmp_path / "new", path) == 0
+    assert main(predict(place, tmp_path / "new", tmp_path / "scores.csv")) == 0
+    capsys.readouterr()
+    where = ["--model", str(place / "model"), "--dataset_path", str(tmp_path / "new"), "--cpu"]
+    assert main(["evaluate", *where]) == 0
+    *lines, why = capsys.readouterr().out.splitlines()
+    values = dict(line.split() for line in lines)
+    undefined = ("auc", "auc_200", "auc_8000", "map", "map_all", "gauc")
+    assert all((value == "-") == (name in undefined) for name, value in values.items())
+    assert values["groups"] == "10"
+    assert why == UNDEFINED
+    assert main(["metrics", "--predictions", str(tmp_path / "scores.csv"), "--group", "session"]) == 0
+    *lines, why = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(" - │") for line in lines) == len(undefined)
+    assert why == UNDEFINED
+    assert main(["evaluate", *where[:3], str(place / "data"), "--cpu"]) == 0
+    assert UNDEFINED not in capsys.readouterr().out
 
 
 def test_what_needs_labels_refuses_rows_without(place, tmp_path, capsys):

@@ -5,8 +5,10 @@ joins GPUs, gloo CPUs.
 """
 
 import contextlib
+import ctypes
 import os
 import re
+import signal
 import threading
 import time
 import uuid
@@ -23,6 +25,7 @@ JOIN = timedelta(minutes=10)  # until all have come; a launcher that died is not
 TIMEOUT = timedelta(minutes=30)  # the first process may write a checkpoint of many gigabytes while the others wait
 OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE")  # say how many processes there are
 LEAVE = 20  # seconds at most until a process that failed says so
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class LocalComm:
@@ -185,7 +188,18 @@ def connect(device: torch.device) -> LocalComm:
             )
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if is_group and "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_torchrun()
     return GroupComm(device) if is_group else LocalComm(device)
+
+
+def _end_with_torchrun() -> None:
+    """Has Linux send this process SIGTERM when torchrun is gone: one that is killed (SIGKILL, out of memory) ends none
+    of its processes, and they would train on, in the way of a restart.
+
+    The signal comes at the end of the thread that started this process: torchrun's main one, which waits for it.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
 
 
 def _environment(name: str) -> int:

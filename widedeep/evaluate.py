@@ -17,7 +17,7 @@ from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.journal import Journal
 from widedeep.metrics import Evaluation
-from widedeep.outputs import group_column, plain, write_json
+from widedeep.outputs import group_column, metric_text, metrics_note, plain, write_json
 from widedeep.resume import changed_features
 from widedeep.run import Run, tell
 from widedeep.shard_manifest import is_labelled
@@ -126,11 +126,10 @@ def evaluate_checkpoint(
     evaluation = evaluate(run, reader)
     result = evaluation.compute()
     if comm.rank == 0:
-        print(  # first: a file that cannot be written shall not cost the result
-            json.dumps(plain(result))
-            if as_json
-            else "\n".join(f"{key:<18} {value:.9g}" for key, value in result.items())
-        )
+        lines = [f"{key:<18} {metric_text(value, '.9g')}" for key, value in result.items()]
+        lines += metrics_note(result.values())
+        # First: a file that cannot be written shall not cost the result
+        print(json.dumps(plain(result)) if as_json else "\n".join(lines))
         if out:
             write_json(Path(out), {"checkpoint": directory.name} | result | {"calibration": evaluation.calibration()})
     return result

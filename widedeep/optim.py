@@ -84,6 +84,8 @@ class RMSprop(torch.optim.Optimizer):
             state["last_step"] += 1
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """As torch's; ValueError where it is another optimizer's."""
+        _check_own(self, state_dict, ("rms", "step"))
         super().load_state_dict(state_dict)
         for saved, group in zip(state_dict["param_groups"], self.param_groups):
             for key, p in zip(saved["params"], group["params"]):
@@ -140,12 +142,28 @@ class FTRL(torch.optim.Optimizer):
         _count_versions(self.param_groups)
         return loss
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As torch's; ValueError where it is another optimizer's."""
+        _check_own(self, state_dict, ("accum", "linear"))
+        super().load_state_dict(state_dict)
+
 
 def _evaluate(closure: Callable[[], Tensor] | None) -> Tensor | None:
     if closure is None:
         return None
     with torch.enable_grad():
         return closure()
+
+
+def _check_own(optimizer: torch.optim.Optimizer, state_dict: dict, slots: tuple[str, ...]) -> None:
+    """Raises ValueError where a group lacks a setting, or a parameter's state one of `slots`: else the step would."""
+    wanted = [(group, optimizer.defaults, "of each group") for group in state_dict["param_groups"]]
+    wanted += [(state, slots, "of each parameter") for state in state_dict["state"].values() if state]
+    for found, names, where in wanted:
+        if missing := [name for name in names if name not in found]:
+            kind = f"widedeep's {type(optimizer).__name__}"
+            told = f"expected that of {kind}, with {', '.join(missing)} {where}, found {', '.join(found)}"
+            raise ValueError(f"state_dict: {told}")
 
 
 def _count_versions(groups: list[dict]) -> None:

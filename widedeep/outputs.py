@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from widedeep import atomic
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardSet
+
+UNDEFINED = "-: undefined; AUC needs rows of both labels, MAP groups with a click, group AUC groups of both labels"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -40,6 +42,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def metric_text(value: float | int | None, form: str) -> str:
+    """A metric for people, in a format such as `.9g`; `-` where it is undefined (None or NaN)."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def metrics_note(values: Iterable[float | int | None]) -> list[str]:
+    """What is to be said below a list of metrics: why some are undefined, if any is."""
+    return [UNDEFINED] if any(metric_text(value, "") == "-" for value in values) else []
 
 
 def data_summary(spec: FeatureSpec, hidden: Sequence[int], splits: dict[str, ShardSet]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from widedeep.errors import InputError
 from widedeep.metrics import score_rows
-from widedeep.outputs import plain
+from widedeep.outputs import metric_text, metrics_note, plain
 
 # Keras clips float32 probabilities to [1e-7, 1 - 1e-7] and adds 1e-7 inside each logarithm (BinaryCrossentropy). These
 # are the smallest arguments of log(p) and log(1 - p) that come of it: a bound on a row's loss, and nothing else.
@@ -263,7 +263,7 @@ def _as_json(result: dict[str, float | int | None]) -> str:
 
 
 def _as_text(result: dict[str, float | int | None], k: int) -> str:
-    """A table for people."""
+    """A table for people, and below it why a metric is undefined."""
     from rich.console import Console
     from rich.table import Table
 
@@ -284,8 +284,8 @@ def _as_text(result: dict[str, float | int | None], k: int) -> str:
     table.add_column()
     table.add_column(justify="right")
     for key, value in result.items():
-        table.add_row(names[key], "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.9f}")
+        table.add_row(names[key], metric_text(value, "," if isinstance(value, int) else ".9f"))
     console = Console(width=60)
     with console.capture() as captured:
         console.print(table)
-    return captured.get().rstrip("\n")
+    return "\n".join([captured.get().rstrip("\n"), *metrics_note(result.values())])

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/ftrl.h"
 
 namespace widedeep {
 
@@ -74,6 +75,13 @@ inline core::DType element_type(ScalarType dtype, const char* op, const char* na
   return dtype == ScalarType::Float  ? core::DType::f32
          : dtype == ScalarType::Half ? core::DType::f16
                                      : core::DType::bf16;
+}
+
+// The rule of FTRL, which divides by the rate; `name` is the rate's.
+inline core::FtrlRule ftrl_rule(double lr, double l1, double l2, const char* op, const char* name = "lr") {
+  const core::FtrlRule rule{static_cast<float>(lr), static_cast<float>(l1), static_cast<float>(l2)};
+  STD_TORCH_CHECK(rule.lr > 0, op, ": ", name, " must be above 0 in float32, got ", lr);
+  return rule;
 }
 
 // 2 round(p * 32768) must leave something to keep.

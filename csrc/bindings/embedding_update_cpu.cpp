@@ -62,6 +62,7 @@ void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tens
   check_columns(columns, dims, mean, dx.size(1), op);
   check_segments(unique, offsets, entries, keys, table_start, ids, static_cast<int64_t>(rows.size()), op);
   check_update_state(ids, tables, rms, last_step, {wide, accum, linear}, {lr, step}, grad_scale, found_inf, op);
+  const core::FtrlRule rule = ftrl_rule(wide_lr, l1, l2, op, "wide_lr");
   auto features = features_of(hotness, rows);
   place(features, columns, mean, dims);
   for (size_t f = 0; f < features.size(); ++f) {
@@ -76,7 +77,7 @@ void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tens
                               floats(accum),
                               floats(linear),
                               {*values(lr), static_cast<float>(rho), static_cast<float>(eps)},
-                              {static_cast<float>(wide_lr), static_cast<float>(l1), static_cast<float>(l2)},
+                              rule,
                               *step_of(step),
                               grad_scale.has_value() ? 1.0f / *values(*grad_scale) : 1.0f};
   cpu::embedding_update(

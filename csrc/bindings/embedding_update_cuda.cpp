@@ -59,6 +59,7 @@ void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tens
   check_columns(columns, dims, mean, dx.size(1), op);
   check_segments(unique, offsets, entries, keys, table_start, ids, static_cast<int64_t>(rows.size()), op);
   check_update_state(ids, tables, rms, last_step, {wide, accum, linear}, {lr, step}, grad_scale, found_inf, op);
+  const core::FtrlRule rule = ftrl_rule(wide_lr, l1, l2, op, "wide_lr");
   auto features = features_of(hotness, rows, op);
   place(features, columns, mean, dims, op);
   for (size_t f = 0; f < rows.size(); ++f) {
@@ -66,16 +67,9 @@ void embedding_update_(Tensor ids, Tensor dx, Tensor dlogit, Tensor unique, Tens
     features.feature[f].rms = floats(rms[f]);
   }
   const DeviceGuard guard(ids.get_device_index());
-  const kernels::RowUpdate update{ints(last_step),
-                                  floats(wide),
-                                  floats(accum),
-                                  floats(linear),
-                                  values(lr),
-                                  step_of(step),
-                                  values(found_inf),
-                                  static_cast<float>(rho),
-                                  static_cast<float>(eps),
-                                  {static_cast<float>(wide_lr), static_cast<float>(l1), static_cast<float>(l2)}};
+  const kernels::RowUpdate update{
+      ints(last_step), floats(wide),      floats(accum),           floats(linear),          values(lr),
+      step_of(step),   values(found_inf), static_cast<float>(rho), static_cast<float>(eps), rule};
   const Tensor memory = workspace(ids, kernels::backward_workspace(ids.numel(), features));
   STD_CUDA_CHECK(kernels::embedding_update(
       batch_of(ids), features, segments_of(unique, offsets, entries, keys, table_start),

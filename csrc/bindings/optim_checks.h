@@ -1,7 +1,6 @@
 // Checks that the optimizer bindings of every device share. Contracts: widedeep/ops/optim.py.
 #pragma once
 #include "bindings/checks.h"
-#include "core/ftrl.h"
 
 namespace widedeep {
 
@@ -70,10 +69,6 @@ inline void check_ftrl(const Tensor& weight, const Tensor& accum, const Tensor& 
   check_same(weight, weight, op, "weight");
   check_same(accum, weight, op, "accum");
   check_same(linear, weight, op, "linear");
-}
-
-inline core::FtrlRule ftrl_rule(double lr, double l1, double l2) {
-  return {static_cast<float>(lr), static_cast<float>(l1), static_cast<float>(l2)};
 }
 
 }  // namespace widedeep

@@ -65,10 +65,11 @@ void ftrl_dense_(Tensor weight, Tensor accum, Tensor linear, Tensor grad, double
                  std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   const char* op = "ftrl_dense_";
   check_ftrl(weight, accum, linear, op);
+  const core::FtrlRule rule = ftrl_rule(lr, l1, l2, op);
   check_same(grad, weight, op, "grad");
   check_loss_scale(grad_scale, found_inf, op, weight);
   if (skipped(found_inf)) return;
-  cpu::ftrl_dense(floats(weight), floats(accum), floats(linear), values(grad), weight.numel(), ftrl_rule(lr, l1, l2),
+  cpu::ftrl_dense(floats(weight), floats(accum), floats(linear), values(grad), weight.numel(), rule,
                   inverse(grad_scale));
 }
 
@@ -76,10 +77,11 @@ void ftrl_rows_(Tensor weight, Tensor accum, Tensor linear, Tensor rows, Tensor 
                 double l2) {
   const char* op = "ftrl_rows_";
   check_ftrl(weight, accum, linear, op);
+  const core::FtrlRule rule = ftrl_rule(lr, l1, l2, op);
   const int64_t n = check_listed_rows(weight, rows, grads, op), D = weight.dim() == 2 ? weight.size(1) : 1;
   check_rows(rows, weight.size(0), op);
   cpu::ftrl_rows(floats(weight), floats(accum), floats(linear), static_cast<const int64_t*>(rows.const_data_ptr()),
-                 values(grads), n, D, ftrl_rule(lr, l1, l2));
+                 values(grads), n, D, rule);
 }
 
 }  // namespace

@@ -58,12 +58,12 @@ void ftrl_dense_(Tensor weight, Tensor accum, Tensor linear, Tensor grad, double
                  std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   const char* op = "ftrl_dense_";
   check_ftrl(weight, accum, linear, op);
+  const core::FtrlRule rule = ftrl_rule(lr, l1, l2, op);
   check_same(grad, weight, op, "grad");
   check_loss_scale(grad_scale, found_inf, op, weight);
   const DeviceGuard guard(weight.get_device_index());
-  STD_CUDA_CHECK(kernels::ftrl_dense(floats(weight), floats(accum), floats(linear), values(grad), weight.numel(),
-                                     ftrl_rule(lr, l1, l2), values(grad_scale), values(found_inf),
-                                     current_stream(weight)));
+  STD_CUDA_CHECK(kernels::ftrl_dense(floats(weight), floats(accum), floats(linear), values(grad), weight.numel(), rule,
+                                     values(grad_scale), values(found_inf), current_stream(weight)));
 }
 
 // The sorted order of a sparse gradient, with the memory that it lives in.
@@ -114,10 +114,11 @@ void ftrl_rows_(Tensor weight, Tensor accum, Tensor linear, Tensor rows, Tensor 
                 double l2) {
   const char* op = "ftrl_rows_";
   check_ftrl(weight, accum, linear, op);
+  const core::FtrlRule rule = ftrl_rule(lr, l1, l2, op);
   const DeviceGuard guard(weight.get_device_index());
   const Sorted s = sort(weight, rows, grads, op);
-  STD_CUDA_CHECK(kernels::ftrl_rows(floats(weight), floats(accum), floats(linear), s.rows, ftrl_rule(lr, l1, l2),
-                                    current_stream(weight)));
+  STD_CUDA_CHECK(
+      kernels::ftrl_rows(floats(weight), floats(accum), floats(linear), s.rows, rule, current_stream(weight)));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -239,7 +240,8 @@ class _Run:
         if self.inputs and not self.counts["test"]["rows"] and self.config.split != "none":
             told = f"the split {self.config.split} makes no test rows" if self.split else "the test files hold no rows"
             log.warning("%s: a training would not be evaluated", told)
-        if both := [str(path) for path in self.inputs if path in self.test]:
+        tested = {*map(os.path.realpath, self.test)}
+        if both := [str(path) for path in self.inputs if os.path.realpath(path) in tested]:
             log.warning("%s: among the train files and the test files: metrics of known rows say nothing", both[0])
         for name, cut in self.cut.items():
             if cut:

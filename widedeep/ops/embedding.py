@@ -195,7 +195,8 @@ def embedding_update_(
         grad_scale:          one float32 that dx and dlogit were multiplied by, or None.
         found_inf:           one float32; != 0 makes the call a no-op.
     Raises:
-        RuntimeError: wrong shape, dtype or stride; on a CPU an id outside its table, or segments of another batch.
+        RuntimeError: wrong shape, dtype or stride; wide_lr is not above 0; on a CPU an id outside its table, or
+            segments of another batch.
     Notes: the order of every sum is fixed, so the bits repeat, for any number of threads.
     """
     segments = (unique, offsets, entries, keys, table_start)

@@ -102,7 +102,7 @@ def ftrl_dense_(
         weight, accum, linear: float32, of one shape, contiguous; updated.
         grad:                  float32, of the same shape.
     Raises:
-        RuntimeError: wrong shape, dtype or stride.
+        RuntimeError: wrong shape, dtype or stride; lr is not above 0.
     """
     _ops.ftrl_dense_.default(weight, accum, linear, grad, lr, l1, l2, grad_scale, found_inf)
 
@@ -124,7 +124,7 @@ def ftrl_rows_(
         rows:                  [n] int64, any order, duplicates allowed; -1 is skipped.
         grads:                 [n] or [n, D] float32.
     Raises:
-        RuntimeError: wrong shape, dtype or stride; on a CPU also a row outside [-1, R).
+        RuntimeError: wrong shape, dtype or stride; lr is not above 0; on a CPU also a row outside [-1, R).
     """
     _ops.ftrl_rows_.default(weight, accum, linear, rows, grads, lr, l1, l2)
 
