@@ -274,3 +274,21 @@ def test_a_run_of_few_steps_is_advised(epochs, told, tmp_path, capsys):
     if told:
         assert "--global_batch_size (now 100)" in lines[0]
         assert "--deep_learning_rate (now 0.00012)" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "has", "told"),
+    [
+        ((), True, 1),
+        ((), False, 0),
+        (("--precision=fp32",), True, 0),
+        (("--precision=bf16",), True, 0),
+    ],
+)
+def test_a_run_that_leaves_the_precision_is_told_of_a_faster_one(flags, has, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("widedeep._load.cpu_multiplies_bf16", lambda: has)
+    data = planted_data(tmp_path / "data", train=300)
+    where = [f"--{flag}={tmp_path / flag}" for flag in ("results_dir", "model_dir")]
+    sizes = ["--global_batch_size=100", "--deep_hidden_units", "4", "--num_epochs=1", "--deep_warmup_epochs=1"]
+    assert cli.main(["train", f"--dataset_path={data}", *where, *sizes, "--cpu", *flags]) == 0
+    assert capsys.readouterr().out.count("products are in fp32: --precision bf16 takes less on this CPU") == told

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from widedeep.model import WideDeep
 from widedeep.schedule import deep_lr
 from widedeep.shards import ShardSet
 from widedeep.share import ALL_ROWS, Share
-from widedeep.step import Step, StepConfig, make_step
+from widedeep.step import Step, StepConfig, faster_than_fp32, make_step
 
 FEW_STEPS = 500  # the original's job has 9,140
 
@@ -223,16 +223,21 @@ class Run:
             f" seed {t.seed}"
         )
 
-    def advice(self) -> str | None:
-        """One line for who trains on few rows by defaults that are made for tens of millions."""
+    def advice(self) -> Iterator[str]:
+        """Lines for who trains on few rows, or leaves the precision: the original's defaults are made for tens of
+        millions of rows, and for a TensorFlow that takes TF32 by itself.
+        """
         t = self.config.training
         steps = self.steps_per_epoch * t.num_epochs
-        if steps >= FEW_STEPS:
-            return None
-        return (
-            f"{steps} step{'s' * (steps > 1)} in all are few: a smaller --global_batch_size (now {t.global_batch_size})"
-            f" makes more of them, a higher --deep_learning_rate (now {t.deep_learning_rate:g}) larger ones"
-        )
+        if steps < FEW_STEPS:
+            yield (
+                f"{steps} step{'s' * (steps > 1)} in all are few: a smaller --global_batch_size (now"
+                f" {t.global_batch_size}) makes more of them, a higher --deep_learning_rate (now"
+                f" {t.deep_learning_rate:g}) larger ones"
+            )
+        chosen = t.amp or t.precision is not None
+        if len(self.model.layers) and not chosen and (faster := faster_than_fp32(self.comm.device)):
+            yield f"products are in fp32: {faster}"
 
     @cached_property
     def steps_per_epoch(self) -> int:

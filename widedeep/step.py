@@ -100,3 +100,12 @@ def _has_cuda_step(device: torch.device) -> bool:
     from widedeep import _load
 
     return device.type == "cuda" and _load.has_cuda_kernels and _load.build_info()["cublaslt"]
+
+
+def faster_than_fp32(device: torch.device) -> str | None:
+    """What makes products on the device take less time than in fp32, in words; None: nothing does."""
+    from widedeep import _load
+
+    if device.type == "cuda":
+        return "--amp (fp16) or --precision tf32 takes a fraction of the time on a GPU"
+    return "--precision bf16 takes less on this CPU, which multiplies bfloat16" if _load.cpu_multiplies_bf16() else None

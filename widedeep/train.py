@@ -57,7 +57,7 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
         check_labels(rows)
     if not test_reader and run.config.training.patience is not None:
         raise InputError(f"--patience waits for a better score: expected test rows in {run.test_shards.directory}")
-    for line in (run.describe(), run.advice(), run.step.note):
+    for line in (run.describe(), *run.advice(), run.step.note):
         if line:
             tell(run.comm, line)
     mode, watch = run.config.mode, LossWatch(run.comm, run.config.precision, progress.metrics.get("loss", 0.0))
