@@ -57,9 +57,10 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_loop_trains(here, capsys):
+@pytest.mark.parametrize("program", [PROGRAMS[0], PROGRAMS[-1]], ids=["own", "step"])
+def test_the_loop_trains(program, here, capsys):
     torch.manual_seed(0)
-    exec(PROGRAMS[0], {})
+    exec(program, {})
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert len(losses) == 2
     assert losses[1] < losses[0]

@@ -86,7 +86,7 @@ MAY_IMPORT = {  # ... what is named here: lines, or single modules of them
     "doctor": "_load",
     "commands": "files settings records run tools pages doctor preprocess",
     "cli": "errors feature_spec commands doctor",
-    "public": "files model optim reader restore",
+    "public": "files model optim reader step restore",
     "preprocess": "errors splitmix atomic feature_spec shards",
 }
 PLACE = {module: line for line, modules in LINES.items() for module in modules.split()}

@@ -318,3 +318,12 @@ def test_an_id_outside_its_table_is_an_error():
         step.train(batch, 0, LR)
     for name, a in step.model.named_arrays().items():
         assert torch.equal(a, before[name])
+
+
+def test_without_a_device_the_model_stays_where_it_is(device):
+    model = WideDeep(SPECS["one-hot and multi-hot"], hidden=[8], seed=1).to(device)
+    step = make_step("auto", model)
+    assert step.device.type == device
+    assert {p.device.type for p in model.parameters()} == {device}
+    ids, numeric, label = inputs(model.spec, 16, device)
+    assert step.train(Batch(ids, numeric, label, None, 0, 16), 0, 1e-3).device.type == device

@@ -17,6 +17,8 @@ _LAZY = {
     "Batch": "data",
     "ShardSet": "shards",
     "ShardWriter": "shards",
+    "StepConfig": "step",
+    "make_step": "step",
     "load_model": "restore",
     "save_model": "restore",
 }
@@ -29,9 +31,11 @@ __all__ = [
     "Reader",
     "ShardSet",
     "ShardWriter",
+    "StepConfig",
     "WideDeep",
     "__version__",
     "load_model",
+    "make_step",
     "save_model",
 ]
 
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from widedeep.optim import FTRL, RMSprop
     from widedeep.restore import load_model, save_model
     from widedeep.shards import ShardSet, ShardWriter
+    from widedeep.step import StepConfig, make_step
 else:  # unseen by type checkers, to which any name would be fine
 
     def __getattr__(name: str):

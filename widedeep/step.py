@@ -28,7 +28,7 @@ def make_step(
     device: torch.device | str | None = None,
     comm: LocalComm | None = None,
 ) -> Step:
-    """A step for `model`, which is moved to `device`. It trains every weight.
+    """A step for `model`, which is moved to `device` (None: it stays where it is). It trains every weight.
 
     Args:
         kind: "reference" (plain torch), "fused" (our ops), or "auto": fused where there is one for device and model.
@@ -39,7 +39,7 @@ def make_step(
             of its weights are frozen (ask for no gradient).
     """
     config = config or StepConfig()
-    device = torch.device(device or "cpu")
+    device = torch.device(device) if device else next(model.parameters()).device
     comm = comm or LocalComm(device)
     if (shared_out := model.share.world > 1) and model.share != (comm.rank, comm.world):
         raise InputError(f"step: expected share {(comm.rank, comm.world)} of the tables, got {tuple(model.share)}")
