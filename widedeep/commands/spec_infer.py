@@ -8,7 +8,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--label", type=str | None, default=None, help="column of two values; guessed by its name")
     parser.add_argument("--group", type=str | None, default=None, help="column of what is ranked together")
     parser.add_argument("--delimiter", type=str | None, default=None, help="of CSV files; \\t is a tab")
-    parser.add_argument("--columns", type=str, nargs="+", default=[], help="of CSV files without a header, in order")
+    parser.add_argument(
+        "--columns", type=str, nargs="+", default=[], help="names for CSV files without a header, in order"
+    )
     parser.add_argument("--max_rows", type=int, default=1 << 20, help="rows to look at")
     parser.add_argument("--out", type=str | None, default=None, help="new YAML file; else the spec is printed")
 
