@@ -11,7 +11,12 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def add_arguments(parser) -> None:
     parser.add_config_file()
-    parser.add_argument("--data_path", type=str, required=True, help="directory of the raw CSVs (plain, .gz or .zst)")
+    parser.add_argument(
+        "--data_path",
+        type=str,
+        required=True,
+        help="directory of clicks_train, events, promoted_content and documents_* (.csv, .csv.gz or .csv.zst)",
+    )
     add_output(parser)
     parser.add_argument(
         "--flavour",
