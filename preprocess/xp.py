@@ -38,7 +38,7 @@ def array_module(device: str) -> ModuleType:
 
         cupy.cuda.runtime.getDeviceCount()
     except ImportError as error:
-        raise InputError("device 'cuda' needs cupy: pip install widedeep[gpu], or take device 'cpu'") from error
+        raise InputError("device 'cuda' needs cupy: pip install 'widedeep[gpu]', or take device 'cpu'") from error
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise InputError(f"device 'cuda': expected a GPU, found none ({error}); take device 'cpu'") from error
     return cupy

@@ -238,7 +238,7 @@ def test_dask_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.delitem(sys.modules, "preprocess.engine.cluster", raising=False)
     monkeypatch.delattr(engine, "cluster", raising=False)
-    with pytest.raises(InputError, match=r"engine 'dask' needs dask: pip install widedeep\[dask\]"):
+    with pytest.raises(InputError, match=r"engine 'dask' needs dask: pip install 'widedeep\[dask\]'"):
         make("dask", 2, tmp_path)
 
 

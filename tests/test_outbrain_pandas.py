@@ -139,7 +139,7 @@ def test_a_missing_or_empty_file_is_an_error(name, tmp_path):
     with pytest.raises(InputError, match=f"{name}.csv: the file is empty"):
         run(OutbrainConfig(data, tmp_path / "out"))
     (data / f"{name}.csv").unlink()
-    with pytest.raises(InputError, match=f"{name}.csv: the file is missing"):
+    with pytest.raises(InputError, match=f"{name}.csv: the file is missing; expected it plain, or as .gz or .zst"):
         run(OutbrainConfig(data, tmp_path / "out"))
 
 

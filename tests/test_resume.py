@@ -196,6 +196,10 @@ def test_weights_that_a_new_run_cannot_begin_with_are_refused(data, tmp_path, ca
     capsys.readouterr()
     assert main(words(data, tmp_path / "second", "reference", *new, "--embedding_sizes_file", str(sizes))) == 2
     assert "was trained with embedding dim 8 of ad, not 6" in capsys.readouterr().err
+    evaluated = ["--use_checkpoint", "--evaluate", "--model_dir", new[1]]
+    for given in (new, evaluated):
+        assert main(words(data, tmp_path / "second", "reference", *given, "--deep_hidden_units", "16")) == 2
+        assert "was trained with --deep_hidden_units 16 8, not 16\n" in capsys.readouterr().err
     assert main(words(data, tmp_path / "second", "reference", "--initial_checkpoint", str(tmp_path / "none"))) == 2
     assert "none: expected a checkpoint, or a model directory" in capsys.readouterr().err
     for other in ("--evaluate", "--benchmark"):
@@ -234,7 +238,7 @@ def test_more_epochs_continue_a_finished_run(data, tmp_path):
         (["--seed", "6"], "was trained with --seed 5, not 6"),
         (["--global_batch_size", "64"], "was trained with 32 global_batch_size, not 64"),
         (["--training_set_size", "500"], "was trained with 32 steps per epoch (--training_set_size), not 15"),
-        (["--deep_hidden_units", "16", "4"], "made for another model"),
+        (["--deep_hidden_units", "16", "4"], "was trained with --deep_hidden_units 16 8, not 16 4"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, capsys, change, said):

@@ -149,8 +149,9 @@ def _overview(words: list[str]) -> int:
             return _complain(f"unknown command {wanted!r}: expected one of {', '.join(COMMANDS)}", 2)
         return _complain(f"{wanted} needs one of: {', '.join(name.split()[1] for name in known)}", 2)
     stream = sys.stdout if asks_for_help else sys.stderr
-    print("usage: widedeep COMMAND [--help] [--debug] ...\n", file=stream)
+    print("usage: widedeep COMMAND [FLAGS]\n", file=stream)
     print("\n".join(f"  {name:<20} {text}" for name, text in known.items()), file=stream)
+    print("\n--help after a command lists its flags; --debug adds a traceback to an error", file=stream)
     return 0 if asks_for_help else 2
 
 

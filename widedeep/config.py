@@ -19,6 +19,7 @@ StepKind = Literal["auto", "reference", "fused"]
 Gemm = Literal["auto", "cublaslt", "sm90", "sm90-chain"]
 Parallel = Literal["replicated", "sharded"]
 OTHER_RESULTS = ("args.json", "config.yaml", "data_summary.json", "metrics.jsonl", "evaluation.json")  # of results_dir
+THREADS = "CPU threads per process; if not given, as many as torch takes by itself (1 under torchrun)"
 ReaderMode = Literal["auto", "device", "pinned", "stream"]
 
 
@@ -76,7 +77,9 @@ class Training:
         "replicated", "whether each process holds the whole tables, or a share of their rows"
     )
     seed: int | None = option(None, "of initial weights, row order and dropout; random, and recorded, if not given")
-    patience: int | None = option(None, "stop after this many epochs without a better score")
+    patience: int | None = option(
+        None, "stop after this many epochs without a better MAP@12, or auc_val if there is none"
+    )
 
     def steps_per_epoch(self, rows: int) -> int:
         """Batches of an epoch: of `rows`, or of `training_set_size` (whole batches only, as in the original)."""
@@ -99,10 +102,13 @@ class ModelShape:
 class RunMode:
     num_auc_thresholds: int = option(200, "thresholds of auc_val")
     disable_map_calculation: bool = option(False, "leave MAP@12 out, as always where the spec has no map feature")
-    evaluate: bool = option(False, "evaluate only (--evaluation is the same)")
+    evaluate: bool = option(
+        False,
+        "evaluate only: with --use_checkpoint the last checkpoint, else random weights (--evaluation is the same)",
+    )
     benchmark: bool = option(False, "measure throughput only")
     benchmark_warmup_steps: int = option(500, "steps before the clock starts")
-    benchmark_steps: int = option(1000, "index of the last measured step")
+    benchmark_steps: int = option(1000, "steps in all; those after the warm-up are measured")
     affinity: Literal[
         "all",
         "socket",
@@ -115,7 +121,7 @@ class RunMode:
         "disabled",
     ] = option("socket_unique_interleaved", "pinning of processes to CPU cores")
     reader_mode: ReaderMode = option("auto", "where rows are kept: GPU memory, pinned host memory, or the files")
-    threads: int | None = option(None, "CPU threads per process")
+    threads: int | None = option(None, THREADS)
     verify: bool = option(True, "check the checksums of the data before the first step")
     log_every: int = option(100, "steps between two log lines")
     checkpoint_every_steps: int | None = option(None, "save inside epochs too, every so many steps")
@@ -140,7 +146,7 @@ class Scoring:
         None, "whether each process holds the whole tables, or a share of their rows (as in training)"
     )
     reader_mode: ReaderMode = option("auto", "where rows are kept: GPU memory, pinned host memory, or the files")
-    threads: int | None = option(None, "CPU threads per process")
+    threads: int | None = option(None, THREADS)
     verify: bool = option(True, "check the checksums of the data first")
 
     @classmethod

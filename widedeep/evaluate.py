@@ -18,7 +18,7 @@ from widedeep.feature_spec import FeatureSpec
 from widedeep.journal import Journal
 from widedeep.metrics import Evaluation
 from widedeep.outputs import group_column, metric_text, metrics_note, plain, write_json
-from widedeep.resume import changed_features
+from widedeep.resume import changed_features, check_layers
 from widedeep.run import Run, tell
 from widedeep.shard_manifest import is_labelled
 
@@ -152,6 +152,7 @@ def evaluate_run(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
         step = checkpoint.read_progress(found).step  # which checks the files
         trained = FeatureSpec.load(found / checkpoint.SPEC)
         run.spec.check_statistics(trained, found)
+        check_layers(run, found)
         load(run, found)
         if changes := changed_features(trained, run.spec):
             tell(comm, f"not as trained: {', '.join(changes)}")

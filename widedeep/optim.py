@@ -24,6 +24,8 @@ class RMSprop(torch.optim.Optimizer):
     State of each parameter: `rms` like it; `step` int64, the number of its last update, from 0; and once it has had a
         sparse gradient, `last_step` [rows] int32, the step up to which the row's rms is decayed. Learning rates may
         change between steps.
+    Raises:
+        ValueError: lr is below 0, eps not above it, or rho not in [0, 1).
     """
 
     def __init__(self, params, lr: float = 1.2e-4, rho: float = 0.5, eps: float = 1e-7):
@@ -108,6 +110,8 @@ class FTRL(torch.optim.Optimizer):
     Prediction: a View from the Trenches".
 
     State of each parameter: `accum`, `linear`, like it.
+    Raises:
+        ValueError: lr is not above 0, or another setting is below it.
     """
 
     def __init__(

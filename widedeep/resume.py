@@ -95,6 +95,7 @@ def load_state(run: Run, found: Path, trained: FeatureSpec) -> None:
     Raises:
         InputError: they are those of another model.
     """
+    check_layers(run, found)
     dims = dict(zip(trained.names, trained.dims))
     for name, dim in zip(run.spec.names, run.spec.dims):
         if dims.get(name, dim) != dim:
@@ -108,6 +109,17 @@ def load_state(run: Run, found: Path, trained: FeatureSpec) -> None:
         run.step.load_state(state)
     else:  # of a model that `save_model` wrote
         run.step.start_from_weights()
+
+
+def check_layers(run: Run, found: Path) -> None:
+    """Raises InputError where a checkpoint has other hidden layers than the model: its arrays would not say which."""
+    before, now = (
+        TrainConfig.load(found / checkpoint.CONFIG).model.deep_hidden_units,
+        run.config.model.deep_hidden_units,
+    )
+    if before != now:
+        widths = [" ".join(map(str, units)) or "(none)" for units in (before, now)]
+        raise InputError(f"{found}: was trained with --deep_hidden_units {widths[0]}, not {widths[1]}")
 
 
 def check_results(where: Location) -> None:

@@ -64,8 +64,8 @@ class ShardWriter:
         rows: int | None = None,
         final: str | os.PathLike | None = None,
     ):
-        """final: what messages name, where the caller will rename a directory above `directory`.
-
+        """spec: gives the columns. numeric: what numerics are stored as, "float32" or "float16". group: whether the
+        group column is stored. final: what messages name, where the caller will rename a directory above `directory`.
         threads: they check and write rows, each thread those of a part, while `append` takes the next, so its arrays
         must not change afterwards, and it or `finish` may tell of earlier rows. They need `rows`, the number of rows
         that will come, from which every column has its place in the file. With 0, `append` does all and copies. The

@@ -48,5 +48,7 @@ def make(kind: str, workers: int | None, scratch: Path, *, scheduler: str | None
     try:
         from preprocess.engine.cluster import DaskEngine
     except ImportError as error:
-        raise InputError("engine 'dask' needs dask: pip install widedeep[dask], or take engine 'processes'") from error
+        raise InputError(
+            "engine 'dask' needs dask: pip install 'widedeep[dask]', or take engine 'processes'"
+        ) from error
     return DaskEngine(workers, scratch, scheduler, devices)

@@ -75,7 +75,9 @@ def _find(config: OutbrainConfig) -> dict[str, Path | None]:
     files = {name: csv_io.find(config.data_path, name) for name in (*REQUIRED, *OPTIONAL)}
     for name, path in files.items():
         if path is None and name in REQUIRED:
-            raise InputError(f"{Path(config.data_path) / name}.csv: the file is missing")
+            raise InputError(
+                f"{Path(config.data_path) / name}.csv: the file is missing; expected it plain, or as .gz or .zst"
+            )
         if path is None:
             log.warning("%s.csv is missing: what it would give is null", Path(config.data_path) / name)
     return files

@@ -39,7 +39,8 @@ def load(spec: TabularSpec, directory: Path) -> None:
         raise InputError(f"{path}: expected the statistics of an earlier run, got {why}") from error
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(
-            f"{path}: expected the statistics of an earlier run on tables, for every feature of {spec.path}"
+            f"{path}: expected the statistics of an earlier run of `widedeep preprocess tabular`, for every feature of"
+            f" {spec.path}"
         ) from error
 
 

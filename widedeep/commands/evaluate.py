@@ -9,7 +9,9 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--disable_map_calculation", type=bool, nargs="?", const=True, default=False, help="leave MAP@12 out"
     )
-    parser.add_argument("--num_auc_thresholds", type=int, default=200, help="thresholds of auc_val")
+    parser.add_argument(
+        "--num_auc_thresholds", type=int, default=200, help="n of the auc_n that is printed, an AUC by n thresholds"
+    )
     parser.add_argument("--out", type=str | None, default=None, help="also write this JSON file, with calibration bins")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

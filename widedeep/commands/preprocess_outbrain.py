@@ -11,15 +11,29 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def add_arguments(parser) -> None:
     parser.add_config_file()
-    parser.add_argument("--data_path", type=str, required=True, help="directory of the raw CSVs (plain, .gz or .zst)")
+    parser.add_argument(
+        "--data_path",
+        type=str,
+        required=True,
+        help="directory of clicks_train, events, promoted_content and documents_* (.csv, .csv.gz or .csv.zst)",
+    )
     add_output(parser)
-    parser.add_argument("--flavour", type=Literal["nvtabular", "spark"], default="nvtabular", help="whose formulas")
+    parser.add_argument(
+        "--flavour",
+        type=Literal["nvtabular", "spark"],
+        default="nvtabular",
+        help="features of the original's GPU pipeline (nvtabular), or of its CPU pipeline",
+    )
     parser.add_argument("--multihot", action="store_true", help="topics, entities and categories of the event page too")
-    parser.add_argument("--stats", type=str | None, default=None, help="apply the statistics of an earlier run")
+    parser.add_argument(
+        "--stats", type=str | None, default=None, help="data set whose statistics to apply, instead of learning them"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the 80/20 split of displays")
     add_engine(parser)
-    parser.add_argument("--memory_limit", type=str | None, default=None, help="memory of the run, such as 8G")
-    parser.add_argument("--chunk_rows", type=int | None, default=None, help="rows worked on at a time")
+    parser.add_argument(
+        "--memory_limit", type=str | None, default=None, help="refuse a run that would take more, such as 8G"
+    )
+    parser.add_argument("--chunk_rows", type=int | None, default=None, help="click rows worked on at a time")
     parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="numpy, or cupy on a GPU")
 
 

@@ -14,7 +14,12 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "inputs", type=str, nargs="*", default=[], help="CSV, Parquet or Arrow files (none: the spec's)"
     )
-    parser.add_argument("--spec", type=str, required=True, help="feature spec with transforms")
+    parser.add_argument(
+        "--spec",
+        type=str,
+        required=True,
+        help="feature spec with transforms (`widedeep spec infer` proposes one), or a data set for its own",
+    )
     add_output(parser)
     parser.add_argument("--test", type=str, nargs="+", default=[], help="files of the test set")
     parser.add_argument(
@@ -23,7 +28,12 @@ def add_arguments(parser) -> None:
         default=None,
         help="random:0.2, last:1000, last:0.2, group:0.2, time:COLUMN:0.2, time:COLUMN:2016-06-26, or none",
     )
-    parser.add_argument("--stats", type=str | None, default=None, help="apply the statistics of an earlier run")
+    parser.add_argument(
+        "--stats",
+        type=str | None,
+        default=None,
+        help="data set whose statistics (vocabularies, edges, means) to apply, instead of learning them",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of random and group splits")
     add_engine(parser)
 

@@ -6,13 +6,18 @@ from typing import Any, Literal
 def add_output(parser) -> None:
     parser.add_argument("--out", type=str, required=True, help="directory of the data set to write")
     parser.add_argument("--rows_per_shard", type=int, default=1 << 22, help="rows of a shard file")
-    parser.add_argument("--numeric", type=Literal["float32", "float16"], default="float32", help="stored type")
+    parser.add_argument(
+        "--numeric", type=Literal["float32", "float16"], default="float32", help="type that numbers are stored as"
+    )
 
 
 def add_engine(parser) -> None:
     """The output depends on none of these."""
     parser.add_argument(
-        "--engine", type=Literal["threads", "processes", "dask"], default="threads", help="what works on the chunks"
+        "--engine",
+        type=Literal["threads", "processes", "dask"],
+        default="threads",
+        help="what does the work; the output is the same",
     )
     parser.add_argument("--workers", type=int | None, default=None, help="of the engine; one a core if not given")
     parser.add_argument(

@@ -8,7 +8,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--label", type=str | None, default=None, help="column of two values; guessed by its name")
     parser.add_argument("--group", type=str | None, default=None, help="column of what is ranked together")
     parser.add_argument("--delimiter", type=str | None, default=None, help="of CSV files; \\t is a tab")
-    columns = "of CSV files without a header, in order; name[50] stands for name_0 to name_49"
+    columns = "names for CSV files without a header, in order; name[50] stands for name_0 to name_49"
     parser.add_argument("--columns", type=str, nargs="+", default=[], help=columns)
     parser.add_argument("--max_rows", type=int, default=1 << 20, help="rows to look at")
     parser.add_argument("--out", type=str | None, default=None, help="new YAML file; else the spec is printed")

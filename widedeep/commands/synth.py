@@ -8,9 +8,21 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn")
     parser.add_argument("--out", type=str, required=True, help="new directory for the CSVs and manifest.json")
     parser.add_argument("--workers", type=int | None, default=None, help="threads (one a core)")
-    parser.add_argument("--truth", type=bool, nargs="?", const=True, default=False, help="also write planted.parquet")
     parser.add_argument(
-        "--clicks_test", type=bool, nargs="?", const=True, default=False, help="also write clicks_test.csv"
+        "--truth",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="also write planted.parquet: the probability of each click",
+    )
+    parser.add_argument(
+        "--clicks_test",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="also write clicks_test.csv, whose clicks are not told",
     )
 
 
