@@ -124,7 +124,7 @@ class Checkpoints:
             if not (found / STATE).is_file():
                 raise InputError(_damage(found, STATE, _difference(None, {})))
             return found
-        return self.steps()[-1] if which in ("last", "best") and self.steps() else None
+        return next(reversed(self.steps()), None) if which in ("last", "best") else None
 
     def check_not_tensorflow(self) -> None:
         """Raises InputError where, for want of our own, a checkpoint of the original must be what is meant."""
@@ -267,11 +267,11 @@ def locate(path: str | Path, which: str = "best") -> Path:
     path = Path(path)
     if (path / STATE).is_file():
         return path
-    root = path.parent if path.name == "checkpoint" else path
-    found = Checkpoints(root).find(which)
+    checkpoints = Checkpoints(path.parent if path.name == "checkpoint" else path)
+    found = checkpoints.find(which)
     if found is None:
-        Checkpoints(root).check_not_tensorflow()
-        if there := [step.name for step in Checkpoints(root).steps()]:
+        checkpoints.check_not_tensorflow()
+        if there := [step.name for step in checkpoints.steps()]:
             raise InputError(f"{path}: expected the checkpoint best, last or one of {', '.join(there)}, got {which!r}")
         raise InputError(
             f"{path}: expected a checkpoint, or a model directory with checkpoint/step-<n>/, and found none"
