@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -41,17 +41,13 @@ __all__ = [
 PAD_TO = 64
 
 
-@dataclass(frozen=True)
-class DeepColumn:
+class DeepColumn(NamedTuple):
     """A slice of the deep input; `kind` is "table" or "numeric", `offset` and `width` count columns."""
 
     name: str
     kind: str
     offset: int
     width: int
-
-    def __iter__(self):
-        return iter((self.name, self.kind, self.offset, self.width))
 
 
 @dataclass(frozen=True)
