@@ -36,6 +36,7 @@ __all__ = [
     "NumericFeature",
     "SourceChunk",
     "default_dim",
+    "find_repeated",
 ]
 
 PAD_TO = 64

@@ -16,6 +16,7 @@ import numpy as np
 
 from widedeep.errors import InputError
 from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
+from widedeep.feature_spec_parse import find_repeated
 
 FORMAT = "wide-deep-golden/1"
 # Settings that change the update rules in ways that the model does not know; a file that sets one cannot be replayed.
@@ -193,9 +194,8 @@ def _check_features(g: Golden) -> None:
     names = [c["name"] for c in config["categorical"]]
     if not all(isinstance(name, str) for name in config["numeric"]):
         g.fail("config.numeric", f"a list of names, got {config['numeric']!r}")
-    for name in names + config["numeric"]:
-        if (names + config["numeric"]).count(name) > 1:
-            g.fail("config", f"each feature once, got {name!r} twice")
+    if (repeated := find_repeated(names + config["numeric"])) is not None:
+        g.fail("config", f"each feature once, got {repeated!r} twice")
 
 
 def _check_arrays(g: Golden) -> None:
