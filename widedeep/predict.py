@@ -35,8 +35,9 @@ def predict_checkpoint(config: TrainConfig, comm: LocalComm, directory: Path, sp
     """
     check_name(out := Path(out))
     run, reader = open_scored(config, comm, directory, split)
-    batches = tables(run, reader)
-    rows = write(out, schema(reader), batches) if comm.rank == 0 else sum(len(table) for table in batches)
+    columns = schema(reader)
+    batches = tables(run, reader, columns)
+    rows = write(out, columns, batches) if comm.rank == 0 else sum(len(table) for table in batches)
     tell(comm, f"{out}: {rows} rows by {directory}")
     return rows
 
@@ -77,13 +78,13 @@ def schema(reader: Reader) -> pa.Schema:
     return pa.schema(columns | ({group: pa.int64()} if group else {}))
 
 
-def tables(run: Run, reader: Reader) -> Iterator[pa.Table]:
+def tables(run: Run, reader: Reader, columns: pa.Schema) -> Iterator[pa.Table]:
     """One table for each batch."""
     for logit, label, group in scored(run, reader):
-        columns = [*predicted(logit), *([] if group is None else [pa.array(group.cpu().numpy())])]
-        if is_labelled(reader.shards.manifest):
-            columns = [pa.array(label.to(torch.int8).cpu().numpy()), *columns]
-        yield pa.Table.from_arrays(columns, schema=schema(reader))
+        values = [*predicted(logit), *([] if group is None else [pa.array(group.cpu().numpy())])]
+        if "label" in columns.names:
+            values = [pa.array(label.to(torch.int8).cpu().numpy()), *values]
+        yield pa.Table.from_arrays(values, schema=columns)
 
 
 def predicted(logit: Tensor) -> tuple[pa.Array, pa.Array]:
