@@ -131,15 +131,13 @@ def text_bytes(path: Path) -> int | None:
     return None if path.suffix in _COMPRESSIONS else path.stat().st_size
 
 
-def read_header(path: Path, format: Format = COMMAS) -> tuple[str, ...]:
+def read_header(path: Path, format: Format) -> tuple[str, ...]:
     """The column names as they stand. InputError when the file is missing, unreadable or empty."""
     with _open(path) as file:
         return _header(path, _call(path, file.readline), (), format.of(path))
 
 
-def blocks(
-    path: Path, columns: Sequence[Column], block_bytes: int = BLOCK_BYTES, format: Format = COMMAS
-) -> Iterator[Block]:
+def blocks(path: Path, columns: Sequence[Column], block_bytes: int, format: Format = COMMAS) -> Iterator[Block]:
     """Cuts the file after its header, if it has one, into blocks of about `block_bytes`, at line ends.
 
     Raises:

@@ -86,7 +86,7 @@ def scoring_config(scoring: Scoring) -> tuple[TrainConfig, Path]:
     return config.updated(**values, **fixed), directory
 
 
-def open_scored(config: TrainConfig, comm: LocalComm, directory: Path, split: str = "test") -> tuple[Run, Reader]:
+def open_scored(config: TrainConfig, comm: LocalComm, directory: Path, split: str) -> tuple[Run, Reader]:
     """A checkpoint's model, with the rows of a data set: the model's features, the data's files and groups.
 
     directory: of a checkpoint that `scoring_config` has found whole.

@@ -51,7 +51,7 @@ def run(
     return 0
 
 
-def metrics_of(rows: Predictions, k: int = 12) -> dict[str, float | int | None]:
+def metrics_of(rows: Predictions, k: int) -> dict[str, float | int | None]:
     """`rows`, `groups`, `logloss`, `accuracy`, `auc`, `auc_200`, `auc_8000`, `map`, `map_all`, `gauc` and
     `multi_click_groups`, as the command prints them.
 

@@ -88,7 +88,7 @@ def in_memory(table: pa.Table, columns: Sequence[str]) -> Chunk:
     return Chunk(None, 0, np.arange(table.num_rows), taken)
 
 
-def column_names(path: Path, csv: csv_io.Format = csv_io.COMMAS) -> tuple[list[str], dict[str, str]]:
+def column_names(path: Path, csv: csv_io.Format) -> tuple[list[str], dict[str, str]]:
     """The columns of a file that can be read, in order, and what is wrong with each of the others.
 
     Raises:

@@ -68,7 +68,7 @@ class Rows(NamedTuple):
 class Layout:
     """Which columns of a shard set make up a batch, and in which order: a spec's, or else the shards' own."""
 
-    def __init__(self, shards: ShardSet, spec: Any = None):
+    def __init__(self, shards: ShardSet, spec: Any):
         columns = shards.columns.values()
         if spec is None:
             self._tables = [c.name for c in columns if c.kind == "categorical"]
