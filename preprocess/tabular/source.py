@@ -126,7 +126,6 @@ def _csv(
     path: Path, columns: Sequence[str], engine: Engine, chunk_bytes: int, format: csv_io.Format
 ) -> Iterator[dict[str, Column]]:
     kinds = [csv_io.Column(name, "string", nullable=True) for name in columns]
-
     yield from engine.map(partial(_parse, kinds=kinds), csv_io.blocks(path, kinds, chunk_bytes, format))
 
 
