@@ -251,7 +251,7 @@ def _header(path: Path, line: bytes, columns: Sequence[Column], format: Format) 
             raise InputError(f"{path}: column {missing[0]} is missing; the format names {listed(format.names)}")
         return format.names
     if not line.strip():
-        wanted = f" with {_names(columns)}" if columns else ""
+        wanted = f" with {', '.join(c.name for c in columns)}" if columns else ""
         raise InputError(f"{path}: the {'first line' if line else 'file'} is empty, expected a header line{wanted}")
     try:
         header = tuple(next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], delimiter=format.delimiter)))
@@ -276,10 +276,6 @@ def listed(names: Sequence[str]) -> str:
 def other_delimiter(names: Sequence[str]) -> str | None:
     """What may stand between fields, where a header seems to have one name."""
     return next((mark for mark in _DELIMITERS if mark in names[0]), None) if len(names) == 1 else None
-
-
-def _names(columns: Sequence[Column]) -> str:
-    return ", ".join(c.name for c in columns)
 
 
 def _empty(column: Column) -> np.ndarray | pa.DictionaryArray:
