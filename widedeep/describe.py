@@ -14,7 +14,7 @@ import numpy as np
 
 from widedeep.errors import InputError
 from widedeep.feature_spec import STATISTICS, FeatureSpec
-from widedeep.shard_manifest import is_labelled
+from widedeep.shard_manifest import is_labelled, name_of
 from widedeep.shards import MANIFEST, ShardSet, decode_ids
 
 ROWS = 1 << 20
@@ -145,10 +145,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _label(shards: ShardSet) -> str:
-    for column in shards.columns.values():
-        if column.kind == "label":
-            return column.name
-    raise InputError(f"{shards.directory}: expected a label column, found {', '.join(shards.columns)}")
+    if (name := name_of("label", shards.columns)) is None:
+        raise InputError(f"{shards.directory}: expected a label column, found {', '.join(shards.columns)}")
+    return name
 
 
 def _rows(shards: ShardSet) -> dict[str, Any]:

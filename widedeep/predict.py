@@ -15,9 +15,8 @@ from widedeep.data import Reader
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError, RunError
 from widedeep.evaluate import open_scored, scored
-from widedeep.outputs import group_column
 from widedeep.run import Run, tell
-from widedeep.shard_manifest import is_labelled
+from widedeep.shard_manifest import is_labelled, name_of
 
 WRITERS = {".parquet": pyarrow.parquet.ParquetWriter, ".csv": pyarrow.csv.CSVWriter}
 
@@ -70,7 +69,7 @@ def write(out: Path, columns: pa.Schema, batches: Iterator[pa.Table]) -> int:
 def schema(reader: Reader) -> pa.Schema:
     """Raises InputError where the column of the groups has the name of another."""
     columns = {"label": pa.int8(), "prob": pa.float32(), "logit": pa.float32()}
-    group = group_column(reader.shards)
+    group = name_of("group", reader.shards.columns)
     if group in columns:
         raise InputError(f"{reader.shards.directory}: the groups are called {group!r}, as a column of predictions is")
     if not is_labelled(reader.shards.manifest):
