@@ -33,15 +33,15 @@ UNUSED = {
 
 def keras_name(name: str) -> str:
     """The golden file's name of a weight: `deep.layer.0.weight` -> `deep/dense_0/kernel`."""
-    kind, rest = name.split(".", 2)[:2], name.split(".", 2)[-1]
-    if kind[1] == "table":
-        return f"{kind[0]}/emb/{rest}"
-    if name.startswith("deep.layer."):
-        index, leaf = rest.split(".")
+    part, kind, *rest = name.split(".", 2)
+    if kind == "table":
+        return f"{part}/emb/{rest[0]}"
+    if kind == "layer":
+        index, leaf = rest[0].split(".")
         return f"deep/dense_{index}/{_leaf(leaf)}"
-    if name.startswith("deep.out."):
-        return f"deep/out/{_leaf(rest)}"
-    return "wide/dense/kernel" if name == "wide.numeric.weight" else "wide/dense/bias"
+    if kind == "out":
+        return f"deep/out/{_leaf(rest[0])}"
+    return "wide/dense/kernel" if kind == "numeric" else "wide/dense/bias"
 
 
 def _leaf(name: str) -> str:
