@@ -9,6 +9,7 @@ weight or place is used.
 """
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -361,11 +362,9 @@ def _named(index: Path) -> str:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = xxhash.xxh3_64()
     with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "xxh3_64": digest.hexdigest()}
+        digest = hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+    return {"bytes": path.stat().st_size, "xxh3_64": digest}
 
 
 def _seal(state: dict[str, Any]) -> str:
