@@ -80,7 +80,7 @@ def profiled(what: str, batch: int, precision: str, gemm: str, count: int) -> li
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             steps(WARMUP, count)
         profile.export_chrome_trace(str(trace))
-        print(f"hidden layers: {ours.step.gemm}")
+        print(f"hidden layers: {ours.gemm}")
         return last_whole_step(launches(json.loads(trace.read_text())))
 
 

@@ -131,15 +131,13 @@ def text_bytes(path: Path) -> int | None:
     return None if path.suffix in _COMPRESSIONS else path.stat().st_size
 
 
-def read_header(path: Path, format: Format = COMMAS) -> tuple[str, ...]:
+def read_header(path: Path, format: Format) -> tuple[str, ...]:
     """The column names as they stand. InputError when the file is missing, unreadable or empty."""
     with _open(path) as file:
         return _header(path, _call(path, file.readline), (), format.of(path))
 
 
-def blocks(
-    path: Path, columns: Sequence[Column], block_bytes: int = BLOCK_BYTES, format: Format = COMMAS
-) -> Iterator[Block]:
+def blocks(path: Path, columns: Sequence[Column], block_bytes: int, format: Format = COMMAS) -> Iterator[Block]:
     """Cuts the file after its header, if it has one, into blocks of about `block_bytes`, at line ends.
 
     Raises:
@@ -253,7 +251,7 @@ def _header(path: Path, line: bytes, columns: Sequence[Column], format: Format) 
             raise InputError(f"{path}: column {missing[0]} is missing; the format names {listed(format.names)}")
         return format.names
     if not line.strip():
-        wanted = f" with {_names(columns)}" if columns else ""
+        wanted = f" with {', '.join(c.name for c in columns)}" if columns else ""
         raise InputError(f"{path}: the {'first line' if line else 'file'} is empty, expected a header line{wanted}")
     try:
         header = tuple(next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], delimiter=format.delimiter)))
@@ -278,10 +276,6 @@ def listed(names: Sequence[str]) -> str:
 def other_delimiter(names: Sequence[str]) -> str | None:
     """What may stand between fields, where a header seems to have one name."""
     return next((mark for mark in _DELIMITERS if mark in names[0]), None) if len(names) == 1 else None
-
-
-def _names(columns: Sequence[Column]) -> str:
-    return ", ".join(c.name for c in columns)
 
 
 def _empty(column: Column) -> np.ndarray | pa.DictionaryArray:

@@ -62,7 +62,7 @@ def buckets_or_null(values: Any, buckets: int, xp: ModuleType = np) -> Any:
 def string_buckets(values: Iterable[str], buckets: int, seed: int = SEED) -> np.ndarray:
     """n strings -> [n] int32 in [0, buckets). One Python call a string: give it the distinct values only."""
     hashed = np.fromiter((xxhash.xxh3_64_intdigest(v.encode("utf-8"), seed) for v in values), np.uint64)
-    return (hashed % np.uint64(buckets)).astype(np.int32)
+    return _remainder(hashed, buckets)
 
 
 def null_bucket(buckets: int, seed: int = SEED) -> int:

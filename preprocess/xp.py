@@ -66,7 +66,7 @@ def take(column: Any, row: Any, xp: ModuleType = np) -> Any:
     return np.take(column, row, axis=0) if xp is np else kernels.take(column, row, xp)
 
 
-def to_host_all(columns: Mapping[Any, Any], xp: ModuleType = np) -> dict[Any, Any]:
+def to_host_all(columns: Mapping[Any, Any], xp: ModuleType) -> dict[Any, Any]:
     """The same values as numpy arrays. From a GPU with one wait for it: they share a block of pinned memory, which goes
     back to its pool when the last of them is dropped."""
     if xp is np:

@@ -148,6 +148,7 @@ def test_a_config_file_with_one_value_for_a_list_is_named(tmp_path, capsys, valu
         ("train", "model_dir:", "model_dir: expected a value, got null"),
         ("train", "embedding_parallel: null", "embedding_parallel: expected a value, got null"),
         ("train", "num_epochs: 1\nnum_epochs: 2", "key 'num_epochs' a second time in line 2"),
+        ("train", "? [num_epochs]\n: 1", "expected YAML: while constructing a mapping"),
         ("train", "evaluation: true", "unknown key 'evaluation': expected evaluate"),
         ("preprocess tabular", "seed: null", "seed: expected a value, got null"),
     ],

@@ -331,6 +331,7 @@ def test_a_model_needs_an_input():
         (b"- 1", "expected a mapping"),
         (b"", "expected the channel"),
         (b"feature_spec: {a: {}, a: {}}", "a second time"),
+        (b"? [a, b]\n: {}", "expected YAML, got while constructing a mapping"),
         (b"!!python/object/apply:os.system ['true']", "expected YAML"),
     ],
 )

@@ -16,7 +16,7 @@ CUDA_LIBRARY = Path(__file__).with_name("libwidedeep_cuda.so")
 @functools.cache
 def build_info() -> dict:
     """What was built: versions, architectures, and what was left out and why."""
-    return dict(_C.build_info())
+    return _C.build_info()
 
 
 def cpu_multiplies_bf16() -> bool:

@@ -9,6 +9,7 @@ weight or place is used.
 """
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -124,7 +125,7 @@ class Checkpoints:
             if not (found / STATE).is_file():
                 raise InputError(_damage(found, STATE, _difference(None, {})))
             return found
-        return self.steps()[-1] if which in ("last", "best") and self.steps() else None
+        return next(reversed(self.steps()), None) if which in ("last", "best") else None
 
     def check_not_tensorflow(self) -> None:
         """Raises InputError where, for want of our own, a checkpoint of the original must be what is meant."""
@@ -267,11 +268,11 @@ def locate(path: str | Path, which: str = "best") -> Path:
     path = Path(path)
     if (path / STATE).is_file():
         return path
-    root = path.parent if path.name == "checkpoint" else path
-    found = Checkpoints(root).find(which)
+    checkpoints = Checkpoints(path.parent if path.name == "checkpoint" else path)
+    found = checkpoints.find(which)
     if found is None:
-        Checkpoints(root).check_not_tensorflow()
-        if there := [step.name for step in Checkpoints(root).steps()]:
+        checkpoints.check_not_tensorflow()
+        if there := [step.name for step in checkpoints.steps()]:
             raise InputError(f"{path}: expected the checkpoint best, last or one of {', '.join(there)}, got {which!r}")
         raise InputError(
             f"{path}: expected a checkpoint, or a model directory with checkpoint/step-<n>/, and found none"
@@ -361,11 +362,9 @@ def _named(index: Path) -> str:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = xxhash.xxh3_64()
     with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "xxh3_64": digest.hexdigest()}
+        digest = hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+    return {"bytes": path.stat().st_size, "xxh3_64": digest}
 
 
 def _seal(state: dict[str, Any]) -> str:

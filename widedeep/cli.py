@@ -4,7 +4,6 @@ A command is a module of `widedeep.commands` with `add_arguments(parser)` and `r
 for is imported. This is the one module that imports jsonargparse.
 """
 
-import contextlib
 import re
 import sys
 import traceback
@@ -98,14 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _overview(rest)
     try:
         command = import_module(f"widedeep.commands.{name.replace(' ', '_')}")
-        return int(command.run(_parse(name, command, rest)) or 0)
+        return command.run(_parse(name, command, rest))
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:  # the reader of our output left; nothing to say, and nowhere to say it
-        with contextlib.suppress(OSError):
-            sys.stdout = None
+        sys.stdout = None
         return 1
     except Exception as error:
         code = _exit_code(error)

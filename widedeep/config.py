@@ -120,7 +120,7 @@ class RunMode:
         "socket_unique_continuous",
         "disabled",
     ] = option("socket_unique_interleaved", "pinning of processes to CPU cores")
-    reader_mode: ReaderMode = option("auto", "where rows are kept: GPU memory, pinned host memory, or the files")
+    reader_mode: ReaderMode = option("auto", "where rows are kept: GPU memory, host memory, or the files")
     threads: int | None = option(None, THREADS)
     verify: bool = option(True, "check the checksums of the data before the first step")
     log_every: int = option(100, "steps between two log lines")
@@ -145,7 +145,7 @@ class Scoring:
     embedding_parallel: Parallel | None = option(
         None, "whether each process holds the whole tables, or a share of their rows (as in training)"
     )
-    reader_mode: ReaderMode = option("auto", "where rows are kept: GPU memory, pinned host memory, or the files")
+    reader_mode: ReaderMode = option("auto", "where rows are kept: GPU memory, host memory, or the files")
     threads: int | None = option(None, THREADS)
     verify: bool = option(True, "check the checksums of the data first")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from widedeep.errors import InputError
 from widedeep.feature_spec import STATISTICS, FeatureSpec
-from widedeep.shard_manifest import is_labelled
+from widedeep.shard_manifest import is_labelled, name_of
 from widedeep.shards import MANIFEST, ShardSet, decode_ids
 
 ROWS = 1 << 20
@@ -145,16 +145,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _label(shards: ShardSet) -> str:
-    for column in shards.columns.values():
-        if column.kind == "label":
-            return column.name
-    raise InputError(f"{shards.directory}: expected a label column, found {', '.join(shards.columns)}")
+    if (name := name_of("label", shards.columns)) is None:
+        raise InputError(f"{shards.directory}: expected a label column, found {', '.join(shards.columns)}")
+    return name
 
 
 def _rows(shards: ShardSet) -> dict[str, Any]:
-    clicks = sum(int(part.sum(dtype=np.int64)) for part in shards.column(_label(shards)))
     if not is_labelled(shards.manifest):  # the column's zeros say nothing
         return {"rows": shards.rows, "clicks": None, "click_rate": None}
+    clicks = sum(int(part.sum(dtype=np.int64)) for part in shards.column(_label(shards)))
     return {"rows": shards.rows, "clicks": clicks, "click_rate": _share(clicks, shards.rows)}
 
 
@@ -247,9 +246,10 @@ def _numeric(shards: ShardSet, name: str) -> dict[str, Any] | None:
         delta, total = float(values.mean()) - mean, count + len(values)
         squares += float(np.square(values - values.mean()).sum()) + delta * delta * count * len(values) / total
         mean, count = mean + delta * len(values) / total, total
-    sample = np.arange(shards.rows)
     if shards.rows > SAMPLE_ROWS:
         sample = np.sort(np.random.default_rng(0).integers(0, shards.rows, SAMPLE_ROWS))
+    else:
+        sample = np.arange(shards.rows)
     quantiles = np.quantile(shards.gather(sample, [name])[name].astype(np.float64), LEVELS)
     return {
         "min": low,

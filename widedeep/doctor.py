@@ -138,7 +138,7 @@ def _print(facts: dict) -> None:
         print(f"- {line}")
 
 
-def run(json: bool = False) -> int:
+def run(json: bool) -> int:
     """Prints the diagnosis; returns 0 when everything required is there, else 1."""
     facts = diagnose()
     if json:

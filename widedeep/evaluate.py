@@ -17,10 +17,10 @@ from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.journal import Journal
 from widedeep.metrics import Evaluation
-from widedeep.outputs import group_column, metric_text, metrics_note, plain, write_json
+from widedeep.outputs import metric_text, metrics_note, plain, write_json
 from widedeep.resume import changed_features, check_layers
 from widedeep.run import Run, tell
-from widedeep.shard_manifest import is_labelled
+from widedeep.shard_manifest import is_labelled, name_of
 
 
 def evaluate(run: Run, reader: Reader, watch: Callable[[int, Evaluation], None] | None = None) -> Evaluation:
@@ -30,7 +30,7 @@ def evaluate(run: Run, reader: Reader, watch: Callable[[int, Evaluation], None] 
         watch: called after each batch with its number (from 1) and what this process has seen.
     """
     mode = run.config.mode
-    groups = group_column(reader.shards) is not None and not mode.disable_map_calculation
+    groups = name_of("group", reader.shards.columns) is not None and not mode.disable_map_calculation
     evaluation = Evaluation(thresholds=(mode.num_auc_thresholds, 8000), groups=groups)
     for index, batch in enumerate(reader.epoch(0)):
         logit = run.step.predict(batch)
@@ -86,7 +86,7 @@ def scoring_config(scoring: Scoring) -> tuple[TrainConfig, Path]:
     return config.updated(**values, **fixed), directory
 
 
-def open_scored(config: TrainConfig, comm: LocalComm, directory: Path, split: str = "test") -> tuple[Run, Reader]:
+def open_scored(config: TrainConfig, comm: LocalComm, directory: Path, split: str) -> tuple[Run, Reader]:
     """A checkpoint's model, with the rows of a data set: the model's features, the data's files and groups.
 
     directory: of a checkpoint that `scoring_config` has found whole.

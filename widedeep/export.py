@@ -87,8 +87,8 @@ def export_checkpoint(
     which: str,
     out: str | Path,
     kind: str,
-    statistics: Statistics | None = None,
-    max_batch_size: int | None = None,
+    statistics: Statistics | None,
+    max_batch_size: int | None,
 ) -> dict[str, Any]:
     """Exports a checkpoint of a run; returns what `export.json` says.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -36,22 +36,19 @@ __all__ = [
     "NumericFeature",
     "SourceChunk",
     "default_dim",
+    "find_repeated",
 ]
 
 PAD_TO = 64
 
 
-@dataclass(frozen=True)
-class DeepColumn:
+class DeepColumn(NamedTuple):
     """A slice of the deep input; `kind` is "table" or "numeric", `offset` and `width` count columns."""
 
     name: str
     kind: str
     offset: int
     width: int
-
-    def __iter__(self):
-        return iter((self.name, self.kind, self.offset, self.width))
 
 
 @dataclass(frozen=True)
@@ -318,12 +315,14 @@ class UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+            if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
+                continue  # merges may repeat; a list or a map for a key PyYAML refuses itself
+            if key.value in seen:
                 line = key.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(
                     problem=f"key {key.value!r} a second time in line {line}", problem_mark=None
                 )
-            seen.add(key.value if isinstance(key.value, str) else id(key))
+            seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 

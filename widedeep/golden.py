@@ -16,6 +16,7 @@ import numpy as np
 
 from widedeep.errors import InputError
 from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
+from widedeep.feature_spec_parse import find_repeated
 
 FORMAT = "wide-deep-golden/1"
 # Settings that change the update rules in ways that the model does not know; a file that sets one cannot be replayed.
@@ -32,15 +33,15 @@ UNUSED = {
 
 def keras_name(name: str) -> str:
     """The golden file's name of a weight: `deep.layer.0.weight` -> `deep/dense_0/kernel`."""
-    kind, rest = name.split(".", 2)[:2], name.split(".", 2)[-1]
-    if kind[1] == "table":
-        return f"{kind[0]}/emb/{rest}"
-    if name.startswith("deep.layer."):
-        index, leaf = rest.split(".")
+    part, kind, *rest = name.split(".", 2)
+    if kind == "table":
+        return f"{part}/emb/{rest[0]}"
+    if kind == "layer":
+        index, leaf = rest[0].split(".")
         return f"deep/dense_{index}/{_leaf(leaf)}"
-    if name.startswith("deep.out."):
-        return f"deep/out/{_leaf(rest)}"
-    return "wide/dense/kernel" if name == "wide.numeric.weight" else "wide/dense/bias"
+    if kind == "out":
+        return f"deep/out/{_leaf(rest[0])}"
+    return "wide/dense/kernel" if kind == "numeric" else "wide/dense/bias"
 
 
 def _leaf(name: str) -> str:
@@ -193,9 +194,8 @@ def _check_features(g: Golden) -> None:
     names = [c["name"] for c in config["categorical"]]
     if not all(isinstance(name, str) for name in config["numeric"]):
         g.fail("config.numeric", f"a list of names, got {config['numeric']!r}")
-    for name in names + config["numeric"]:
-        if (names + config["numeric"]).count(name) > 1:
-            g.fail("config", f"each feature once, got {name!r} twice")
+    if (repeated := find_repeated(names + config["numeric"])) is not None:
+        g.fail("config", f"each feature once, got {repeated!r} twice")
 
 
 def _check_arrays(g: Golden) -> None:

@@ -77,11 +77,10 @@ class RunLog:
             InputError: a file cannot be written, or TensorBoard is wanted and not installed.
         """
         self._begin = time.time() - elapsed
-        self._is_open = rank == 0
         self._sinks: list[Sink] = []
-        if not self._is_open:
+        self._console = Console(stderr=True) if rank == 0 else None
+        if self._console is None:
             return
-        self._console = Console(stderr=True)
         directory = Path(results_dir)
         if events_dir is not None:
             self._sinks.append(TensorBoard(Path(events_dir), first_event))
@@ -106,7 +105,7 @@ class RunLog:
 
     def progress(self, description: str, total: int, done: int = 0) -> "RowProgress":
         """A context manager that shows how far `total` rows are worked through, `done` of them before it begins."""
-        return RowProgress(self._console if self._is_open else None, description, total, done)
+        return RowProgress(self._console, description, total, done)
 
     def close(self) -> None:
         """Closes every file; later records are dropped."""

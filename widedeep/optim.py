@@ -29,7 +29,7 @@ class RMSprop(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr: float = 1.2e-4, rho: float = 0.5, eps: float = 1e-7):
-        _check("lr", lr, 0)
+        _check("lr", lr)
         if not eps > 0:  # else a weight without a gradient so far becomes 0 / 0
             raise ValueError(f"eps: expected a number > 0, got {eps}")
         if not 0 <= rho < 1:
@@ -120,7 +120,7 @@ class FTRL(torch.optim.Optimizer):
         if not lr > 0:
             raise ValueError(f"lr: expected a number > 0, got {lr}")
         for name, value in (("initial_accumulator_value", initial_accumulator_value), ("l1", l1), ("l2", l2)):
-            _check(name, value, 0)
+            _check(name, value)
         defaults = {"lr": lr, "initial_accumulator_value": initial_accumulator_value, "l1": l1, "l2": l2}
         super().__init__(params, defaults)
 
@@ -129,7 +129,7 @@ class FTRL(torch.optim.Optimizer):
         loss = _evaluate(closure)
         for group in self.param_groups:
             rules = (float(group["lr"]), group["l1"], group["l2"])
-            _check("lr", rules[0], 0)
+            _check("lr", rules[0])
             for p in group["params"]:
                 if p.grad is None or rules[0] == 0:  # the rule divides by it: a schedule that begins at 0 waits
                     continue
@@ -194,6 +194,6 @@ def _flat(t: Tensor) -> Tensor:
     return t.view(len(t), math.prod(t.shape[1:]))
 
 
-def _check(name: str, value: float, low: float) -> None:
-    if not value >= low:
-        raise ValueError(f"{name}: expected a number >= {low}, got {value}")
+def _check(name: str, value: float) -> None:
+    if not value >= 0:
+        raise ValueError(f"{name}: expected a number >= 0, got {value}")

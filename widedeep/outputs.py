@@ -10,6 +10,7 @@ import numpy as np
 
 from widedeep import atomic
 from widedeep.feature_spec import FeatureSpec
+from widedeep.shard_manifest import name_of
 from widedeep.shards import ShardSet
 
 UNDEFINED = "-: undefined; AUC needs rows of both labels, MAP groups with a click, group AUC groups of both labels"
@@ -69,15 +70,10 @@ def data_summary(spec: FeatureSpec, hidden: Sequence[int], splits: dict[str, Sha
     }
 
 
-def group_column(shards: ShardSet) -> str | None:
-    """Name of the column whose equal values are ranked together, if these shards have it."""
-    return next((column.name for column in shards.columns.values() if column.kind == "group"), None)
-
-
 def _split(shards: ShardSet, spec: FeatureSpec) -> dict[str, Any]:
     clicks = sum(int(part.sum(dtype=np.int64)) for part in shards.column(spec.label))
     summary = {"rows": shards.rows, "clicks": clicks, "click_rate": clicks / shards.rows if shards.rows else None}
-    if group := group_column(shards):
+    if group := name_of("group", shards.columns):
         values = np.concatenate([np.empty(0, np.int64), *shards.column(group)])  # a split without rows has no part
         is_sorted = bool((values[1:] >= values[:-1]).all())
         starts = min(1, len(values)) + int((values[1:] != values[:-1]).sum())

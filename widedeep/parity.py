@@ -17,6 +17,7 @@ from widedeep.data import Batch
 from widedeep.errors import InputError
 from widedeep.golden import Golden, check_shape, from_keras, keras_name, to_keras
 from widedeep.model import WideDeep
+from widedeep.outputs import plain
 from widedeep.schedule import deep_lr
 from widedeep.share import is_table
 from widedeep.step import PRECISIONS, Step, StepConfig, make_step
@@ -68,7 +69,7 @@ def run(file: str | Path, device: str = "cpu", step: str = "auto", precision: st
     quantities = replay(file, device, step, precision)
     ok = all(q.ok for q in quantities)
     if json:
-        lines = [asdict(q) | {"max_error": _json_number(q.max_error), "ok": q.ok} for q in quantities]
+        lines = [plain(asdict(q) | {"ok": q.ok}) for q in quantities]
         about = {"file": str(file), "device": device, "step": step, "precision": precision}
         print(jsonlib.dumps(about | {"ok": ok, "quantities": lines}))
     else:
@@ -313,10 +314,6 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
 
 def _sigmoid(logit: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * logit.astype(np.float64)))
-
-
-def _json_number(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def _print_table(quantities: list[Quantity], title: str) -> None:

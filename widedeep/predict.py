@@ -15,9 +15,8 @@ from widedeep.data import Reader
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError, RunError
 from widedeep.evaluate import open_scored, scored
-from widedeep.outputs import group_column
 from widedeep.run import Run, tell
-from widedeep.shard_manifest import is_labelled
+from widedeep.shard_manifest import is_labelled, name_of
 
 WRITERS = {".parquet": pyarrow.parquet.ParquetWriter, ".csv": pyarrow.csv.CSVWriter}
 
@@ -35,8 +34,9 @@ def predict_checkpoint(config: TrainConfig, comm: LocalComm, directory: Path, sp
     """
     check_name(out := Path(out))
     run, reader = open_scored(config, comm, directory, split)
-    batches = tables(run, reader)
-    rows = write(out, schema(reader), batches) if comm.rank == 0 else sum(len(table) for table in batches)
+    columns = schema(reader)
+    batches = tables(run, reader, columns)
+    rows = write(out, columns, batches) if comm.rank == 0 else sum(len(table) for table in batches)
     tell(comm, f"{out}: {rows} rows by {directory}")
     return rows
 
@@ -69,7 +69,7 @@ def write(out: Path, columns: pa.Schema, batches: Iterator[pa.Table]) -> int:
 def schema(reader: Reader) -> pa.Schema:
     """Raises InputError where the column of the groups has the name of another."""
     columns = {"label": pa.int8(), "prob": pa.float32(), "logit": pa.float32()}
-    group = group_column(reader.shards)
+    group = name_of("group", reader.shards.columns)
     if group in columns:
         raise InputError(f"{reader.shards.directory}: the groups are called {group!r}, as a column of predictions is")
     if not is_labelled(reader.shards.manifest):
@@ -77,13 +77,13 @@ def schema(reader: Reader) -> pa.Schema:
     return pa.schema(columns | ({group: pa.int64()} if group else {}))
 
 
-def tables(run: Run, reader: Reader) -> Iterator[pa.Table]:
+def tables(run: Run, reader: Reader, columns: pa.Schema) -> Iterator[pa.Table]:
     """One table for each batch."""
     for logit, label, group in scored(run, reader):
-        columns = [*predicted(logit), *([] if group is None else [pa.array(group.cpu().numpy())])]
-        if is_labelled(reader.shards.manifest):
-            columns = [pa.array(label.to(torch.int8).cpu().numpy()), *columns]
-        yield pa.Table.from_arrays(columns, schema=schema(reader))
+        values = [*predicted(logit), *([] if group is None else [pa.array(group.cpu().numpy())])]
+        if "label" in columns.names:
+            values = [pa.array(label.to(torch.int8).cpu().numpy()), *values]
+        yield pa.Table.from_arrays(values, schema=columns)
 
 
 def predicted(logit: Tensor) -> tuple[pa.Array, pa.Array]:

@@ -3,14 +3,6 @@
 from widedeep.errors import InputError
 
 
-def check_schedule(num_epochs: float, warmup_epochs: float) -> None:
-    """Raises InputError unless 0 <= warmup_epochs <= num_epochs."""
-    if not 0 <= warmup_epochs <= num_epochs:
-        raise InputError(
-            f"deep_warmup_epochs: expected a number from 0 to num_epochs ({num_epochs:g}), got {warmup_epochs:g}"
-        )
-
-
 def deep_lr(step: int, *, base: float, steps_per_epoch: int, num_epochs: float, warmup_epochs: float) -> float:
     """Learning rate of RMSprop in step `step` (0 for the first batch).
 
@@ -21,7 +13,10 @@ def deep_lr(step: int, *, base: float, steps_per_epoch: int, num_epochs: float, 
     Raises:
         InputError: warm-up is negative or longer than the run.
     """
-    check_schedule(num_epochs, warmup_epochs)
+    if not 0 <= warmup_epochs <= num_epochs:
+        raise InputError(
+            f"deep_warmup_epochs: expected a number from 0 to num_epochs ({num_epochs:g}), got {warmup_epochs:g}"
+        )
     t = max(1, step)
     warmup = warmup_epochs * steps_per_epoch
     if t < warmup:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import json
+import json as jsonlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -47,11 +47,11 @@ def run(
     if k < 1:
         raise InputError(f"--k: expected a whole number above 0, got {k}")
     result = metrics_of(read_predictions(Path(predictions), label, score, group), k)
-    print(_as_json(result) if json else _as_text(result, k))
+    print(jsonlib.dumps(plain(result)) if json else _as_text(result, k))
     return 0
 
 
-def metrics_of(rows: Predictions, k: int = 12) -> dict[str, float | int | None]:
+def metrics_of(rows: Predictions, k: int) -> dict[str, float | int | None]:
     """`rows`, `groups`, `logloss`, `accuracy`, `auc`, `auc_200`, `auc_8000`, `map`, `map_all`, `gauc` and
     `multi_click_groups`, as the command prints them.
 
@@ -167,7 +167,7 @@ def _read_parquet(path: Path, names: list[str]) -> pa.Table:
         with pq.ParquetFile(path) as file:
             _check_names(path, names, file.schema_arrow.names)
             return file.read(columns=names)
-    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: expected a Parquet file: {_first_line(error)}") from error
 
 
@@ -256,10 +256,6 @@ def _check_names(path: Path, names: list[str], columns: list[str]) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
-
-
-def _as_json(result: dict[str, float | int | None]) -> str:
-    return json.dumps(plain(result))
 
 
 def _as_text(result: dict[str, float | int | None], k: int) -> str:

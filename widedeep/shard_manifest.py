@@ -70,6 +70,11 @@ def _id_type(feature: Any) -> str:
     return next(t for t in ("uint8", "uint16", "uint32") if feature.cardinality <= np.iinfo(t).max)
 
 
+def name_of(kind: str, columns: Mapping[str, Column]) -> str | None:
+    """Name of the column of a kind of which there is one at most, label or group; None if there is none."""
+    return next((column.name for column in columns.values() if column.kind == kind), None)
+
+
 def is_labelled(manifest: Mapping) -> bool:
     """Whether the label column says anything."""
     statistics = manifest.get("statistics")

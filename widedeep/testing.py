@@ -100,7 +100,7 @@ OUTBRAIN_TABLES = [
 ]
 
 
-def random_ids(B: int, tables: list[tuple], kind: str = "zipf", key=()) -> Tensor:
+def random_ids(B: int, tables: list[tuple], kind: str, key) -> Tensor:
     """Ids [B, K] int32 for tables as in SMALL_TABLES.
 
     kind: "zipf" (a few busy rows, padding in multi-hot features), "hot" (one row takes the batch) or "padding" (all).
@@ -154,7 +154,7 @@ def embedding_case(
     )
 
 
-def gather_case(rows: int, B: int, device="cpu") -> tuple[tuple, tuple]:
+def gather_case(rows: int, B: int, device: str) -> tuple[tuple, tuple]:
     """A data set of 13 id columns and 13 numbers as `ops.gather_batch_out` takes it, and room for a batch of B rows."""
     shapes = {"ids": (13,), "numeric": (13,), "label": ()}
     types = {"ids": torch.int32, "numeric": torch.float32, "label": torch.float32}

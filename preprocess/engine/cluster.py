@@ -25,7 +25,7 @@ class DaskEngine(Engine):
 
     worker_bytes = 192 << 20
 
-    def __init__(self, workers: int | None, scratch: Path, scheduler: str | None = None, devices: Sequence[str] = ()):
+    def __init__(self, workers: int | None, scratch: Path, scheduler: str | None, devices: Sequence[str]):
         """workers: of a cluster made here; None with `scheduler`, the address of a running one, which has its own.
         devices: the GPUs to deal out to workers made here."""
         super().__init__(workers or 0, scratch)
@@ -100,7 +100,7 @@ def _local(workers: int | None, directory: Path, stack: ExitStack) -> Client:
 def _connect(scheduler: str) -> Client:
     try:
         client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"scheduler {scheduler}: expected a dask scheduler, such as tcp://host:8786: {error}"
         ) from error

@@ -22,7 +22,7 @@ class ProcessEngine(Engine):
 
     worker_bytes = 128 << 20
 
-    def __init__(self, workers: int, scratch: Path, devices: Sequence[str] = ()):
+    def __init__(self, workers: int, scratch: Path, devices: Sequence[str]):
         """devices: the GPUs to deal out, one a worker; see `gpus`."""
         super().__init__(workers, scratch)
         context = multiprocessing.get_context("spawn")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,16 @@ class Task:
     device: str
 
 
+class RowFile(NamedTuple):
+    """A file of rows as `ROW`: how many, their first and last display, and whether displays ascend in it."""
+
+    path: Path
+    rows: int
+    first: int
+    last: int
+    ascends: bool
+
+
 @dataclass(frozen=True)
 class Scan:
     """What a block, or all of them together, says of the clicks.
@@ -43,13 +53,13 @@ class Scan:
         ages: [2, 3652] int64, train rows (or all, see `Flavour`) by age of the event page and of the landing page; the
             last column is unknown.
         clicks: clicked rows by split.
-        parts: by split, the files of rows in input order, each with (rows, first display, last display, is ascending).
+        parts: by split, the files of rows in input order.
     """
 
     ads: AdCounts
     ages: np.ndarray
     clicks: dict[str, int]
-    parts: dict[str, list[tuple[Path, int, int, int, bool]]] = field(default_factory=dict)
+    parts: dict[str, list[RowFile]] = field(default_factory=dict)
 
     @classmethod
     def merge(cls, scans: Iterable["Scan"]) -> "Scan":
@@ -58,7 +68,7 @@ class Scan:
         waiting: list[AdCounts] = []
         ads, ages = AdCounts.merge([]), np.zeros((2, MISSING_AGE + 1), np.int64)
         clicks = dict.fromkeys(SPLITS, 0)
-        parts: dict[str, list] = {split: [] for split in SPLITS}
+        parts: dict[str, list[RowFile]] = {split: [] for split in SPLITS}
         for scan in scans:
             waiting.append(scan.ads)
             if sum(len(counts.ad) for counts in waiting) > max(len(ads.ad), _MERGE_ADS):
@@ -70,12 +80,12 @@ class Scan:
         return cls(AdCounts.merge([ads, *waiting]), ages, clicks, parts)
 
     def rows(self, split: str) -> int:
-        return sum(part[1] for part in self.parts[split])
+        return sum(part.rows for part in self.parts[split])
 
     def save(self, work: Path) -> dict[str, Any]:
         """Writes the arrays to `work`; returns the rest as plain values for `load`."""
         np.savez(work / _SCAN, ages=self.ages, **vars(self.ads))
-        parts = {split: [(part[0].name, *part[1:]) for part in self.parts[split]] for split in SPLITS}
+        parts = {split: [(path.name, *rest) for path, *rest in self.parts[split]] for split in SPLITS}
         return {"clicks": self.clicks, "parts": parts}
 
     @classmethod
@@ -83,7 +93,7 @@ class Scan:
         with np.load(work / _SCAN) as arrays:
             ads = AdCounts(*(arrays[name] for name in ("ad", "rows", "train_rows", "train_clicks")))
             ages = arrays["ages"]
-        parts = {split: [(work / part[0], *part[1:]) for part in plain["parts"][split]] for split in SPLITS}
+        parts = {s: [RowFile(work / name, *rest) for name, *rest in plain["parts"][s]] for s in SPLITS}
         return cls(ads, ages, plain["clicks"], parts)
 
 
@@ -157,10 +167,10 @@ def sort_by_display(scan: Scan, split: str, work: Path) -> None:
     parts = scan.parts[split]
     if _ascends(parts):
         return
-    rows = np.concatenate([np.load(part[0]) for part in parts])
+    rows = np.concatenate([np.load(part.path) for part in parts])
     rows = rows[np.argsort(rows["display_id"], kind="stable")]
     for part in parts:
-        part[0].unlink()
+        part.path.unlink()
     parts[:] = _write(rows, work / f"{split}-sorted.npy")
 
 
@@ -168,22 +178,22 @@ def count_displays(scan: Scan, split: str) -> int:
     """Distinct displays of a split."""
     parts = scan.parts[split]
     if not _ascends(parts):
-        return len(np.unique(np.concatenate([np.unique(np.load(part[0])["display_id"]) for part in parts])))
+        return len(np.unique(np.concatenate([np.unique(np.load(part.path)["display_id"]) for part in parts])))
     count, last = 0, None
-    for path, *_ in parts:
-        display = np.load(path)["display_id"]
+    for part in parts:
+        display = np.load(part.path)["display_id"]
         count += int((display[1:] != display[:-1]).sum()) + (display[0] != last)
         last = display[-1]
     return int(count)
 
 
-def _ascends(parts: list) -> bool:
-    return all(part[4] for part in parts) and all(a[3] <= b[2] for a, b in pairwise(parts))
+def _ascends(parts: list[RowFile]) -> bool:
+    return all(part.ascends for part in parts) and all(a.last <= b.first for a, b in pairwise(parts))
 
 
-def _write(rows: np.ndarray, path: Path) -> list[tuple[Path, int, int, int, bool]]:
+def _write(rows: np.ndarray, path: Path) -> list[RowFile]:
     if not len(rows):
         return []
     store.save_array(path, rows)
     display = rows["display_id"]
-    return [(path, len(rows), int(display[0]), int(display[-1]), bool((display[1:] >= display[:-1]).all()))]
+    return [RowFile(path, len(rows), int(display[0]), int(display[-1]), bool((display[1:] >= display[:-1]).all()))]

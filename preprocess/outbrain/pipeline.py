@@ -120,9 +120,7 @@ class _Run:
             for path in (p for split in SPLITS for p in self.work.glob(f"{split}-*")):
                 path.unlink()
 
-    def once(
-        self, name: str, work: Callable[[Stage], dict[str, Any] | None], total: int | None = None
-    ) -> dict[str, Any]:
+    def once(self, name: str, work: Callable[[Stage], dict[str, Any] | None], total: int | None) -> dict[str, Any]:
         """Does a stage unless it is done already; returns what it noted, plain values."""
         if name not in self.journal.stages:
             with self.stages.stage(name, total) as done:

@@ -49,8 +49,8 @@ def read_events(
     block_bytes: int,
     flavour: Flavour,
     buckets: dict[str, int],
-    given: Any = None,
-    seed: int = 0,
+    given: Any,
+    seed: int,
 ) -> tuple[Events, Geo, dict[str, dict[str, int]]]:
     """buckets: feature name -> number of buckets; given: statistics to apply; seed: of the split of displays. The last
     result is for the statistics."""

@@ -69,9 +69,9 @@ class Tables:
 
 def tasks(scan: Scan, split: str, chunk_rows: int, **common: Any) -> Iterator[Task]:
     """The rows of a split, in order, in chunks of at most `chunk_rows`."""
-    for path, rows, *_ in scan.parts[split]:
-        for start in range(0, rows, chunk_rows):
-            yield Task(path=path, start=start, stop=min(start + chunk_rows, rows), **common)
+    for part in scan.parts[split]:
+        for start in range(0, part.rows, chunk_rows):
+            yield Task(path=part.path, start=start, stop=min(start + chunk_rows, part.rows), **common)
 
 
 def run(task: Task) -> tuple[dict[str, np.ndarray], dict[str, int]]:

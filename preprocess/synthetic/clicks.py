@@ -4,7 +4,7 @@ The worth of an ad in a display is its standing quality plus what page, place an
 and the highest is clicked. So the chance of each ad is the softmax of the noiseless worths over its display: known.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -42,9 +42,6 @@ class Weights:
     entities: float = 0.8
     freshness: float = 0.2
     contextual_share: float = 0.4  # slots filled with ads of the page's own category
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 class Model(NamedTuple):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -107,9 +107,9 @@ def run(
             "displays": displays,
             "seed": seed,
             "rule": RULE,
-            "sizes": sizes.to_dict(),
+            "sizes": asdict(sizes),
             "full_displays": FULL_DISPLAYS,
-            "weights": weights.to_dict(),
+            "weights": asdict(weights),
             "files": files | clicks,
             "best": best,
         }

@@ -1,6 +1,6 @@
 """How many ads, documents, publishers ... a set of N displays has."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from widedeep.errors import InputError
 
@@ -50,6 +50,3 @@ class Sizes:
         test = round(displays * 6_245_533 / FULL_DISPLAYS)
         # Drawing evenly from three times as many users as events leaves the published 0.856 distinct users per event.
         return cls(displays=displays, test_displays=test, users=3 * (displays + test), **counts)
-
-    def to_dict(self) -> dict:
-        return asdict(self)

@@ -81,13 +81,17 @@ def documents_categories(draws: Draws, documents: Documents, block: np.ndarray) 
     return pa.table({"document_id": block[row] + 1, "category_id": category, "confidence_level": confidence})
 
 
+def _slots(block: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Document of each row, where document i has count[i] of them, and the row's number among these, from 0."""
+    document = np.repeat(block, count)
+    return document, np.arange(document.size) - np.repeat(np.cumsum(count) - count, count)
+
+
 def documents_topics(draws: Draws, documents: Documents, block: np.ndarray) -> pa.Table:
     """Rows of documents_topics.csv for the document numbers `block` [n] int64: none to 39 for each."""
     count = documents.topics[block].astype(np.int64)
-    row = np.repeat(np.arange(block.size), count)
-    slot = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
-    document = block[row]
-    topic = np.empty(row.size, np.int64)
+    document, slot = _slots(block, count)
+    topic = np.empty(document.size, np.int64)
     for place in range(int(count.max(initial=0))):
         at = slot == place
         offset = topic_offsets(draws, document[at], place) if place else 0
@@ -101,10 +105,8 @@ def documents_topics(draws: Draws, documents: Documents, block: np.ndarray) -> p
 def documents_entities(draws: Draws, sizes: Sizes, documents: Documents, block: np.ndarray) -> pa.Table:
     """Rows of documents_entities.csv for the document numbers `block` [n] int64: none to ten for each."""
     count = documents.entities[block].astype(np.int64)
-    row = np.repeat(np.arange(block.size), count)
-    slot = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
-    document = block[row]
-    entity = np.empty(row.size, np.int64)
+    document, slot = _slots(block, count)
+    entity = np.empty(document.size, np.int64)
     first = documents.topic[document, 0]
     for place in range(int(count.max(initial=0))):
         at = slot == place

@@ -107,9 +107,14 @@ class Column:
         outside = (values < low) | (values > high)
         if outside.any() and (used := outside & self._is_used()).any():
             raise self._bad(int(used.argmax()), expected)
-        if null is None and (self.codes < 0).any():
-            raise BadCell(int((self.codes < 0).argmax()), expected, None)
+        if null is None:
+            self.refuse_nulls(expected)
         return self.take(values, 0 if null is None else null)
+
+    def refuse_nulls(self, expected: str) -> None:
+        """Raises BadCell for the first null."""
+        if (missing := self.codes < 0).any():
+            raise BadCell(int(missing.argmax()), expected, None)
 
     def _is_used(self) -> np.ndarray:
         return self.counts(self.codes >= 0) > 0

@@ -58,7 +58,7 @@ def encode(feature: Feature, chunk: Chunk, numeric: str) -> Encoded:
                 ids, cut = values.padded(_element_ids(feature, values), feature.hotness)
                 parts.append(ids)
             elif feature.hotness:
-                parts.append(np.where(values.codes < 0, -1, feature.encoder.ids(values)))
+                parts.append(np.where(missing, -1, feature.encoder.ids(values)))
             elif feature.kind == "categorical":
                 return Encoded(feature.encoder.ids(values), nulls, missing=missing)
             elif feature.kind == "numeric":

@@ -276,7 +276,7 @@ def _label(path: str, column: Seen, label: str) -> tuple[str | int | float, str 
     elif sum(usual) == 1:
         one = texts[usual.index(True)]
     else:
-        one = min(texts, key=lambda text: rows[texts.index(text)])
+        one = texts[rows.index(min(rows))]
         guessed = "; a guess: the rarer of the two"
     zero = texts[1 - texts.index(one)]
     share = 100 * rows[texts.index(one)] / sum(rows)

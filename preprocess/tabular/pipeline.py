@@ -193,8 +193,8 @@ class _Run:
                     self.counts[mapping]["rows"] += int(chosen.sum())
                     self.counts[mapping]["positive"] += int(part[completed.label].sum())
                     for name, known in self.known.items():
-                        present = encoded[name].present[chosen]
-                        known[mapping] += np.count_nonzero(part[name] > 0), np.count_nonzero(present)
+                        values = encoded[name].present[chosen]
+                        known[mapping] += np.count_nonzero(part[name] > 0), np.count_nonzero(values)
             self.check_positive()
             measured = UNLABELLED if "label" in self.absent else None
             for writer in writers.values():

@@ -88,7 +88,7 @@ def in_memory(table: pa.Table, columns: Sequence[str]) -> Chunk:
     return Chunk(None, 0, np.arange(table.num_rows), taken)
 
 
-def column_names(path: Path, csv: csv_io.Format = csv_io.COMMAS) -> tuple[list[str], dict[str, str]]:
+def column_names(path: Path, csv: csv_io.Format) -> tuple[list[str], dict[str, str]]:
     """The columns of a file that can be read, in order, and what is wrong with each of the others.
 
     Raises:
@@ -126,7 +126,6 @@ def _csv(
     path: Path, columns: Sequence[str], engine: Engine, chunk_bytes: int, format: csv_io.Format
 ) -> Iterator[dict[str, Column]]:
     kinds = [csv_io.Column(name, "string", nullable=True) for name in columns]
-
     yield from engine.map(partial(_parse, kinds=kinds), csv_io.blocks(path, kinds, chunk_bytes, format))
 
 

@@ -24,7 +24,6 @@ In `columns` and `mask`, `name[50]` stands for name_0 to name_49.
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,7 +36,7 @@ from preprocess import csv_io
 from preprocess.tabular import transforms
 from preprocess.tabular.cross import Cross
 from widedeep.errors import InputError
-from widedeep.feature_spec import MAPPINGS, FeatureSpec, UniqueKeyLoader
+from widedeep.feature_spec import MAPPINGS, FeatureSpec, UniqueKeyLoader, find_repeated
 
 COMMON = ("column", "nulls")
 KEYS = {
@@ -158,18 +157,19 @@ class TabularSpec:
 def csv_format(path: str | Path, value: Any) -> csv_io.Format:
     """The `csv` of a spec's metadata, or of the command line, checked. InputError names `path` and the field."""
     field = f"{path}: metadata.csv"
-    if not isinstance(value, dict | None) or any(key not in ("delimiter", "columns") for key in value or ()):
+    value = {} if value is None else value
+    if not isinstance(value, dict) or any(key not in ("delimiter", "columns") for key in value):
         raise InputError(f"{field}: expected a mapping with the keys delimiter and columns, got {value!r}")
-    delimiter, names = (value or {}).get("delimiter"), (value or {}).get("columns")
+    delimiter, names = value.get("delimiter"), value.get("columns")
     is_mark = isinstance(delimiter, str) and len(delimiter) == 1 and delimiter.isascii() and delimiter not in '"\r\n'
-    if "delimiter" in (value or {}) and not is_mark:
+    if "delimiter" in value and not is_mark:
         raise InputError(f"{field}.delimiter: expected one ASCII character such as ; or a tab, got {delimiter!r}")
     if names is not None:
         if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
             raise InputError(f"{field}.columns: expected a list of names, got {names!r}")
         names = tuple(expanded(names))
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise InputError(f"{field}.columns: expected each name once, got {repeated[0]!r} twice")
+        if (repeated := find_repeated(names)) is not None:
+            raise InputError(f"{field}.columns: expected each name once, got {repeated!r} twice")
     return csv_io.Format(delimiter, names)
 
 
@@ -298,8 +298,8 @@ class _Fields:
         names = settings.get("features")
         if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
             self.fail("cross", f"a list of two or more features, got {names!r}")
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            self.fail("cross", f"each feature once, got {repeated[0]!r} twice")
+        if (repeated := find_repeated(names)) is not None:
+            self.fail("cross", f"each feature once, got {repeated!r} twice")
         for name in names:
             if name not in features or features[name].hotness:
                 self.fail("cross", f"features of onehot_categorical that are no crosses, got {name!r}")

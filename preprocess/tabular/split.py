@@ -26,9 +26,6 @@ class Split:
     column: str | None = None
     surveys = False
 
-    def survey(self, rows: np.ndarray, columns: Mapping[str, Column | Lists]) -> None:
-        raise TypeError(f"{type(self).__name__} needs no survey")
-
 
 class AllTrain(Split):
     """None is a test row."""
@@ -113,8 +110,7 @@ class Time(Split):
     def _times(self, values: Column | Lists) -> np.ndarray:
         """[n] float64: numbers as they are, dates as microseconds."""
         column = single(values)
-        if (column.codes < 0).any():
-            raise BadCell(int((column.codes < 0).argmax()), "a time", None)
+        column.refuse_nulls("a time")
         if len(column) and (self._kind is None or self._given is not None):
             self._settle(column)
         return times.read(column, self._kind) if len(column) else np.empty(0)

@@ -142,8 +142,7 @@ class Label:
 
     def apply(self, column: Column) -> np.ndarray:
         """[n] uint8."""
-        if (column.codes < 0).any():
-            raise BadCell(int((column.codes < 0).argmax()), "a label", None)
+        column.refuse_nulls("a label")
         if self.positive is None:
             return column.integers(0, 1, None, "a label of 0 or 1").astype(np.uint8)
         texts = column.texts
@@ -197,8 +196,7 @@ class Group:
         """[n] int64."""
         if not self._hashed:
             return column.integers(-(2**63), 2**63 - 1, None, "an integer, or `hash` in its transform")
-        if (column.codes < 0).any():
-            raise BadCell(int((column.codes < 0).argmax()), "a group", None)
+        column.refuse_nulls("a group")
         digests = [xxhash.xxh3_64_intdigest(text.encode(), self._seed) >> 1 for text in column.texts]
         return column.take(np.array(digests, np.int64), 0)
 

@@ -50,15 +50,16 @@ def run(config: TFRecordConfig) -> dict[str, Any]:
     started = time.perf_counter()
     spec = FeatureSpec.outbrain()
     files = {mapping: _files(Path(config.data_path) / folder) for mapping, folder in FOLDERS.items()}
+    reads = [*chain.from_iterable(files.values())]
     report: dict[str, Any] = {}
     left_out: set[str] = set()
     stages = Stages()
     with (
-        atomic.directory(Path(config.out), DATA_SET_OUTPUT, chain.from_iterable(files.values())) as out,
+        atomic.directory(Path(config.out), DATA_SET_OUTPUT, reads) as out,
         make(config.engine, config.workers, out, scheduler=config.scheduler) as engine,
-        inputs.unchanged(chain.from_iterable(files.values())),
+        inputs.unchanged(reads),
     ):
-        engine.check_sees([out, *chain.from_iterable(files.values())])
+        engine.check_sees([out, *reads])
         for mapping in MAPPINGS:
             options = {"rows_per_shard": config.rows_per_shard, "numeric": config.numeric, "group": True}
             options["final"] = Path(config.out) / mapping

@@ -12,6 +12,7 @@ from widedeep import affinity
 from widedeep._load import assemble_rows, epoch_rows, has_cuda_kernels
 from widedeep.errors import InputError
 from widedeep.ops import gather_batch_out
+from widedeep.shard_manifest import name_of
 from widedeep.shards import ShardSet
 from widedeep.shuffle import EpochOrder
 
@@ -68,24 +69,24 @@ class Rows(NamedTuple):
 class Layout:
     """Which columns of a shard set make up a batch, and in which order: a spec's, or else the shards' own."""
 
-    def __init__(self, shards: ShardSet, spec: Any = None):
+    def __init__(self, shards: ShardSet, spec: Any):
         columns = shards.columns.values()
         if spec is None:
-            self._tables = [c.name for c in columns if c.kind == "categorical"]
+            tables = [c.name for c in columns if c.kind == "categorical"]
             self._numeric = [c.name for c in columns if c.kind == "numeric"]
-            self._label = next(c.name for c in columns if c.kind == "label")
+            label = name_of("label", shards.columns)
         else:
             shards.check(spec)
-            self._tables = [f.name for f in spec.categorical]
+            tables = [f.name for f in spec.categorical]
             self._numeric = [f.name for f in spec.numeric]
-            self._label = spec.label
-        self._group = next((c.name for c in columns if c.kind == "group"), None)
-        self._hotness = [shards.columns[name].hotness for name in self._tables]
+            label = spec.label
+        self._group = name_of("group", shards.columns)
+        self._hotness = [shards.columns[name].hotness for name in tables]
         self._shards = shards
-        tables, numerics = ([shards.column(name) for name in names] for names in (self._tables, self._numeric))
+        stored = ([shards.column(name) for name in names] for names in (tables, self._numeric))
         group = shards.column(self._group) if self._group else None
-        self._stored = (tables, numerics, shards.column(self._label), group, shards.ends.tolist())
-        if not self._tables and not self._numeric:
+        self._stored = (*stored, shards.column(label), group, shards.ends.tolist())
+        if not tables and not self._numeric:
             raise InputError(
                 f"{shards.directory}: has neither categorical nor numeric columns; a model needs at least one"
             )

@@ -108,7 +108,7 @@ class Sm90Layers(Layers):
 
     def __init__(self, weights: PaddedWeights):
         super().__init__(weights)
-        self.transposed = [torch.empty_like(self._layer(i)[0].t().contiguous()) for i in range(self.count)]
+        self.transposed = [w.new_empty(w.shape[::-1]) for w, _ in map(self._layer, range(self.count))]
         self.refresh()
 
     def grow(self, rows: int) -> None:

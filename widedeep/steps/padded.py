@@ -2,6 +2,7 @@
 input's columns in an order in which a table's rows are read in whole packs.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -66,15 +67,10 @@ class PaddedWeights:
             wanted = dtype if name.startswith("deep.layer.") else torch.float32
             if shapes[name] != tuple(a.shape) or wanted != torch.float32:
                 self.copies[name] = torch.zeros(shapes[name], dtype=wanted, device=device)
-        starts, total = {}, 0
-        for name, shape in shapes.items():
-            starts[name] = total
-            total += round_up(torch.Size(shape).numel(), ALIGNMENT)
-        self.flat = torch.zeros(total, device=device)
-        self.padded = {
-            name: self.flat[starts[name] : starts[name] + torch.Size(shape).numel()].view(shape)
-            for name, shape in shapes.items()
-        }
+        sizes = [round_up(math.prod(shape), ALIGNMENT) for shape in shapes.values()]
+        self.flat = torch.zeros(sum(sizes), device=device)
+        parts = zip(shapes.items(), self.flat.split(sizes))
+        self.padded = {name: part[: math.prod(shape)].view(shape) for (name, shape), part in parts}
         self.grads = {name: self._rows(name, g) for name, g in self.padded.items()}
         self._order_columns(model.layout)
 

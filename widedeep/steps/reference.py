@@ -1,6 +1,7 @@
 """The oracle: plain torch through autograd, and the update rules of `widedeep.reference`, on any device."""
 
 import contextlib
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ class ReferenceStep(Step):
         super().__init__(model, config, device, comm)
         self.dtype = PRECISIONS[config.precision]
         self.threads = torch.get_num_threads() if device.type == "cpu" else None
-        self.parameters = {name: p for name, p in model.named_parameters()}
+        self.parameters = dict(model.named_parameters())
 
     def train(self, batch: Batch, step: int, lr: float) -> Tensor:
         with self._matmul_precision():
@@ -31,7 +32,7 @@ class ReferenceStep(Step):
         grads = {name: g.data for name, g in grads.items()}
         dense = [g for name, g in grads.items() if name != "wide" and not name.startswith("tables.")]
         sum_dense_(self.comm, dense)
-        if self._finite(grads.values()):
+        if self._unscale_(grads.values()):
             with torch.no_grad():
                 self._update(batch.ids, grads, lr)
         self._count()
@@ -72,8 +73,8 @@ class ReferenceStep(Step):
         grads = dict(zip(learned, torch.autograd.grad(scaled, list(learned.values()), materialize_grads=True)))
         return loss.detach(), {n: grads[n] if n in grads else torch.zeros_like(p) for n, p in self.parameters.items()}
 
-    def _finite(self, grads) -> bool:
-        """Whether the update may be made, on all ranks; divides by the loss scale, one for both parts."""
+    def _unscale_(self, grads: Iterable[Tensor]) -> bool:
+        """Divides by the loss scale, one for both parts, in place; whether the update may be made, on all ranks."""
         if self.scale is None:
             return True
         self.found_inf.zero_()
