@@ -89,7 +89,7 @@ class FeatureSpec:
         features = (*self.names, *self.numeric_names, self.label, *([self.group] if self.group else []))
         columns = (*self.numeric_names, *(f"{name}_embedding" for name in self.names))
         for names in (features, columns):
-            if repeated := find_repeated(names):
+            if (repeated := find_repeated(names)) is not None:
                 raise InputError(f"feature spec: expected each name once, got {repeated!r} twice")
         for f in self.categorical:
             if f.combiner not in COMBINERS:

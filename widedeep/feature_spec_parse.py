@@ -62,7 +62,7 @@ class _Parser:
         value = [] if value is None else value
         if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
             self.fail(field, f"a list of names, got {_quoted(value)}")
-        if repeated := find_repeated(value):
+        if (repeated := find_repeated(value)) is not None:
             self.fail(field, f"each name once, got {repeated!r} twice")
         return value
 
@@ -190,7 +190,7 @@ class _Parser:
             if len(chunks) > 1 and any(c.type != "csv" for c in chunks):
                 self.fail(field, f"exactly one chunk unless all are csv, got {len(chunks)}")
             listed = [name for c in chunks for name in c.features]
-            if repeated := find_repeated(listed):
+            if (repeated := find_repeated(listed)) is not None:
                 self.fail(field, f"each feature in one chunk, got {repeated!r} twice")
             for channel, names in channels.items():
                 missing = [name for name in names if name not in listed]
