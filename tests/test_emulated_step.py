@@ -135,6 +135,29 @@ def test_one_launch_for_all_layers_trains_the_same_bits(kernels):
         assert torch.equal(states[1][name], a), name
 
 
+@pytest.mark.parametrize("gemm", ROUTES)
+def test_products_are_of_the_weights_as_they_are(gemm, kernels):
+    """Their copies, transposed ones too, follow an update, whoever else writes, and a larger batch."""
+    step = gpu_step(MOVED, StepConfig("bf16", gemm=gemm), hidden=HIDDEN)
+
+    def assert_as_fresh(B):
+        fresh = gpu_step(MOVED, StepConfig("bf16", gemm=gemm), hidden=HIDDEN)
+        fresh.model.load_state_dict(step.model.state_dict())
+        batch = batch_of(MOVED, B, seed=5)
+        got, want = (s.gradients(batch, step=2) for s in (step, fresh))
+        for name, g in want.items():
+            assert torch.equal(got[name], g), name
+
+    for i in range(2):
+        step.train(batch_of(MOVED, 20, seed=i), i, 0.05)
+    assert_as_fresh(20)
+    for a in step.model.named_arrays().values():
+        a.mul_(-1.5)
+    assert_as_fresh(20)
+    step.train(batch_of(MOVED, 20), 2, 0.05)
+    assert_as_fresh(30)
+
+
 @pytest.mark.parametrize("gemm", ["auto", "sm90-chain"])
 def test_more_layers_than_a_chain_can_have(gemm, kernels, monkeypatch):
     monkeypatch.setattr(trial, "_seconds_of", lambda routes, *rest: [1.0] * len(routes))
