@@ -54,3 +54,19 @@ def test_weights_written_by_others_are_seen(written, spec, precision, device):
     before = step.train(batch, 0, 0.0)
     assert torch.equal(before, fresh.train(batch, 0, 0.0))
     assert torch.equal(step.predict(batch), fresh.predict(batch))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_that_alone_writes_the_weights_copies_none_anew(precision, device, monkeypatch):
+    """Its update wrote the copies too; a pass over all weights in each step would be lost time."""
+    step = gpu_step(MOVED_64, StepConfig(precision), device=device)
+    batch = batch_of(MOVED_64, 20, device=device)
+    step.train(batch, 0, 0.05)
+    monkeypatch.setattr(step.weights, "refresh", None)  # to call it is an error
+    for i in range(1, 3):
+        step.train(batch, i, 0.05)
+        step.predict(batch)
+        step.gradients(batch)
+    by_hand(step.model, batch)
+    with pytest.raises(TypeError, match="NoneType"):
+        step.predict(batch)

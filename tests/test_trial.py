@@ -7,6 +7,7 @@ import emulated
 import pytest
 import torch
 from test_cuda_step import EVEN, gpu_step, run
+from test_model import MOVED
 from test_step import LR, batch_of
 
 from widedeep.dist import LocalComm
@@ -146,6 +147,22 @@ def test_routes_are_compared_again_where_batches_grow(monkeypatch):
     for B in (8, 8, 4, 20, 8, 20):
         step.predict(batch_of(EVEN, B))
     assert compared == [8, 20]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_routes_are_compared_on_the_weights_of_the_model(precision, monkeypatch):
+    """On zeros they would agree whatever they do."""
+    compared = []
+
+    def choose(gemm, weights, *rest, **alone):
+        for name, copy in weights.copies.items():
+            compared.append(torch.equal(weights.unpadded(name, copy), weights.masters[name].to(copy.dtype)))
+        return layers.Layers(weights)
+
+    monkeypatch.setattr(cuda, "choose_layers", choose)
+    step = gpu_step(MOVED, config=StepConfig(precision))
+    step.predict(batch_of(MOVED, 8))
+    assert compared == [True] * len(step.weights.copies)
 
 
 def test_a_prediction_binds_no_training(timed):
