@@ -64,7 +64,7 @@ class Reader:
         spec: the feature spec that gives the columns and their order; None takes all, in the shards' order.
     Attributes:
         mode: the mode that "auto" became.
-        resident: in modes "device" and "pinned" all rows as matrices, there or in pinned memory (loaded at first use).
+        resident: in modes "device" and "pinned" all rows as matrices, there or in host memory (loaded at first use).
     Raises:
         InputError: shards and spec differ, or an argument is out of range.
     """
