@@ -196,14 +196,16 @@ def test_ranks_give_the_result_of_one(precision, spec):
             batch = batch_of(spec, 40, seed=i)
             mine = part_of(batch, cut[comm.rank], cut[comm.rank + 1]) if comm.world > 1 else batch
             losses.append(step.train(mine, i, LR))
-        return torch.stack(losses), step
+        return torch.stack(losses), step, step.gradients(mine)
 
-    want_losses, want = train(LocalComm("cpu"))
-    results = in_ranks(3, train)
+    want_losses, want, want_gradients = train(LocalComm("cpu"))
+    losses, steps, gradients = zip(*in_ranks(3, train))
     rtol, atol = (1e-3, 2e-5) if precision == "fp32" else (2e-2, 2e-3)
-    torch.testing.assert_close(sum(losses for losses, _ in results), want_losses, rtol=rtol / 10, atol=atol)
-    for _, step in results:
+    torch.testing.assert_close(sum(losses), want_losses, rtol=rtol / 10, atol=atol)
+    for step in steps:
         assert_same(want, step, rtol=rtol, atol=atol)
+    for name, g in want_gradients.items():  # of each rank's own rows
+        torch.testing.assert_close(sum(each[name] for each in gradients), g, rtol=rtol, atol=atol, msg=name)
 
 
 class Called(TorchDispatchMode):

@@ -9,7 +9,8 @@ import shutil
 import emulated
 import pytest
 import torch
-from test_cuda_step import gpu_step
+from test_cuda_fp16 import check_overflow
+from test_cuda_step import EVEN, gpu_step
 from test_model import MOVED, SPECS
 from test_step import LR, assert_same, batch_of, new_step
 
@@ -122,6 +123,14 @@ def test_bits_hang_on_no_order_of_threads_and_an_overflow_changes_nothing(gemm, 
     assert after["loss_scale"] == states[-1]["loss_scale"] / 2
     for name, a in after.items():
         assert name in ("loss_scale", "good_steps", "step") or torch.equal(a, states[-1][name]), name
+
+
+@pytest.mark.parametrize("gemm", ["sm90", "sm90-chain"])
+def test_an_overflow_of_the_rows_alone_changes_nothing(gemm, kernels):
+    """The product that makes their gradient says so."""
+    step = gpu_step(EVEN, StepConfig("fp16", gemm=gemm), hidden=HIDDEN)
+    batch, good = batch_of(EVEN, 40), batch_of(EVEN, 40, seed=1)
+    assert check_overflow(step, batch, lambda batch: batch, "rows", good) == (False, True)
 
 
 def test_one_launch_for_all_layers_trains_the_same_bits(kernels):
