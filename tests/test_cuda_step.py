@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from test_model import MOVED, SPECS
-from test_step import LR, MIXED, assert_same, batch_of, new_step, part_of
+from test_step import LR, MIXED, assert_same, batch_of, new_step, part_of, stays
 from thread_comm import in_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -116,15 +116,8 @@ def test_going_back_to_an_earlier_state_repeats_what_followed(device):
 
 
 def test_what_a_step_has_returned_stays(device):
-    """A loop reads losses and logits later, when further steps have been queued."""
     step = gpu_step(device=device)
-    batches = [batch_of(EVEN, 20, seed=i, device=device) for i in range(2)]
-    step.train(batches[0], 0, LR)
-    returned, copies = [], []
-    for i, batch in enumerate(batches, 1):
-        returned += [step.train(batch, i, LR), step.predict(batch), *step.parts(batch), *step.gradients(batch).values()]
-        copies += [a.clone() for a in returned[len(copies) :]]
-    assert all(torch.equal(a, b) for a, b in zip(returned, copies, strict=True))
+    assert all(stays(step, [batch_of(EVEN, 20, seed=i, device=device) for i in range(2)]))
 
 
 def test_reads_no_stale_buffer(device):

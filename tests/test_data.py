@@ -211,7 +211,7 @@ def test_several_threads_read_the_same_stream(shard_sets, monkeypatch):
 @pytest.mark.parametrize("mode", ["pinned", "stream"])
 def test_batches_for_a_gpu_are_put_together_in_page_locked_memory(shard_sets, monkeypatch, mode):
     """From which it copies them by itself, while the loop goes on."""
-    empty, pinned = torch.empty, set()
+    empty, pinned, sent = torch.empty, set(), []
 
     def watched(*shape, pin_memory=False, **settings):
         made = empty(*shape, **settings)
@@ -220,9 +220,9 @@ def test_batches_for_a_gpu_are_put_together_in_page_locked_memory(shard_sets, mo
         return made
 
     monkeypatch.setattr(torch, "empty", watched)
-    monkeypatch.setattr(data, "transfer", lambda batches, device: batches)
+    monkeypatch.setattr(data, "transfer", lambda batches, device: sent.append(device.type) or batches)
     taken = list(Reader(shard_sets(2000), 300, mode=mode, device="cuda", seed=4).epoch(0))
-    assert len(taken) == 7
+    assert (len(taken), sent) == (7, ["cuda"])
     assert all(t.untyped_storage().data_ptr() in pinned for batch in taken for t in batch[:4])
     pinned.clear()
     list(Reader(shard_sets(2000), 300, mode=mode, device="cpu", seed=4).epoch(0))
@@ -271,6 +271,46 @@ def test_threads_that_read_leave_a_core_to_the_loop(monkeypatch, device, cores, 
     monkeypatch.setattr(affinity, "allowed", lambda process=None: set(range(parents if process else cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
     assert data._read_threads(torch.device(device)) == want
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("piece", [1, 150, 2000, 2001])
+def test_a_load_puts_all_rows_in_their_places(shard_sets, monkeypatch, piece, device):
+    """However many are read at a time; for a GPU they are put together in host memory first."""
+    monkeypatch.setattr(loading, "READ_ROWS", piece)
+    empty = loading.Layout._empty
+    monkeypatch.setattr(loading.Layout, "_empty", lambda self, rows, pinned=False, device="cpu": empty(self, rows))
+    got = loading.Layout(shard_sets(2000), make_spec()).load(torch.device(device))
+    source = make_rows(2000)
+    want = [np.column_stack([source[name] for name in names]) for names in (["user", "ad", "topics"], ["age", "price"])]
+    for matrix, wanted in zip(got, [*want, source["clicked"], source["display"]], strict=True):
+        np.testing.assert_array_equal(matrix.numpy(), wanted)
+
+
+@pytest.mark.parametrize("columns", [["user", "ad", "topics"], ["topics"], ["ad"]])
+def test_the_size_that_must_fit_is_that_of_the_rows(shard_sets, columns):
+    spec = make_spec()
+    spec.categorical = [f for f in spec.categorical if f.name in columns]
+    layout = loading.Layout(shard_sets(64), spec)
+    assert layout.row_bytes * 64 == sum(t.nbytes for t in layout.load(torch.device("cpu")))
+
+
+class Elsewhere(torch.Tensor):
+    is_cpu = False
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_device_without_our_kernels_gathers_the_same_rows(shard_sets, monkeypatch, shuffle):
+    monkeypatch.setattr(loading, "has_cuda_kernels", False)
+    reader = Reader(shard_sets(1003), 100, mode="device", seed=3, window_rows=300)
+    here = reader.resident
+    there = here._replace(label=here.label.as_subclass(Elsewhere))
+    order = EpochOrder(1003, 3, 1, window_rows=300) if shuffle else None
+    outs = [here.empty(100), here.empty(100)]
+    for rows, out in zip((here, there), outs):
+        rows.gather(order, 57, out)
+    for a, b in zip(*outs):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(("cores", "want"), [(2, 2), (64, 8)])

@@ -57,8 +57,17 @@ def test_gathering_puts_every_row_in_its_place(size, monkeypatch):
     arrays |= {"last_step.deep.table.a.table.b": torch.arange(7, dtype=torch.int32), "wide.bias": torch.rand(1)}
 
     def gather(comm):
-        own = Share(comm.rank, comm.world)
-        return gather_arrays(comm, own, {n: own.take(a) if is_table(n) else a for n, a in arrays.items()})
+        own, all_gather_rows = Share(comm.rank, comm.world), comm.all_gather_rows
+
+        def watched(tensor, lengths=None):
+            whole = all_gather_rows(tensor, lengths)
+            assert whole.nbytes <= max(size, 3 * tensor[:1].nbytes, 3 * 8)  # a row of each and their counts always fit
+            return whole
+
+        comm.all_gather_rows = watched
+        mine = {n: own.take(a) if is_table(n) else a for n, a in arrays.items()}
+        assert all(a.untyped_storage().nbytes() == a.nbytes for n, a in mine.items())  # the whole table may go
+        return gather_arrays(comm, own, mine)
 
     first, *others = in_ranks(3, gather)
     assert others == [{}, {}]

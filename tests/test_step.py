@@ -139,6 +139,23 @@ def test_fused_reads_no_stale_buffer():
         assert torch.equal(array, poisoned.model.named_arrays()[name]), name
 
 
+def stays(step, batches):
+    """Whether losses, logits and gradients of some batches are what they were when the step returned them."""
+    step.train(batches[0], 0, LR)
+    returned, copies = [], []
+    for i, batch in enumerate(batches, 1):
+        returned += [step.train(batch, i, LR), step.predict(batch), *step.parts(batch), *step.gradients(batch).values()]
+        copies += [a.clone() for a in returned[len(copies) :]]
+    return [torch.equal(a, b) for a, b in zip(returned, copies, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["reference", "fused"])
+def test_what_a_step_has_returned_stays(kind):
+    """A loop reads losses and logits later, when further steps have been made."""
+    step = new_step(kind)
+    assert all(stays(step, [batch_of(step.model.spec, 20, seed=i) for i in range(2)]))
+
+
 def test_predictions_do_not_depend_on_chunks(monkeypatch):
     step = new_step()
     batch = batch_of(step.model.spec, 50)
