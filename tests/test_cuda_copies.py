@@ -57,16 +57,20 @@ def test_weights_written_by_others_are_seen(written, spec, precision, device):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_that_alone_writes_the_weights_copies_none_anew(precision, device, monkeypatch):
-    """Its update wrote the copies too; a pass over all weights in each step would be lost time."""
-    step = gpu_step(MOVED_64, StepConfig(precision), device=device)
+def test_weights_are_copied_anew_once_when_others_have_written_them(precision, device, monkeypatch):
+    """A pass over all of them in each step would be lost time: an update writes the copies too."""
+    step, copied = gpu_step(MOVED_64, StepConfig(precision), device=device), []
+    refresh = step.weights.refresh
+    monkeypatch.setattr(step.weights, "refresh", lambda: copied.append(len(copied)) or refresh())
     batch = batch_of(MOVED_64, 20, device=device)
     step.train(batch, 0, 0.05)
-    monkeypatch.setattr(step.weights, "refresh", None)  # to call it is an error
-    for i in range(1, 3):
+    for i in range(1, 4):
+        copied.clear()
         step.train(batch, i, 0.05)
         step.predict(batch)
         step.gradients(batch)
-    by_hand(step.model, batch)
-    with pytest.raises(TypeError, match="NoneType"):
-        step.predict(batch)
+        assert copied == []
+        by_hand(step.model, batch)
+        for _ in range(3):
+            step.predict(batch)
+        assert copied == [0]
