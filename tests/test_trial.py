@@ -276,6 +276,7 @@ def test_a_run_goes_on_in_one_launch_where_that_is_faster(timed, monkeypatch, ca
     resumed.load_state(first.state())
     resumed.train(batch_of(EVEN, 40), 1, LR)
     assert (first.gemm, resumed.gemm) == ("sm90", "sm90-chain")
+    assert resumed.state()["route"] == first.state()["route"]
     assert "from here on" not in caplog.text
     assert resumed.activations.apart
     assert not first.activations.apart
