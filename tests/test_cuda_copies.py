@@ -41,7 +41,7 @@ def by_the_reference(model, batch):
 
 
 # In fp32 a GPU pads the copies, and of MOVED_64 has one anywhere: its columns have an order of their own.
-@pytest.mark.parametrize(("spec", "precision"), [(EVEN, "bf16"), (MOVED_64, "fp32")], ids=["bf16", "moved"])
+@pytest.mark.parametrize(("spec", "precision"), [(EVEN, "bf16"), (MOVED_64, "fp32"), (MOVED_64, "bf16")])
 @pytest.mark.parametrize("written", [by_hand, by_our_optimizers, by_another_step, by_the_reference])
 def test_weights_written_by_others_are_seen(written, spec, precision, device):
     step = gpu_step(spec, StepConfig(precision), device=device)

@@ -3,6 +3,7 @@ on any machine.
 """
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from widedeep.step import StepConfig
 from widedeep.steps import cuda as cuda_step
 from widedeep.steps import graphs
 from widedeep.steps.sharded import ShardedCudaStep
+from widedeep.steps.streams import SecondStream
 
 
 class Recorded:
@@ -33,6 +35,7 @@ def cuda(monkeypatch):
 
     @contextlib.contextmanager
     def graph(recorded, pool, stream, capture_error_mode):
+        assert stream.priority == -1  # one that no reader has
         events.append(("capture", pool, capture_error_mode))
         capturing.append(recorded)
         try:
@@ -52,7 +55,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: object())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: SimpleNamespace(priority=priority))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "before")
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: events.append(("stream", stream)))
     return graphs.Graphs(torch.device("cuda")), events, queue
@@ -68,9 +71,10 @@ def test_a_shape_runs_as_it_stands_then_captured_then_replayed(cuda):
     assert len(kept) == 2
     kept.clear()
     assert len(kept) == 0
+    events.clear()
     for _ in range(2):
         kept.run("a", lambda: queue("a"))
-    assert ("capture", 1, "thread_local") in events
+    assert events == ["a", ("capture", 1, "thread_local"), "a"]  # what follows may have kernels to load again
 
 
 def test_a_failed_first_run_is_not_captured(cuda):
@@ -220,6 +224,11 @@ def test_no_graph_names_rows_that_were_borrowed_once(tapes):
     for i in range(4):
         batch = batch_of(EVEN, 9, seed=i)
         assert torch.equal(*(step.predict(batch) for step in steps))
+
+
+def test_the_second_stream_is_nobody_elses_either(cuda):
+    kept, *_ = cuda
+    assert SecondStream(torch.device("cuda")).stream.priority < kept._stream.priority < 0
 
 
 @pytest.mark.cuda
