@@ -46,11 +46,13 @@ def by_the_reference(model, batch):
 def test_weights_written_by_others_are_seen(written, spec, precision, device):
     step = gpu_step(spec, StepConfig(precision), device=device)
     batch = batch_of(spec, 96, device=device)
+    step.train(batch, 0, 0.05)
     for _ in range(3):
         step.predict(batch)
     written(step.model, batch)
     fresh = gpu_step(spec, StepConfig(precision), device=device)
     fresh.model.load_state_dict(step.model.state_dict())
+    fresh.load_state(step.state())
     before = step.train(batch, 0, 0.0)
     assert torch.equal(before, fresh.train(batch, 0, 0.0))
     assert torch.equal(step.predict(batch), fresh.predict(batch))

@@ -12,7 +12,7 @@ from test_cuda_step import EVEN, HIDDEN
 from test_step import batch_of, new_step, part_of
 from thread_comm import in_ranks
 
-from widedeep import ShardSet, load_model
+from widedeep import ShardSet, load_model, ops
 from widedeep.dist import LocalComm
 from widedeep.model import WideDeep
 from widedeep.share import ALL_ROWS, Share, is_table
@@ -102,6 +102,22 @@ def test_every_step_takes_the_settings_of_the_rules(kind, ranks):
         for name, a in (step.model.named_arrays() | step.state()).items():
             wanted = step.model.share.take(whole[name]) if is_table(name) else whole[name]
             torch.testing.assert_close(a, wanted, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(("l1", "l2"), [(0.0, 0.0), (0.01, 0.0), (0.0, 0.3), (0.01, 0.3)])
+def test_a_fresh_state_that_fits_the_weights_keeps_them(l1, l2):
+    """Where nothing speaks against them: an update of gradients 0 changes none, those that are 0 among them."""
+    step = new_step("fused", EVEN, StepConfig(wide_lr=0.07, l1=l1, l2=l2))
+    model, slots = step.model, step.slots
+    model.wide.data[::3] = 0
+    model.wide_bias.data.fill_(-0.2)
+    step.start_from_weights()
+    dense = {"wide.numeric.weight": model.wide_numeric, "wide.bias": model.wide_bias}
+    state = [(a.data, slots.dense_accum[name], slots.dense_linear[name]) for name, a in dense.items()]
+    for weight, accum, linear in [*state, (model.wide.data, slots.accum, slots.linear)]:
+        before = weight.clone()
+        ops.ftrl_dense_(weight, accum, linear, torch.zeros_like(weight), 0.07, l1, l2)
+        torch.testing.assert_close(weight, before, rtol=1e-5, atol=1e-8)
 
 
 def test_a_run_that_goes_on_names_the_change(data, tmp_path, capsys):

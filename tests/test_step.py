@@ -179,6 +179,7 @@ def test_state_round_trip_continues_with_the_same_bits(kind, precision):
     for name, a in resumed.model.named_arrays().items():
         a.copy_(weights[name])
     resumed.load_state(state)
+    assert all(torch.equal(a, state[name]) for name, a in resumed.state().items())
     for i in range(5, 10):
         batch = batch_of(spec, 9, seed=i)
         assert torch.equal(step.train(batch, i, LR), resumed.train(batch, i, LR))
