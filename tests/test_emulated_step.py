@@ -12,7 +12,7 @@ import torch
 from test_cuda_fp16 import check_overflow
 from test_cuda_step import EVEN, gpu_step
 from test_model import MOVED, SPECS
-from test_step import LR, assert_same, batch_of, new_step
+from test_step import LR, assert_same, batch_of, new_step, part_of
 
 from widedeep import ops, reference
 from widedeep.ops import linear_sm90
@@ -88,7 +88,7 @@ def test_half_types_stay_near_the_reference(precision, gemm, spec, kernels):
     """Gradients before and after updates, losses and logits: other masks would be far off."""
     want = new_step("reference", spec, hidden=HIDDEN)
     got = gpu_step(spec, StepConfig(precision, gemm=gemm), hidden=HIDDEN)
-    batch = batch_of(spec, 150, first_row=300)  # as a rank's
+    batch = batch_of(spec, 150)
     grads = [step.gradients(batch, step=3) for step in (want, got)]
     assert got.gemm == gemm
     tolerance, whole = {"fp16": (1e-2, 0.05), "bf16": (8e-2, 0.15)}[precision]
@@ -100,6 +100,17 @@ def test_half_types_stay_near_the_reference(precision, gemm, spec, kernels):
         torch.testing.assert_close(losses[1], losses[0], rtol=tolerance, atol=0)
         predictions = [step.predict(batch) for step in (want, got)]
         torch.testing.assert_close(predictions[1], predictions[0], rtol=0, atol=2 * tolerance)
+
+
+@pytest.mark.parametrize("gemm", ROUTES)
+def test_gradients_of_parts_add_up_with_dropout(gemm, kernels):
+    """A row's masks follow its place in the global batch, by every route."""
+    step = gpu_step(MOVED, StepConfig("fp16", gemm=gemm), hidden=HIDDEN)
+    batch = batch_of(MOVED, 60)
+    whole = step.gradients(batch, step=2)
+    parts = [step.gradients(part_of(batch, *cut), step=2) for cut in ((0, 7), (7, 60))]
+    for name, g in whole.items():
+        assert (sum(part[name] for part in parts) - g).norm() <= 5e-3 * g.norm(), name
 
 
 @pytest.mark.parametrize("gemm", ROUTES)
