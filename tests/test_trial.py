@@ -290,6 +290,14 @@ def test_tf32_makes_no_chain_unless_asked(timed):
         assert step.gemm == taken
 
 
+@pytest.mark.parametrize(("capability", "there"), [((8, 9), False), ((9, 0), True), ((10, 0), False), ((12, 0), False)])
+def test_hopper_products_are_for_hopper_alone(monkeypatch, capability, there):
+    monkeypatch.setattr(linear_sm90._load, "has_cuda_kernels", True)
+    monkeypatch.delenv("WIDEDEEP_SM90", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert linear_sm90.available(torch.device("cuda")) == there
+
+
 class TwoRanks(LocalComm):
     world = 2
 
