@@ -41,16 +41,38 @@ def by_the_reference(model, batch):
 
 
 # In fp32 a GPU pads the copies, and of MOVED_64 has one anywhere: its columns have an order of their own.
-@pytest.mark.parametrize(("spec", "precision"), [(EVEN, "bf16"), (MOVED_64, "fp32")], ids=["bf16", "moved"])
+@pytest.mark.parametrize(("spec", "precision"), [(EVEN, "bf16"), (MOVED_64, "fp32"), (MOVED_64, "bf16")])
 @pytest.mark.parametrize("written", [by_hand, by_our_optimizers, by_another_step, by_the_reference])
 def test_weights_written_by_others_are_seen(written, spec, precision, device):
     step = gpu_step(spec, StepConfig(precision), device=device)
     batch = batch_of(spec, 96, device=device)
+    step.train(batch, 0, 0.05)
     for _ in range(3):
         step.predict(batch)
     written(step.model, batch)
     fresh = gpu_step(spec, StepConfig(precision), device=device)
     fresh.model.load_state_dict(step.model.state_dict())
+    fresh.load_state(step.state())
     before = step.train(batch, 0, 0.0)
     assert torch.equal(before, fresh.train(batch, 0, 0.0))
     assert torch.equal(step.predict(batch), fresh.predict(batch))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_are_copied_anew_once_when_others_have_written_them(precision, device, monkeypatch):
+    """A pass over all of them in each step would be lost time: an update writes the copies too."""
+    step, copied = gpu_step(MOVED_64, StepConfig(precision), device=device), []
+    refresh = step.weights.refresh
+    monkeypatch.setattr(step.weights, "refresh", lambda: copied.append(len(copied)) or refresh())
+    batch = batch_of(MOVED_64, 20, device=device)
+    step.train(batch, 0, 0.05)
+    for i in range(1, 4):
+        copied.clear()
+        step.train(batch, i, 0.05)
+        step.predict(batch)
+        step.gradients(batch)
+        assert copied == []
+        by_hand(step.model, batch)
+        for _ in range(3):
+            step.predict(batch)
+        assert copied == [0]

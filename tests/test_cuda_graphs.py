@@ -1,11 +1,24 @@
-"""Which runs of a step are captured, and which graphs are kept; with stand-ins for CUDA's graphs, so on any machine."""
+"""Which runs of a step are captured, which graphs are kept, what a replay repeats; with stand-ins for CUDA's graphs, so
+on any machine.
+"""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
+from test_cuda_step import EVEN, gpu_step
+from test_model import MOVED
+from test_step import LR, assert_same, batch_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from widedeep.dist import LocalComm
+from widedeep.step import StepConfig
+from widedeep.steps import cuda as cuda_step
 from widedeep.steps import graphs
+from widedeep.steps.sharded import ShardedCudaStep
+from widedeep.steps.streams import SecondStream
 
 
 class Recorded:
@@ -22,6 +35,7 @@ def cuda(monkeypatch):
 
     @contextlib.contextmanager
     def graph(recorded, pool, stream, capture_error_mode):
+        assert stream.priority == -1  # one that no reader has
         events.append(("capture", pool, capture_error_mode))
         capturing.append(recorded)
         try:
@@ -41,7 +55,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: object())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: SimpleNamespace(priority=priority))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "before")
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: events.append(("stream", stream)))
     return graphs.Graphs(torch.device("cuda")), events, queue
@@ -57,9 +71,10 @@ def test_a_shape_runs_as_it_stands_then_captured_then_replayed(cuda):
     assert len(kept) == 2
     kept.clear()
     assert len(kept) == 0
+    events.clear()
     for _ in range(2):
         kept.run("a", lambda: queue("a"))
-    assert ("capture", 1, "thread_local") in events
+    assert events == ["a", ("capture", 1, "thread_local"), "a"]  # what follows may have kernels to load again
 
 
 def test_a_failed_first_run_is_not_captured(cuda):
@@ -116,6 +131,104 @@ def test_nothing_is_captured_without_the_allocator_of_torch(cuda, monkeypatch):
     kinds = [type(graphs.make_graphs(torch.device(name))) for name in ("cuda", "cpu")]
     monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
     assert [*kinds, type(graphs.make_graphs(torch.device("cuda")))] == [graphs.Graphs, graphs.NoGraphs, graphs.NoGraphs]
+
+
+class Tape(TorchDispatchMode):
+    """What a CUDA graph is, on a CPU: a replay runs the recorded ops on the memory and the numbers of that time."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops, self.recorded = [], False
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        is_view = not op._schema.is_mutable and any(r.alias_info for r in op._schema.returns)
+        if not is_view and not op.name().startswith("aten::empty"):
+            self.ops.append((op, args, kwargs or {}, result))
+        return result
+
+    def replay(self):
+        for op, args, kwargs, result in self.ops if self.recorded else ():  # the recording itself ran them once
+            again = op(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again)):
+                if isinstance(old, torch.Tensor):
+                    old.copy_(new)
+        self.recorded = True
+
+
+@pytest.fixture
+def tapes(monkeypatch):
+    """Steps that are made here have graphs, of `Tape`s; the list of them."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(Tape()) or made[-1])
+    monkeypatch.setattr(torch.cuda, "graph", lambda tape, *_, **__: tape)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(cuda_step, "make_graphs", graphs.Graphs)
+    return made
+
+
+def taped_and_plain(spec, precision, **settings):
+    taped, plain = (gpu_step(spec, StepConfig(precision), **settings) for _ in range(2))
+    plain.graphs = graphs.NoGraphs()
+    return taped, plain
+
+
+@pytest.mark.parametrize("spec", [EVEN, MOVED], ids=["even", "moved"])
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_replay_does_what_the_step_would_do_now(precision, parts, spec, tapes):
+    """Rows, rates, step numbers, weights and states are new each time; larger batches move what it reads and writes."""
+    steps = taped_and_plain(spec, precision, parts=parts)
+    kept = {}
+    for i, B in enumerate([9, 9, 9, 5, 9, 5, 5, 0, 0, 0, 14, 9, 9, 9, 14, 14, 9]):
+        batch = batch_of(spec, B, seed=i)._replace(global_rows=16)
+        if i == 6 and precision == "fp16":
+            batch.numeric[2, 1] = float("inf")  # a step that is skipped
+        losses = [step.train(batch, i, LR * (1 + i)) for step in steps]
+        assert torch.equal(*losses) or (losses[0].isnan() and losses[1].isnan()), i
+        for seed in (50, 90):
+            other = batch_of(spec, B, seed=i + seed)
+            assert torch.equal(*(step.predict(other) for step in steps)), i
+        for step in steps:
+            arrays = step.model.named_arrays() | step.state()
+            if i == 2:
+                kept[step] = {name: a.clone() for name, a in arrays.items()}
+            if i == 7:
+                step.load_state(kept[step])
+                for name, a in step.model.named_arrays().items():
+                    a.copy_(kept[step][name])
+    assert len(tapes) >= 8
+    assert_same(*steps, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("parts", ["both", "wide"])
+def test_what_a_graph_has_as_a_number_is_captured_anew(parts, tapes):
+    """The place of a batch's first row and the size of the global batch; a model's dropout and seed."""
+    taped, plain = taped_and_plain(EVEN, "fp32", parts=parts)
+    batch = batch_of(EVEN, 8)._replace(global_rows=40)
+    several = [batch, batch._replace(first_row=16), batch._replace(first_row=16, global_rows=24)] * 6
+    for i, each in enumerate(several):
+        for step in (taped, plain):
+            step.model.dropout, step.model.seed = (0.3 if i < 6 else 0.5), (11 if i < 12 else 12)
+        assert torch.equal(taped.train(each, i, LR), plain.train(each, i, LR)), i
+    assert_same(taped, plain, rtol=0, atol=0)
+
+
+def test_no_graph_names_rows_that_were_borrowed_once(tapes):
+    """The tables that a batch borrows from the ranks are its own."""
+    model = gpu_step().model
+    rest = (model, StepConfig(), torch.device("cpu"), LocalComm("cpu"))
+    steps = ShardedCudaStep(*rest), cuda_step.CudaStep(*rest)
+    for i in range(4):
+        batch = batch_of(EVEN, 9, seed=i)
+        assert torch.equal(*(step.predict(batch) for step in steps))
+
+
+def test_the_second_stream_is_nobody_elses_either(cuda):
+    kept, *_ = cuda
+    assert SecondStream(torch.device("cuda")).stream.priority < kept._stream.priority < 0
 
 
 @pytest.mark.cuda

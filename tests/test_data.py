@@ -1,12 +1,8 @@
 """Reader: the same rows in every mode and for every world size, none lost or repeated, and no thread left behind."""
 
-import contextlib
 import gc
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +12,9 @@ import torch
 from widedeep import affinity, data, shards
 from widedeep.data import Reader
 from widedeep.errors import InputError
-from widedeep.readers import prefetch as prefetching
 from widedeep.readers import rows as loading
 from widedeep.shuffle import EpochOrder
 
-ROOT = Path(__file__).resolve().parents[1]
 MODES = ["device", "pinned", "stream"]
 
 
@@ -205,101 +199,6 @@ def test_dropped_iterators_leave_no_thread(shard_sets, mode, device):
     assert threading.active_count() == before
 
 
-def test_a_failure_in_the_thread_is_raised_to_the_loop():
-    def items():
-        yield 1
-        raise InputError("block 7 is damaged")
-
-    got = prefetching.prefetch(items(), 2)
-    assert next(got) == 1
-    with pytest.raises(InputError, match="block 7"):
-        next(got)
-
-
-def test_prefetch_stays_within_its_depth():
-    made = []
-
-    def items():
-        for i in range(100):
-            made.append(i)
-            yield i
-
-    got = prefetching.prefetch(items(), 3)
-    for taken in range(1, 20):
-        next(got)
-        assert len(made) <= taken + 3 + 1
-    got.close()
-    assert len(made) < 30
-
-
-ENDS = """
-import torch
-from widedeep.readers.prefetch import prefetch
-
-def slow():
-    while True:
-        yield torch.rand(1 << 22).sort()
-
-def fail():
-    items = prefetch(slow(), 2)
-    next(items)
-    raise RuntimeError("the traceback keeps this frame, and the frame its iterator")
-
-fail()
-"""
-
-
-def test_an_interpreter_that_ends_waits_for_the_thread():
-    """It would abort the process where it meets the thread in C++."""
-    done = subprocess.run([sys.executable, "-c", ENDS], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.endswith("its iterator\n")
-
-
-def test_a_thread_that_copies_is_on_its_gpu_all_the_while(monkeypatch):
-    """It begins on the first one; where a stream is left there, every process has memory on the first GPU."""
-    current = ["cuda:0"]
-
-    @contextlib.contextmanager
-    def on(device):
-        before, current[0] = current[0], device
-        yield
-        current[0] = before
-
-    @contextlib.contextmanager
-    def using(stream):
-        assert current == ["cuda:3"]
-        yield
-        assert current == ["cuda:3"]
-
-    monkeypatch.setattr(torch.cuda, "device", on)
-    monkeypatch.setattr(torch.cuda, "stream", using)
-    piece, rows = object(), SimpleNamespace(map=lambda function: rows)
-    stream = SimpleNamespace(record_event=lambda: "event")
-    copies = prefetching._copies((pair for pair in [(piece, rows)] * 3), "cuda:3", stream)
-    assert list(copies) == [(piece, rows, "event")] * 3
-    assert current == ["cuda:0"]
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_parallel_prefetch_keeps_the_order_and_its_depth(workers):
-    started, before = [], threading.active_count()
-
-    def square(i):
-        started.append(i)
-        if i == 30:
-            raise InputError("block 30 is damaged")
-        return i * i
-
-    got = prefetching.prefetch_map(square, iter(range(100)), workers)
-    for taken in range(30):
-        assert next(got) == taken * taken
-        assert len(started) <= taken + workers + 1
-    with pytest.raises(InputError, match="block 30"):
-        next(got)
-    assert threading.active_count() == before
-
-
 def test_several_threads_read_the_same_stream(shard_sets, monkeypatch):
     monkeypatch.setattr(data, "READ_ROWS", 150)
     monkeypatch.setattr(data, "_read_threads", lambda device: 3)
@@ -307,6 +206,27 @@ def test_several_threads_read_the_same_stream(shard_sets, monkeypatch):
     wanted = Reader(shard_sets(2000), 100, mode="device", seed=4, window_rows=300).epoch(0)
     for got, want in zip(streamed, wanted, strict=True):
         assert_same(got, want)
+
+
+@pytest.mark.parametrize("mode", ["pinned", "stream"])
+def test_batches_for_a_gpu_are_put_together_in_page_locked_memory(shard_sets, monkeypatch, mode):
+    """From which it copies them by itself, while the loop goes on."""
+    empty, pinned, sent = torch.empty, set(), []
+
+    def watched(*shape, pin_memory=False, **settings):
+        made = empty(*shape, **settings)
+        if pin_memory:
+            pinned.add(made.untyped_storage().data_ptr())
+        return made
+
+    monkeypatch.setattr(torch, "empty", watched)
+    monkeypatch.setattr(data, "transfer", lambda batches, device: sent.append(device.type) or batches)
+    taken = list(Reader(shard_sets(2000), 300, mode=mode, device="cuda", seed=4).epoch(0))
+    assert (len(taken), sent) == (7, ["cuda"])
+    assert all(t.untyped_storage().data_ptr() in pinned for batch in taken for t in batch[:4])
+    pinned.clear()
+    list(Reader(shard_sets(2000), 300, mode=mode, device="cpu", seed=4).epoch(0))
+    assert not pinned
 
 
 def test_auto_takes_the_first_mode_that_fits(shard_sets, monkeypatch):
@@ -351,6 +271,46 @@ def test_threads_that_read_leave_a_core_to_the_loop(monkeypatch, device, cores, 
     monkeypatch.setattr(affinity, "allowed", lambda process=None: set(range(parents if process else cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
     assert data._read_threads(torch.device(device)) == want
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("piece", [1, 150, 2000, 2001])
+def test_a_load_puts_all_rows_in_their_places(shard_sets, monkeypatch, piece, device):
+    """However many are read at a time; for a GPU they are put together in host memory first."""
+    monkeypatch.setattr(loading, "READ_ROWS", piece)
+    empty = loading.Layout._empty
+    monkeypatch.setattr(loading.Layout, "_empty", lambda self, rows, pinned=False, device="cpu": empty(self, rows))
+    got = loading.Layout(shard_sets(2000), make_spec()).load(torch.device(device))
+    source = make_rows(2000)
+    want = [np.column_stack([source[name] for name in names]) for names in (["user", "ad", "topics"], ["age", "price"])]
+    for matrix, wanted in zip(got, [*want, source["clicked"], source["display"]], strict=True):
+        np.testing.assert_array_equal(matrix.numpy(), wanted)
+
+
+@pytest.mark.parametrize("columns", [["user", "ad", "topics"], ["topics"], ["ad"]])
+def test_the_size_that_must_fit_is_that_of_the_rows(shard_sets, columns):
+    spec = make_spec()
+    spec.categorical = [f for f in spec.categorical if f.name in columns]
+    layout = loading.Layout(shard_sets(64), spec)
+    assert layout.row_bytes * 64 == sum(t.nbytes for t in layout.load(torch.device("cpu")))
+
+
+class Elsewhere(torch.Tensor):
+    is_cpu = False
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_device_without_our_kernels_gathers_the_same_rows(shard_sets, monkeypatch, shuffle):
+    monkeypatch.setattr(loading, "has_cuda_kernels", False)
+    reader = Reader(shard_sets(1003), 100, mode="device", seed=3, window_rows=300)
+    here = reader.resident
+    there = here._replace(label=here.label.as_subclass(Elsewhere))
+    order = EpochOrder(1003, 3, 1, window_rows=300) if shuffle else None
+    outs = [here.empty(100), here.empty(100)]
+    for rows, out in zip((here, there), outs):
+        rows.gather(order, 57, out)
+    for a, b in zip(*outs):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(("cores", "want"), [(2, 2), (64, 8)])

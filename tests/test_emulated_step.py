@@ -9,9 +9,10 @@ import shutil
 import emulated
 import pytest
 import torch
-from test_cuda_step import gpu_step
+from test_cuda_fp16 import check_overflow
+from test_cuda_step import EVEN, gpu_step
 from test_model import MOVED, SPECS
-from test_step import LR, assert_same, batch_of, new_step
+from test_step import LR, assert_same, batch_of, new_step, part_of
 
 from widedeep import ops, reference
 from widedeep.ops import linear_sm90
@@ -102,6 +103,17 @@ def test_half_types_stay_near_the_reference(precision, gemm, spec, kernels):
 
 
 @pytest.mark.parametrize("gemm", ROUTES)
+def test_gradients_of_parts_add_up_with_dropout(gemm, kernels):
+    """A row's masks follow its place in the global batch, by every route."""
+    step = gpu_step(MOVED, StepConfig("fp16", gemm=gemm), hidden=HIDDEN)
+    batch = batch_of(MOVED, 60)
+    whole = step.gradients(batch, step=2)
+    parts = [step.gradients(part_of(batch, *cut), step=2) for cut in ((0, 7), (7, 60))]
+    for name, g in whole.items():
+        assert (sum(part[name] for part in parts) - g).norm() <= 5e-3 * g.norm(), name
+
+
+@pytest.mark.parametrize("gemm", ROUTES)
 def test_bits_hang_on_no_order_of_threads_and_an_overflow_changes_nothing(gemm, kernels):
     spec, states = SPECS["one-hot and multi-hot"], []
     for seed in (1, 2, 3):
@@ -124,6 +136,14 @@ def test_bits_hang_on_no_order_of_threads_and_an_overflow_changes_nothing(gemm, 
         assert name in ("loss_scale", "good_steps", "step") or torch.equal(a, states[-1][name]), name
 
 
+@pytest.mark.parametrize("gemm", ["sm90", "sm90-chain"])
+def test_an_overflow_of_the_rows_alone_changes_nothing(gemm, kernels):
+    """The product that makes their gradient says so."""
+    step = gpu_step(EVEN, StepConfig("fp16", gemm=gemm), hidden=HIDDEN)
+    batch, good = batch_of(EVEN, 40), batch_of(EVEN, 40, seed=1)
+    assert check_overflow(step, batch, lambda batch: batch, "rows", good) == (False, True)
+
+
 def test_one_launch_for_all_layers_trains_the_same_bits(kernels):
     spec, states = SPECS["one-hot and multi-hot"], []
     for gemm in ("sm90", "sm90-chain"):
@@ -133,6 +153,29 @@ def test_one_launch_for_all_layers_trains_the_same_bits(kernels):
         states.append({"losses": torch.stack(losses)} | step.model.named_arrays() | step.state())
     for name, a in states[0].items():
         assert torch.equal(states[1][name], a), name
+
+
+@pytest.mark.parametrize("gemm", ROUTES)
+def test_products_are_of_the_weights_as_they_are(gemm, kernels):
+    """Their copies, transposed ones too, follow an update, whoever else writes, and a larger batch."""
+    step = gpu_step(MOVED, StepConfig("bf16", gemm=gemm), hidden=HIDDEN)
+
+    def assert_as_fresh(B):
+        fresh = gpu_step(MOVED, StepConfig("bf16", gemm=gemm), hidden=HIDDEN)
+        fresh.model.load_state_dict(step.model.state_dict())
+        batch = batch_of(MOVED, B, seed=5)
+        got, want = (s.gradients(batch, step=2) for s in (step, fresh))
+        for name, g in want.items():
+            assert torch.equal(got[name], g), name
+
+    for i in range(2):
+        step.train(batch_of(MOVED, 20, seed=i), i, 0.05)
+    assert_as_fresh(20)
+    for a in step.model.named_arrays().values():
+        a.mul_(-1.5)
+    assert_as_fresh(20)
+    step.train(batch_of(MOVED, 20), 2, 0.05)
+    assert_as_fresh(30)
 
 
 @pytest.mark.parametrize("gemm", ["auto", "sm90-chain"])

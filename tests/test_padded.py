@@ -58,6 +58,12 @@ def test_tables_begin_at_whole_packs():
     assert gpu_step(MOVED, hidden=[]).weights.table_columns == MOVED.table_columns  # the output layer reads them
 
 
+@pytest.mark.parametrize("spec", [EVEN, MOVED, SPECS["some wide only"]], ids=["even", "moved", "wide only"])
+def test_gradients_begin_where_the_fastest_products_want_them(spec):
+    weights = gpu_step(spec, hidden=[16, 8]).weights
+    assert all(g.storage_offset() * g.element_size() % 256 == 0 for g in weights.padded.values())
+
+
 def test_a_table_without_columns_has_the_place_of_a_whole_pack():
     """Where other columns move, and where none does."""
     as_it_is = [CategoricalFeature("a", 5, 8), CategoricalFeature("b", 5, 0)]

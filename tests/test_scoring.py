@@ -116,6 +116,17 @@ def test_without_groups(tmp_path, capsys):
     assert result["multi_click_groups"] is None
 
 
+def test_a_group_of_several_clicks(tmp_path, capsys):
+    """MAP as the original counts it, by the first click, and by all; counts of groups."""
+    ranked = {"a": [0, 1, 1], "b": [0, 1], "c": [0, 0]}  # labels by falling probability
+    rows = [(y, 0.9 - 0.1 * i, g) for g, labels in ranked.items() for i, y in enumerate(labels)]
+    y, p, g = zip(*rows)
+    result = score(capsys, write(tmp_path, pa.table({"g": g, "y": y, "p": p})))
+    assert (result["rows"], result["groups"], result["multi_click_groups"]) == (7, 3, 1)
+    assert result["map"] == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert result["map_all"] == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1 / 2) / 2)
+
+
 def test_saturated_probabilities_have_a_finite_loss(tmp_path, capsys):
     path = tmp_path / "p.csv"
     path.write_text("y,p\n1,0\n0,1\n1,1\n0,0\n")

@@ -9,6 +9,7 @@ from thread_comm import in_ranks
 
 from widedeep import model as model_module
 from widedeep import ops, share
+from widedeep import step as step_module
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
@@ -57,8 +58,17 @@ def test_gathering_puts_every_row_in_its_place(size, monkeypatch):
     arrays |= {"last_step.deep.table.a.table.b": torch.arange(7, dtype=torch.int32), "wide.bias": torch.rand(1)}
 
     def gather(comm):
-        own = Share(comm.rank, comm.world)
-        return gather_arrays(comm, own, {n: own.take(a) if is_table(n) else a for n, a in arrays.items()})
+        own, all_gather_rows = Share(comm.rank, comm.world), comm.all_gather_rows
+
+        def watched(tensor, lengths=None):
+            whole = all_gather_rows(tensor, lengths)
+            assert whole.nbytes <= max(size, 3 * tensor[:1].nbytes, 3 * 8)  # a row of each and their counts always fit
+            return whole
+
+        comm.all_gather_rows = watched
+        mine = {n: own.take(a) if is_table(n) else a for n, a in arrays.items()}
+        assert all(a.untyped_storage().nbytes() == a.nbytes for n, a in mine.items())  # the whole table may go
+        return gather_arrays(comm, own, mine)
 
     first, *others = in_ranks(3, gather)
     assert others == [{}, {}]
@@ -200,10 +210,24 @@ def test_a_model_that_is_shared_out_is_refused_where_it_cannot_be_applied():
     with pytest.raises(InputError, match=r"expected share \(0, 1\) of the tables, got \(1, 2\)"):
         make_step("fused", model)
     comm = LocalComm("cpu")
-    comm.rank, comm.world = 1, 2
+    comm.world = 2
+    with pytest.raises(InputError, match=r"expected share \(0, 2\) of the tables, got \(1, 2\)"):
+        make_step("fused", model, comm=comm)
+    comm.rank = 1
     with pytest.raises(InputError, match="expected auto or fused where tables are shared out"):
         make_step("reference", model, comm=comm)
     assert type(make_step("auto", model, comm=comm)) is ShardedFusedStep
+
+
+@pytest.mark.parametrize(
+    ("world", "shared", "kind"), [(1, False, "Cuda"), (2, False, "RanksCuda"), (2, True, "ShardedCuda")]
+)
+def test_a_gpu_has_a_step_for_one_process_for_several_and_for_shares(world, shared, kind, monkeypatch):
+    monkeypatch.setattr(step_module, "_has_cuda_step", lambda device: True)
+    comm = LocalComm("meta")
+    comm.world = world
+    model = WideDeep(EVEN, hidden=[8], seed=1, share=Share(0, world if shared else 1))
+    assert type(make_step("fused", model, StepConfig("fp16"), "meta", comm)).__name__ == f"{kind}Step"
 
 
 def test_a_model_without_ids_has_nothing_to_share_out():

@@ -139,6 +139,23 @@ def test_fused_reads_no_stale_buffer():
         assert torch.equal(array, poisoned.model.named_arrays()[name]), name
 
 
+def stays(step, batches):
+    """Whether losses, logits and gradients of some batches are what they were when the step returned them."""
+    step.train(batches[0], 0, LR)
+    returned, copies = [], []
+    for i, batch in enumerate(batches, 1):
+        returned += [step.train(batch, i, LR), step.predict(batch), *step.parts(batch), *step.gradients(batch).values()]
+        copies += [a.clone() for a in returned[len(copies) :]]
+    return [torch.equal(a, b) for a, b in zip(returned, copies, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["reference", "fused"])
+def test_what_a_step_has_returned_stays(kind):
+    """A loop reads losses and logits later, when further steps have been made."""
+    step = new_step(kind)
+    assert all(stays(step, [batch_of(step.model.spec, 20, seed=i) for i in range(2)]))
+
+
 def test_predictions_do_not_depend_on_chunks(monkeypatch):
     step = new_step()
     batch = batch_of(step.model.spec, 50)
@@ -162,6 +179,7 @@ def test_state_round_trip_continues_with_the_same_bits(kind, precision):
     for name, a in resumed.model.named_arrays().items():
         a.copy_(weights[name])
     resumed.load_state(state)
+    assert all(torch.equal(a, state[name]) for name, a in resumed.state().items())
     for i in range(5, 10):
         batch = batch_of(spec, 9, seed=i)
         assert torch.equal(step.train(batch, i, LR), resumed.train(batch, i, LR))

@@ -46,7 +46,9 @@ def test_a_model_past_the_limits_is_refused_or_falls_to_the_reference(sizes, hid
 
 def test_a_model_at_the_limits_is_taken(monkeypatch, caplog):
     monkeypatch.setattr(steps, "_has_cuda_step", lambda device: True)
-    for spec, hidden in ((spec_of(256, 256, 16, 256), [8, 2048]), (EVEN, [])):
+    no_hidden = spec_of(8, 256, numerics=0)
+    assert no_hidden.padded_width == limits.WIDEST_HEAD
+    for spec, hidden in ((spec_of(256, 256, 16, 256), [4096, 2048]), (EVEN, []), (no_hidden, [])):
         assert steps._automatic(WideDeep(spec, hidden=hidden), torch.device("cuda"), LocalComm("cpu")) == "fused"
     wide = WideDeep(spec_of(dim=300), hidden=[4096], parts="wide")  # its tables have no columns
     assert steps._automatic(wide, torch.device("cuda"), LocalComm("cpu")) == "fused"

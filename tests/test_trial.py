@@ -7,6 +7,7 @@ import emulated
 import pytest
 import torch
 from test_cuda_step import EVEN, gpu_step, run
+from test_model import MOVED
 from test_step import LR, batch_of
 
 from widedeep.dist import LocalComm
@@ -148,6 +149,22 @@ def test_routes_are_compared_again_where_batches_grow(monkeypatch):
     assert compared == [8, 20]
 
 
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_routes_are_compared_on_the_weights_of_the_model(precision, monkeypatch):
+    """On zeros they would agree whatever they do."""
+    compared = []
+
+    def choose(gemm, weights, *rest, **alone):
+        for name, copy in weights.copies.items():
+            compared.append(torch.equal(weights.unpadded(name, copy), weights.masters[name].to(copy.dtype)))
+        return layers.Layers(weights)
+
+    monkeypatch.setattr(cuda, "choose_layers", choose)
+    step = gpu_step(MOVED, config=StepConfig(precision))
+    step.predict(batch_of(MOVED, 8))
+    assert compared == [True] * len(step.weights.copies)
+
+
 def test_a_prediction_binds_no_training(timed):
     """What suits a small batch, of a first look at the model say, would slow the training down."""
     timed["sm90"] = 9.0
@@ -259,6 +276,7 @@ def test_a_run_goes_on_in_one_launch_where_that_is_faster(timed, monkeypatch, ca
     resumed.load_state(first.state())
     resumed.train(batch_of(EVEN, 40), 1, LR)
     assert (first.gemm, resumed.gemm) == ("sm90", "sm90-chain")
+    assert resumed.state()["route"] == first.state()["route"]
     assert "from here on" not in caplog.text
     assert resumed.activations.apart
     assert not first.activations.apart
@@ -270,6 +288,14 @@ def test_tf32_makes_no_chain_unless_asked(timed):
         step = gpu_step(config=StepConfig(precision="tf32", gemm=gemm))
         step.predict(batch_of(EVEN, 40))
         assert step.gemm == taken
+
+
+@pytest.mark.parametrize(("capability", "there"), [((8, 9), False), ((9, 0), True), ((10, 0), False), ((12, 0), False)])
+def test_hopper_products_are_for_hopper_alone(monkeypatch, capability, there):
+    monkeypatch.setattr(linear_sm90._load, "has_cuda_kernels", True)
+    monkeypatch.delenv("WIDEDEEP_SM90", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert linear_sm90.available(torch.device("cuda")) == there
 
 
 class TwoRanks(LocalComm):
