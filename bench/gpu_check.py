@@ -36,7 +36,7 @@ LOADS_STAGE, LOADS = (
 HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes or one_launch"
 # Tests with stages of their own: they take long, wait for another process, or compile at first use.
 OPS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_ops_*.py"))]
-ALONE = ("cuda_linear", "cuda_step", "cuda_nccl", "cuda_ranks", "preprocess_cuda", "xp")
+ALONE = ("cuda_linear", "cuda_step", "cuda_fp16", "cuda_nccl", "cuda_ranks", "preprocess_cuda", "xp")
 ELSEWHERE = [f"tests/test_{name}.py" for name in ALONE]
 
 TOOLS = ["memcheck", "racecheck", "initcheck"]
@@ -165,7 +165,7 @@ def stages() -> list[Stage]:
     beside = {
         "layers": [*TESTS, "-k", f"not ({HOPPER})", linear],
         HOPPER_STAGE: [*TESTS, "-k", HOPPER, linear],
-        "step": [*TESTS, "tests/test_cuda_step.py"],
+        "step": [*TESTS, "tests/test_cuda_step.py", "tests/test_cuda_fp16.py"],
         "ops": [*TESTS, *OPS],
         "rest": [*TESTS, *rest],
         "preprocessing": [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"],
