@@ -81,6 +81,15 @@ def test_a_missing_barrier_shows():
     assert not torch.equal(emulated.fault(1), reverse)
 
 
+def test_shared_memory_that_nobody_wrote_shows():
+    """It holds no number that a kernel could take for the one that it forgot to write there."""
+    found = set()
+    for seed in range(20):
+        emulated.reseed(seed)
+        found |= set(emulated.fault(17).tolist())
+    assert found == {-1, 0x7F7F7F7F}
+
+
 def test_a_copy_that_is_not_waited_for_shows():
     numbers = torch.arange(64, dtype=torch.int32)
     assert torch.equal(emulated.fault(9), numbers)
@@ -147,8 +156,8 @@ def update_state(case, dtype):
     )  # fmt: skip
 
 
-def update(module, case, dtype, dx, dlogit, grad_scale=None, found_inf=None):
-    state = update_state(case, dtype)
+def update(module, case, dtype, dx, dlogit, grad_scale=None, found_inf=None, state=None):
+    state = state or update_state(case, dtype)
     segments = reference.embedding_segments(case.ids, case.hotness, case.rows)
     lists = (case.hotness, case.mean, case.columns)
     numbers = (torch.tensor(0.01).to(dtype), torch.tensor(9), 0.9, 1e-7, 0.05, 0.01, 0.02)

@@ -155,8 +155,8 @@ def test_mask_and_sum(M, N, masked, dtype):
 
 @dtypes
 def test_transpose(dtype):
-    """Whole and ragged tiles, odd sizes, a matrix without rows; more matrices than a launch takes."""
-    sizes = [(64, 64), (1, 1), (65, 130), (7, 200), (129, 63), (0, 5)] * 11
+    """Whole and ragged tiles, odd sizes, matrices without rows or columns; more matrices than a launch takes."""
+    sizes = [(64, 64), (1, 1), (65, 130), (7, 200), (129, 63), (0, 5), (5, 0)] * 10
     matrices = [normal(*size, dtype=dtype, key=i) for i, size in enumerate(sizes)]
     got = [poisoned(*m.shape[::-1], dtype=dtype) for m in matrices]
     emulated.transpose_out(matrices, out=got)
