@@ -8,7 +8,7 @@ import torch
 from commands import main
 from planted import CATEGORICAL, NUMERIC, TAGS, planted_data, planted_rows
 
-from widedeep import _load, doctor
+from widedeep import _load, doctor, ops
 from widedeep.data import Batch
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
@@ -29,6 +29,16 @@ def batch_of(seed):
     numeric = np.column_stack([data[f.name] for f in SPEC.numeric])
     columns = (torch.from_numpy(c) for c in (ids, numeric, data["clicked"].astype(np.float32)))
     return Batch(*columns, None, 0, ROWS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_nan_stays_one_whatever_its_bits(dtype):
+    """Rounded as a number, one whose bits are all set would become 0."""
+    bits = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF800001, 0x7FC00000, 0x7F80FFFF], np.uint32)
+    numeric, none = torch.from_numpy(bits.view(np.float32))[:, None], torch.zeros(0)
+    ids = torch.zeros(len(bits), 0, dtype=torch.int32)
+    x, _ = ops.embedding_forward(ids, numeric, [], none, torch.ones(1), torch.zeros(1), [], [], [], [0], 8, dtype)
+    assert x[:, 0].isnan().all()
 
 
 @pytest.mark.parametrize(("choice", "who"), [("own", "our own products"), ("library", "oneDNN's products")])

@@ -59,7 +59,7 @@ def test_embedding_forward_traps_on_an_id_past_its_table():
 
 
 def test_embedding_forward_of_a_wide_deep_input():
-    """Nine column slices, 32 rows and one more; an odd width, and one of whole packs."""
+    """Nine column slices, 32 rows and one more; an odd width, one of whole packs, and a slice of one column."""
     case = make(33, ((7, 256, 1, 0),) * 8, "zipf")
-    for case.width in (2203, 2204):
+    for case.width in (2203, 2204, 2305):
         check_forward(case, torch.bfloat16)

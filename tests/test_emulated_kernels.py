@@ -81,6 +81,15 @@ def test_a_missing_barrier_shows():
     assert not torch.equal(emulated.fault(1), reverse)
 
 
+def test_shared_memory_that_nobody_wrote_shows():
+    """It holds no number that a kernel could take for the one that it forgot to write there."""
+    found = set()
+    for seed in range(20):
+        emulated.reseed(seed)
+        found |= set(emulated.fault(17).tolist())
+    assert found == {-1, 0x7F7F7F7F}
+
+
 def test_a_copy_that_is_not_waited_for_shows():
     numbers = torch.arange(64, dtype=torch.int32)
     assert torch.equal(emulated.fault(9), numbers)
@@ -147,8 +156,8 @@ def update_state(case, dtype):
     )  # fmt: skip
 
 
-def update(module, case, dtype, dx, dlogit, grad_scale=None, found_inf=None):
-    state = update_state(case, dtype)
+def update(module, case, dtype, dx, dlogit, grad_scale=None, found_inf=None, state=None):
+    state = state or update_state(case, dtype)
     segments = reference.embedding_segments(case.ids, case.hotness, case.rows)
     lists = (case.hotness, case.mean, case.columns)
     numbers = (torch.tensor(0.01).to(dtype), torch.tensor(9), 0.9, 1e-7, 0.05, 0.01, 0.02)
@@ -228,6 +237,54 @@ def test_ftrl_dense(n):
     emulated.ftrl_dense_(*state, grad, *numbers)
     for g, w in zip(state, want):
         assert_close(g, w, scale=5)
+
+
+def test_ftrl_dense_does_nothing_after_an_overflow():
+    state, grad = [normal(300, key=0), normal(300, key=1).square(), normal(300, key=2)], normal(300, key=3)
+    before = [t.clone() for t in state]
+    emulated.ftrl_dense_(*state, grad, 0.05, 0.3, 0.1, torch.tensor(2.0), torch.tensor(1.0))
+    assert all(torch.equal(a, b) for a, b in zip(state, before))
+
+
+def test_elements_past_one_turn_of_the_grid():
+    n = 132 * 8 * 256 + 300
+    weight, rms, grad = [normal(2, n)], [normal(2, n, key="r").square()], [normal(2, n, key="g")]
+    want, want_rms = [weight[0].double()], [rms[0].double()]
+    numbers = (torch.tensor(0.01), 0.9, 1e-7, None, None)
+    reference.rmsprop_dense_(want, want_rms, [grad[0].double()], [], *numbers)
+    emulated.rmsprop_dense_(weight, rms, grad, [], *numbers)
+    assert_close(weight[0], want[0])
+    assert_close(rms[0], want_rms[0])
+
+    n = 132 * 32 * 256 + 300
+    state = [normal(n, key=0), normal(n, key=1).square(), normal(n, key=2)]
+    want = [t.double() for t in state]
+    reference.ftrl_dense_(*want, normal(n).double(), 0.05, 0.3, 0.1, None, None)
+    emulated.ftrl_dense_(*state, normal(n), 0.05, 0.3, 0.1, None, None)
+    for g, w in zip(state, want):
+        assert_close(g, w, scale=5)
+
+    rows = 132 * 32 * 256 // 32 + 50
+    rms, last = normal(rows, 3).square(), torch.arange(rows, dtype=torch.int32) % 9 + 1
+    want, want_last = rms.double(), last.clone()
+    reference.rmsprop_settle_(want, want_last, torch.tensor(9), 0.9)
+    emulated.rmsprop_settle_(rms, last, torch.tensor(9), 0.9)
+    assert_close(rms, want)
+    assert torch.equal(last, want_last)
+
+
+def test_listed_rows_whose_last_is_no_padding():
+    """The run of the last row ends where the list does; a row past the table traps."""
+    rows, grads, step = torch.tensor([2, 0, 2, 2]), normal(4, 5), torch.tensor(3)
+    got = [normal(3, 5, key=1), normal(3, 5, key=2).square(), torch.tensor([0, 1, 2], dtype=torch.int32)]
+    want = [got[0].double(), got[1].double(), got[2].clone()]
+    emulated.rmsprop_rows_(*got, rows, grads, torch.tensor(0.01), step, 0.9, 1e-7)
+    reference.rmsprop_rows_(*want, rows, grads.double(), torch.tensor(0.01).double(), step, 0.9, 1e-7)
+    for g, w in zip(got[:2], want):
+        assert_close(g, w, scale=5)
+    assert torch.equal(got[2], want[2])
+    with pytest.raises(RuntimeError, match="list_rows_kernel: __trap"):
+        emulated.rmsprop_rows_(*got, rows + 1, grads, torch.tensor(0.01), step, 0.9, 1e-7)
 
 
 @pytest.mark.parametrize(("n", "D"), [(0, 4), (1, 1), (300, 19), (64, 33), (40, 200), (40, 0)])

@@ -3,7 +3,7 @@
 import emulated
 import pytest
 import torch
-from test_emulated_kernels import dtypes, order, pytestmark, update  # noqa: F401
+from test_emulated_kernels import dtypes, order, pytestmark, update, update_state  # noqa: F401
 
 from widedeep import reference
 from widedeep.testing import assert_close, embedding_case, normal
@@ -16,6 +16,7 @@ RUNS = {
     "spans": [100, 412, 700, 68, 769, 255, 1, 512, 3],
     "one": [1300],
     "long": [40, 4400, 7, 9000, 200],
+    "long to the end of a block": [256 * 17, 44, 212 + 256 * 32, 9],
 }
 
 
@@ -38,6 +39,18 @@ def test_embedding_update_of_rows_that_cross_blocks(runs, dim):
     got = update(emulated, case, torch.float32, dx, dlogit)
     want = update(reference, case, torch.float64, dx.double(), dlogit.double())
     assert_state(got, want)
+
+
+@pytest.mark.parametrize("runs", ["blocks", "spans", "long"])
+def test_embedding_update_of_rows_that_cross_blocks_does_nothing_after_an_overflow(runs):
+    B, rows = sum(RUNS[runs]), len(RUNS[runs])
+    case = embedding_case(B, tables=((rows, 8, 1, 0),), numeric=0)
+    case.ids = torch.repeat_interleave(torch.arange(rows), torch.tensor(RUNS[runs]))[:, None].int()
+    dx, dlogit = normal(B, case.width, dtype=torch.float16), normal(B)
+    got = update(emulated, case, torch.float32, dx, dlogit, torch.tensor(2.0), torch.tensor(1.0))
+    before = update_state(case, torch.float32)
+    for g, w in zip(got, [*before[0], *before[1], *before[2:]], strict=True):
+        assert torch.equal(g, w)
 
 
 @pytest.mark.parametrize("numeric", [0, 1])

@@ -1,6 +1,8 @@
 """The matrix product in every instruction set it is written for, not only that of the installed build."""
 
 import ctypes
+import mmap
+import os
 import platform
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+PROT_NONE = 0  # which Python's mmap does not name
 # machine: architecture level: (what gemm_instructions() says, the flag of /proc/cpuinfo that running it needs, if any)
 LEVELS = {
     "x86_64": {
@@ -99,6 +102,41 @@ def test_gemm_matches_float64(gemm, shape, transposed, dtype):
     want = a.astype(np.float64) @ b.astype(np.float64)
     np.testing.assert_allclose(c[:, :N], want, rtol=0, atol=2e-7 * K**0.5 * max(1, np.abs(want).max()))
     assert (c[:, N:] == 77).all()
+
+
+def before_a_hole(array):
+    """A copy that ends where an inaccessible page begins."""
+    memory = mmap.mmap(-1, -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE + mmap.PAGESIZE)
+    room = len(memory) - mmap.PAGESIZE
+    copy = np.frombuffer(memory, np.uint8)[room - array.nbytes : room].view(array.dtype).reshape(array.shape)
+    copy[:] = array
+    libc, hole = ctypes.CDLL(None, use_errno=True), copy.ctypes.data + array.nbytes
+    assert libc.mprotect(ctypes.c_void_p(hole), ctypes.c_size_t(mmap.PAGESIZE), PROT_NONE) == 0
+    return copy
+
+
+@pytest.mark.parametrize("transposed", [(0, 0), (1, 1)], ids=["AB", "AtBt"])
+@pytest.mark.parametrize("dtype", TYPES[:2], ids=str)
+def test_gemm_touches_nothing_behind_its_matrices(gemm, transposed, dtype):
+    """In a process of its own, which a touch would end."""
+    calls = []  # made before the fork: torch's threads do not outlive it
+    for M, N, K in [shape for shape in SHAPES if max(shape) < 1000]:
+        g = np.random.default_rng(0)
+        pairs = [(normal(g, M, K, dtype=dtype), transposed[0]), (normal(g, K, N, dtype=dtype), transposed[1])]
+        (a, a_stride), (b, b_stride) = (stored(m, t, 0, dtype=dtype) for m, t in pairs)
+        memory = before_a_hole(a), before_a_hole(b), before_a_hole(np.zeros((M, N), np.float32))
+        strides = [ctypes.c_int64(n) for n in (a_stride, b_stride, N)]
+        calls.append(((M, N, K), memory, strides))
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for shape, (a, b, c), (a_stride, b_stride, c_stride) in calls:
+                given = pointer(a), a_stride, transposed[0], pointer(b), b_stride, transposed[1]
+                gemm.probe_gemm(*sizes(*shape), TYPES.index(dtype), *given, pointer(c), c_stride)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_gemm_of_depth_zero_is_zero(gemm):

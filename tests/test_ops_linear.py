@@ -325,7 +325,7 @@ def test_linear_gradients_reject_wrong_shapes():
         ops.linear_wgrad_out(dz, torch.zeros(8, 13), dweight=torch.zeros(33, 13))
 
 
-SIZES = [(1, 1), (64, 64), (65, 130), (7, 200), (129, 64), (200, 33), (0, 5)]
+SIZES = [(1, 1), (64, 64), (65, 130), (7, 200), (129, 64), (200, 33), (0, 5), (63, 95), (95, 31)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -31,6 +31,9 @@ struct SharedVariable {
 };
 std::vector<SharedVariable> shared_variables;
 
+// What shared memory holds at first, by chance: whole numbers of -1 and floats that are NaN, or large ones of either.
+int leftover = 0xFF;
+
 // A block of the cluster: its dynamic shared memory ends where an inaccessible page begins.
 struct BlockMemory {
   Block block;
@@ -52,7 +55,7 @@ void prepare(Block& b, uint3 index, Cluster& cluster, int rank, int threads) {
   for (Meeting& m : b.named) m = {};
   b.warps.assign((threads + 31) / 32, {});
   for (size_t w = 0; w < b.warps.size(); ++w) b.warps[w].meeting.expected = 32;
-  if (b.dynamic_bytes > 0) memset(b.dynamic, 0xFF, b.dynamic_bytes);
+  if (b.dynamic_bytes > 0) memset(b.dynamic, leftover, b.dynamic_bytes);
 }
 
 // Clusters that run at a time, and what they have of their own.
@@ -73,7 +76,7 @@ struct Group {
 void run_group(Group& group, const uint64_t* first, const std::function<void()>& kernel) {
   const dim3 &grid = launch.grid, &block = launch.block;
   const int threads = static_cast<int>(block.x * block.y * block.z);
-  for (auto& v : shared_variables) memset(v.address, 0xFF, v.bytes);
+  for (auto& v : shared_variables) memset(v.address, leftover, v.bytes);
   size_t next = 0;
   for (Cluster& cluster : group.clusters) {
     cluster.all = {};
@@ -128,6 +131,7 @@ void run(const Launch& what, const std::function<void()>& kernel) {
   launch.allowed_shared = asked.shared >= launch.shared && asked.shared > 0 ? kMostShared : 48 * 1024;
   launch.together = asked.together;
   shared_variables.clear();
+  leftover = random_number() % 2 ? 0xFF : 0x7F;
   static std::optional<Group> group;  // static: a failure leaves by a jump
   group.reset();
   const Signals signals;
@@ -156,7 +160,7 @@ void shared_variable(void* address, size_t bytes) {
   if (launch.cluster > 1 || launch.together)
     fail("static shared variables of blocks that run together are not emulated");
   if (total > launch.allowed_shared) too_much_shared(total);
-  memset(address, 0xFF, bytes);
+  memset(address, leftover, bytes);
   shared_variables.push_back({address, bytes});
 }
 

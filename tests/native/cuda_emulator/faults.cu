@@ -15,6 +15,12 @@ __global__ void reverse_kernel(int32_t* out, bool with_barrier) {
   out[threadIdx.x] = numbers[kThreads - 1 - threadIdx.x];
 }
 
+// out[i] = what shared memory held before anyone wrote there.
+__global__ void leftover_kernel(int32_t* out) {
+  __shared__ int32_t numbers[kThreads];
+  out[threadIdx.x] = numbers[threadIdx.x];
+}
+
 __global__ void half_barrier_kernel(int32_t* out) {
   if (threadIdx.x % 2)
     __syncwarp();
@@ -146,6 +152,9 @@ extern "C" int run_fault(int64_t fault, int32_t* out) {
       break;
     case 16:
       stray_pointer_kernel<<<1, kThreads, 0, stream>>>();
+      break;
+    case 17:
+      leftover_kernel<<<1, kThreads, 0, stream>>>(out);
       break;
     default:
       reverse_kernel<<<0, kThreads, 0, stream>>>(out, true);
