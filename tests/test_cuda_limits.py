@@ -80,3 +80,28 @@ def test_wgrad_of_a_large_batch():
     eye = torch.eye(1032, device=DEVICE, dtype=torch.float16)
     ops.linear_dgrad_out(dz, eye, None, 0.0, dx=out, dbias=dbias)
     torch.testing.assert_close(dbias, torch.full_like(dbias, B * 2.0**-10), rtol=1e-4, atol=0)
+
+
+def test_a_layer_of_a_large_batch():
+    """The last rows of an output of more than 2^31 elements are those of a batch of them alone, dropout included."""
+    B, last = (1 << 21) + 5, 8
+    needs_gib(24)
+    x = normal(last, 16, device=DEVICE, dtype=torch.float16).repeat(-(-B // last), 1)[:B].contiguous()
+    weight, bias = normal(1032, 16, device=DEVICE, dtype=torch.float16), normal(1032, device=DEVICE)
+    step = torch.ones(1, dtype=torch.int64, device=DEVICE)
+    y = ops.linear_relu_dropout(x, weight, bias, 0.5, 7, step, 0)
+    want = ops.linear_relu_dropout(x[-last:].contiguous(), weight, bias, 0.5, 7, step, 0, B - last)
+    torch.testing.assert_close(y[-last:], want, rtol=2e-3, atol=2e-3)
+
+
+def test_a_dense_update_past_four_billion_elements():
+    rows, D = (1 << 24) + 1, 256
+    needs_gib(50)
+    weight, rms = (torch.zeros(rows, D, device=DEVICE) for _ in range(2))
+    grad = torch.zeros(rows, D, device=DEVICE, dtype=torch.float16)
+    grad[-1] = 1
+    ops.rmsprop_dense_([weight], [rms], [grad], [], torch.full((1,), 0.25, device=DEVICE), 0.5, 1e-7)
+    torch.testing.assert_close(rms[-1], torch.full((D,), 0.5, device=DEVICE))
+    torch.testing.assert_close(weight[-1], torch.full((D,), -0.25 / 0.5**0.5, device=DEVICE), rtol=1e-5, atol=0)
+    assert not weight[:-1].any()
+    assert not rms[:-1].any()
