@@ -169,6 +169,42 @@ def test_scans_merge_whatever_waits(monkeypatch):
         np.testing.assert_array_equal(got.ages, sum(scan.ages for scan in scans))
 
 
+def test_scans_add_up_beyond_32_bits():
+    """Rows by age, and rows by ad, of more rows than an int32 counts."""
+    many = 2**31 - 1
+    for ad in (3, 2**31 - 2):  # counted by address, and by sorting
+        counts = AdCounts(np.array([ad], np.int32), *np.full((3, 1), many, np.int64))
+        parts = {split: [] for split in clicks.SPLITS}
+        ages = np.full((2, 3652), many, np.int64)
+        got = clicks.Scan.merge(clicks.Scan(counts, ages, dict.fromkeys(clicks.SPLITS, many), parts) for _ in range(3))
+        assert (got.ages == 3 * many).all()
+        assert [int(n[0]) for n in (got.ads.rows, got.ads.train_rows, got.ads.train_clicks)] == [3 * many] * 3
+        assert got.clicks == {"train": 3 * many, "test": 3 * many}
+
+
+@pytest.mark.parametrize("order", ["ascending", "ascending in each part", "none"])
+@pytest.mark.parametrize("cuts", [[], [1], [500], [250, 251, 700]])
+def test_rows_of_a_split_ascend_by_display_in_input_order(order, cuts, tmp_path):
+    """Parts that ascend may begin before the last one ended; a display may be cut by the border of two."""
+    rng = np.random.default_rng(len(cuts))
+    rows = np.zeros(1000, clicks.ROW)
+    rows["display_id"] = rng.integers(0, 150, 1000)
+    rows["ad_id"] = rng.permutation(1000)
+    if order != "none":
+        pieces = np.split(rows, cuts if order != "ascending" else [])
+        rows = np.concatenate([piece[np.argsort(piece["display_id"], kind="stable")] for piece in pieces])
+    pieces = np.split(rows, cuts)
+    parts = [part for i, piece in enumerate(pieces) for part in clicks._write(piece, tmp_path / f"test-{i:06d}.npy")]
+    scan = clicks.Scan(AdCounts.merge([]), np.zeros((2, 3652), np.int64), {}, {"test": parts})
+    assert clicks.count_displays(scan, "test") == len(set(rows["display_id"].tolist()))
+    clicks.sort_by_display(scan, "test", tmp_path)
+    got = np.concatenate([np.load(part.path) for part in scan.parts["test"]])
+    want = sorted(rows.tolist(), key=lambda row: row[0])  # Python's sort is stable
+    assert got.tolist() == want
+    assert sorted(tmp_path.iterdir()) == sorted(part.path for part in scan.parts["test"])
+    assert clicks.count_displays(scan, "test") == len(set(rows["display_id"].tolist()))
+
+
 def scaled_copy(target: Path, factors: dict[str, int]) -> Path:
     """The small tables with ids multiplied, so that they are sparse."""
     target.mkdir()
