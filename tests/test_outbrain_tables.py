@@ -12,6 +12,7 @@ from outbrain_oracle import features, similarity
 from preprocess.outbrain import OutbrainConfig, clicks, run, tables
 from preprocess.outbrain import similarity as similarity_module
 from preprocess.outbrain.columns import AdCounts, count_ads
+from preprocess.outbrain.lists import Lists
 from preprocess.outbrain.lookup import Lookup, first_duplicate, with_null
 from preprocess.outbrain.nvtabular import NvtabularStatistics, _median, _scale
 from preprocess.outbrain.similarity import Attributes
@@ -41,7 +42,16 @@ def test_lookup_finds_what_a_dictionary_finds(n, largest):
 
 
 @pytest.mark.parametrize(
-    ("keys", "row"), [([], None), ([3], None), ([1, 2, 3], None), ([3, 1, 2], None), ([1, 1], 1), ([5, 2, 7, 2, 5], 3)]
+    ("keys", "row"),
+    [
+        ([], None),
+        ([3], None),
+        ([1, 2, 3], None),
+        ([3, 1, 2], None),
+        ([1, 1], 1),
+        ([5, 2, 7, 2, 5], 3),
+        ([5, 2, 7, 5, 2], 3),
+    ],
 )
 def test_first_duplicate_is_the_first_row_seen_before(keys, row):
     assert first_duplicate(np.array(keys, np.int32)) == row
@@ -203,6 +213,34 @@ def test_rows_of_a_split_ascend_by_display_in_input_order(order, cuts, tmp_path)
     assert got.tolist() == want
     assert sorted(tmp_path.iterdir()) == sorted(part.path for part in scan.parts["test"])
     assert clicks.count_displays(scan, "test") == len(set(rows["display_id"].tolist()))
+
+
+@pytest.mark.parametrize("largest", [2**15 - 1, 2**15, 2**31 - 1])
+def test_lists_keep_the_first_three_in_the_order_of_the_file(largest):
+    documents = np.array([8, 3, 8, 8, 5, 8, 3], np.int32)
+    buckets = np.array([largest, 4, 0, 9, 7, 1, largest], np.int32)
+    got = Lists.build(documents, buckets).ids  # of documents 3, 5 and 8, and of unknown ones
+    assert got.tolist() == [[4, largest, -1], [7, -1, -1], [largest, 0, 9], [-1, -1, -1]]
+    assert got.dtype == (np.int16 if largest < 2**15 else np.int32)
+
+
+@pytest.mark.parametrize("flavour", ["nvtabular", "spark"])
+def test_what_is_said_of_the_clicks_adds_up(flavour, tmp_path):
+    """More clicks in a block than a byte counts; the same numbers from blocks of any size."""
+    data = shutil.copytree(SMALL, tmp_path / "data")
+    header, *rows = (data / "clicks_train.csv").read_text().splitlines()
+    np.random.default_rng(0).shuffle(rows := rows * 300)
+    (data / "clicks_train.csv").write_text("\n".join([header, *rows, ""]))
+    report = run(OutbrainConfig(data, tmp_path / "out", flavour=flavour, workers=1))
+    for split in clicks.SPLITS:
+        shards = ShardSet.open(tmp_path / "out" / split)
+        held = shards.read(0, shards.rows)
+        label, clicked = held[FeatureSpec.load(tmp_path / "out").label], report[split]["clicks"]
+        assert clicked == int(label.astype(int).sum()) > 255
+        assert shards.manifest["statistics"] == {"rows": shards.rows, "clicks": clicked}
+        assert report[split]["click_rate"] == clicked / shards.rows
+        assert report[split]["rows"] == shards.rows
+    assert report["rows"] == len(rows)
 
 
 def scaled_copy(target: Path, factors: dict[str, int]) -> Path:

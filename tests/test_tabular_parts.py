@@ -7,6 +7,7 @@ import statistics
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
 from preprocess.tabular import transforms
 from preprocess.tabular.columns import BadCell, Column, Lists
@@ -60,6 +61,17 @@ def test_a_sample_of_many_rows_is_uniform_and_does_not_depend_on_the_pieces(monk
     np.testing.assert_array_equal(samples[0], samples[1])
     assert len(samples[0]) == 1000
     np.testing.assert_allclose(np.quantile(samples[0], [0.25, 0.5, 0.75]), [5000, 10_000, 15_000], atol=1200)
+
+
+@pytest.mark.parametrize("seed", [0, 9])
+def test_groups_are_integers_of_64_bits_or_hashes_without_the_sign(seed):
+    texts = ["x", "y", "", "x", "é"]
+    want = [xxhash.xxh3_64_intdigest(text.encode(), seed) for text in texts]
+    got = transforms.Group(True, seed).apply(Column.of(pa.array(texts)))
+    assert got.tolist() == [digest // 2 for digest in want]
+    ids = [2**63 - 1, -(2**63), 0, 2**31, -(2**31) - 1]
+    assert transforms.Group(False, seed).apply(Column.of(pa.array(ids))).tolist() == ids
+    assert transforms.Group(False, seed).apply(Column.of(pa.array(map(str, ids)))).tolist() == ids
 
 
 def test_columns_and_lists_hold_what_arrow_holds():
