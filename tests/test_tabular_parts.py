@@ -49,6 +49,47 @@ def test_moments_of_nothing_and_of_repeated_values():
     assert (moments.mean(), moments.deviation()) == (2, math.sqrt(2))
 
 
+def slow_number(values, train, fill, clip, log, standardise):
+    """fill, clip, log and standardise one after the other, learned from train rows as they stand before each."""
+    if fill in ("mean", "median"):
+        known = sorted(v for v, t in zip(values, train) if t and not math.isnan(v))
+        fill = statistics.mean(known) if fill == "mean" else known[(len(known) - 1) // 2]
+    x = np.array([fill if math.isnan(v) else v for v in values])
+    if clip:
+        x = np.minimum(np.maximum(x, clip[0]), clip[1])
+    if log:
+        x = np.where(x < 0, -1, 1) * np.log(1 + np.abs(x))
+    if standardise:
+        learned = x[np.array(train)].tolist()
+        x = (x - statistics.mean(learned)) / (statistics.pstdev(learned) or 1)
+    return x
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("clip", [None, (-2.0, 3.0), (5.0, 6.0)])
+@pytest.mark.parametrize("fill", ["mean", "median", 0.0, 40.0])
+def test_numbers_are_filled_clipped_logged_and_standardised_in_that_order(fill, clip, log, standardise):
+    """Of train rows alone: those of the test set are larger, and lack values in other places."""
+    rng = np.random.default_rng(8)
+    values = np.concatenate([rng.normal(1, 4, 301), rng.normal(30, 4, 99)])
+    values[rng.random(400) < 0.2] = np.nan
+    order = rng.permutation(400)
+    values, train = values[order], order < 301
+    number = transforms.Number(fill, clip, log, standardise)
+    chunks = np.split(np.arange(400), [0, 7, 250])
+    column = [Column.of(pa.array(values[rows], from_pandas=True)) for rows in chunks]
+    for rows, part in zip(chunks, column):
+        number.learn(part, train[rows], rows)
+    number.finish()
+    want = slow_number(values.tolist(), train.tolist(), fill, clip, log, standardise)
+    got = np.concatenate([number.apply(part, "float32") for part in column])
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+    again = transforms.Number(fill, clip, log, standardise)
+    again.load(number.state())
+    np.testing.assert_array_equal(np.concatenate([again.apply(part, "float32") for part in column]), got)
+
+
 def test_a_sample_of_many_rows_is_uniform_and_does_not_depend_on_the_pieces(monkeypatch):
     monkeypatch.setattr(transforms, "SAMPLE_ROWS", 1000)
     values = np.arange(20_000.0)
