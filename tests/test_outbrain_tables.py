@@ -1,5 +1,6 @@
 """Parts of the Outbrain preprocessing on inputs that real data seldom shows: sparse ids, constants, no train rows."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def test_similarity_matches_dictionaries(merge_entries, vocabulary, tmp_path, mo
     want = similarity(tmp_path, "topics", list(zip(left.tolist(), right.tolist())))
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
     assert (got > 0).sum() > 100
+
+
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_an_attribute_of_the_next_document_is_not_a_documents_own(more):
+    """64 and 0 share a bit of the signature, so that 64 is searched for in a row that ends before it."""
+    documents = np.r_[1, 2, 3, np.full(more, 1)].astype(np.int32)
+    attributes = np.r_[0, 64, 64, np.arange(1, more + 1)].astype(np.int32)
+    rows = Attributes.build(documents, attributes, np.ones(len(documents)))
+    left, right = np.array([3, 1, 3, 2], np.int32), np.array([1, 3, 2, 1], np.int32)
+    np.testing.assert_allclose(rows.similarity(left, right), [0, 0, 1, 0], atol=1e-15)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 16])
@@ -327,3 +338,13 @@ def test_statistics_of_tables_are_refused(tmp_path):
     )
     with pytest.raises(InputError, match=words):
         run(OutbrainConfig(SMALL, tmp_path / "out", stats=tmp_path))
+
+
+@pytest.mark.parametrize("field", [{"version": 2}, {"flavour": "spark"}])
+def test_statistics_of_another_version_or_flavour_are_refused(field, tmp_path):
+    run(OutbrainConfig(SMALL, tmp_path / "first"))
+    path = tmp_path / "first" / "statistics" / "statistics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | field))
+    told = f"version {field.get('version', 1)}, flavour {field.get('flavour', 'nvtabular')}"
+    with pytest.raises(InputError, match=rf"\(version 1, flavour nvtabular\), got {told}$"):
+        run(OutbrainConfig(SMALL, tmp_path / "out", stats=tmp_path / "first"))

@@ -41,6 +41,14 @@ def test_moments_are_exact_and_do_not_depend_on_the_pieces(name, monkeypatch):
     assert deviation == pytest.approx(statistics.pstdev(values.tolist()), rel=1e-15, abs=0)
 
 
+def test_a_constant_of_all_digits_stays_one_however_many_rows():
+    """Sums of pieces of 18 bits are exact only while they fit into 53."""
+    value, rows = float(np.nextafter(2, 1)), (1 << 17) + 1
+    moments = transforms.Moments()
+    moments.add(np.full(rows, value))
+    assert (moments.mean(), moments.deviation()) == (value, 0)
+
+
 def test_moments_of_nothing_and_of_repeated_values():
     moments = transforms.Moments()
     assert (moments.mean(), moments.deviation()) == (0, 0)
@@ -65,13 +73,14 @@ def slow_number(values, train, fill, clip, log, standardise):
     return x
 
 
+@pytest.mark.parametrize("seed", [8, 9])  # of an odd and of an even number of values to learn from
 @pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("clip", [None, (-2.0, 3.0), (5.0, 6.0)])
 @pytest.mark.parametrize("fill", ["mean", "median", 0.0, 40.0])
-def test_numbers_are_filled_clipped_logged_and_standardised_in_that_order(fill, clip, log, standardise):
+def test_numbers_are_filled_clipped_logged_and_standardised_in_that_order(fill, clip, log, standardise, seed):
     """Of train rows alone: those of the test set are larger, and lack values in other places."""
-    rng = np.random.default_rng(8)
+    rng = np.random.default_rng(seed)
     values = np.concatenate([rng.normal(1, 4, 301), rng.normal(30, 4, 99)])
     values[rng.random(400) < 0.2] = np.nan
     order = rng.permutation(400)
@@ -88,6 +97,22 @@ def test_numbers_are_filled_clipped_logged_and_standardised_in_that_order(fill, 
     again = transforms.Number(fill, clip, log, standardise)
     again.load(number.state())
     np.testing.assert_array_equal(np.concatenate([again.apply(part, "float32") for part in column]), got)
+
+
+def test_what_is_constant_in_train_rows_is_only_centred():
+    number = transforms.Number(None, None, False, True)
+    column = Column.of(pa.array([0.3, 0.3, 0.3, 2.3]))
+    number.learn(column, np.array([True, True, True, False]), np.arange(4))
+    number.finish()
+    np.testing.assert_array_equal(number.apply(column, "float32"), np.float32([0, 0, 0, 2]))
+
+
+def test_numbers_are_rounded_to_float32_and_then_to_what_is_stored():
+    """As a trainer rounds that reads float32: what float16 has in the middle of two goes to the even one."""
+    column = Column.of(pa.array([1 + 2**-11 + 2**-30, 1 + 2**-11 + 2**-20]))
+    got = transforms.Number(None, None, False, False).apply(column, "float16")
+    assert got.dtype == np.float16
+    assert got.tolist() == [1, 1 + 2**-10]
 
 
 def test_a_sample_of_many_rows_is_uniform_and_does_not_depend_on_the_pieces(monkeypatch):
