@@ -140,6 +140,20 @@ def test_groups_are_integers_of_64_bits_or_hashes_without_the_sign(seed):
     assert transforms.Group(False, seed).apply(Column.of(pa.array(map(str, ids)))).tolist() == ids
 
 
+@pytest.mark.parametrize("rows", [99, 100, 101])
+def test_a_sample_of_few_rows_is_all_of_them(rows, monkeypatch):
+    monkeypatch.setattr(transforms, "SAMPLE_ROWS", 100)
+    sample = transforms.Sample()
+    sample.add(np.arange(rows + 2.0), np.arange(rows + 2) < rows, np.arange(rows + 2))
+    assert len(sample.values()) == min(rows, 100)
+    assert set(sample.values()) <= set(range(rows))
+
+
+def test_a_vocabulary_is_strange_to_a_hundred_values_of_which_none_in_a_hundred_is_known():
+    told = [transforms.are_strange(*pair) for pair in ((0, 99), (0, 100), (1, 100), (1, 101), (2, 200), (1, 200))]
+    assert told == [False, True, False, True, False, True]
+
+
 def test_columns_and_lists_hold_what_arrow_holds():
     column = Column.of(pa.chunked_array([["a", None], ["b", "a"]]))
     assert column.codes.tolist() == [0, -1, 1, 0]
