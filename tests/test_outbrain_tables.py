@@ -10,7 +10,7 @@ import pytest
 from outbrain_checks import check_rows
 from outbrain_oracle import features, similarity
 
-from preprocess.outbrain import OutbrainConfig, clicks, run, tables
+from preprocess.outbrain import OutbrainConfig, clicks, run, tables, transform
 from preprocess.outbrain import similarity as similarity_module
 from preprocess.outbrain.columns import AdCounts, count_ads
 from preprocess.outbrain.lists import Lists
@@ -233,6 +233,14 @@ def test_lists_keep_the_first_three_in_the_order_of_the_file(largest):
     got = Lists.build(documents, buckets).ids  # of documents 3, 5 and 8, and of unknown ones
     assert got.tolist() == [[4, largest, -1], [7, -1, -1], [largest, 0, 9], [-1, -1, -1]]
     assert got.dtype == (np.int16 if largest < 2**15 else np.int32)
+
+
+def test_only_nulls_have_the_id_of_nulls():
+    """0 is an id as others are."""
+    got, nulls = transform._filled(np.array([0, -1, 3, -1, 0], np.int32), 7, np.uint8, np)
+    assert (got.tolist(), nulls, got.dtype) == ([0, 7, 3, 7, 0], 2, np.uint8)
+    got, nulls = transform._filled(np.array([0, 3], np.int32), 7, np.uint16, np)
+    assert (got.tolist(), nulls, got.dtype) == ([0, 3], 0, np.uint16)
 
 
 @pytest.mark.parametrize("flavour", ["nvtabular", "spark"])
