@@ -179,6 +179,23 @@ def test_columns_and_lists_hold_what_arrow_holds():
             )
 
 
+def test_lists_of_text_stand_in_brackets_or_not():
+    texts = ["[1, 2,3]", "1,2 , 3", "[]", "", None, "[,]", " 7 ", "[7", "7]", "[1, 2,3]"]
+    lists = Lists.split(Column.of(pa.array(texts)), ",")
+    elements = [lists.elements.texts[code] for code in lists.elements.codes]
+    ends = np.cumsum(lists.lengths)
+    got = [elements[ends[code] - lists.lengths[code] : ends[code]] if code >= 0 else None for code in lists.codes]
+    want = [["1", "2", "3"], ["1", "2", "3"], [], [], None, [], ["7"], ["[7"], ["7]"], ["1", "2", "3"]]
+    assert got == want
+    ids, cut = lists.padded(lists.elements.codes, 2)
+    one = [elements.index(text) for text in ("1", "2")]
+    assert ids[0].tolist() == ids[1].tolist() == ids[9].tolist() == [lists.elements.codes[at] for at in one]
+    assert (ids[2:6] == -1).all()
+    assert cut == 3
+    odd = lists.chosen_elements(np.arange(10) % 2 == 1)
+    assert [odd.texts[code] for code in odd.codes] == ["1", "2", "3", "[7", "1", "2", "3"]
+
+
 def test_one_value_has_one_text_whatever_its_type():
     texts = ["10", "10000000001", "-3", "0", "2.5", "9007199254740992", "1e+300"]
     values = [10.0, 1e10 + 1, -3.0, -0.0, 2.5, 2.0**53, 1e300]
