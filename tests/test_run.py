@@ -80,3 +80,11 @@ def test_a_continued_run_makes_the_steps_that_are_left(data, tmp_path, monkeypat
     steps = steps_of(monkeypatch, data, tmp_path, "--use_checkpoint")
     assert steps == expected(6, 11)[at:]
     assert np.isfinite([lr for _, lr, _ in steps]).all()
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 5])
+def test_a_continued_run_of_shorter_epochs_makes_the_steps_that_are_left(data, tmp_path, monkeypatch, at):
+    flags = ("--training_set_size", 4 * BATCH, "--checkpoint_every_steps", 1, "--keep_last", 100)
+    steps_of(monkeypatch, data, tmp_path, "--seed", 6, *flags)
+    (Checkpoints(tmp_path / "model").directory / "last").write_text(f"step-{at}\n")
+    assert steps_of(monkeypatch, data, tmp_path, "--use_checkpoint", *flags) == expected(6, 4)[at:]
