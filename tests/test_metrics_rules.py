@@ -103,3 +103,13 @@ def test_float64_scores_that_float32_cannot_tell_apart_are_ranked():
     result = score_rows(prob, prob, label, group)
     assert (result["map"], result["map_all"], result["gauc"]) == (1, 1, 1)
     assert result["auc"] == pytest.approx(roc_auc_score(label, prob), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_that_differ_in_their_last_digit_are_no_ties(dtype):
+    low = torch.rand(300, generator=torch.Generator().manual_seed(1), dtype=dtype) * 8 - 4
+    high = torch.nextafter(low, torch.tensor(9.0, dtype=dtype))
+    score = torch.stack([low, high], 1).ravel()
+    label, group = torch.tensor([0, 1]).repeat(300), torch.arange(300).repeat_interleave(2)
+    result = score_rows(score, score.sigmoid(), label, group)
+    assert (result["map"], result["map_all"], result["gauc"]) == (1, 1, 1)
