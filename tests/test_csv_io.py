@@ -291,3 +291,18 @@ def test_a_line_end_cut_by_two_reads_is_one(tmp_path):
     path = write(tmp_path, data)
     assert csv_io._lines_before(csv_io.Block(path, ("id",), len(data) - 3, len(data))) == 3
     assert csv_io._lines_before(csv_io.Block(path, ("id",), 4, len(data))) == 1
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("block_bytes", [1, 5, 64, 1 << 20])
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_each_row_of_a_file_without_a_header_is_read_once(mark, block_bytes, name, tmp_path):
+    """The first line is a row, behind a byte order mark perhaps."""
+    text = mark + "".join(f"{i};{i % 7}\n" for i in range(300)).encode()
+    path = write(tmp_path, gzip.compress(text) if name.endswith(".gz") else text, name)
+    columns, form = (Column("a"), Column("b")), csv_io.Format(";", ("a", "b"))
+    blocks = list(csv_io.blocks(path, columns, block_bytes, form))
+    assert sum(block.stop - block.start for block in blocks) == len(text) - len(mark)
+    parts = [csv_io.read_block(block, columns) for block in blocks]
+    assert np.concatenate([part["a"] for part in parts]).tolist() == list(range(300))
+    assert np.concatenate([part["b"] for part in parts]).tolist() == [i % 7 for i in range(300)]
