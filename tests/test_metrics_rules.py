@@ -109,7 +109,9 @@ def test_float64_scores_that_float32_cannot_tell_apart_are_ranked():
 def test_scores_that_differ_in_their_last_digit_are_no_ties(dtype):
     low = torch.rand(300, generator=torch.Generator().manual_seed(1), dtype=dtype) * 8 - 4
     high = torch.nextafter(low, torch.tensor(9.0, dtype=dtype))
-    score = torch.stack([low, high], 1).ravel()
-    label, group = torch.tensor([0, 1]).repeat(300), torch.arange(300).repeat_interleave(2)
+    score = torch.stack([low, high, low - 1], 1).ravel()
+    label, group = torch.tensor([0, 1, 1]).repeat(300), torch.arange(300).repeat_interleave(3)
     result = score_rows(score, score.sigmoid(), label, group)
-    assert (result["map"], result["map_all"], result["gauc"]) == (1, 1, 1)
+    assert result["map"] == 1  # the first click of a group is ahead, its second one last
+    assert result["map_all"] == pytest.approx((1 + 2 / 3) / 2)
+    assert result["gauc"] == 1 / 2

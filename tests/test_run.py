@@ -4,14 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import main
 from planted import planted_data
 
 from widedeep.checkpoint import Checkpoints, read_progress
+from widedeep.dist import LocalComm
+from widedeep.errors import RunError
 from widedeep.schedule import deep_lr
 from widedeep.shards import ShardSet
 from widedeep.shuffle import EpochOrder
 from widedeep.steps.reference import ReferenceStep
+from widedeep.train import LossWatch
 
 ROWS, BATCH, EPOCHS = 203, 20, 3
 
@@ -88,3 +92,14 @@ def test_a_continued_run_of_shorter_epochs_makes_the_steps_that_are_left(data, t
     steps_of(monkeypatch, data, tmp_path, "--seed", 6, *flags)
     (Checkpoints(tmp_path / "model").directory / "last").write_text(f"step-{at}\n")
     assert steps_of(monkeypatch, data, tmp_path, "--use_checkpoint", *flags) == expected(6, 4)[at:]
+
+
+def test_a_loss_that_was_not_finite_once_is_noticed_later():
+    watch = LossWatch(LocalComm(torch.device("cpu")), "fp32", last=7.0)
+    assert watch.check(0) == 7
+    for loss in (1.0, 2.0, float("nan"), 3.0):
+        watch.add(torch.tensor(loss))
+        if loss == 2:
+            assert watch.check(2) == 2  # the last one, not their sum
+    with pytest.raises(RunError, match="the loss is not finite at or before step 4"):
+        watch.check(4)
