@@ -95,8 +95,10 @@ def test_a_continued_run_of_shorter_epochs_makes_the_steps_that_are_left(data, t
 
 
 def test_a_loss_that_was_not_finite_once_is_noticed_later():
-    watch = LossWatch(LocalComm(torch.device("cpu")), "fp32", last=7.0)
+    watch = LossWatch(comm := LocalComm(), "fp32", last=7.0)
     assert watch.check(0) == 7
+    comm.rank = 1
+    assert LossWatch(comm, "fp32", last=7.0).check(0) == 0  # the ranks' add up to what one of them knows
     for loss in (1.0, 2.0, float("nan"), 3.0):
         watch.add(torch.tensor(loss))
         if loss == 2:
