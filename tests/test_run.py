@@ -8,14 +8,14 @@ import torch
 from commands import main
 from planted import planted_data
 
-from widedeep.checkpoint import Checkpoints, read_progress
+from widedeep.checkpoint import Checkpoints, Progress, read_progress
 from widedeep.dist import LocalComm
 from widedeep.errors import RunError
 from widedeep.schedule import deep_lr
 from widedeep.shards import ShardSet
 from widedeep.shuffle import EpochOrder
 from widedeep.steps.reference import ReferenceStep
-from widedeep.train import LossWatch
+from widedeep.train import LossWatch, note_score
 
 ROWS, BATCH, EPOCHS = 203, 20, 3
 
@@ -105,3 +105,12 @@ def test_a_loss_that_was_not_finite_once_is_noticed_later():
             assert watch.check(2) == 2  # the last one, not their sum
     with pytest.raises(RunError, match="the loss is not finite at or before step 4"):
         watch.check(4)
+
+
+def test_a_first_score_that_is_undefined_is_not_the_best():
+    progress = Progress(seed=0, rows=1, global_batch_size=1)
+    history = []
+    for score in (float("nan"), 0.3, 0.2):
+        progress.metrics = {"auc_val": score}
+        history.append((note_score(progress), progress.best, progress.waited))
+    assert history == [(False, None, 1), (True, 0.3, 0), (False, 0.3, 1)]
