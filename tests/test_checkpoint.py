@@ -94,6 +94,39 @@ def test_keeps_the_last_and_the_best(tmp_path):
     assert locate(tmp_path, "last").name == "step-5"
 
 
+def test_checkpoints_are_ordered_and_counted_by_their_steps(tmp_path):
+    """Not by their names; one that is saved again, as at the end of an epoch, counts once."""
+    checkpoints = Checkpoints(tmp_path, keep_last=3)
+    for step in (8, 9, 10, 100, 100, 100):
+        save(checkpoints, step)
+    assert [path.name for path in checkpoints.steps()] == ["step-9", "step-10", "step-100"]
+    (checkpoints.directory / "last").unlink()
+    assert checkpoints.find("last").name == checkpoints.find("best").name == "step-100"
+
+
+def test_what_was_moved_aside_does_not_take_the_place_of_its_successor(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        path = save(checkpoints, 3)
+        aside = path.with_name(".step-3.partial-elsewhere-77-previous")
+        aside.mkdir()
+        (aside / STATE).write_text("{}")
+        checkpoints.prepare()
+    assert read_progress(path).step == 3
+    assert {each.name for each in path.parent.iterdir()} == {"last", "lock", "step-3"}
+
+
+@pytest.mark.parametrize("place", [-1, 2**20 + 5, 4096])
+def test_a_byte_anywhere_in_a_large_file_is_checked(tmp_path, place):
+    progress = Progress(seed=3, rows=100, global_batch_size=10, step=1)
+    path = Checkpoints(tmp_path).save({"w": torch.zeros(600_000)}, {}, progress, {}, False)
+    assert read_progress(path).step == 1
+    content = bytearray((path / MODEL).read_bytes())
+    content[place] ^= 1
+    (path / MODEL).write_bytes(content)
+    with pytest.raises(InputError, match=f"{MODEL}: damaged checkpoint: the file's xxh3-64 is"):
+        read_progress(path)
+
+
 def test_an_old_run_goes_only_when_the_new_one_has_saved(tmp_path):
     save(Checkpoints(tmp_path), 50, best=True)
     fresh = Checkpoints(tmp_path)
@@ -211,6 +244,10 @@ def test_another_model_is_refused(tmp_path):
         load_arrays(path, MODEL, {name: t for name, t in arrays(1).items() if name != "wide.table.b"})
     with pytest.raises(InputError, match=r"'deep.table.a' is float32 \[4, 3\], the model's is float32 \[5, 3\]"):
         load_arrays(path, MODEL, arrays(1) | {"deep.table.a": torch.zeros(5, 3)})
+    with pytest.raises(InputError, match=r"'wide.table.b' is float32 \[6\], the model's is float64 \[6\]"):
+        load_arrays(path, MODEL, arrays(1) | {"wide.table.b": torch.zeros(6, dtype=torch.float64)})
+    with pytest.raises(InputError, match=r"the file lacks the array 'wide\.table\.c'"):
+        load_arrays(path, MODEL, arrays(1) | {"wide.table.c": torch.zeros(6)})
 
 
 FULL_DISK = """

@@ -270,3 +270,39 @@ def test_any_damage_gives_values_or_a_line(edits, tmp_path):
             outcomes.append(str(error))
     assert outcomes[0] == outcomes[1]
     assert isinstance(outcomes[0], dict) or re.search(r", line \d+: |the (file|first line) is empty", outcomes[0])
+
+
+def test_arrays_that_begin_inside_their_buffers():
+    values = [None if i % 3 == 1 else i for i in range(40)]
+    for start in (0, 1, 7, 8, 9):
+        got = csv_io._filled(pa.array(values, pa.int64()).slice(start, 20), np.int64, -5)
+        assert got.tolist() == [-5 if v is None else v for v in values[start : start + 20]]
+    whole = csv_io.unify(
+        [pa.array(["x", None, "y", "x"]).dictionary_encode().slice(1), pa.array(["z"]).dictionary_encode()]
+    )
+    assert [None if code < 0 else whole.values[code].as_py() for code in whole.codes] == [None, "y", "x", "z"]
+
+
+def test_a_line_end_cut_by_two_reads_is_one(tmp_path):
+    """Lines before a block are counted in reads of 16 MiB."""
+    first = b"id\r\n"
+    data = first + b"1" * (2**24 - 1 - len(first)) + b"\r\n2\r\n3\r\n"
+    assert data[2**24 - 1 : 2**24 + 1] == b"\r\n"
+    path = write(tmp_path, data)
+    assert csv_io._lines_before(csv_io.Block(path, ("id",), len(data) - 3, len(data))) == 3
+    assert csv_io._lines_before(csv_io.Block(path, ("id",), 4, len(data))) == 1
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("block_bytes", [1, 5, 64, 1 << 20])
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_each_row_of_a_file_without_a_header_is_read_once(mark, block_bytes, name, tmp_path):
+    """The first line is a row, behind a byte order mark perhaps."""
+    text = mark + "".join(f"{i};{i % 7}\n" for i in range(300)).encode()
+    path = write(tmp_path, gzip.compress(text) if name.endswith(".gz") else text, name)
+    columns, form = (Column("a"), Column("b")), csv_io.Format(";", ("a", "b"))
+    blocks = list(csv_io.blocks(path, columns, block_bytes, form))
+    assert sum(block.stop - block.start for block in blocks) == len(text) - len(mark)
+    parts = [csv_io.read_block(block, columns) for block in blocks]
+    assert np.concatenate([part["a"] for part in parts]).tolist() == list(range(300))
+    assert np.concatenate([part["b"] for part in parts]).tolist() == [i % 7 for i in range(300)]

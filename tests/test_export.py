@@ -76,6 +76,19 @@ def test_logits_are_the_models(spec, parts, hidden, kind, tmp_path):
         np.testing.assert_allclose(prob, 1 / (1 + np.exp(-want.astype(float))), rtol=0, atol=1e-6)
 
 
+def test_what_is_told_of_a_program():
+    """A list of one id is a list; the difference is the largest of all batches."""
+    single = CategoricalFeature("one", 5, 2, multi_hot=True)
+    spec = replace(SPEC, categorical=[*SPEC.categorical, single])
+    ids = export._description(spec, "pt2", "")["inputs"]["ids"]
+    assert ids[-5:] == [*(f"words[{i}]" for i in range(4)), "one[0]"]
+    model = WideDeep(spec, hidden=[4], seed=1).eval()
+    errors = dict(zip(export.CHECKED, (2e-6, 7e-6, 1e-6)))
+    with torch.no_grad():
+        found = export._difference(lambda *batch: model(*batch).double() + errors[len(batch[0])], model)
+    assert found == pytest.approx(7e-6, abs=1e-9)
+
+
 def test_padding_adds_nothing(kind, tmp_path):
     model = WideDeep(SPEC, hidden=[4], seed=1).eval()
     export.export(model, tmp_path / "out", kind)

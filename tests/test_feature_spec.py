@@ -218,6 +218,32 @@ def test_embedding_sizes_file(tmp_path):
         assert words in str(error.value)
 
 
+def test_the_largest_and_the_least_numbers_are_taken(tmp_path):
+    path, sizes = tmp_path / "feature_spec.yaml", tmp_path / "sizes.json"
+    spec = edited("feature_spec.a.cardinality", 2**31 - 1)
+    spec["feature_spec"]["a"]["embedding_dim"], spec["feature_spec"]["m"]["max_hotness"] = 2**16, 2**16
+    path.write_text(yaml.safe_dump(spec))
+    loaded = FeatureSpec.load(path)
+    assert (loaded.cardinalities[0], loaded.dims[0], loaded.hotness[1]) == (2**31 - 1, 2**16, 2**16)
+    spec["feature_spec"]["a"] |= {"cardinality": 1, "embedding_dim": 0}
+    spec["feature_spec"]["m"]["max_hotness"] = 1
+    path.write_text(yaml.safe_dump(spec))
+    loaded = FeatureSpec.load(path)
+    assert (loaded.cardinalities[0], loaded.dims[0], loaded.hotness[1]) == (1, 0, 1)
+    sizes.write_text(json.dumps({"a": 0, "m": 2**16}))
+    assert FeatureSpec.load(path, embedding_sizes=sizes).dims == (0, 2**16)
+
+
+@pytest.mark.parametrize(("width", "padded"), [(1, 64), (63, 64), (64, 64), (65, 128), (128, 128)])
+def test_the_padded_width_is_the_next_multiple_of_64(width, padded):
+    spec = FeatureSpec(
+        [CategoricalFeature("a", 9, width - 1), CategoricalFeature("none", 9, 0)], [NumericFeature("x")], "y"
+    )
+    assert (spec.deep_width, spec.padded_width) == (width, padded)
+    assert spec.table_columns[1] == width  # where no column is
+    assert [c.name for c in spec.deep_columns] == (["a_embedding", "x"] if width > 1 else ["x"])
+
+
 @pytest.mark.parametrize(
     ("rows", "dim"), [(1, 16), (31, 16), (32, 64), (5000, 64), (49_999, 64), (50_000, 128), (10**9, 128)]
 )

@@ -35,6 +35,7 @@ EDITS = {
     "shorter": lambda path: os.truncate(path, path.stat().st_size - 1),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
     "other": lambda path: os.utime(path, ns=(0, 0)),
+    "a moment later": lambda path: os.utime(path, ns=(0, path.stat().st_mtime_ns ^ 1)),
 }
 
 

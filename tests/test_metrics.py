@@ -237,8 +237,9 @@ def test_log_loss_matches_sklearn_and_takes_any_logit(device):
 
 def test_half_is_predicted_negative(device):
     metric = BinaryAccuracy()
-    metric.update(torch.tensor([0.5, 0.5, 0.50001], device=device), torch.tensor([0.0, 1.0, 1.0], device=device))
-    assert metric.compute() == pytest.approx(2 / 3)
+    prob, label = [0.5, 0.5, 0.5, 0.50001], [0.0, 1.0, 0.0, 1.0]
+    metric.update(torch.tensor(prob, device=device), torch.tensor(label, device=device))
+    assert metric.compute() == 3 / 4
 
 
 @pytest.mark.parametrize("make", [LogLoss, BinaryAccuracy, ThresholdAUC], ids=lambda make: make.__name__)

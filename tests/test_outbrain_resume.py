@@ -14,7 +14,7 @@ import pytest
 from commands import main
 from outbrain_checks import files
 
-from preprocess.outbrain import OutbrainConfig, resume, run
+from preprocess.outbrain import OutbrainConfig, pipeline, resume, run
 from widedeep.errors import InputError, RunError
 
 SMALL = Path(__file__).parent / "data" / "outbrain"
@@ -133,6 +133,34 @@ def test_a_stale_journal_is_ignored(config, change, tmp_path, monkeypatch):
     assert run(config)["resumed_stages"] == []
     run(dataclasses.replace(config, out=tmp_path / "fresh"))
     assert files(config.out) == files(tmp_path / "fresh")
+
+
+OTHER = {"flavour": "spark", "multihot": False, "numeric": "float16", "rows_per_shard": 7, "seed": 3, "device": "cuda"}
+FREE = {"data_path", "out", "stats", "engine", "workers", "scheduler", "memory_limit", "chunk_rows"}  # files count
+
+
+def test_a_journal_is_of_all_that_the_output_depends_on(config, tmp_path):
+    """Every setting, the inputs and the statistics that are given, by their sizes and times."""
+    files = sorted(config.data_path.iterdir())
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "statistics.json").write_text("{}")
+    config = dataclasses.replace(config, stats=given)
+    names = {field.name for field in dataclasses.fields(config)}
+    assert names == {*OTHER, *FREE}
+    key = pipeline._key(config, files)
+    assert key == pipeline._key(config, files)
+    for name, value in OTHER.items():
+        changed = dataclasses.replace(config, multihot=False, **({name: value} if name != "multihot" else {}))
+        base = dataclasses.replace(config, multihot=name == "multihot")
+        assert pipeline._key(changed, files) != pipeline._key(base, files), name
+    assert pipeline._key(config, files[1:]) != key
+    for path in (files[0], given / "statistics.json"):
+        was = path.stat()
+        os.utime(path, ns=(0, was.st_mtime_ns + 1))
+        assert pipeline._key(config, files) != key
+        os.utime(path, ns=(0, was.st_mtime_ns))
+        assert pipeline._key(config, files) == key
 
 
 def test_workers_and_memory_may_change_before_a_run_continues(config, whole):

@@ -1,5 +1,6 @@
 """Parts of the Outbrain preprocessing on inputs that real data seldom shows: sparse ids, constants, no train rows."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 from outbrain_checks import check_rows
 from outbrain_oracle import features, similarity
 
-from preprocess.outbrain import OutbrainConfig, clicks, run, tables
+from preprocess.outbrain import OutbrainConfig, clicks, run, tables, transform
 from preprocess.outbrain import similarity as similarity_module
 from preprocess.outbrain.columns import AdCounts, count_ads
+from preprocess.outbrain.lists import Lists
 from preprocess.outbrain.lookup import Lookup, first_duplicate, with_null
 from preprocess.outbrain.nvtabular import NvtabularStatistics, _median, _scale
 from preprocess.outbrain.similarity import Attributes
@@ -41,7 +43,16 @@ def test_lookup_finds_what_a_dictionary_finds(n, largest):
 
 
 @pytest.mark.parametrize(
-    ("keys", "row"), [([], None), ([3], None), ([1, 2, 3], None), ([3, 1, 2], None), ([1, 1], 1), ([5, 2, 7, 2, 5], 3)]
+    ("keys", "row"),
+    [
+        ([], None),
+        ([3], None),
+        ([1, 2, 3], None),
+        ([3, 1, 2], None),
+        ([1, 1], 1),
+        ([5, 2, 7, 2, 5], 3),
+        ([5, 2, 7, 5, 2], 3),
+    ],
 )
 def test_first_duplicate_is_the_first_row_seen_before(keys, row):
     assert first_duplicate(np.array(keys, np.int32)) == row
@@ -64,6 +75,16 @@ def test_similarity_matches_dictionaries(merge_entries, vocabulary, tmp_path, mo
     want = similarity(tmp_path, "topics", list(zip(left.tolist(), right.tolist())))
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
     assert (got > 0).sum() > 100
+
+
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_an_attribute_of_the_next_document_is_not_a_documents_own(more):
+    """64 and 0 share a bit of the signature, so that 64 is searched for in a row that ends before it."""
+    documents = np.r_[1, 2, 3, np.full(more, 1)].astype(np.int32)
+    attributes = np.r_[0, 64, 64, np.arange(1, more + 1)].astype(np.int32)
+    rows = Attributes.build(documents, attributes, np.ones(len(documents)))
+    left, right = np.array([3, 1, 3, 2], np.int32), np.array([1, 3, 2, 1], np.int32)
+    np.testing.assert_allclose(rows.similarity(left, right), [0, 0, 1, 0], atol=1e-15)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 16])
@@ -169,6 +190,78 @@ def test_scans_merge_whatever_waits(monkeypatch):
         np.testing.assert_array_equal(got.ages, sum(scan.ages for scan in scans))
 
 
+def test_scans_add_up_beyond_32_bits():
+    """Rows by age, and rows by ad, of more rows than an int32 counts."""
+    many = 2**31 - 1
+    for ad in (3, 2**31 - 2):  # counted by address, and by sorting
+        counts = AdCounts(np.array([ad], np.int32), *np.full((3, 1), many, np.int64))
+        parts = {split: [] for split in clicks.SPLITS}
+        ages = np.full((2, 3652), many, np.int64)
+        got = clicks.Scan.merge(clicks.Scan(counts, ages, dict.fromkeys(clicks.SPLITS, many), parts) for _ in range(3))
+        assert (got.ages == 3 * many).all()
+        assert [int(n[0]) for n in (got.ads.rows, got.ads.train_rows, got.ads.train_clicks)] == [3 * many] * 3
+        assert got.clicks == {"train": 3 * many, "test": 3 * many}
+
+
+@pytest.mark.parametrize("order", ["ascending", "ascending in each part", "none"])
+@pytest.mark.parametrize("cuts", [[], [1], [500], [250, 251, 700]])
+def test_rows_of_a_split_ascend_by_display_in_input_order(order, cuts, tmp_path):
+    """Parts that ascend may begin before the last one ended; a display may be cut by the border of two."""
+    rng = np.random.default_rng(len(cuts))
+    rows = np.zeros(1000, clicks.ROW)
+    rows["display_id"] = rng.integers(0, 150, 1000)
+    rows["ad_id"] = rng.permutation(1000)
+    if order != "none":
+        pieces = np.split(rows, cuts if order != "ascending" else [])
+        rows = np.concatenate([piece[np.argsort(piece["display_id"], kind="stable")] for piece in pieces])
+    pieces = np.split(rows, cuts)
+    parts = [part for i, piece in enumerate(pieces) for part in clicks._write(piece, tmp_path / f"test-{i:06d}.npy")]
+    scan = clicks.Scan(AdCounts.merge([]), np.zeros((2, 3652), np.int64), {}, {"test": parts})
+    assert clicks.count_displays(scan, "test") == len(set(rows["display_id"].tolist()))
+    clicks.sort_by_display(scan, "test", tmp_path)
+    got = np.concatenate([np.load(part.path) for part in scan.parts["test"]])
+    want = sorted(rows.tolist(), key=lambda row: row[0])  # Python's sort is stable
+    assert got.tolist() == want
+    assert sorted(tmp_path.iterdir()) == sorted(part.path for part in scan.parts["test"])
+    assert clicks.count_displays(scan, "test") == len(set(rows["display_id"].tolist()))
+
+
+@pytest.mark.parametrize("largest", [2**15 - 1, 2**15, 2**31 - 1])
+def test_lists_keep_the_first_three_in_the_order_of_the_file(largest):
+    documents = np.array([8, 3, 8, 8, 5, 8, 3], np.int32)
+    buckets = np.array([largest, 4, 0, 9, 7, 1, largest], np.int32)
+    got = Lists.build(documents, buckets).ids  # of documents 3, 5 and 8, and of unknown ones
+    assert got.tolist() == [[4, largest, -1], [7, -1, -1], [largest, 0, 9], [-1, -1, -1]]
+    assert got.dtype == (np.int16 if largest < 2**15 else np.int32)
+
+
+def test_only_nulls_have_the_id_of_nulls():
+    """0 is an id as others are."""
+    got, nulls = transform._filled(np.array([0, -1, 3, -1, 0], np.int32), 7, np.uint8, np)
+    assert (got.tolist(), nulls, got.dtype) == ([0, 7, 3, 7, 0], 2, np.uint8)
+    got, nulls = transform._filled(np.array([0, 3], np.int32), 7, np.uint16, np)
+    assert (got.tolist(), nulls, got.dtype) == ([0, 3], 0, np.uint16)
+
+
+@pytest.mark.parametrize("flavour", ["nvtabular", "spark"])
+def test_what_is_said_of_the_clicks_adds_up(flavour, tmp_path):
+    """More clicks in a block than a byte counts; the same numbers from blocks of any size."""
+    data = shutil.copytree(SMALL, tmp_path / "data")
+    header, *rows = (data / "clicks_train.csv").read_text().splitlines()
+    np.random.default_rng(0).shuffle(rows := rows * 300)
+    (data / "clicks_train.csv").write_text("\n".join([header, *rows, ""]))
+    report = run(OutbrainConfig(data, tmp_path / "out", flavour=flavour, workers=1))
+    for split in clicks.SPLITS:
+        shards = ShardSet.open(tmp_path / "out" / split)
+        held = shards.read(0, shards.rows)
+        label, clicked = held[FeatureSpec.load(tmp_path / "out").label], report[split]["clicks"]
+        assert clicked == int(label.astype(int).sum()) > 255
+        assert shards.manifest["statistics"] == {"rows": shards.rows, "clicks": clicked}
+        assert report[split]["click_rate"] == clicked / shards.rows
+        assert report[split]["rows"] == shards.rows
+    assert report["rows"] == len(rows)
+
+
 def scaled_copy(target: Path, factors: dict[str, int]) -> Path:
     """The small tables with ids multiplied, so that they are sparse."""
     target.mkdir()
@@ -253,3 +346,13 @@ def test_statistics_of_tables_are_refused(tmp_path):
     )
     with pytest.raises(InputError, match=words):
         run(OutbrainConfig(SMALL, tmp_path / "out", stats=tmp_path))
+
+
+@pytest.mark.parametrize("field", [{"version": 2}, {"flavour": "spark"}])
+def test_statistics_of_another_version_or_flavour_are_refused(field, tmp_path):
+    run(OutbrainConfig(SMALL, tmp_path / "first"))
+    path = tmp_path / "first" / "statistics" / "statistics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | field))
+    told = f"version {field.get('version', 1)}, flavour {field.get('flavour', 'nvtabular')}"
+    with pytest.raises(InputError, match=rf"\(version 1, flavour nvtabular\), got {told}$"):
+        run(OutbrainConfig(SMALL, tmp_path / "out", stats=tmp_path / "first"))

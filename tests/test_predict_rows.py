@@ -1,6 +1,8 @@
 """`widedeep predict --rows`: raw files scored as the data set that `preprocess tabular --stats` makes of them is."""
 
 import gzip
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,13 +10,16 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from commands import main
 from test_tabular import CLICK, write_spec
 
 from preprocess.tabular import TabularConfig, run
-from widedeep.errors import InputError
-from widedeep.predict_rows import predict_rows
+from widedeep.errors import InputError, RunError
+from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
+from widedeep.predict import predicted
+from widedeep.predict_rows import check_features, predict_rows
 
 TRAIN = "--cpu --deep_hidden_units 8 --global_batch_size 64 --num_epochs 1 --deep_warmup_epochs 0 --seed 1 --threads 1"
 FEATURES = {
@@ -219,3 +224,39 @@ def test_missing_values_are_not_taken_for_unknown_ones(place, tmp_path, caplog):
 def test_one_process_alone(tmp_path):
     with pytest.raises(InputError, match=r"^--rows: expected one process, got 2; "):
         predict_rows(None, SimpleNamespace(world=2), tmp_path, None, [], tmp_path / "scores.csv")
+
+
+TRAINED = FeatureSpec(
+    (CategoricalFeature("a", 9, 4), CategoricalFeature("b", 5, 4, hotness=2)),
+    (NumericFeature("x"), NumericFeature("y")),
+    "clicked",
+    directory=Path("data"),
+)
+A, B = TRAINED.categorical
+X, Y = TRAINED.numeric
+
+
+@pytest.mark.parametrize(
+    ("categorical", "numeric", "expected", "found"),
+    [
+        ((replace(A, cardinality=8), B), (X, Y), "a (9 ids, 1 in a row)", "a (8 ids, 1 in a row)"),
+        ((A, replace(B, hotness=3)), (X, Y), "b (5 ids, 2 in a row)", "b (5 ids, 3 in a row)"),
+        ((replace(A, name="b"), replace(B, name="a")), (X, Y), "a (9 ids, 1 in a row)", "b (9 ids, 1 in a row)"),
+        ((A,), (X, Y), "b (5 ids, 2 in a row)", "x"),
+        ((A, B), (Y, X), "x", "y"),
+        ((A, B), (X,), "y", "no further feature"),
+        ((A, B), (X, Y, NumericFeature("z")), "no further feature", "z"),
+    ],
+)
+def test_rows_of_other_features_are_refused(categorical, numeric, expected, found):
+    check_features(TRAINED, replace(TRAINED, categorical=(replace(A, dim=7), B)), Path("model"))
+    data = replace(TRAINED, categorical=categorical, numeric=numeric)
+    with pytest.raises(InputError) as error:
+        check_features(data, TRAINED, Path("model"))
+    assert str(error.value) == f"data: expected the features of model, with {expected}, found {found} there"
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_no_predictions(odd):
+    with pytest.raises(RunError, match="prediction: 1 of 3 logits are not finite: the model has diverged"):
+        predicted(torch.tensor([0.0, odd, 1.0]))

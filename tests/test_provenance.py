@@ -23,6 +23,22 @@ def test_a_digest_is_of_what_the_files_hold(tmp_path):
     assert statistics_digest(tmp_path / "0") not in digests
 
 
+def test_a_digest_tells_names_types_shapes_and_late_values_apart(tmp_path):
+    def digest(name="keys.npz", **arrays):
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        directory.mkdir()
+        np.savez(directory / name, **arrays)
+        return statistics_digest(directory)
+
+    zeros = np.zeros(1000, np.int64)
+    late = zeros.copy()
+    late[-1] = 1
+    found = [digest(a=zeros), digest(b=zeros), digest("other.npz", a=zeros), digest(a=late)]
+    found += [digest(a=zeros.astype(np.float64)), digest(a=zeros.reshape(10, 100)), digest(a=late[:-1])]
+    assert len(set(found)) == len(found)
+    assert digest(a=zeros) == found[0]
+
+
 TRAIN = "--cpu --deep_hidden_units 4 --global_batch_size 32 --num_epochs 1 --deep_warmup_epochs 0 --seed 1 --threads 1"
 
 

@@ -357,7 +357,10 @@ def test_other_rows_continue_only_a_whole_epoch(data, tmp_path, capsys):
     whole = Path(shutil.copytree(tmp_path / "model", tmp_path / "whole" / "model"))
     shutil.rmtree(tmp_path / "model" / "checkpoint" / "step-32")  # leaves step-28
     again = planted_data(tmp_path / "again")
+    fewer = planted_data(tmp_path / "fewer", train=1001)  # as many steps
     capsys.readouterr()
+    assert main(words(fewer, whole.parent, "reference", "--use_checkpoint", "--num_epochs", "2")) == 2
+    assert "was trained with 1003 rows, not 1001: it cannot be continued" in capsys.readouterr().err
     assert main(words(other, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "1")) == 2
     assert "step-28: was trained with other rows than those of" in capsys.readouterr().err
     assert main(words(again, tmp_path, "reference", "--use_checkpoint", "--num_epochs", "1")) == 0

@@ -190,6 +190,7 @@ def test_more_than_two_to_the_31_elements_in_a_column(tmp_path):
         ("c0", 17, 10, r"'c0', row 117: 10 \(the cardinality is 10"),
         ("c1", 3, -2, r"'c1', row 103: -2"),
         ("clicked", 49, 2, "'clicked', row 149: 2"),
+        ("clicked", 49, 0.5, r"'clicked', row 149: 0\.5 \(a label is 0 or 1\)"),
         ("price", 0, np.inf, "'price', row 100: inf"),
         ("price", 0, np.nan, "'price', row 100: nan"),
     ],
@@ -197,6 +198,8 @@ def test_more_than_two_to_the_31_elements_in_a_column(tmp_path):
 def test_bad_values_are_named_and_nothing_appears(tmp_path, column, row, value, words):
     spec = make_spec()
     data = make_rows(spec, 50)
+    if isinstance(value, float):
+        data[column] = data[column].astype(float)
     data[column][row] = value
     joined = {name: np.concatenate([make_rows(spec, 100)[name], values]) for name, values in data.items()}
     with pytest.raises(InputError, match=f"{tmp_path / 'later'}: column {words}"):

@@ -7,6 +7,7 @@ import statistics
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
 from preprocess.tabular import transforms
 from preprocess.tabular.columns import BadCell, Column, Lists
@@ -40,12 +41,78 @@ def test_moments_are_exact_and_do_not_depend_on_the_pieces(name, monkeypatch):
     assert deviation == pytest.approx(statistics.pstdev(values.tolist()), rel=1e-15, abs=0)
 
 
+def test_a_constant_of_all_digits_stays_one_however_many_rows():
+    """Sums of pieces of 18 bits are exact only while they fit into 53."""
+    value, rows = float(np.nextafter(2, 1)), (1 << 17) + 1
+    moments = transforms.Moments()
+    moments.add(np.full(rows, value))
+    assert (moments.mean(), moments.deviation()) == (value, 0)
+
+
 def test_moments_of_nothing_and_of_repeated_values():
     moments = transforms.Moments()
     assert (moments.mean(), moments.deviation()) == (0, 0)
     moments.add(np.array([1.0, 4.0]), 3)
     moments.add(np.array([1.0]), 3)
     assert (moments.mean(), moments.deviation()) == (2, math.sqrt(2))
+
+
+def slow_number(values, train, fill, clip, log, standardise):
+    """fill, clip, log and standardise one after the other, learned from train rows as they stand before each."""
+    if fill in ("mean", "median"):
+        known = sorted(v for v, t in zip(values, train) if t and not math.isnan(v))
+        fill = statistics.mean(known) if fill == "mean" else known[(len(known) - 1) // 2]
+    x = np.array([fill if math.isnan(v) else v for v in values])
+    if clip:
+        x = np.minimum(np.maximum(x, clip[0]), clip[1])
+    if log:
+        x = np.where(x < 0, -1, 1) * np.log(1 + np.abs(x))
+    if standardise:
+        learned = x[np.array(train)].tolist()
+        x = (x - statistics.mean(learned)) / (statistics.pstdev(learned) or 1)
+    return x
+
+
+@pytest.mark.parametrize("seed", [8, 9])  # of an odd and of an even number of values to learn from
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("clip", [None, (-2.0, 3.0), (5.0, 6.0)])
+@pytest.mark.parametrize("fill", ["mean", "median", 0.0, 40.0])
+def test_numbers_are_filled_clipped_logged_and_standardised_in_that_order(fill, clip, log, standardise, seed):
+    """Of train rows alone: those of the test set are larger, and lack values in other places."""
+    rng = np.random.default_rng(seed)
+    values = np.concatenate([rng.normal(1, 4, 301), rng.normal(30, 4, 99)])
+    values[rng.random(400) < 0.2] = np.nan
+    order = rng.permutation(400)
+    values, train = values[order], order < 301
+    number = transforms.Number(fill, clip, log, standardise)
+    chunks = np.split(np.arange(400), [0, 7, 250])
+    column = [Column.of(pa.array(values[rows], from_pandas=True)) for rows in chunks]
+    for rows, part in zip(chunks, column):
+        number.learn(part, train[rows], rows)
+    number.finish()
+    want = slow_number(values.tolist(), train.tolist(), fill, clip, log, standardise)
+    got = np.concatenate([number.apply(part, "float32") for part in column])
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+    again = transforms.Number(fill, clip, log, standardise)
+    again.load(number.state())
+    np.testing.assert_array_equal(np.concatenate([again.apply(part, "float32") for part in column]), got)
+
+
+def test_what_is_constant_in_train_rows_is_only_centred():
+    number = transforms.Number(None, None, False, True)
+    column = Column.of(pa.array([0.3, 0.3, 0.3, 2.3]))
+    number.learn(column, np.array([True, True, True, False]), np.arange(4))
+    number.finish()
+    np.testing.assert_array_equal(number.apply(column, "float32"), np.float32([0, 0, 0, 2]))
+
+
+def test_numbers_are_rounded_to_float32_and_then_to_what_is_stored():
+    """As a trainer rounds that reads float32: what float16 has in the middle of two goes to the even one."""
+    column = Column.of(pa.array([1 + 2**-11 + 2**-30, 1 + 2**-11 + 2**-20]))
+    got = transforms.Number(None, None, False, False).apply(column, "float16")
+    assert got.dtype == np.float16
+    assert got.tolist() == [1, 1 + 2**-10]
 
 
 def test_a_sample_of_many_rows_is_uniform_and_does_not_depend_on_the_pieces(monkeypatch):
@@ -60,6 +127,31 @@ def test_a_sample_of_many_rows_is_uniform_and_does_not_depend_on_the_pieces(monk
     np.testing.assert_array_equal(samples[0], samples[1])
     assert len(samples[0]) == 1000
     np.testing.assert_allclose(np.quantile(samples[0], [0.25, 0.5, 0.75]), [5000, 10_000, 15_000], atol=1200)
+
+
+@pytest.mark.parametrize("seed", [0, 9])
+def test_groups_are_integers_of_64_bits_or_hashes_without_the_sign(seed):
+    texts = ["x", "y", "", "x", "é"]
+    want = [xxhash.xxh3_64_intdigest(text.encode(), seed) for text in texts]
+    got = transforms.Group(True, seed).apply(Column.of(pa.array(texts)))
+    assert got.tolist() == [digest // 2 for digest in want]
+    ids = [2**63 - 1, -(2**63), 0, 2**31, -(2**31) - 1]
+    assert transforms.Group(False, seed).apply(Column.of(pa.array(ids))).tolist() == ids
+    assert transforms.Group(False, seed).apply(Column.of(pa.array(map(str, ids)))).tolist() == ids
+
+
+@pytest.mark.parametrize("rows", [99, 100, 101])
+def test_a_sample_of_few_rows_is_all_of_them(rows, monkeypatch):
+    monkeypatch.setattr(transforms, "SAMPLE_ROWS", 100)
+    sample = transforms.Sample()
+    sample.add(np.arange(rows + 2.0), np.arange(rows + 2) < rows, np.arange(rows + 2))
+    assert len(sample.values()) == min(rows, 100)
+    assert set(sample.values()) <= set(range(rows))
+
+
+def test_a_vocabulary_is_strange_to_a_hundred_values_of_which_none_in_a_hundred_is_known():
+    told = [transforms.are_strange(*pair) for pair in ((0, 99), (0, 100), (1, 100), (1, 101), (2, 200), (1, 200))]
+    assert told == [False, True, False, True, False, True]
 
 
 def test_columns_and_lists_hold_what_arrow_holds():
@@ -85,6 +177,23 @@ def test_columns_and_lists_hold_what_arrow_holds():
             assert [same.elements.texts[code] if code >= 0 else None for code in same.elements.codes] == (
                 ["a", "b", None, "a"][start:]
             )
+
+
+def test_lists_of_text_stand_in_brackets_or_not():
+    texts = ["[1, 2,3]", "1,2 , 3", "[]", "", None, "[,]", " 7 ", "[7", "7]", "[1, 2,3]"]
+    lists = Lists.split(Column.of(pa.array(texts)), ",")
+    elements = [lists.elements.texts[code] for code in lists.elements.codes]
+    ends = np.cumsum(lists.lengths)
+    got = [elements[ends[code] - lists.lengths[code] : ends[code]] if code >= 0 else None for code in lists.codes]
+    want = [["1", "2", "3"], ["1", "2", "3"], [], [], None, [], ["7"], ["[7"], ["7]"], ["1", "2", "3"]]
+    assert got == want
+    ids, cut = lists.padded(lists.elements.codes, 2)
+    one = [elements.index(text) for text in ("1", "2")]
+    assert ids[0].tolist() == ids[1].tolist() == ids[9].tolist() == [lists.elements.codes[at] for at in one]
+    assert (ids[2:6] == -1).all()
+    assert cut == 3
+    odd = lists.chosen_elements(np.arange(10) % 2 == 1)
+    assert [odd.texts[code] for code in odd.codes] == ["1", "2", "3", "[7", "1", "2", "3"]
 
 
 def test_one_value_has_one_text_whatever_its_type():
