@@ -31,7 +31,7 @@ struct SharedVariable {
 };
 std::vector<SharedVariable> shared_variables;
 
-// What shared memory holds at first, by chance: whole numbers of -1 and floats that are NaN, or large ones of either.
+// What shared memory holds at first, by turns: whole numbers of -1 and floats that are NaN, or large ones of either.
 int leftover = 0xFF;
 
 // A block of the cluster: its dynamic shared memory ends where an inaccessible page begins.
@@ -131,7 +131,7 @@ void run(const Launch& what, const std::function<void()>& kernel) {
   launch.allowed_shared = asked.shared >= launch.shared && asked.shared > 0 ? kMostShared : 48 * 1024;
   launch.together = asked.together;
   shared_variables.clear();
-  leftover = random_number() % 2 ? 0xFF : 0x7F;
+  leftover ^= 0xFF ^ 0x7F;
   static std::optional<Group> group;  // static: a failure leaves by a jump
   group.reset();
   const Signals signals;
