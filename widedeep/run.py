@@ -24,6 +24,7 @@ from widedeep.share import ALL_ROWS, Share
 from widedeep.step import Step, StepConfig, faster_than_fp32, make_step
 
 FEW_STEPS = 500  # the original's job has 9,140
+MANY_WEIGHTS = 50_000  # of hidden layers: from about here on their products decide how long a step takes
 
 # As the ops say it (csrc/bindings/embedding_cpu.h, steps/borrowed.py).
 BAD_ID = re.compile(r"(feature \d+ has id -?\d+) in batch row \d+, (expected -1 \(padding\) or 0 to \d+)")
@@ -236,7 +237,8 @@ class Run:
                 f" {t.deep_learning_rate:g}) larger ones"
             )
         chosen = t.amp or t.precision is not None
-        if len(self.model.layers) and not chosen and (faster := faster_than_fp32(self.comm.device)):
+        weights = sum(layer.weight.numel() for layer in self.model.layers)
+        if weights >= MANY_WEIGHTS and not chosen and (faster := faster_than_fp32(self.comm.device)):
             yield f"products are in fp32: {faster}"
 
     @cached_property

@@ -107,5 +107,9 @@ def faster_than_fp32(device: torch.device) -> str | None:
     from widedeep import _load
 
     if device.type == "cuda":
-        return "--amp (fp16) or --precision tf32 takes a fraction of the time on a GPU"
-    return "--precision bf16 takes less on this CPU, which multiplies bfloat16" if _load.cpu_multiplies_bf16() else None
+        return "--amp (fp16) or --precision tf32 takes less time on a GPU"
+    return (
+        "--precision bf16 takes less time on this CPU, which multiplies bfloat16"
+        if _load.cpu_multiplies_bf16()
+        else None
+    )
