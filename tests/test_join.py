@@ -11,7 +11,7 @@ from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 
 
-@pytest.mark.parametrize(("local_rank", "gpus"), [(None, 1), ("0", 4), ("3", 4), ("4", 4)])
+@pytest.mark.parametrize(("local_rank", "gpus"), [(None, 1), ("0", 4), ("3", 4), ("4", 4), ("first", 4)])
 def test_each_process_has_a_gpu_of_its_own(local_rank, gpus, monkeypatch):
     """Which is the current one when it joins the others."""
     current = []
@@ -26,6 +26,10 @@ def test_each_process_has_a_gpu_of_its_own(local_rank, gpus, monkeypatch):
         with pytest.raises(
             InputError, match=r"number 4 on this machine, which has 4 GPUs: expected at most one process"
         ):
+            dist.choose_device(cpu=False)
+        return
+    if local_rank == "first":
+        with pytest.raises(InputError, match="LOCAL_RANK: expected a number as torchrun sets it, got 'first'"):
             dist.choose_device(cpu=False)
         return
     device = dist.choose_device(cpu=False)

@@ -71,6 +71,8 @@ def test_what_is_appended_comes_back(tmp_path, features, numerics, rows, rows_pe
     opened.check(spec)
     assert opened.rows == rows
     assert list(opened.columns) == list(data)
+    with pytest.raises(InputError, match="no column 'other'"):
+        opened.column("other")
     start = draw.draw(st.integers(0, rows))
     stop = draw.draw(st.integers(start, rows))
     assert_equal(opened.read(start, stop), data, slice(start, stop))

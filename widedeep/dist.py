@@ -159,11 +159,11 @@ def choose_device(cpu: bool) -> torch.device:
     """The GPU of this process if there is one and `cpu` does not forbid it, else the CPU.
 
     Raises:
-        InputError: more processes on this machine than GPUs.
+        InputError: more processes on this machine than GPUs, or LOCAL_RANK is not as torchrun sets it.
     """
     if cpu or not torch.cuda.is_available():
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", "0"))
+    index = _environment("LOCAL_RANK") if "LOCAL_RANK" in os.environ else 0
     if index >= torch.cuda.device_count():
         raise InputError(
             f"torchrun started a process number {index} on this machine, which has {torch.cuda.device_count()} GPUs: "

@@ -324,7 +324,8 @@ class ShardSet:
 
     def column(self, name: str) -> list[np.ndarray]:
         """A column as stored, one read-only memory map per part: [rows of part] or [rows of part, hotness]."""
-        return [self._block(index, self._column(name)) for index in range(len(self._parts))]
+        column = self._column(name)
+        return [self._block(index, column) for index in range(len(self._parts))]
 
     def read(self, start: int, stop: int, columns: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Rows [start, stop) as fresh arrays: ids int32 with -1 for padding, everything else as stored."""

@@ -127,12 +127,10 @@ void mask_and_sum(core::DType type, const void* dy, const Mask& mask, float scal
         float* sums = partial + block * O;
         std::fill_n(sums, O, 0.f);
         for (int64_t b = block * kBlockRows; b < std::min(B, (block + 1) * kBlockRows); ++b) {
-          if (mask.values != nullptr || mask.bits != nullptr) {
+          if (mask.values != nullptr || mask.bits != nullptr)
             mask_row(in + b * O, mask, b, O, 0, scale, out + b * O, sums, O);
-          } else {
+          else
             add_row(in + b * O, sums, O);
-            if (out != in) std::copy_n(in + b * O, O, out + b * O);
-          }
         }
       }
     });

@@ -36,8 +36,8 @@ void linear_wgrad(core::DType type, const LinearSize& size, const void* dz, cons
 // z[B, O] becomes dropout(relu(z + bias)) in place.
 void bias_relu_dropout(core::DType type, void* z, const float* bias, int64_t B, int64_t O, const core::Dropout& dropout,
                        int64_t first_row, uint8_t* bits);
-// dz[B, O] = dy[B, O] * scale where the mask is set, else 0 (no mask: dz = dy); dz may be dy. dbias[O] (may be null)
-// = column sums of dz before it is rounded.
+// dz[B, O] = dy[B, O] * scale where the mask is set, else 0; dz may be dy, and without a mask must be. dbias[O] (may be
+// null) = column sums of dz before it is rounded.
 void mask_and_sum(core::DType type, const void* dy, const Mask& mask, float scale, void* dz, float* dbias, int64_t B,
                   int64_t O);
 

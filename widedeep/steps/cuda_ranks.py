@@ -39,7 +39,7 @@ class RanksCudaStep(CudaStep):
             self._summing = False
         if self.model.has_wide:
             self.comm.all_reduce_(self.weights.neighbours("wide.numeric.weight", "wide.bias"))
-        if self._all_finite(batch):
+        if self._all_finite():
             self._update_dense()
             if self.spec.categorical:
                 self._update_gathered_rows(batch.ids, segments)
@@ -50,11 +50,11 @@ class RanksCudaStep(CudaStep):
             with self.second.queue():
                 self.comm.all_reduce_(self.weights.neighbours(weight, bias))
 
-    def _all_finite(self, batch: Batch) -> bool:
-        """Of the gradients on all ranks."""
+    def _all_finite(self) -> bool:
+        """Of the gradients on all ranks; a bias has the sum of those of the logits."""
         if self.found_inf is None:
             return True
-        ops.check_finite_([self.weights.flat, self.activations.dlogit[: len(batch.ids)]], self.found_inf)
+        ops.check_finite_([self.weights.flat], self.found_inf)
         return not self.comm.all_reduce_(self.found_inf).item()
 
     def _update_gathered_rows(self, ids: Tensor, segments: ops.Segments) -> None:
