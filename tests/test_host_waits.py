@@ -1,4 +1,5 @@
-"""The loops over batches put no question to the device: a GPU never waits for the host, nor the host for it.
+"""The loops over batches put no question to the device: a GPU never waits for the host, nor the host for it; and what
+they make lies on the device that they compute on.
 
 On a CPU nothing waits; there the tests look for the operators that would, on a GPU: those whose result, or the size of
 it, the host must know, and those that bring a number of the host to the device.
@@ -8,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_cuda_step import EVEN, gpu_step
+from test_cuda_step import EVEN, HIDDEN, gpu_step
+from test_step import LR, batch_of, part_of
+from thread_comm import in_ranks
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,7 +24,13 @@ from widedeep.metrics import Evaluation
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, RMSprop
 from widedeep.shards import ShardSet, ShardWriter
+from widedeep.share import ALL_ROWS, Share
 from widedeep.step import StepConfig
+from widedeep.steps.cuda import CudaStep
+from widedeep.steps.cuda_ranks import RanksCudaStep
+from widedeep.steps.fused import FusedStep
+from widedeep.steps.reference import ReferenceStep
+from widedeep.steps.sharded import ShardedCudaStep, ShardedFusedStep
 from widedeep.train import LossWatch
 
 WAITING = {
@@ -148,3 +157,45 @@ def test_a_loop_of_ones_own(sparse, monkeypatch):
                 loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
+
+
+def put_through(make, model, config, comm, batch):
+    """Everything that a step does, from its making on, while torch's default device is none: a tensor that is made
+    there by mistake does not go with those of a CPU, as one that is made on the CPU would not go with those of a GPU.
+    """
+    with torch.device("meta"):
+        step = make(model, config, torch.device("cpu"), comm)
+        for i in range(3):
+            step.train(batch, i, LR)
+        step.gradients(batch)
+        step.predict(batch)
+        step.parts(batch)
+        step.settle()
+        step.load_state({name: a.clone() for name, a in step.state().items()})
+        step.start_from_weights()
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [(ReferenceStep, "fp32"), (FusedStep, "fp32"), (FusedStep, "bf16"), (CudaStep, "fp32"), (CudaStep, "fp16")],
+)
+def test_what_a_step_makes_is_on_its_device(kind, precision, parts):
+    model = WideDeep(EVEN, hidden=HIDDEN, dropout=0.3, seed=11, parts=parts)
+    put_through(kind, model, StepConfig(precision), LocalComm("cpu"), batch_of(EVEN, 33))
+
+
+@pytest.mark.parametrize("parts", ["both", "wide", "deep"])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [(FusedStep, "fp32"), (ShardedFusedStep, "fp32"), (RanksCudaStep, "fp16"), (ShardedCudaStep, "fp16")],
+)
+def test_what_ranks_make_is_on_their_device(kind, precision, parts):
+    batch = batch_of(EVEN, 33)
+
+    def work(comm):
+        share = Share(comm.rank, comm.world) if kind in (ShardedFusedStep, ShardedCudaStep) else ALL_ROWS
+        model = WideDeep(EVEN, hidden=HIDDEN, dropout=0.3, seed=11, parts=parts, share=share)
+        put_through(kind, model, StepConfig(precision), comm, part_of(batch, 11 * comm.rank, 11 * comm.rank + 11))
+
+    in_ranks(3, work)

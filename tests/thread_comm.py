@@ -29,7 +29,7 @@ class ThreadComm(LocalComm):
         return torch.cat(self._exchange(tensor))
 
     def all_to_all_rows(self, tensor, sent, received):
-        tensors, counts = self._exchange(tensor), self._exchange(torch.tensor(sent))
+        tensors, counts = self._exchange(tensor), self._exchange(torch.tensor(sent, device="cpu"))
         parts = [t.split(n.tolist())[self.rank] for t, n in zip(tensors, counts)]
         assert [len(part) for part in parts] == list(received)
         return torch.cat(parts)

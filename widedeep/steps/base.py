@@ -79,8 +79,8 @@ class Slots:
         return self.last_step.split(list(self.model.table_rows)) if self.model.spec.categorical else ()
 
     def named(self) -> dict[str, Tensor]:
-        """Every slot under `<slot>.<name of the weight>`, sharing memory; `step` is a copy. A table without columns has
-        none: its `last_step` counts nothing.
+        """Every slot under `<slot>.<name of the weight>`, sharing memory; `step` is a copy, on the CPU. A table without
+        columns has none: its `last_step` counts nothing.
         """
         state = {f"rms.{name}": a for name, a in self.rms.items()}
         if self.model.has_deep:
@@ -93,7 +93,7 @@ class Slots:
                 ("linear", self.linear, self.dense_linear),
             ):
                 state |= {f"{slot}.{name}": a for name, a in (self.model.wide_tables(flat) | dense).items()}
-        return state | {"step": torch.tensor([self.step]), "updates": self.updates}
+        return state | {"step": torch.tensor([self.step], device="cpu"), "updates": self.updates}
 
     def start_from_weights(self, lr: float, l1: float, l2: float) -> None:
         """Sets `linear` to what gives the wide weights of the model as they are: FTRL makes weights of its state, and

@@ -75,7 +75,7 @@ class DenseGradients:
     def __init__(self, model: WideDeep):
         dense = {name: a for name, a in model.named_arrays().items() if not is_table(name)}
         sizes = [a.numel() for a in dense.values()]
-        self.flat = torch.zeros(sum(sizes))
+        self.flat = torch.zeros(sum(sizes), device=next(iter(model.parameters())).device)
         parts = self.flat.split(sizes) if sizes else ()
         self.named = {name: part.view_as(a) for (name, a), part in zip(dense.items(), parts)}
 

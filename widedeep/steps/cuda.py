@@ -157,7 +157,7 @@ class CudaStep(Step):
             super().settle()
 
     def state(self) -> dict[str, Tensor]:
-        route = {"route": torch.tensor(ROUTES.index(self.route))} if self.route else {}
+        route = {"route": torch.tensor(ROUTES.index(self.route), device="cpu")} if self.route else {}
         return super().state() | route
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

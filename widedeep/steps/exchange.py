@@ -39,7 +39,7 @@ def gather_tables(
         in the order of ranks, so that sums have the same bits on every rank.
     """
     F, dims = len(tables), [values.shape[1] for values in tables]
-    own = torch.tensor([[len(values) for values in tables]]).to(wide.device, non_blocking=True)
+    own = torch.tensor([[len(values) for values in tables]], device="cpu").to(wide.device, non_blocking=True)
     counts = comm.all_gather_rows(own, [1] * comm.world).tolist()  # the only question to the device
     sizes = [[*(n * D for n, D in zip(per_rank, dims)), sum(per_rank)] for per_rank in counts]
     flat = comm.all_gather_rows(touched, [sum(per_rank) for per_rank in counts])

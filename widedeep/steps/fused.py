@@ -39,8 +39,9 @@ class FusedStep(Step):
                 log.info(self.note)
         self.spec = model.layout
         # Stand-ins for the slots of an absent part, so that one pass over the ids serves every kind of model.
-        self.no_rms = [] if model.has_deep else [torch.zeros(rows, 0) for rows in model.table_rows]
-        self.no_slots = () if model.has_wide else tuple(torch.zeros(sum(model.table_rows)) for _ in range(2))
+        self.no_rms = [] if model.has_deep else [torch.zeros(rows, 0, device=device) for rows in model.table_rows]
+        R = sum(model.table_rows)
+        self.no_slots = () if model.has_wide else tuple(torch.zeros(R, device=device) for _ in range(2))
         self.activations = Activations(self.spec.deep_width, model.hidden if model.has_deep else (), self.dtype)
         self.grads = DenseGradients(model)
         self.copies = {}
@@ -53,7 +54,7 @@ class FusedStep(Step):
         loss = self._backward(batch, step)
         if self.comm.world > 1:
             self.comm.all_reduce_(self.grads.flat)
-        rate = torch.tensor([lr], dtype=torch.float32)
+        rate = torch.tensor([lr], dtype=torch.float32, device=self.device)
         if self.spec.categorical:
             self._update_tables(batch.ids, rate)
         self._update_dense(rate)
@@ -76,7 +77,7 @@ class FusedStep(Step):
     @torch.no_grad()
     def parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         batch, B = self._take(batch), len(batch.ids)
-        wide, deep = torch.zeros(B), torch.zeros(B)
+        wide, deep = (torch.zeros(B, device=self.device) for _ in range(2))
         self._refresh_copies()
         for start in range(0, B, PREDICT_ROWS):
             rows = slice(start, start + PREDICT_ROWS)
@@ -105,7 +106,7 @@ class FusedStep(Step):
         places = (spec.hotness, spec.mean, spec.table_columns, spec.numeric_columns)
         weights = (*self._tables(), *model.lookup_weights()[2:])
         ops.embedding_forward_out(batch.ids, batch.numeric, *weights, *places, x=x, wide_logit=wide_logit)
-        counter = torch.tensor([step])
+        counter = torch.tensor([step], device=self.device)
         for i, (layer, y) in enumerate(zip(model.layers, hidden)):
             dropout = (p, model.seed, counter, i, batch.first_row)
             ops.linear_relu_dropout_out(x, self._weight(i), layer.bias.data, *dropout, y=y)
