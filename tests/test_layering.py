@@ -54,7 +54,7 @@ LINES = {  # modules and folders of the package. Each may import those that stan
     "ranks": "dist share",
     "model": "model",
     "optim": "optim",
-    "metrics": "metrics_groups metrics",
+    "metrics": "metrics_calibration metrics_groups metrics",
     "reader": "readers data",
     "step": "steps step",
     "records": "outputs logs checkpoint",

@@ -16,10 +16,10 @@ from widedeep.metrics import (
     LogLoss,
     MeanAveragePrecision,
     ThresholdAUC,
-    calibration,
     exact_auc,
     score_rows,
 )
+from widedeep.metrics_calibration import calibration
 
 SIZES = [(1, 1), (2, 1), (37, 5), (1000, 1), (1001, 1001), (4000, 700)]
 

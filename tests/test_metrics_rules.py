@@ -1,12 +1,15 @@
 """Metrics by their definitions, in loops: thresholds that rows lie on, bins of a calibration, float64 logits."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 from thread_comm import in_ranks
 
-from widedeep.metrics import Evaluation, LogLoss, ThresholdAUC, calibration, score_rows
+from widedeep.metrics import Evaluation, LogLoss, ThresholdAUC, score_rows
+from widedeep.metrics_calibration import calibration, normalized_entropy
 
 
 def drawn(B, seed):
@@ -81,6 +84,21 @@ def test_each_bin_of_a_calibration_is_of_its_own_rows(rows, bins):
     assert table["rows"] == [len(part) for part in parts]
     assert table["observed"] == pytest.approx([np.mean([y for _, y in part]) for part in parts], rel=1e-12)
     assert table["predicted"] == pytest.approx([np.mean([p for p, _ in part]) for part in parts], rel=1e-12)
+
+
+def test_an_evaluation_says_what_the_click_rate_alone_would_cost():
+    logit, label, _ = drawn(400, 5)
+    evaluation = Evaluation(groups=False)
+    evaluation.update(logit[:100], label[:100])
+    evaluation.update(logit[100:], label[100:])
+    result, rate = evaluation.compute(), label.double().mean().item()
+    assert result["click_rate"] == pytest.approx(rate, rel=1e-14)
+    assert result["mean_probability"] == pytest.approx(logit.sigmoid().double().mean().item(), rel=1e-14)
+    by_rate = log_loss(label, np.full(400, rate))
+    assert result["normalized_entropy"] == pytest.approx(result["loss"] / by_rate, rel=1e-12)
+    assert normalized_entropy(0.0, 0.5) == 0
+    assert normalized_entropy(0.0562, 1e-2) == pytest.approx(1, abs=0.01)
+    assert all(math.isnan(normalized_entropy(0.1, rate)) for rate in (0.0, 1.0, math.nan))
 
 
 def test_running_values_count_no_row_twice_after_the_rows_are_gathered():

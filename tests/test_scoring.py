@@ -17,8 +17,8 @@ from widedeep import scoring
 from widedeep.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-KEYS = ["rows", "groups", "multi_click_groups", "logloss", "accuracy"]
-KEYS += ["auc", "auc_200", "auc_8000", "map", "map_all", "gauc"]
+KEYS = ["rows", "groups", "multi_click_groups", "click_rate", "mean_probability", "logloss", "normalized_entropy"]
+KEYS += ["accuracy", "auc", "auc_200", "auc_8000", "map", "map_all", "gauc"]
 
 
 def score(capsys, path, label="y", prob="p", group="g", **options):
@@ -114,6 +114,21 @@ def test_without_groups(tmp_path, capsys):
     assert list(result) == KEYS
     assert result["map"] is result["map_all"] is result["gauc"] is result["groups"] is None
     assert result["multi_click_groups"] is None
+
+
+def test_normalized_entropy_is_the_loss_against_that_of_the_click_rate(tmp_path, capsys):
+    rows = table()
+    y, p = (np.asarray(rows[name], np.float64) for name in "yp")
+    result = score(capsys, write(tmp_path, rows))
+    assert result["click_rate"] == pytest.approx(y.mean(), rel=1e-12)
+    assert result["mean_probability"] == pytest.approx(p.mean(), rel=1e-12)
+    by_rate = log_loss(y, np.full(len(y), y.mean()))
+    assert result["normalized_entropy"] == pytest.approx(log_loss(y, p) / by_rate, rel=1e-9)
+    assert result["normalized_entropy"] < 1  # these probabilities know more than the rate
+    constant = rows.set_column(2, "p", pa.array(np.full(len(y), y.mean())))
+    assert score(capsys, write(tmp_path, constant))["normalized_entropy"] == pytest.approx(1, rel=1e-9)
+    one_class = rows.set_column(1, "y", pa.array(np.ones(len(y), bool)))
+    assert score(capsys, write(tmp_path, one_class))["normalized_entropy"] is None
 
 
 def test_a_group_of_several_clicks(tmp_path, capsys):

@@ -89,7 +89,7 @@ def test_what_is_undefined_of_rows_of_one_label_is_a_dash_in_both_commands(place
     assert main(["evaluate", *where]) == 0
     *lines, why = capsys.readouterr().out.splitlines()
     values = dict(line.split() for line in lines)
-    undefined = ("auc", "auc_200", "auc_8000", "map", "map_all", "gauc")
+    undefined = ("normalized_entropy", "auc", "auc_200", "auc_8000", "map", "map_all", "gauc")
     assert all((value == "-") == (name in undefined) for name, value in values.items())
     assert values["groups"] == "10"
     assert why == UNDEFINED

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from widedeep import ops
 from widedeep.errors import RunError
+from widedeep.metrics_calibration import calibration, check_rows, normalized_entropy
 from widedeep.metrics_groups import (
     Groups,
     auc_by_group,
@@ -57,7 +58,7 @@ class LogLoss(Metric):
 
     def update(self, logit: Tensor, label: Tensor) -> None:
         """logit: [B] floats, any finite size.    label: [B], 0 or 1."""
-        _check_rows(logit, label)
+        check_rows(logit, label)
         z, y = logit.double(), label.double()
         loss = z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))
         self._add(loss=loss.sum(), rows=_count(z))
@@ -71,7 +72,7 @@ class BinaryAccuracy(Metric):
 
     def update(self, prob: Tensor, label: Tensor) -> None:
         """prob: [B] floats in [0, 1].    label: [B], 0 or 1."""
-        _check_rows(prob, label)
+        check_rows(prob, label)
         self._add(right=((prob > 0.5) == (label > 0)).sum(), rows=_count(prob))
 
     def value(self) -> Tensor | None:
@@ -93,7 +94,7 @@ class ThresholdAUC(Metric):
 
     def update(self, prob: Tensor, label: Tensor) -> None:
         """prob: [B] floats in [0, 1], compared as float32.    label: [B], 0 or 1."""
-        _check_rows(prob, label)
+        check_rows(prob, label)
         self.thresholds = self.thresholds.to(prob.device)
         passed = torch.bucketize(prob.float(), self.thresholds)  # how many thresholds lie below the row
         width = self.count + 1
@@ -138,7 +139,7 @@ class MeanAveragePrecision(Metric):
     def update(self, score: Tensor, label: Tensor, group: Tensor | Groups) -> None:
         """score: [B] floats.    label: [B], 0 or 1.    group: [B] integers, or the numbered groups."""
         groups = number_groups(group) if isinstance(group, Tensor) else group
-        _check_rows(score, label, groups.segment)
+        check_rows(score, label, groups.segment)
         if self.all_clicks:
             values = average_precision_of_all(score, label, groups, self.k)
             self._add(precision=values.sum(), groups=(clicks_by_group(label, groups) > 0).sum())
@@ -160,7 +161,7 @@ class GroupAUC(Metric):
     def update(self, score: Tensor, label: Tensor, group: Tensor | Groups) -> None:
         """score: [B] floats.    label: [B], 0 or 1.    group: [B] integers, or the numbered groups."""
         groups = number_groups(group) if isinstance(group, Tensor) else group
-        _check_rows(score, label, groups.segment)
+        check_rows(score, label, groups.segment)
         auc = auc_by_group(score, label, groups)
         mixed = ~auc.isnan()
         weight = groups.sizes[mixed]
@@ -182,38 +183,9 @@ def exact_auc(score: Tensor, label: Tensor) -> Tensor:
 
     score: [B] finite floats, or their `rank_key`.    label: [B], 0 or 1.
     """
-    _check_rows(score, label)
+    check_rows(score, label)
     segment = torch.zeros(len(score), dtype=torch.int64, device=score.device)
     return auc_by_group(score, label, Groups(segment, sizes=_count(score)[None]))[0]
-
-
-def calibration(prob: Tensor, label: Tensor, bins: int = 20) -> dict[str, list]:
-    """Predicted against observed click rate in bins of equally many rows, in the order of the predictions.
-
-    Args:
-        prob: [B] floats in [0, 1].    label: [B], 0 or 1.    bins: at most; fewer if there are fewer rows.
-    Returns:
-        Lists of one item for each bin: `rows`, `predicted` (mean probability), `observed` (share of clicks), `lowest`
-        and `highest` (probabilities in the bin).
-    """
-    _check_rows(prob, label)
-    rows = len(prob)
-    bins = min(bins, rows)
-    if bins == 0:
-        return {name: [] for name in ("rows", "predicted", "observed", "lowest", "highest")}
-    prob, order = torch.sort(prob.double())
-    edges = torch.arange(bins + 1, device=prob.device) * rows // bins
-    sizes = edges.diff()
-    bin_of_row = torch.repeat_interleave(sizes)
-    empty = torch.zeros(bins, dtype=torch.float64, device=prob.device)
-    table = {
-        "rows": sizes,
-        "predicted": empty.index_add(0, bin_of_row, prob) / sizes,
-        "observed": empty.index_add(0, bin_of_row, label[order].double()) / sizes,
-        "lowest": prob[edges[:-1]],
-        "highest": prob[edges[1:] - 1],
-    }
-    return {name: column.tolist() for name, column in table.items()}
 
 
 class Evaluation:
@@ -251,7 +223,7 @@ class Evaluation:
         """
         if self.groups and group is None:
             raise ValueError("Evaluation(groups=True) needs the group of each row")
-        _check_rows(logit, label, *([group] if self.groups else []))
+        check_rows(logit, label, *([group] if self.groups else []))
         if self.groups:
             self._group.append(group.long())
         self._logit.append(logit.detach().float())
@@ -312,10 +284,11 @@ class Evaluation:
         """All metrics of the rows held.
 
         Returns:
-            `loss` (mean over rows, nats), `binary_accuracy`, `auc` (exact), `auc_200`, `auc_8000` (by `thresholds`),
-            `map` (at k, by the original's rule), `map_all` (at k, all clicks), `gauc`, `rows`, `groups` (distinct) and
-            `multi_click_groups` (those of several clicks; without any, `map_all` is `map`). Without groups `map`,
-            `map_all` and `gauc` are NaN, and the counts of groups 0. NaN where undefined.
+            `loss` (mean over rows, nats), `normalized_entropy`, `click_rate`, `mean_probability`, `binary_accuracy`,
+            `auc` (exact), `auc_200`, `auc_8000` (by `thresholds`), `map` (at k, by the original's rule), `map_all` (at
+            k, all clicks), `gauc`, `rows`, `groups` (distinct) and `multi_click_groups` (those of several clicks;
+            without any, `map_all` is `map`). Without groups `map`, `map_all` and `gauc` are NaN, and the counts of
+            groups 0. NaN where undefined.
         Raises:
             RunError: a logit is not finite: a ranking by such a model would mean nothing.
         """
@@ -328,7 +301,9 @@ class Evaluation:
         for curve in curves:
             curve.update_logits(logit, label)
         values, counts = _score(logit, logit.sigmoid(), label, group, self.k, curves)
-        return numbers({"loss": loss.value()} | values) | counts
+        result = numbers({"loss": loss.value()} | values)
+        entropy = normalized_entropy(result["loss"], result["click_rate"])
+        return {"loss": result["loss"], "normalized_entropy": entropy} | result | counts
 
     def calibration(self, bins: int = 20) -> dict[str, list]:
         """`calibration` of the rows held."""
@@ -337,7 +312,7 @@ class Evaluation:
 
 
 def score_rows(score: Tensor, prob: Tensor, label: Tensor, group: Tensor | None, k: int = 12) -> dict[str, float | int]:
-    """All metrics of a set of rows but the loss; keys as in `Evaluation.compute`.
+    """All metrics of a set of rows but the loss and what is made of it; keys as in `Evaluation.compute`.
 
     Args:
         score: [B] floats that rank the rows.    prob: [B] probabilities, in the same order of size.
@@ -369,6 +344,8 @@ def _score(
             of_all = MeanAveragePrecision(k, all_clicks=True)
             of_all.update(score, label, groups)
     values = {
+        "click_rate": (label > 0).double().mean(),
+        "mean_probability": prob.double().mean(),
         "binary_accuracy": accuracy.value(),
         "auc": exact_auc(score, label),
         **{f"auc_{curve.count}": curve.value() for curve in curves},
@@ -377,13 +354,6 @@ def _score(
         "gauc": group_auc.value(),
     }
     return values, {"rows": len(score)} | counts
-
-
-def _check_rows(*columns: Tensor) -> None:
-    """Refuses columns of other shapes than [B]: torch would repeat one to the shape of another, without a word."""
-    shapes = [list(column.shape) for column in columns]
-    if len(shapes[0]) != 1 or any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"metric: expected tensors of one dimension and equal length, got shapes {shapes}")
 
 
 def _count(values: Tensor) -> Tensor:

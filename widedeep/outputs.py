@@ -13,7 +13,10 @@ from widedeep.feature_spec import FeatureSpec
 from widedeep.shard_manifest import name_of
 from widedeep.shards import ShardSet
 
-UNDEFINED = "-: undefined; AUC needs rows of both labels, MAP groups with a click, group AUC groups of both labels"
+UNDEFINED = (
+    "-: undefined; AUC and normalized entropy need rows of both labels, MAP groups with a click,"
+    " group AUC groups of both labels"
+)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,6 +17,9 @@ METRICS = {
     "auc": ("AUC", "exact, ties counted half"),
     "gauc": ("group AUC", "inside displays, weighted by rows"),
     "loss": ("log loss", "nats, lower is better"),
+    "normalized_entropy": ("normalized entropy", "log loss, with that of the click rate alone as 1"),
+    "click_rate": ("click rate", "of the rows"),
+    "mean_probability": ("mean probability", "as predicted; the click rate if calibrated"),
     "binary_accuracy": ("accuracy", "at a probability of 0.5"),
 }
 COUNTS = {"rows": ("rows", ""), "groups": ("displays", ""), "multi_click_groups": ("displays of several clicks", "")}

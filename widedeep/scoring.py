@@ -15,6 +15,7 @@ from torch import Tensor
 
 from widedeep.errors import InputError
 from widedeep.metrics import score_rows
+from widedeep.metrics_calibration import normalized_entropy
 from widedeep.outputs import metric_text, metrics_note, plain
 
 # Keras clips float32 probabilities to [1e-7, 1 - 1e-7] and adds 1e-7 inside each logarithm (BinaryCrossentropy). These
@@ -52,20 +53,23 @@ def run(
 
 
 def metrics_of(rows: Predictions, k: int) -> dict[str, float | int | None]:
-    """`rows`, `groups`, `logloss`, `accuracy`, `auc`, `auc_200`, `auc_8000`, `map`, `map_all`, `gauc` and
-    `multi_click_groups`, as the command prints them.
+    """`rows`, `groups`, `multi_click_groups`, `click_rate`, `mean_probability`, `logloss`, `normalized_entropy`,
+    `accuracy`, `auc`, `auc_200`, `auc_8000`, `map`, `map_all` and `gauc`, as the command prints them.
 
     Ranking and the exact AUC use the probabilities as they are in the file (ties in MAP go by the order of rows);
     thresholds are compared with their float32 values. Without groups what is of groups is None. `map` counts the first
     click of a group, as the original does, `map_all` every one.
     """
     result = score_rows(rows.prob, rows.prob, rows.label, rows.group, k)
-    grouped = rows.group is not None
+    grouped, loss = rows.group is not None, log_loss(rows.prob, rows.label)
     return {
         "rows": result["rows"],
         "groups": result["groups"] if grouped else None,
         "multi_click_groups": result["multi_click_groups"] if grouped else None,
-        "logloss": log_loss(rows.prob, rows.label),
+        "click_rate": result["click_rate"],
+        "mean_probability": result["mean_probability"],
+        "logloss": loss,
+        "normalized_entropy": normalized_entropy(loss, result["click_rate"]),
         "accuracy": result["binary_accuracy"],
         "auc": result["auc"],
         "auc_200": result["auc_200"],
@@ -267,7 +271,10 @@ def _as_text(result: dict[str, float | int | None], k: int) -> str:
         "rows": "rows",
         "groups": "groups",
         "multi_click_groups": "groups of several clicks",
+        "click_rate": "click rate",
+        "mean_probability": "mean probability",
         "logloss": "log loss",
+        "normalized_entropy": "normalized entropy",
         "accuracy": "accuracy",
         "auc": "AUC",
         "auc_200": "AUC, 200 thresholds",
