@@ -5,6 +5,7 @@ On a CPU nothing waits; there the tests look for the operators that would, on a 
 it, the host must know, and those that bring a number of the host to the device.
 """
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -26,8 +27,10 @@ from widedeep.optim import FTRL, RMSprop
 from widedeep.shards import ShardSet, ShardWriter
 from widedeep.share import ALL_ROWS, Share
 from widedeep.step import StepConfig
+from widedeep.steps import cuda_ranks
 from widedeep.steps.cuda import CudaStep
 from widedeep.steps.cuda_ranks import RanksCudaStep
+from widedeep.steps.exchange import Arriving
 from widedeep.steps.fused import FusedStep
 from widedeep.steps.reference import ReferenceStep
 from widedeep.steps.sharded import ShardedCudaStep, ShardedFusedStep
@@ -116,6 +119,70 @@ def test_evaluation(shards, mode):
     assert evaluation.compute() == pytest.approx(whole, nan_ok=True)
     assert whole["rows"] == 500
     assert whole["groups"] == 100
+
+
+class Order(NoWaiting):
+    """Notes the operators of a step, in their order, among what else is put into `names`."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_ranks_ask_early_and_wait_late(precision, monkeypatch):
+    """For counts of rows, and in float16 for the overflow, and for nothing else: meanwhile they queue the backward
+    pass, or the exchange.
+    """
+    told, batch = torch.Tensor.tolist, batch_of(EVEN, 40)
+    orders = [Order() for _ in range(2)]
+    of_thread = threading.local()
+
+    class Noted(Arriving):
+        def __init__(self, tensor):
+            super().__init__(tensor)
+            self.what = "overflow" if tensor.dim() == 0 else "counts"
+            of_thread.names.append(f"{self.what} asked for")
+
+        def tolist(self):
+            of_thread.names.append(f"{self.what} told")
+            return told(self._host)
+
+    def work(comm):
+        of_thread.names = orders[comm.rank].names
+        step = gpu_step(config=StepConfig(precision), comm=comm)
+        part = part_of(batch, 20 * comm.rank, 20 * comm.rank + 20)
+        step.train(part, 0, LR)  # makes the buffers
+        of_thread.names.clear()
+        with orders[comm.rank]:
+            step.train(part, 1, LR)
+
+    monkeypatch.setattr(cuda_ranks, "Arriving", Noted)
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    in_ranks(2, work)
+    for names in (order.names for order in orders):
+        at = {name: names.index(name) for name in names}
+        last = {name: i for i, name in enumerate(names)}
+        assert at["counts asked for"] < at["linear_relu_dropout_out"]
+        assert at["counts told"] > last["linear_dgrad_out"]
+        asked = ["counts asked for", "counts told"]
+        if precision == "fp16":
+            asked[1:1] = ["overflow asked for"]
+            asked.append("overflow told")
+            assert last["div"] < at["overflow told"] < at["rmsprop_rows_"]  # gradients of rows without the loss scale
+        assert [name for name in names if name.endswith(("asked for", "told"))] == asked
+
+
+def test_what_arrives_is_what_was_there(device):
+    counts = torch.arange(6, device=device).view(2, 3)
+    arriving, flag = Arriving(counts), Arriving(counts[1, 0] * 1.0)
+    counts.zero_()
+    assert arriving.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert flag.tolist() == 3.0
 
 
 class NoCopies(TorchDispatchMode):

@@ -252,7 +252,7 @@ class CudaStep(Step):
         """
         spec, grads, B = self.spec, self.weights.padded, len(batch.ids)
         with self.second.queue():
-            segments = ops.embedding_segments(batch.ids, spec.hotness, self._table_rows()) if spec.categorical else None
+            segments = self._segments(batch.ids) if spec.categorical else None
         if self.found_inf is not None:
             self.found_inf.zero_()
         h, wide_logit = self._forward(batch, training=True)
@@ -363,8 +363,14 @@ class CudaStep(Step):
             rules = (config.wide_lr, config.l1, config.l2, self.scale, self.found_inf)
             ops.ftrl_dense_(*state, *rules)
 
-    def _row_gradients(self, ids: Tensor, segments: ops.Segments) -> tuple[Tensor, list[Tensor], Tensor]:
-        return row_gradients(ids, segments, self.activations, self.spec, self.weights.table_columns, self._table_rows())
+    def _segments(self, ids: Tensor) -> ops.Segments:
+        return ops.embedding_segments(ids, self.spec.hotness, self._table_rows())
+
+    def _row_gradients(
+        self, ids: Tensor, segments: ops.Segments, counts: list[int] | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        places = (self.spec, self.weights.table_columns, self._table_rows())
+        return row_gradients(ids, segments, self.activations, *places, counts)
 
     def _table_rows(self) -> list[int]:
         """Rows of the tables that the ids of a batch are rows of."""

@@ -1,5 +1,6 @@
 """The fused GPU step of several ranks: dense gradients are summed layer by layer while the backward pass goes on, table
 rows are exchanged deduplicated. Not captured, since the numbers of touched rows decide the sizes of what is exchanged.
+The host is told these numbers early, so that it stays ahead of the device.
 """
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 from widedeep import ops
 from widedeep.data import Batch
 from widedeep.steps.cuda import CudaStep
-from widedeep.steps.rows import update_rows
+from widedeep.steps.exchange import Arriving, gather_counts, gather_tables
+from widedeep.steps.rows import touched_rows, update_rows
 from widedeep.steps.trial import ROUTES
 
 
@@ -39,26 +41,54 @@ class RanksCudaStep(CudaStep):
             self._summing = False
         if self.model.has_wide:
             self.comm.all_reduce_(self.weights.neighbours("wide.numeric.weight", "wide.bias"))
-        if self._all_finite():
+        overflow = self._overflow()
+        with self.second.queue():
             self._update_dense()
-            if self.spec.categorical:
-                self._update_gathered_rows(batch.ids, segments)
+        if self.spec.categorical:
+            self._update_gathered_rows(batch.ids, segments, overflow)
+        self.second.wait()
         self._count()
+
+    def _segments(self, ids: Tensor) -> ops.Segments:
+        segments = super()._segments(ids)
+        if self._summing:
+            self._ask_for_counts(segments)
+        return segments
+
+    def _ask_for_counts(self, segments: ops.Segments) -> None:
+        """While the forward pass is queued: when the host wants to know them, after the backward pass, they are there,
+        and it goes on queueing before the device has nothing left to do.
+        """
+        self._asked = Arriving(gather_counts(self.comm, touched_rows(segments)))
+
+    def _own_counts(self) -> list[int]:
+        """How many rows of each table the batch touches."""
+        self._counts = self._asked.tolist()
+        return self._counts[self.comm.rank]
 
     def _sum_over_ranks(self, weight: str, bias: str) -> None:
         if self._summing:
             with self.second.queue():
                 self.comm.all_reduce_(self.weights.neighbours(weight, bias))
 
-    def _all_finite(self) -> bool:
-        """Of the gradients on all ranks; a bias has the sum of those of the logits."""
+    def _overflow(self) -> Arriving | None:
+        """Whether a gradient is not finite on any rank, which the dense updates read from the device: a bias has the
+        sum of those of the logits.
+        """
         if self.found_inf is None:
-            return True
+            return None
         ops.check_finite_([self.weights.flat], self.found_inf)
-        return not self.comm.all_reduce_(self.found_inf).item()
+        return Arriving(self.comm.all_reduce_(self.found_inf))
 
-    def _update_gathered_rows(self, ids: Tensor, segments: ops.Segments) -> None:
-        touched, tables, wide = self._row_gradients(ids, segments)
+    def _update_gathered_rows(self, ids: Tensor, segments: ops.Segments, overflow: Arriving | None) -> None:
+        touched, tables, wide = self._row_gradients(ids, segments, self._own_counts())
         if self.scale is not None:
             tables, wide = [values / self.scale for values in tables], wide / self.scale
-        update_rows(self.model, self.slots, self.config, self.lr, *self._exchange(touched, tables, wide))
+        gathered = self._exchange(touched, tables, wide)
+        if overflow is None or not overflow.tolist():  # the device is busy with the exchange until the host knows
+            update_rows(self.model, self.slots, self.config, self.lr, *gathered)
+
+    def _exchange(
+        self, touched: Tensor, tables: list[Tensor], wide: Tensor
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
+        return gather_tables(self.comm, self._counts, self.model.spec.row_base, touched, tables, wide)

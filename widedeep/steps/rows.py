@@ -1,7 +1,6 @@
 """Gradients of the rows that a batch touched, and the updates that they make."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from torch import Tensor
 
@@ -20,20 +19,27 @@ def row_gradients(
     spec: FeatureSpec,
     columns: Sequence[int],
     table_rows: Sequence[int],
+    counts: Sequence[int] | None = None,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Of the touched rows, sorted: flat rows [U], gradients per table [U_f, D], wide gradients [U].
 
     Args:
         segments: of the ids.  columns: first column of each table in dx, which lies in `activations` with dlogit.
         table_rows: rows of each table.
+        counts: of its touched rows, where the host knows them; else it waits for the device, which does.
     """
-    starts, B = segments.table_start.tolist(), len(ids)
+    counts = touched_rows(segments).tolist() if counts is None else counts
+    B = len(ids)
     dx, dlogit = activations.gradient(0, B), activations.dlogit[:B]
     shapes = (spec.hotness, spec.mean, columns, table_rows, spec.dims)
     tables, wide = ops.embedding_row_gradients(ids, dx, dlogit, *segments, *shapes)
-    counts = [stop - start for start, stop in pairwise(starts)]
-    touched = segments.unique[: starts[-1]].long()
-    return touched, [values[:n] for values, n in zip(tables, counts)], wide[: starts[-1]]
+    U = sum(counts)
+    return segments.unique[:U].long(), [values[:n] for values, n in zip(tables, counts)], wide[:U]
+
+
+def touched_rows(segments: ops.Segments) -> Tensor:
+    """[F] int64: how many rows of each table the ids of a batch name, on their device."""
+    return segments.table_start.diff().long()
 
 
 def zero_gradients(model: WideDeep) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ captured on a GPU: the numbers of borrowed rows decide the sizes of the tables t
 import torch
 from torch import Tensor
 
+from widedeep import ops
 from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.model import WideDeep
@@ -61,3 +62,9 @@ class ShardedCudaStep(_Sharded, RanksCudaStep):
         taken = super()._take(batch)
         self.lookup = [self.borrowed.tables, self.borrowed.wide, *self.lookup[2:]]
         return taken
+
+    def _ask_for_counts(self, segments: ops.Segments) -> None:
+        """Nothing: they are those of the borrowed rows."""
+
+    def _own_counts(self) -> list[int]:
+        return [sum(of_table) for of_table in zip(*self.borrowed.counts)]
