@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from widedeep import scoring
 from widedeep.errors import InputError
+from widedeep.outputs import UNDEFINED
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = ["rows", "groups", "multi_click_groups", "click_rate", "mean_probability", "logloss", "normalized_entropy"]
@@ -129,6 +130,18 @@ def test_normalized_entropy_is_the_loss_against_that_of_the_click_rate(tmp_path,
     assert score(capsys, write(tmp_path, constant))["normalized_entropy"] == pytest.approx(1, rel=1e-9)
     one_class = rows.set_column(1, "y", pa.array(np.ones(len(y), bool)))
     assert score(capsys, write(tmp_path, one_class))["normalized_entropy"] is None
+
+
+def test_the_table_says_why_there_is_no_map(tmp_path, capsys):
+    """Not asked for, which the flag changes; not undefined, as AUC is where all rows have one label."""
+    path = write(tmp_path, table())
+    assert scoring.run(path, "y", "p") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == scoring.NO_GROUPS
+    assert scoring.run(path, "y", "p", "g") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("└")
+    one_label = table(20).set_column(1, "y", pa.array(np.zeros(20, bool)))
+    assert scoring.run(write(tmp_path, one_label), "y", "p") == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [scoring.NO_GROUPS, UNDEFINED]
 
 
 def test_a_group_of_several_clicks(tmp_path, capsys):

@@ -237,7 +237,7 @@ def test_rows_read_from_csv_as_texts_are_those_of_the_file(tmp_path):
     """By the calls that docs/your-own-data.md names; what is guessed of such columns has other texts."""
     rng = np.random.default_rng()
     code, flag = rng.choice(["007", "7", "NA", "", "x"], 90), rng.choice(["True", "False"], 90)
-    half, click = rng.choice(["1.0", "2.50", ""], 90), np.arange(90) % 2
+    half, click = rng.choice(["1.0", "2.50", "", '""', "\\N"], 90), np.arange(90) % 2
     lines = ["code,flag,half,click", *(",".join(map(str, row)) for row in zip(code, flag, half, click))]
     (tmp_path / "a.csv").write_text("\n".join([*lines, ""]))
     vocabulary = {"transform": {"vocabulary": {}}}
@@ -249,8 +249,8 @@ def test_rows_read_from_csv_as_texts_are_those_of_the_file(tmp_path):
     written = read(tmp_path / "data" / "train")
     pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
     frames = [
-        pandas.read_csv(tmp_path / "a.csv", dtype=str, keep_default_na=False, na_values=[""]),
-        polars.read_csv(tmp_path / "a.csv", infer_schema=False),
+        pandas.read_csv(tmp_path / "a.csv", dtype=str, keep_default_na=False, na_values=["", "\\N"]),
+        polars.read_csv(tmp_path / "a.csv", infer_schema=False, null_values=["", "\\N"]),
     ]
     for frame in frames:
         ids, numeric = Encoder(tmp_path / "data")(frame)

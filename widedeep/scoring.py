@@ -24,6 +24,8 @@ LEAST_P = float(np.float32(1e-7)) + 1e-7
 LEAST_1_MINUS_P = 1 - float(np.float32(1 - 1e-7)) + 1e-7
 # A column without any value has the type null; its first row is then at fault, not its type.
 IS_NUMERIC = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean, pa.types.is_null)
+OF_GROUPS = ("groups", "multi_click_groups", "map", "map_all", "gauc")
+NO_GROUPS = "MAP and group AUC need --group, the column of what is ranked together"
 
 
 class Predictions(NamedTuple):
@@ -263,7 +265,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _as_text(result: dict[str, float | int | None], k: int) -> str:
-    """A table for people, and below it why a metric is undefined."""
+    """A table for people, and below it why a metric is missing or undefined."""
     from rich.console import Console
     from rich.table import Table
 
@@ -291,4 +293,6 @@ def _as_text(result: dict[str, float | int | None], k: int) -> str:
     console = Console(width=60)
     with console.capture() as captured:
         console.print(table)
-    return "\n".join([captured.get().rstrip("\n"), *metrics_note(result.values())])
+    grouped = result["groups"] is not None
+    notes = metrics_note(value for key, value in result.items() if grouped or key not in OF_GROUPS)
+    return "\n".join([captured.get().rstrip("\n"), *([] if grouped else [NO_GROUPS]), *notes])
