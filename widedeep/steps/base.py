@@ -16,7 +16,6 @@ from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
-from widedeep.steps.exchange import gather_counts, gather_tables
 
 GEMMS = get_args(Gemm)
 # The original's dynamic loss scale for float16; rules: growth, backoff, and the steps between growths.
@@ -214,14 +213,6 @@ class Step(ABC):
             return
         counters = (self.scale, self.good_steps, self.slots.updates)
         self.rules.loss_scale_update_(*counters, self.found_inf, *SCALE_RULES)
-
-    def _exchange(
-        self, touched: Tensor, tables: list[Tensor], wide: Tensor
-    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
-        """What `row_gradients` gave on this rank to what `update_rows` takes: the gradients of all ranks."""
-        own = torch.tensor([len(values) for values in tables], device=self.device)
-        counts = gather_counts(self.comm, own).tolist()
-        return gather_tables(self.comm, counts, self.model.spec.row_base, touched, tables, wide)
 
 
 def wide_loss(wide_logit: Tensor, batch: Batch, dlogit: Tensor) -> Tensor:

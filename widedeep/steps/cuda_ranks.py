@@ -62,7 +62,7 @@ class RanksCudaStep(CudaStep):
         self._asked = Arriving(gather_counts(self.comm, touched_rows(segments)))
 
     def _own_counts(self) -> list[int]:
-        """How many rows of each table the batch touches."""
+        """How many rows of each table the batch touches here; `_exchange` takes those of all ranks."""
         self._counts = self._asked.tolist()
         return self._counts[self.comm.rank]
 

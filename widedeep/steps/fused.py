@@ -17,6 +17,7 @@ from widedeep.errors import InputError
 from widedeep.model import WideDeep
 from widedeep.steps.base import PRECISIONS, Step, StepConfig, wide_loss
 from widedeep.steps.buffers import Activations, DenseGradients
+from widedeep.steps.exchange import gather_counts, gather_tables
 from widedeep.steps.rows import row_gradients, spread_rows, update_rows, zero_gradients
 
 log = logging.getLogger(__name__)
@@ -184,6 +185,14 @@ class FusedStep(Step):
             *(spec.hotness, spec.mean, spec.table_columns),
             *(lr, self.slots.updates, config.rho, config.eps, config.wide_lr, config.l1, config.l2),
         )
+
+    def _exchange(
+        self, touched: Tensor, tables: list[Tensor], wide: Tensor
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
+        """What `row_gradients` gave on this rank to what `update_rows` takes: the gradients of all ranks."""
+        own = torch.tensor([len(values) for values in tables], device=self.device)
+        counts = gather_counts(self.comm, own).tolist()
+        return gather_tables(self.comm, counts, self.model.spec.row_base, touched, tables, wide)
 
     @torch.no_grad()
     def _update_dense(self, lr: Tensor) -> None:
