@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from preprocess import csv_io
 from preprocess.engine import Engine
-from preprocess.tabular.columns import BadCell, Column, Lists
+from preprocess.tabular.columns import BadCell, Column, Lists, is_uuid
 from widedeep.errors import InputError
 
 PARQUET_SUFFIXES = (".parquet", ".pq", ".brotli")
@@ -202,6 +202,8 @@ def _is_list(kind: pa.DataType) -> bool:
 def _type_fault(kind: pa.DataType) -> str | None:
     """What is wrong with a column of this type; None if it can be read."""
     element = kind.value_field.type if _is_list(kind) else kind
+    if is_uuid(element):
+        return None
     element = element.value_type if pa.types.is_dictionary(element) else element
     return None if _is_text(element) else f"expected numbers, text or lists of them, found {str(kind)[:60]}"
 
