@@ -109,6 +109,7 @@ def test_the_name_of_a_file_implies_tabs(tmp_path, plain, name):
         ("x,click", "|", "; the file has one column, 'x,click', and may want --delimiter ','$"),
         ("x, click", ",", "; the file has 'x', ' click'$"),
         ("x", ",", "; the file has 'x'$"),
+        ("x,0.5", ",", "; the file has 'x', '0.5'; one without a header wants --columns$"),
     ],
 )
 def test_a_header_of_one_column_names_the_flag(tmp_path, header, delimiter, words):

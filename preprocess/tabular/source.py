@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocess import csv_io
+from preprocess import csv_hints, csv_io
 from preprocess.engine import Engine
 from preprocess.tabular.columns import BadCell, Column, Lists, is_uuid
 from widedeep.errors import InputError
@@ -164,7 +164,7 @@ def _check_names(path: Path | None, columns: Sequence[str], names: Sequence[str]
         if (count := names.count(column)) != 1:
             fault = "missing" if not count else "there twice"
             what = "table" if path is None else "file"
-            raise InputError(f"{_of(path, column)} is {fault}; the {what} has {csv_io.listed(names)}")
+            raise InputError(f"{_of(path, column)} is {fault}; the {what} has {csv_hints.listed(names)}")
 
 
 def _of(path: Path | None, column: str) -> str:
