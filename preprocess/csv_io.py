@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from preprocess.csv_hints import are_values, listed, other_delimiter, other_than_text
 from preprocess.inputs import changed
 from widedeep.errors import InputError
 
@@ -31,7 +32,6 @@ NULL_TIME = np.iinfo(np.int64).min
 MAX_ID = 2**31 - 2
 BLOCK_BYTES = 4 << 20
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_DELIMITERS = ";\t|,"
 SUFFIXES = (".csv", ".csv.gz", ".csv.zst")
 # What pyarrow takes: ASCII only, blanks around numbers are ignored.
 _PATTERNS = {
@@ -232,6 +232,10 @@ def _open(path: Path) -> IO[bytes]:
     compression = _COMPRESSIONS.get(path.suffix)
     try:
         if compression is None:
+            with open(path, "rb") as file:
+                other = other_than_text(file.read(8))
+            if other:
+                raise InputError(f"{path}: expected text, found {other}")
             return open(path, "rb")
         return io.BufferedReader(pa.input_stream(str(path), compression=compression), 1 << 20)
     except OSError as error:
@@ -263,19 +267,9 @@ def _header(path: Path, line: bytes, columns: Sequence[Column], format: Format) 
     for column in columns:
         if (count := header.count(column.name)) != 1:
             fault = "missing" if not count else "there twice"
-            raise InputError(f"{path}, line 1: column {column.name} is {fault}; the header has {listed(header)}")
+            hint = "; without a header its columns are named in metadata.csv" if are_values(header) else ""
+            raise InputError(f"{path}, line 1: column {column.name} is {fault}; the header has {listed(header)}{hint}")
     return header
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for a message, in quotes, since blanks around one would not be seen; and what may be wrong with one."""
-    text = ", ".join(map(repr, names[:20]))[:200]
-    return text if (found := other_delimiter(names)) is None else f"{text} alone; its delimiter may be {found!r}"
-
-
-def other_delimiter(names: Sequence[str]) -> str | None:
-    """What may stand between fields, where a header seems to have one name."""
-    return next((mark for mark in _DELIMITERS if mark in names[0]), None) if len(names) == 1 else None
 
 
 def _empty(column: Column) -> np.ndarray | pa.DictionaryArray:
@@ -338,7 +332,9 @@ def _diagnose(block: Block, data: bytes, columns: Sequence[Column], error: Excep
             found = spans if _is_open(text, block.format) else fault
             return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {found}")
         if len(fields) != len(block.header):
-            return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {len(fields)}")
+            mark = other_delimiter(fields)
+            found = f"{len(fields)}{'' if mark is None else f'; its delimiter may be {mark!r}'}"
+            return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {found}")
         for column in columns:
             if fault := _fault(column, fields[where[column.name]]):
                 return InputError(f"{block.path}, line {line}: column {column.name}: {fault}")

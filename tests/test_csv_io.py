@@ -1,7 +1,9 @@
 """Reading CSV in blocks: every value as the csv module reads it, and every fault with its line."""
 
+import bz2
 import csv
 import gzip
+import lzma
 import random
 import re
 
@@ -118,6 +120,7 @@ GOOD = "1,x,2,0.5,GB,2016-01-01 00:00:00"
     ("row", "message"),
     [
         ("1,x,2,0.5,GB", "expected 6 fields, found 5"),
+        (GOOD.replace(",", "\t"), r"expected 6 fields, found 1; its delimiter may be '\t'"),
         (GOOD + ",more", "expected 6 fields, found 7"),
         (GOOD.replace("1,x", "one,x", 1), "column id: expected an integer, found 'one'"),
         (GOOD.replace("1,x", "1.0,x", 1), "column id: expected an integer, found '1.0'"),
@@ -192,6 +195,14 @@ def test_quotes_that_open_no_field_are_text(field, value, block_bytes, tmp_path)
         (HEADER.replace("ignored", "id"), "line 1: column id is there twice"),
         (b"\xff\xfe" + HEADER.encode(), "line 1: expected a header line in UTF-8"),
         (HEADER.encode().rstrip() + b"\r1,2\r", "line 1: expected lines that end in a line feed"),
+        (GOOD, "column id is missing; .* '2016-01-01 .*'; without a header its columns are named in metadata.csv$"),
+        (gzip.compress(HEADER.encode()), r"t\.csv: expected text, found gzip, for which its name ends in \.gz$"),
+        (pa.compress(HEADER.encode(), "zstd", asbytes=True), "found zstd, for which its name ends in .zst$"),
+        (bz2.compress(HEADER.encode()), "found bzip2; compressed text is read from .gz and .zst$"),
+        (lzma.compress(HEADER.encode()), "found xz; "),
+        (b"PAR1" + bytes(20), "found Parquet, for which its name ends in .parquet$"),
+        (b"ARROW1" + bytes(20), "found Arrow, "),
+        (b"PK\3\4" + bytes(20), "found a zip archive; "),
     ],
 )
 def test_a_bad_header_is_named(text, message, tmp_path):

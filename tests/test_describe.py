@@ -131,6 +131,36 @@ def test_words_and_nulls_of_tables(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == report
 
 
+def test_values_without_an_id_of_their_own_are_counted(tmp_path, capsys):
+    """Missing, rare and unseen values share id 0, which train rows may have too: by ids none of them is new."""
+    g = np.random.default_rng()
+    train, test = g.integers(0, 40, 300), g.integers(20, 90, 200)
+    lines = ["user,tags,age,kind,click"]
+    for user in (*train, *test):
+        age = "" if user % 7 == 0 else user
+        lines.append(f"{user},{user % 5}|t{user},{age},{user},{user % 2}")
+    (tmp_path / "a.csv").write_text("\n".join([*lines, ""]))
+    (tmp_path / "spec.yaml").write_text(
+        "feature_spec: {user: {transform: {vocabulary: {min_count: 8}}}, tags: {max_hotness: 2, transform: {vocabulary:"
+        " {min_count: 8}, separator: '|'}}, age: {transform: {bucketise: {quantiles: 4}}}, kind: {cardinality: 50,"
+        " transform: {hash: {}}}, click: {}}\nchannel_spec: {onehot_categorical: [user, age, kind],"
+        " multihot_categorical: [tags], numerical: [], label: [click], map: []}"
+    )
+    words = ["preprocess", "tabular", tmp_path / "a.csv", "--spec", tmp_path / "spec.yaml", "--split", "last:200"]
+    assert main([*map(str, words), "--out", str(tmp_path / "out")]) == 0
+    assert main(["describe", str(tmp_path / "out"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.split("\n", 2)[2])["categorical"]
+    known = [user for user in range(40) if (train == user).sum() >= 8]
+    for split, users in (("train", train), ("test", test)):
+        assert report["user"][split]["unknown"] == pytest.approx(1 - np.isin(users, known).mean())
+        assert report["tags"][split]["unknown"] == pytest.approx((1 - np.isin(users, known).mean()) / 2)
+        assert report["age"][split]["unknown"] == pytest.approx((users % 7 == 0).mean())
+        assert "unknown" not in report["kind"][split]
+    assert report["user"]["test"]["unknown"] > 0.5
+    assert report["user"]["test"]["unseen"] == 0
+    assert "unknown" in page(describe.describe(tmp_path / "out"))
+
+
 def test_words_of_crosses(tmp_path):
     """Of the combination where each has an id; a feature without words shows its id, and so does a hashed cross."""
     rows = ["Rome,red,2,1"] * 5 + ["Rome,,0,0"] * 4 + ["Oslo,blue,1,1"] * 3

@@ -89,6 +89,17 @@ def test_what_is_told_of_a_program():
     assert found == pytest.approx(7e-6, abs=1e-9)
 
 
+def test_a_program_sums_only_where_there_is_more_than_one_row():
+    """Runtimes take long for sums of one: there is one sum of the wide part, and one of each list's embeddings."""
+    single = CategoricalFeature("one", 5, 2, combiner="mean", multi_hot=True)
+    spec = replace(SPEC, categorical=[*SPEC.categorical, single])
+    served = export.Served(WideDeep(spec, hidden=[4], seed=1).eval()).eval()
+    inputs, shapes = export._example(spec)
+    nodes = torch.export.export(served, inputs, dynamic_shapes=shapes).graph.nodes
+    sums = [node for node in nodes if node.target is torch.ops.aten.sum.dim_IntList]
+    assert len(sums) == 1 + 2 + 1  # wide; tags and words; and, as tags has a mean, how many there are
+
+
 def test_padding_adds_nothing(kind, tmp_path):
     model = WideDeep(SPEC, hidden=[4], seed=1).eval()
     export.export(model, tmp_path / "out", kind)

@@ -132,6 +132,22 @@ def test_an_export_with_statistics_will_do(place, tmp_path):
     assert (tmp_path / "data.csv").read_text() == (tmp_path / "served.csv").read_text()
 
 
+def test_kept_texts_may_have_another_type_in_each_file(place, tmp_path):
+    """pandas writes large strings, other programs plain ones; a CSV file has texts anyhow."""
+    table, files = rows_of(int(np.random.default_rng().integers(999)), 60), []
+    for i, kind in enumerate((pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.large_string()))):
+        part = table.slice(20 * i, 20)
+        files.append(tmp_path / f"{i}.parquet")
+        pq.write_table(part.set_column(0, "request", part["request"].cast(kind)), files[-1])
+    for order in (files, files[::-1]):
+        out = tmp_path / "out.parquet"
+        assert predict(place, out, "--rows", *order, "--keep", "request") == 0
+        want = pa.concat_tables(
+            [pq.read_table(path).select(["request"]).cast(pa.schema({"request": pa.string()})) for path in order]
+        )
+        assert pq.read_table(out)["request"].to_pylist() == want["request"].to_pylist()
+
+
 def refused(place, capsys, tmp_path, *words, data="data"):
     """The sentence; what was at the place of the output is still there."""
     out = tmp_path / "scores.csv"

@@ -1,6 +1,7 @@
 """Forms of input: delimiters, files without a header, Arrow, mixtures of all, masks of histories."""
 
 import gzip
+import uuid
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from preprocess.tabular import TabularConfig, infer_spec, run
+from preprocess.tabular import Encoder, TabularConfig, infer_spec, run
+from preprocess.tabular.columns import Column, Lists
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import ShardSet
@@ -107,6 +109,7 @@ def test_the_name_of_a_file_implies_tabs(tmp_path, plain, name):
         ("x,click", "|", "; the file has one column, 'x,click', and may want --delimiter ','$"),
         ("x, click", ",", "; the file has 'x', ' click'$"),
         ("x", ",", "; the file has 'x'$"),
+        ("x,0.5", ",", "; the file has 'x', '0.5'; one without a header wants --columns$"),
     ],
 )
 def test_a_header_of_one_column_names_the_flag(tmp_path, header, delimiter, words):
@@ -207,7 +210,7 @@ ODD = {
     ),
     "identifiers": (
         pa.array([bytes(range(240, 256))] * 3, pa.uuid()),
-        "column size: expected numbers, text or lists of them, found extension",
+        "row 1: column size: expected a number, found 'f0f1f2f3-f4f5-f6f7-f8f9-fafbfcfdfeff'",
     ),
     "nothing": (pa.nulls(3), "row 1: column size: expected a number, or a `fill` in its transform, found no value"),
     "lists": (pa.array([[1.0]] * 3), "column size: expected one value a row for size, found lists"),
@@ -276,6 +279,38 @@ def test_a_value_keeps_its_id_whatever_the_type_in_a_file(tmp_path):
     pq.write_table(nothing.append_column("click", table["click"]), tmp_path / "c.parquet")
     got = ids_of(tmp_path / "c.parquet", tmp_path / "c", tmp_path / "a")
     assert (got["ad"], got["seen"], got["size"]) == ([0] * 3, [[-1, -1]] * 3, [0] * 3)
+
+
+@pytest.mark.parametrize("missing", [(), (1, 4)])
+def test_uuids_are_the_texts_that_they_are_written_as(missing):
+    g = np.random.default_rng()
+    want = [None if i in missing else uuid.UUID(bytes=g.bytes(16)) for i in range(9)]
+    array = pa.array([*want, want[0]])
+    for found in (array, array.slice(3, 4), array.slice(2, 0), pa.chunked_array([array, array])):
+        column = Column.of(found)
+        assert [column.texts[code] if code >= 0 else None for code in column.codes] == [
+            None if value is None else str(value) for value in found.to_pylist()
+        ]
+    lists = Lists.of(pa.ListArray.from_arrays([0, 2, 2, 3], array.slice(5, 3)))
+    assert lists.elements.texts == [str(value) for value in want[5:8]]
+
+
+def test_uuids_in_a_file_and_in_memory(tmp_path):
+    """DuckDB writes them so; a text that is one means the same."""
+    g = np.random.default_rng()
+    users = [uuid.UUID(bytes=g.bytes(16)) for _ in range(3)]
+    table = rows(6).set_column(0, "city", pa.array([*users, *users]))
+    pq.write_table(table, tmp_path / "a.parquet")
+    spec, notes = infer_spec([str(tmp_path / "a.parquet")])
+    assert "city" in spec["feature_spec"]
+    assert not any("city" in note for note in notes)
+    run(TabularConfig(write_spec(tmp_path / "spec.yaml"), tmp_path / "out", [tmp_path / "a.parquet"], split="none"))
+    ids = read(tmp_path / "out" / "train")["city"]
+    assert sorted(ids[:3]) == [1, 2, 3]
+    others = table.drop_columns(["city"]).to_pandas()
+    for values in (users, [str(user) for user in users]):
+        encoded, _ = Encoder(tmp_path / "out")(others[:3].assign(city=values))
+        assert encoded[:, 0].tolist() == ids[:3].tolist()
 
 
 @pytest.mark.parametrize("values", [[b"a", b"\xff"], [[b"a"], [b"\xff"]]])

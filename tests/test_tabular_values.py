@@ -89,7 +89,7 @@ def test_what_only_python_takes_for_a_number_is_a_text(tmp_path):
         ([1, 0], "[1, 7]", "[0, -1]"),
     ],
 )
-def test_negative_values_leave_no_third(tmp_path, values, positive, negative):
+def test_negative_values_leave_no_third(tmp_path, caplog, values, positive, negative):
     assert labels(tmp_path, values * 5, positive, negative=negative) == [1, 0] * 5
     third = type(values[0])(2)
     for place, split in ((3, "last:2"), (9, "last:2")):  # of train and of test rows
@@ -98,8 +98,14 @@ def test_negative_values_leave_no_third(tmp_path, values, positive, negative):
         with pytest.raises(InputError, match=rf"click.*expected a label of the spec \(.*\), found '{third}'"):
             labels(tmp_path / "other", wrong, positive, split, negative=negative)
     (tmp_path / "out").rename(tmp_path / "first")
-    scored = labels(tmp_path, [third] * 3, positive, split=None, negative=negative, stats=tmp_path / "first")
-    assert scored == [0] * 3  # rows to be scored need no true labels
+    options = {"split": None, "negative": negative, "stats": tmp_path / "first"}
+    scored = labels(tmp_path, [values[0], third, third, values[1]], positive, **options)
+    assert scored == [1, 0, 0, 0]  # rows to be scored need no true labels
+    told = f"click: 2 of 4 rows have a label that the spec does not name, such as '{third}': it counts as 0 in metrics"
+    assert told in caplog.messages
+    caplog.clear()
+    assert labels(tmp_path, values, positive, **options) == [1, 0]
+    assert not any("label" in message for message in caplog.messages)
     with pytest.raises(InputError, match=r"click.*expected a label of the spec"):  # rows to be trained with do
         labels(tmp_path, [*values, third] * 3, positive, negative=negative, stats=tmp_path / "first")
 

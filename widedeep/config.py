@@ -66,7 +66,11 @@ class Training:
     linear_learning_rate: float = option(0.02, "learning rate of the wide part (FTRL)")
     linear_l1: float = option(0.0, "L1 regularisation of the wide part (FTRL), which sets weights to 0")
     linear_l2: float = option(0.0, "L2 regularisation of the wide part (FTRL), which makes weights smaller")
-    deep_learning_rate: float = option(0.00012, "base learning rate of the deep part (RMSprop)")
+    deep_learning_rate: float = option(
+        0.00012,
+        "learning rate of the deep part (RMSprop) at the end of the warm-up; after that a quarter of it, in the second"
+        " half of the other epochs an eighth",
+    )
     deep_warmup_epochs: float = option(6.0, "epochs of linear warm-up of the deep learning rate")
     precision: Precision | None = option(None, "precision of the matrix products (fp32 unless --amp)")
     step: StepKind = option("auto", "training step: plain torch (reference) or our own kernels (fused)")

@@ -29,6 +29,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     """The data report of a shard set, or of a data set (a directory with `feature_spec.yaml`).
 
     Shares of a categorical feature are of its ids, padding apart; those of a one-hot feature are shares of rows.
+    "unknown", of features with a vocabulary or buckets, is the share of the id of missing, rare and unseen values;
+    "unseen" the share of ids that no train row has.
     Quantiles are of all rows up to 262,144, else of a fixed random sample of that many.
 
     Returns:
@@ -42,7 +44,9 @@ def describe(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     splits, names = _open(path)
     first = next(iter(splits.values()))
-    words, nulls = _words(path), _nulls(path)
+    learned, nulls = _learned(path), _nulls(path)
+    words = _words(learned)
+    zero = {name for name, f in learned.items() if "values" in f or "edges" in f}  # their id 0 stands for no one value
     report: dict[str, Any] = {"path": str(path), "splits": {n: _rows(s) for n, s in splits.items()}}
     report |= {"categorical": {}, "numeric": {}}
     for column in (first.columns[name] for name in names):
@@ -51,7 +55,8 @@ def describe(path: str | Path) -> dict[str, Any]:
             feature |= {"cardinality": column.cardinality, "hotness": column.hotness}
             seen = None
             for name, shards in splits.items():
-                feature[name], ids = _categorical(shards, column.name, words.get(column.name), seen)
+                word, spare = words.get(column.name), column.name in zero
+                feature[name], ids = _categorical(shards, column.name, word, spare, seen)
                 if seen is None:
                     seen = ids
                 elif not first.rows:
@@ -83,11 +88,15 @@ def _open(path: Path) -> tuple[dict[str, ShardSet], list[str]]:
     return splits, [*spec.names, *spec.numeric_names]
 
 
-def _words(path: Path) -> dict[str, Callable[[int], str]]:
-    """{feature: what an id stands for}, of features with a vocabulary or buckets, and of exact crosses."""
+def _learned(path: Path) -> dict[str, dict[str, Any]]:
+    """{feature: what was learned of it}, as far as there are such statistics."""
     features = _read(path / STATISTICS / "statistics.json").get("features")
     features = features if isinstance(features, dict) else {}
-    known = {name: f for name, f in features.items() if isinstance(f, dict)}
+    return {name: f for name, f in features.items() if isinstance(f, dict)}
+
+
+def _words(known: dict[str, dict[str, Any]]) -> dict[str, Callable[[int], str]]:
+    """{feature: what an id stands for}, of features with a vocabulary or buckets, and of exact crosses."""
     values = {name: f["values"] for name, f in known.items() if isinstance(f.get("values"), list)}
     words: dict[str, Callable[[int], str]] = {name: partial(_word, texts) for name, texts in values.items()}
     edges = {name: f["edges"] for name, f in known.items() if isinstance(f.get("edges"), list)}
@@ -195,9 +204,13 @@ class _Counts:
 
 
 def _categorical(
-    shards: ShardSet, name: str, words: Callable[[int], str] | None, seen: np.ndarray | None
+    shards: ShardSet, name: str, words: Callable[[int], str] | None, spare: bool, seen: np.ndarray | None
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """The numbers of a split, and the ids that occur. seen: the ids of the train rows, if this is another split."""
+    """The numbers of a split, and the ids that occur.
+
+    spare: whether id 0 stands for all values that have none of their own.
+    seen: the ids of the train rows, if this is another split.
+    """
     column = shards.columns[name]
     counts, empty = _Counts(column.cardinality), 0
     for stored, labels in _pieces(shards, name):
@@ -221,6 +234,8 @@ def _categorical(
         "head": {str(n): _share(int(rows[order[:n]].sum()), total) for n in HEADS},
         "top": [_value(ids[i], rows[i], clicks[i] if labelled else None, total, words) for i in order[:TOP]],
     }
+    if spare:
+        result["unknown"] = _share(int(rows[ids == 0].sum()), total)
     if seen is not None:
         result["unseen"] = _share(int(rows[~np.isin(ids, seen)].sum()), total)
     return result, ids

@@ -18,7 +18,8 @@ FEATURE_HEAD = (
     "top 1",
     "top 10",
     "top 100",
-    "not in train",
+    "unknown",
+    "id not in train",
 )
 NUMERIC_HEAD = ("feature", "min", "5 %", "median", "95 %", "max", "mean", "deviation", "zeros")
 FILE_WIDTH = 160  # columns of tables that go to a file or a pipe
@@ -105,7 +106,7 @@ def _feature_rows(report: dict[str, Any], split: str) -> list[list[Any]]:
         head = [percent(share) for share in part["head"].values()]
         used = f"{part['used']:,} ({percent(part['used_share'])})"
         row = [name, feature["cardinality"], used, feature["hotness"], feature["nulls"]]
-        rows.append([*row, percent(part["padding"]), *head, percent(part.get("unseen"))])
+        rows.append([*row, percent(part["padding"]), *head, percent(part.get("unknown")), percent(part.get("unseen"))])
     return rows
 
 

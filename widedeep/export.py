@@ -59,21 +59,28 @@ class Served(nn.Module):
         _, wide, wide_numeric, wide_bias = model.lookup_weights()
         for name, weight in (("wide", wide), ("wide_numeric", wide_numeric), ("wide_bias", wide_bias)):
             self.register_buffer(name, weight.detach())
+        first = [base for base, f in zip(self.spec.row_base, self.spec.categorical) for _ in range(f.hotness)]
+        self.register_buffer("first_rows", torch.tensor(first, dtype=torch.int64))  # [K]: of a table in wide
 
     def forward(self, ids: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
         spec = self.spec
         logit = numeric @ self.wide_numeric + self.wide_bias
         pieces = [(column, numeric[:, n : n + 1]) for n, column in enumerate(spec.numeric_columns)]
+        valid, rows = ids >= 0, ids.long().clamp(min=0)
+        if spec.categorical:
+            logit = logit + (self.wide[rows + self.first_rows] * valid).sum(1)
         for f, feature in enumerate(spec.categorical):
-            index = ids[:, spec.hot_start[f] : spec.hot_start[f] + feature.hotness].long()
-            valid = (index >= 0).unsqueeze(-1)
-            rows = index.clamp(min=0)
-            logit = logit + (self.wide[spec.row_base[f] + rows] * valid[..., 0]).sum(1)
-            if self.has_deep and feature.dim:
-                pooled = (F.embedding(rows, self.tables[f]) * valid).sum(1)
+            if not (self.has_deep and feature.dim):
+                continue
+            columns = slice(spec.hot_start[f], spec.hot_start[f] + feature.hotness)
+            if feature.hotness == 1:  # without a sum of one, which runtimes take long for
+                pooled = F.embedding(rows[:, columns.start], self.tables[f]) * valid[:, columns]
+            else:
+                present = valid[:, columns].unsqueeze(-1)
+                pooled = (F.embedding(rows[:, columns], self.tables[f]) * present).sum(1)
                 if spec.mean[f]:
-                    pooled = pooled / valid.sum(1).clamp(min=1)
-                pieces.append((spec.table_columns[f], pooled))
+                    pooled = pooled / present.sum(1).clamp(min=1)
+            pieces.append((spec.table_columns[f], pooled))
         if self.has_deep:
             x = torch.cat([piece for _, piece in sorted(pieces, key=lambda piece: piece[0])], 1)
             for layer in self.layers:

@@ -81,5 +81,5 @@ def number(value: Any) -> str:
 
 
 def percent(value: float | None) -> str | None:
-    """A share as text, with two decimals."""
-    return None if value is None else f"{100 * value:.2f} %"
+    """A share as text, with two decimals, or below 1 % with three digits: clicks may be rare."""
+    return None if value is None else f"{100 * value:{'.3g' if 0 < 100 * value < 1 else '.2f'}} %"

@@ -16,6 +16,7 @@ from widedeep.outputs import data_summary, write_json, write_text
 from widedeep.run import Run, tell
 
 SUMMARY_FILE = "data_summary.json"
+COARSE = 0.005  # how far an AUC by thresholds may be from the exact one before the run says so
 UNITS = {
     "streaming_map_val": {"unit": None},
     "map_all_val": {"unit": None},
@@ -40,6 +41,7 @@ class Journal:
         self._results = Path(config.location.results_dir)
         self._writes = run.comm.rank == 0
         self._bar = None
+        self._is_coarse_told = False
         # Evaluations and benchmarks add to the record of the training that went before; they do not take its place.
         self._adds = progress is None and (self._results / METRICS_FILE).is_file()
         done = None if progress is None else progress.step
@@ -115,6 +117,9 @@ class Journal:
         values = log_values(result, evaluation)
         self.log((self._progress.step, self._total_steps), values)
         self._write_evaluation(result, evaluation)
+        if not self._is_coarse_told and (told := coarse_auc(result, evaluation.thresholds[0])):
+            tell(self._run.comm, told)
+            self._is_coarse_told = True
         return values
 
     def finish(self) -> None:
@@ -171,6 +176,17 @@ def one_class(name: str, split: dict[str, Any]) -> str:
     label = int(split["clicks"] > 0)
     what = {"train": "there is nothing to learn but that", "test": "no AUC is defined, so auc_val will be nan"}
     return f"all {split['rows']:,} {name} rows have the label {label}: {what[name]}"
+
+
+def coarse_auc(result: dict[str, float | int], thresholds: int) -> str | None:
+    """A sentence where clicks are so rare, or so sure, that few of the thresholds lie between the probabilities."""
+    coarse, exact = result[f"auc_{thresholds}"], result["auc"]
+    if not abs(coarse - exact) > COARSE:  # as when they are undefined
+        return None
+    return (
+        f"auc_val, by {thresholds} thresholds, is {coarse:.4f}, and the exact AUC {exact:.4f}:"
+        f" --num_auc_thresholds {40 * thresholds} makes it finer"
+    )
 
 
 def log_values(result: dict[str, float | int], evaluation: Evaluation) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 _REFUSED = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 _ZEROS_OF_FRACTION = r"(?:(\.[0-9]*[1-9])|\.)0+($|[^0-9])"  # before the zone, if there is one
+_DIGITS_OF_UUID = [place for place in range(36) if place not in (8, 13, 18, 23)]  # between are hyphens
 
 
 class BadCell(ValueError):
@@ -32,6 +33,8 @@ class Column:
         """From any scalar arrow array. NaN is null."""
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
+        if is_uuid(array.type):
+            array = _texts_of_uuids(array)
         if pa.types.is_dictionary(array.type):
             kind = array.type.value_type
             if array.dictionary.null_count or pa.types.is_floating(kind) or pa.types.is_null(kind):
@@ -141,6 +144,22 @@ class Column:
 
     def _bad(self, code: int, expected: str) -> BadCell:
         return BadCell(int((self.codes == code).argmax()), expected, self.values[code].as_py())
+
+
+def is_uuid(kind: pa.DataType) -> bool:
+    """Whether a type is that of uuids, as DuckDB and Python's `uuid.UUID` have them."""
+    return getattr(kind, "extension_name", None) == "arrow.uuid"
+
+
+def _texts_of_uuids(array: pa.Array) -> pa.Array:
+    """[n] uuids -> [n] strings of 32 hexadecimal digits, 8-4-4-4-12 of them between hyphens."""
+    n, storage = len(array), pc.fill_null(array.storage, bytes(16))
+    octets = np.frombuffer(storage.buffers()[1] or b"", np.uint8, 16 * n, 16 * storage.offset)
+    written = np.full((n, 36), ord("-"), np.uint8)
+    written[:, _DIGITS_OF_UUID] = np.frombuffer(octets.tobytes().hex().encode(), np.uint8).reshape(n, 32)
+    ends = np.arange(0, 36 * n + 1, 36, np.int32)
+    texts = pa.StringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(written))
+    return pc.if_else(array.is_null(), None, texts)
 
 
 def _convert(values: pa.Array, kind: pa.DataType) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preprocess import csv_io
+from preprocess import csv_hints, csv_io
 from preprocess.engine import ThreadEngine
 from preprocess.tabular import source, transforms
 from preprocess.tabular.config import TabularConfig
@@ -79,9 +79,10 @@ def _columns(inputs: list[str], csv: csv_io.Format) -> tuple[list[str], dict[str
 
 def _has(names: list[str], delimiter: str | None) -> str:
     """What a message says of the columns that are there."""
-    found = csv_io.other_delimiter(names)
+    found = csv_hints.other_delimiter(names)
     if found in (None, delimiter):
-        return f"the file has {', '.join(map(repr, names))[:200]}"
+        told = f"the file has {', '.join(map(repr, names))[:200]}"
+        return f"{told}; one without a header wants --columns" if csv_hints.are_values(names) else told
     return f"the file has one column, {names[0][:200]!r}, and may want --delimiter {found!r}"
 
 

@@ -108,7 +108,7 @@ class _Run:
         else:
             statistics.load(self.spec, Path(self.config.stats))
             if not self.inputs:
-                self.label.encoder.negative = frozenset()  # rows to be scored need no true labels
+                self.label.encoder.is_strict = False  # rows to be scored need no true labels
         statistics.save(self.spec, self.out)
         completed = self.spec.completed(self.train_group)
         self.write(completed)
@@ -247,6 +247,9 @@ class _Run:
             if cut:
                 log.warning("%s: %d elements beyond max_hotness were left out", name, cut)
         self.warn_of_strange_values()
+        if others := self.label.encoder.others:
+            told = "%s: %d of %d rows have a label that the spec does not name, such as %r: it counts as 0 in metrics"
+            log.warning(told, self.label.name, others, self.counts["test"]["rows"], self.label.encoder.other)
         unused = [name for name in completed.other if name not in (completed.label, completed.group)]
         if unused:
             log.warning(

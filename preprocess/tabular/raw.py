@@ -55,7 +55,7 @@ def raw_batches(
         for chunk in source.chunks(paths, columns, engine, TabularConfig.chunk_bytes, csv=encoder.csv_of):
             kept = _kept(chunk, keep)
             schema = schema or kept.schema
-            _check_types(chunk, kept.schema, schema)
+            kept = _alike(chunk, kept, schema)
             encoded = encoder.encode(chunk)
             for name, counts in known.items():
                 counts += np.count_nonzero(encoded[name].rows > 0), np.count_nonzero(encoded[name].present)
@@ -85,11 +85,21 @@ def _kept(chunk: Chunk, keep: Sequence[str]) -> pa.Table:
     return pa.table(arrays)
 
 
-def _check_types(chunk: Chunk, found: pa.Schema, first: pa.Schema) -> None:
-    for field in first:
-        if (kind := found.field(field.name).type) != field.type:
+def _alike(chunk: Chunk, kept: pa.Table, first: pa.Schema) -> pa.Table:
+    """With the types of the first file. Texts may have others, as pandas and polars write them, but nothing else."""
+    for place, field in enumerate(first):
+        kind = kept.schema.field(place).type
+        if kind == field.type:
+            continue
+        if not (_are_texts(kind) and _are_texts(field.type)):
             told = f"expected {field.type}, as in the first file, found {kind}"
             raise InputError(f"{chunk.of(field.name)}: {told}")
+        kept = kept.set_column(place, field, kept.column(place).cast(field.type))
+    return kept
+
+
+def _are_texts(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _join(parts: Sequence[RawBatch]) -> RawBatch:

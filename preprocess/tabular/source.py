@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocess import csv_io
+from preprocess import csv_hints, csv_io
 from preprocess.engine import Engine
-from preprocess.tabular.columns import BadCell, Column, Lists
+from preprocess.tabular.columns import BadCell, Column, Lists, is_uuid
 from widedeep.errors import InputError
 
 PARQUET_SUFFIXES = (".parquet", ".pq", ".brotli")
@@ -164,7 +164,7 @@ def _check_names(path: Path | None, columns: Sequence[str], names: Sequence[str]
         if (count := names.count(column)) != 1:
             fault = "missing" if not count else "there twice"
             what = "table" if path is None else "file"
-            raise InputError(f"{_of(path, column)} is {fault}; the {what} has {csv_io.listed(names)}")
+            raise InputError(f"{_of(path, column)} is {fault}; the {what} has {csv_hints.listed(names)}")
 
 
 def _of(path: Path | None, column: str) -> str:
@@ -202,6 +202,8 @@ def _is_list(kind: pa.DataType) -> bool:
 def _type_fault(kind: pa.DataType) -> str | None:
     """What is wrong with a column of this type; None if it can be read."""
     element = kind.value_field.type if _is_list(kind) else kind
+    if is_uuid(element):
+        return None
     element = element.value_type if pa.types.is_dictionary(element) else element
     return None if _is_text(element) else f"expected numbers, text or lists of them, found {str(kind)[:60]}"
 

@@ -133,12 +133,15 @@ class Label:
     values, the column holds 0 and 1.
 
     positive, negative: texts, and numbers, which mean every spelling of them; so do the texts of `WORDS`.
+    is_strict: whether a value that is neither is refused where there are negative ones; else `others` counts them, and
+    `other` is the first.
     """
 
     learns = False
 
     def __init__(self, positive: Values | None, negative: Values = frozenset()):
         self.positive, self.negative = positive, negative
+        self.is_strict, self.others, self.other = True, 0, ""
 
     def apply(self, column: Column) -> np.ndarray:
         """[n] uint8."""
@@ -151,8 +154,11 @@ class Label:
             strange = [not one and not stands_in(self.negative, text) for one, text in zip(positive, texts)]
             if (rows := column.take(np.array(strange, bool), False)).any():
                 row = int(rows.argmax())
-                given = ", ".join(map(repr, sorted({*map(str, self.positive | self.negative)})))
-                raise BadCell(row, f"a label of the spec ({given})", texts[column.codes[row]])
+                found = texts[column.codes[row]]
+                if self.is_strict:
+                    given = ", ".join(map(repr, sorted({*map(str, self.positive | self.negative)})))
+                    raise BadCell(row, f"a label of the spec ({given})", found)
+                self.others, self.other = self.others + int(rows.sum()), self.other or found
         return column.take(positive, 0)
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from widedeep.html_page import percent
+
 
 def add_output(parser) -> None:
     parser.add_argument("--out", type=str, required=True, help="directory of the data set to write")
@@ -37,6 +39,6 @@ def show_splits(out: str, report: dict[str, Any]) -> None:
     for split in ("train", "test"):
         part = report[split]
         lacking = "no labels" if part["rows"] else "no rows"
-        rate = lacking if part["positive_rate"] is None else f"{100 * part['positive_rate']:.2f} % positive"
+        rate = lacking if part["positive_rate"] is None else f"{percent(part['positive_rate'])} positive"
         records = f" of {part['records']} records" if "records" in part else ""
         print(f"{out}/{split}: {part['rows']} rows{records}, {rate}")
