@@ -9,6 +9,7 @@ import pytest
 import torch
 from ranks import run_ranks
 from test_model import SPECS, inputs
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -195,6 +196,25 @@ def test_layers_are_read_not_called():
     torch.testing.assert_close(model(*BATCHES[0][:2]), plain(*BATCHES[0][:2]))
     model(*BATCHES[0][:2]).sum().backward()
     assert model.layers[0].parametrizations.weight.original1.grad.any()
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_compiled_once_for_all_sizes_of_batches(sparse, device):
+    model, eager = (WideDeep(SPECS["multi-hot only"], [9, 6], 0.5, seed=3, sparse=sparse).to(device) for _ in range(2))
+    torch.compiler.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=graphs, fullgraph=True)
+    for B in (16, 9, 30):
+        ids, numeric, _ = inputs(model.spec, B, device)
+        for tensor in (ids, numeric):
+            torch._dynamo.mark_dynamic(tensor, 0)
+        torch.testing.assert_close(compiled(ids, numeric), eager(ids, numeric))
+        for m in (model, eager):
+            m.zero_grad()
+        compiled(ids, numeric).square().sum().backward()
+        eager(ids, numeric).square().sum().backward()
+        torch.testing.assert_close(model.tables[0].grad.to_dense(), eager.tables[0].grad.to_dense())
+    assert graphs.frame_count == 1
 
 
 FULLY_SHARDED = """
