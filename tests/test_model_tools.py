@@ -2,6 +2,7 @@
 FSDP2, hooks of layers, derivatives, frozen tables.
 """
 
+import copy
 import json
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from widedeep.data import Batch
 from widedeep.errors import InputError
+from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, RMSprop
 from widedeep.step import make_step
@@ -215,6 +217,34 @@ def test_compiled_once_for_all_sizes_of_batches(sparse, device):
         eager(ids, numeric).square().sum().backward()
         torch.testing.assert_close(model.tables[0].grad.to_dense(), eager.tables[0].grad.to_dense())
     assert graphs.frame_count == 1
+
+
+def test_the_count_of_calls_is_one_tensor(device):
+    model, eager = (WideDeep(SPEC, hidden=[7, 5], seed=4, dropout=0.5).to(device) for _ in range(2))
+    ids, numeric, _ = (t.to(device) for t in BATCHES[0])
+    count, before = model.dropout_step, copy.deepcopy(model.state_dict())
+    with torch.inference_mode():  # a count made anew in it could not be written outside
+        assert torch.equal(model(ids, numeric), eager(ids, numeric))
+    assert model.dropout_step is count
+    assert count == 1
+    model.load_state_dict(before)
+    assert count == 0
+    program = torch.export.export(model, (ids, numeric), strict=True).module()
+    with torch.no_grad():
+        for number in range(3):
+            step = torch.tensor([number], device=device)
+            torch.testing.assert_close(program(ids, numeric), eager(ids, numeric, step=step))
+
+
+def test_on_meta_no_memory_is_taken():
+    spec = FeatureSpec([CategoricalFeature("a", 2**30, 2**16)], [NumericFeature("x")], label="y")  # 256 TiB
+    with torch.device("meta"):
+        model = WideDeep(spec, [3], seed=1)
+    assert {t.device.type for t in model.state_dict().values()} == {"meta"}
+    with torch.device("meta"):
+        small = WideDeep(SPEC, hidden=[7, 5], seed=4)
+    small.to_empty(device="cpu").load_state_dict(trained().state_dict())
+    torch.testing.assert_close(small.eval()(*BATCHES[0][:2]), trained().eval()(*BATCHES[0][:2]))
 
 
 FULLY_SHARDED = """

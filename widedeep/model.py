@@ -92,12 +92,13 @@ class WideDeep(nn.Module):
         generator = torch.Generator()
         self.seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else int(seed)
         generator.manual_seed(self.seed)
-        with torch.device("cpu"):  # a seed gives the same weights on every device
+        device = torch.get_default_device()
+        with torch.device("meta" if device.type == "meta" else "cpu"):  # a seed gives the same weights on every device
             self._make_deep(generator)
             self._make_wide(generator, wide_init)
             self.register_buffer("dropout_step", torch.zeros(1, dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_keep_step)
-        self.to(torch.get_default_device())
+        self.to(device)
 
     def _make_deep(self, generator: torch.Generator) -> None:
         self.tables = nn.ParameterList()
@@ -174,7 +175,8 @@ class WideDeep(nn.Module):
                 raise RuntimeError("dropout: expected a step in a call that autograd repeats (torch.utils.checkpoint)")
             step = self.dropout_step
             if self.training:
-                self.dropout_step = step + 1  # a new tensor: this call may still read the old one
+                step = step.clone()
+                self.dropout_step.add_(1)  # in place, so that an exported program counts too
         for i, layer in enumerate(self.layers):
             weight = layer.weight.to(dtype)
             if x.shape[1] > weight.shape[1]:
