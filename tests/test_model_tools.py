@@ -256,7 +256,9 @@ sys.path.insert(0, "tests")
 from test_model import SPECS, WideDeep, inputs
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
+from widedeep.errors import InputError
 from widedeep.optim import RMSprop
+from widedeep.step import make_step
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
 model, alone = (WideDeep(SPECS["some wide only"], [9, 6], 0.5, seed=3, sparse=False) for _ in range(2))
@@ -279,6 +281,11 @@ try:
     raise SystemExit("RMSprop took a DTensor")
 except NotImplementedError as error:
     assert "rmsprop" in str(error)
+try:
+    make_step("auto", model)
+    raise SystemExit("a step took a DTensor")
+except InputError as error:
+    assert str(error) == "step: expected whole weights, got a DTensor for wide", error
 torch.distributed.destroy_process_group()
 os._exit(0)
 """

@@ -97,6 +97,9 @@ def _check_model(model: WideDeep) -> None:
         raise InputError(
             f"step: expected the parameters that the model was made with, for a step trains no others, got {got}"
         )
+    for name, p in model.named_parameters():
+        if type(p.data) is not torch.Tensor:  # a DTensor, say, of fully_shard
+            raise InputError(f"step: expected whole weights, got a {type(p.data).__name__} for {name}")
     try:
         model.check_modules()
     except (TypeError, ValueError) as error:
