@@ -2,6 +2,7 @@
 FSDP2, hooks of layers, derivatives, frozen tables.
 """
 
+import copy
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from ranks import run_ranks
 from test_model import SPECS, inputs
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from widedeep.data import Batch
 from widedeep.errors import InputError
+from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, RMSprop
 from widedeep.step import make_step
@@ -124,11 +127,14 @@ def test_other_derivatives_are_refused():
             torch.func.jvp(function, (argument,), (tangent,))
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="WideDeep has no forward-mode derivative"):
         model(ids, forward_ad.make_dual(numeric, torch.ones_like(numeric)))
-    with pytest.raises(RuntimeError):
+    words = r"WideDeep takes no part in torch\.func\.grad, vjp or vmap"
+    with pytest.raises(NotImplementedError, match=words):
         torch.func.grad(of_weights)(weights)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(NotImplementedError, match=words):
         torch.func.vmap(lambda ids, numeric: model(ids[None], numeric[None]))(ids, numeric)
-    assert model(ids, numeric).isfinite().all()
+    count = model.dropout_step.clone()
+    functional = torch.func.functionalize(lambda numeric: model(ids, numeric, step=count))(numeric)
+    assert torch.equal(functional, model(ids, numeric))
 
 
 class Sizes(TorchDispatchMode):
@@ -197,13 +203,62 @@ def test_layers_are_read_not_called():
     assert model.layers[0].parametrizations.weight.original1.grad.any()
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_compiled_once_for_all_sizes_of_batches(sparse, device):
+    model, eager = (WideDeep(SPECS["multi-hot only"], [9, 6], 0.5, seed=3, sparse=sparse).to(device) for _ in range(2))
+    torch.compiler.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=graphs, fullgraph=True)
+    for B in (16, 9, 30):
+        ids, numeric, _ = inputs(model.spec, B, device)
+        for tensor in (ids, numeric):
+            torch._dynamo.mark_dynamic(tensor, 0)
+        torch.testing.assert_close(compiled(ids, numeric), eager(ids, numeric))
+        for m in (model, eager):
+            m.zero_grad()
+        compiled(ids, numeric).square().sum().backward()
+        eager(ids, numeric).square().sum().backward()
+        torch.testing.assert_close(model.tables[0].grad.to_dense(), eager.tables[0].grad.to_dense())
+    assert graphs.frame_count == 1
+
+
+def test_the_count_of_calls_is_one_tensor(device):
+    model, eager = (WideDeep(SPEC, hidden=[7, 5], seed=4, dropout=0.5).to(device) for _ in range(2))
+    ids, numeric, _ = (t.to(device) for t in BATCHES[0])
+    count, before = model.dropout_step, copy.deepcopy(model.state_dict())
+    with torch.inference_mode():  # a count made anew in it could not be written outside
+        assert torch.equal(model(ids, numeric), eager(ids, numeric))
+    assert model.dropout_step is count
+    assert count == 1
+    model.load_state_dict(before)
+    assert count == 0
+    program = torch.export.export(model, (ids, numeric), strict=True).module()
+    with torch.no_grad():
+        for number in range(3):
+            step = torch.tensor([number], device=device)
+            torch.testing.assert_close(program(ids, numeric), eager(ids, numeric, step=step))
+
+
+def test_on_meta_no_memory_is_taken():
+    spec = FeatureSpec([CategoricalFeature("a", 2**30, 2**16)], [NumericFeature("x")], label="y")  # 256 TiB
+    with torch.device("meta"):
+        model = WideDeep(spec, [3], seed=1)
+    assert {t.device.type for t in model.state_dict().values()} == {"meta"}
+    with torch.device("meta"):
+        small = WideDeep(SPEC, hidden=[7, 5], seed=4)
+    small.to_empty(device="cpu").load_state_dict(trained().state_dict())
+    torch.testing.assert_close(small.eval()(*BATCHES[0][:2]), trained().eval()(*BATCHES[0][:2]))
+
+
 FULLY_SHARDED = """
 import os, sys, torch
 sys.path.insert(0, "tests")
 from test_model import SPECS, WideDeep, inputs
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
+from widedeep.errors import InputError
 from widedeep.optim import RMSprop
+from widedeep.step import make_step
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
 model, alone = (WideDeep(SPECS["some wide only"], [9, 6], 0.5, seed=3, sparse=False) for _ in range(2))
@@ -226,6 +281,11 @@ try:
     raise SystemExit("RMSprop took a DTensor")
 except NotImplementedError as error:
     assert "rmsprop" in str(error)
+try:
+    make_step("auto", model)
+    raise SystemExit("a step took a DTensor")
+except InputError as error:
+    assert str(error) == "step: expected whole weights, got a DTensor for wide", error
 torch.distributed.destroy_process_group()
 os._exit(0)
 """

@@ -297,6 +297,12 @@ def test_bad_settings_are_refused():
     ):
         with pytest.raises(ValueError, match=words):
             kind([w], **settings)
+        with pytest.raises(ValueError, match=words):
+            kind([{"params": [w], **settings}])
+        optimizer = kind([torch.nn.Parameter(torch.ones(2))])
+        with pytest.raises(ValueError, match=words):
+            optimizer.add_param_group({"params": [w], **settings})
+        optimizer.add_param_group({"params": [w]})
     w = torch.nn.Parameter(torch.ones(3, 2))
     w.grad = torch.ones(3, 2).to_sparse()
     with pytest.raises(RuntimeError, match="one sparse dimension, got 2"):

@@ -87,17 +87,20 @@ class WideDeep(nn.Module):
         # Read here, for torch.compile does not trace the lock of a cached property.
         self._places = (at.hotness, at.mean, at.table_columns, at.numeric_columns)
         self._widths = (at.deep_width, at.padded_width)
+        self._dims = [f.dim for f in spec.categorical]
         self.share = share if spec.categorical else ALL_ROWS
         self.table_rows = tuple(share.count(rows) for rows in spec.cardinalities)
         generator = torch.Generator()
         self.seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else int(seed)
         generator.manual_seed(self.seed)
-        with torch.device("cpu"):  # a seed gives the same weights on every device
+        device = torch.get_default_device()
+        with torch.device("meta" if device.type == "meta" else "cpu"):  # a seed gives the same weights on every device
             self._make_deep(generator)
             self._make_wide(generator, wide_init)
             self.register_buffer("dropout_step", torch.zeros(1, dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_keep_step)
-        self.to(torch.get_default_device())
+        self.to(device)
+        self._made = {name: tuple(p.shape) for name, p in self.named_parameters()}
 
     def _make_deep(self, generator: torch.Generator) -> None:
         self.tables = nn.ParameterList()
@@ -155,6 +158,8 @@ class WideDeep(nn.Module):
             raise RuntimeError(f"this model holds one of {self.share.world} shares of its tables: a step applies it")
         if forward_ad._current_level >= 0:  # torch would take the tangents of our ops to be 0, without a word
             raise NotImplementedError("WideDeep has no forward-mode derivative (torch.func.jvp)")
+        if not torch.compiler.is_compiling() and _is_transformed():
+            raise NotImplementedError("WideDeep takes no part in torch.func.grad, vjp or vmap: call backward of a loss")
         if ids.dtype != torch.int32:
             if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
                 raise TypeError(f"ids: expected integers, got {ids.dtype}")
@@ -163,7 +168,9 @@ class WideDeep(nn.Module):
             ids = ids.clamp(-2, INT32_MAX).int()  # one that is out of range stays so
         ids, numeric = ids.contiguous(), numeric.float().contiguous()
         dtype, width = self._activations(ids.device.type)
-        weights = (*self.lookup_weights(), *self._places)
+        tables, *wide = self.lookup_weights()
+        self.check_modules(tables)
+        weights = (tables, *wide, *self._places)
         x, wide_logit = ops.embedding_forward(ids, numeric, *weights, width, dtype, self.sparse)
         zeros = torch.zeros_like(wide_logit)
         if not self.has_deep:
@@ -174,13 +181,47 @@ class WideDeep(nn.Module):
                 raise RuntimeError("dropout: expected a step in a call that autograd repeats (torch.utils.checkpoint)")
             step = self.dropout_step
             if self.training:
-                self.dropout_step = step + 1  # a new tensor: this call may still read the old one
+                step = step.clone()
+                self.dropout_step.add_(1)  # in place, so that an exported program counts too
         for i, layer in enumerate(self.layers):
-            weight = layer.weight.to(dtype)
-            if x.shape[1] > weight.shape[1]:
-                weight = nn.functional.pad(weight, (0, x.shape[1] - weight.shape[1]))
+            weight = layer.weight.to(dtype).contiguous()
+            if not i and weight.shape[1] == self._widths[0] < width:
+                weight = nn.functional.pad(weight, (0, width - weight.shape[1]))
             x = ops.linear_relu_dropout(x, weight, layer.bias, p, self.seed, step, i, first_row)
         return wide_logit, ops.head_forward(x, self.out.weight, self.out.bias, zeros)
+
+    def check_modules(self, tables: Sequence[Tensor] | None = None) -> None:
+        """Raises TypeError where a layer is not as it is read, ValueError where a table (of `tables`, by default the
+        model's) has another dim.
+        """
+        if not self.has_deep:
+            return
+        for name, layer in (*self.layers._modules.items(), ("out", self.out)):
+            kind, weights = type(layer), layer._parameters  # not by `layer.bias`, which takes longer in every call
+            is_linear = kind is nn.Linear or (isinstance(layer, nn.Linear) and kind.forward is nn.Linear.forward)
+            others = len(weights) > ("weight" in weights) + ("bias" in weights)
+            if not is_linear or others or weights.get("bias", layer) is None:
+                place = name if layer is self.out else f"layers[{name}]"
+                has = ", ".join(key for key, p in weights.items() if p is not None) or "no parameters"
+                raise TypeError(
+                    f"{place}: expected nn.Linear with weight and bias alone, for layers are read, not called, "
+                    f"got {kind.__module__}.{kind.__qualname__} with {has}"
+                )
+        for i, (table, dim) in enumerate(zip(self.tables if tables is None else tables, self._dims)):
+            if table.shape[1] != dim:  # its columns would lie over another's
+                raise ValueError(f"tables[{i}]: expected {dim} columns, got {table.shape[1]}")
+
+    def difference(self) -> str | None:
+        """What parameters it has other than those it was made with, in words; None: no others."""
+        now = {name: tuple(p.shape) for name, p in self.named_parameters()}  # one that has two names stands once
+        for name in self._made | now:
+            if name not in now:
+                return f"no {name}"
+            if name not in self._made:
+                return f"{name} as well"
+            if now[name] != self._made[name]:
+                return f"{name} of shape {list(now[name])}"
+        return None
 
     def _activations(self, device: str) -> tuple[torch.dtype, int]:
         """Type and width of the deep input. A half type has columns of zeros, for Tensor Cores want rows of whole
@@ -235,6 +276,12 @@ class WideDeep(nn.Module):
         """Views of a flat [R] tensor, one per feature, called `wide.table.<feature>`."""
         views = flat.split(list(self.table_rows)) if self.spec.categorical else ()
         return {f"wide.table.{f.name}": view for f, view in zip(self.spec.categorical, views)}
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func differentiates or maps the call; its `functionalize` changes nothing."""
+    level = torch._C._functorch.peek_interpreter_stack()
+    return level is not None and level.key() != torch._C._functorch.TransformType.Functionalize
 
 
 def _without_columns(spec: FeatureSpec) -> FeatureSpec:

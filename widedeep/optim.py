@@ -29,12 +29,17 @@ class RMSprop(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr: float = 1.2e-4, rho: float = 0.5, eps: float = 1e-7):
+        super().__init__(params, {"lr": lr, "rho": rho, "eps": eps})
+
+    def add_param_group(self, param_group: dict) -> None:
+        """As torch's; ValueError where a setting is out of range."""
+        lr, rho, eps = _settings(self, param_group)
         _check("lr", lr)
         if not eps > 0:  # else a weight without a gradient so far becomes 0 / 0
             raise ValueError(f"eps: expected a number > 0, got {eps}")
         if not 0 <= rho < 1:
             raise ValueError(f"rho: expected a number in [0, 1), got {rho}")
-        super().__init__(params, {"lr": lr, "rho": rho, "eps": eps})
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -117,12 +122,17 @@ class FTRL(torch.optim.Optimizer):
     def __init__(
         self, params, lr: float = 0.02, initial_accumulator_value: float = 0.1, l1: float = 0.0, l2: float = 0.0
     ):
-        if not lr > 0:
-            raise ValueError(f"lr: expected a number > 0, got {lr}")
-        for name, value in (("initial_accumulator_value", initial_accumulator_value), ("l1", l1), ("l2", l2)):
-            _check(name, value)
         defaults = {"lr": lr, "initial_accumulator_value": initial_accumulator_value, "l1": l1, "l2": l2}
         super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict) -> None:
+        """As torch's; ValueError where a setting is out of range."""
+        lr, *others = _settings(self, param_group)
+        if not lr > 0:
+            raise ValueError(f"lr: expected a number > 0, got {lr}")
+        for name, value in zip(("initial_accumulator_value", "l1", "l2"), others):
+            _check(name, value)
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -150,6 +160,11 @@ class FTRL(torch.optim.Optimizer):
         """As torch's; ValueError where it is another optimizer's."""
         _check_own(self, state_dict, ("accum", "linear"))
         super().load_state_dict(state_dict)
+
+
+def _settings(optimizer: torch.optim.Optimizer, group: dict) -> list:
+    """Those of a new group, in the order of the defaults, which stand where it names none."""
+    return [group.get(name, default) for name, default in optimizer.defaults.items()]
 
 
 def _evaluate(closure: Callable[[], Tensor] | None) -> Tensor | None:

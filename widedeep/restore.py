@@ -38,12 +38,17 @@ def save_model(model: WideDeep, path: str | Path) -> None:
     Args:
         path: directory to write; an earlier checkpoint there is replaced when the new one is complete.
     Raises:
-        InputError: the model has one part only, or a share of its weights, or weights other than float32, or a feature
-            spec that no file can hold; `path` cannot be written, or is there and is no checkpoint, or holds more.
+        InputError: the model has one part only, or a share of its weights, or weights other than float32, or layers or
+            parameters that a WideDeep is not made with (a parametrized weight is saved as the value that it has), or a
+            feature spec that no file can hold; `path` cannot be written, or is there and is no checkpoint, or holds
+            more.
         RunError: the disk is full.
     """
+    if not isinstance(getattr(model, "_orig_mod", model), WideDeep):  # that of torch.compile
+        raise InputError(f"{path}: expected a WideDeep, got {type(model).__name__}")
     if not (model.has_wide and model.has_deep) or model.share.world > 1:
         raise InputError(f"{path}: expected a model with both parts and whole tables, for a checkpoint has these")
+    _check_weights(model, path)
     arrays = {name: array.detach().cpu() for name, array in model.named_arrays().items()}
     for name, array in arrays.items():
         if type(array) is not torch.Tensor or array.dtype != torch.float32:  # a DTensor, say, of fully_shard
@@ -54,6 +59,27 @@ def save_model(model: WideDeep, path: str | Path) -> None:
     atomic.check(Path(path), atomic.Output(checkpoint.STATE, checkpoint.FILES))
     parts = {checkpoint.MODEL: arrays, checkpoint.OPTIMIZER: {}}
     checkpoint.write(Path(path), parts, Progress(model.seed, rows=0, global_batch_size=0), texts)
+
+
+def _check_weights(model: WideDeep, path: str | Path) -> None:
+    """Raises InputError where a model like it, freshly made, would not compute the same with its weights."""
+    try:
+        model.check_modules()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    with torch.device("meta"):
+        fresh = WideDeep(model.spec, model.hidden, seed=0)
+    shapes, wanted = ({name: list(a.shape) for name, a in m.named_arrays().items()} for m in (model, fresh))
+    for name in wanted | shapes:
+        if shapes.get(name) != wanted.get(name):
+            raise InputError(f"{path}: expected shape {wanted.get(name)} for {name}, got {shapes.get(name)}")
+    made = {name.split(".")[0] for name, _ in fresh.named_parameters()} | {"parametrizations"}
+    if others := [
+        name for name, _ in model.named_parameters() if name.removeprefix("_orig_mod.").split(".")[0] not in made
+    ]:
+        raise InputError(
+            f"{path}: expected no parameters but a WideDeep's, which are all that is kept, got {others[0]}"
+        )
 
 
 def _spec_text(spec: FeatureSpec) -> str:

@@ -36,9 +36,11 @@ def make_step(
     Raises:
         InputError: the kind or precision is unknown, or not there on this device; the model is too large for "fused" on
             a GPU; it holds a share of its tables, and `comm` is not of as many processes, or the step "reference"; some
-            of its weights are frozen (ask for no gradient).
+            of its weights are frozen (ask for no gradient); it is not a WideDeep as one is made: a step computes what
+            that does, and knows no parameters of a subclass, of other layers, of a parametrization, nor shared ones.
     """
     config = config or StepConfig()
+    _check_model(model)
     device = torch.device(device) if device else next(model.parameters()).device
     comm = comm or LocalComm(device)
     if (shared_out := model.share.world > 1) and model.share != (comm.rank, comm.world):
@@ -82,6 +84,26 @@ def make_step(
     if shared_out:
         return ShardedCudaStep(model, config, device, comm)
     return (CudaStep if comm.world == 1 else RanksCudaStep)(model, config, device, comm)
+
+
+def _check_model(model: WideDeep) -> None:
+    """Raises InputError where a step, which reads the weights itself, would train another model than this one."""
+    if not isinstance(model, WideDeep):
+        raise InputError(f"step: expected a WideDeep, got {type(model).__name__}")
+    if any(getattr(type(model), name) is not getattr(WideDeep, name) for name in ("forward", "parts")):
+        kind = type(model).__name__
+        raise InputError(f"step: expected the forward pass of WideDeep, for a step runs no other, got {kind}'s")
+    if got := model.difference():
+        raise InputError(
+            f"step: expected the parameters that the model was made with, for a step trains no others, got {got}"
+        )
+    for name, p in model.named_parameters():
+        if type(p.data) is not torch.Tensor:  # a DTensor, say, of fully_shard
+            raise InputError(f"step: expected whole weights, got a {type(p.data).__name__} for {name}")
+    try:
+        model.check_modules()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"step: {error}") from error
 
 
 def _automatic(model: WideDeep, device: torch.device, comm: LocalComm) -> str:

@@ -266,10 +266,11 @@ def _sparse_gradients(ctx, ids, dx, dlogit):
     if not touched:
         return [], None
     counts = segments.table_start.diff().tolist()  # here, and nowhere else, the host waits
-    torch._check(sum(counts) <= len(values))  # what torch.compile cannot know
+    # What torch.compile cannot know. `len` would be a number to it, of this batch alone.
+    torch._check(sum(counts) <= values.shape[0])
     for count, gradient in zip(counts, touched):
         torch._check(count >= 0)
-        torch._check(count <= len(gradient))
+        torch._check(count <= gradient.shape[0])
     named, values = (t.narrow(0, 0, sum(counts)) for t in (segments.unique.long(), values))
     tables, row_base = [], 0
     for (rows, dim), row, count, gradient in zip(ctx.shapes, named.split(counts), counts, touched):
@@ -292,7 +293,7 @@ def _dense_gradients(ctx, ids, dx, dlogit):
     # Places without a row hold zeros: added to any row they change nothing, so that no host waits for a count.
     for f, (gradient, (rows, dim)) in enumerate(zip(touched, ctx.shapes)):
         if tables_wanted[f]:  # of a frozen table a pass over its rows would be wasted
-            place = start[f] + torch.arange(len(gradient), device=ids.device)
+            place = start[f] + torch.arange(gradient.shape[0], device=ids.device)
             row = (unique[place] - row_base).clamp(0, rows - 1)
             tables[f] = gradient.new_zeros(rows, dim).index_add_(0, row, gradient)
         row_base += rows
