@@ -19,8 +19,8 @@ import yaml
 from commands import main
 from planted import planted_data
 
-from widedeep import atomic, shard_manifest, shard_part
-from widedeep.errors import RunError
+from preprocess.outbrain import store
+from widedeep import shard_manifest, shard_part
 
 OUTBRAIN = Path(__file__).parent / "data" / "outbrain"
 FLAGS = shlex.split(
@@ -379,10 +379,35 @@ def test_a_full_disk_under_shards_names_the_place_that_was_asked_for(tmp_path, m
     refuse(["preprocess", command, *given[command], "--out", out], 1, f"cannot write {out}/train: No space left")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_an_array_cut_off_by_a_full_disk(tmp_path):
-    with open("/dev/full", "wb") as file, pytest.raises(RunError, match="No space left"), atomic.write_errors(tmp_path):
-        np.zeros(1 << 20).tofile(file)
+CUT_OFF = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from preprocess.outbrain.store import save_array
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    save_array(Path(sys.argv[1]), np.arange(6))
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
+
+@pytest.mark.parametrize("room", [128, 175])
+def test_an_array_cut_off_by_a_full_disk(tmp_path, room):
+    """Even one that is smaller than its header, or that lacks its last byte alone."""
+    done = subprocess.run([sys.executable, "-c", CUT_OFF, tmp_path / "a.npy", str(room)], capture_output=True)
+    assert done.returncode == errno.EFBIG, done.stderr.decode()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(6)[::2], np.empty((0, 3), np.float16), np.array(True), np.ones((2, 3)).T, np.arange(4, dtype=">i2")],
+)
+def test_an_array_is_written_as_numpy_writes_it(tmp_path, array):
+    store.save_array(tmp_path / "a.npy", array)
+    np.save(tmp_path / "b.npy", np.asarray(array, order="C"))
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
 # Configuration
