@@ -8,6 +8,7 @@ state.json lists size and xxh3-64 of the other files and has one of its own, so 
 weight or place is used.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -103,7 +105,8 @@ class Checkpoints:
                 self._pool.shutdown()
                 self._pool = None
             if self._lock is not None:
-                self._lock.close()
+                with contextlib.suppress(OSError):  # it must not hide what went wrong before, and it holds nothing
+                    self._lock.close()
                 self._lock = None
 
     def steps(self) -> list[Path]:
@@ -234,7 +237,14 @@ class Checkpoints:
                 best.unlink()
         for path in self.directory.glob("step-*"):
             if path.is_dir() and path.name not in keep:
-                shutil.rmtree(path, ignore_errors=True)
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """Under another name first: what a kill in the middle leaves shall not be taken for a checkpoint."""
+        aside = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
+        with contextlib.suppress(OSError):  # it may stay
+            path.rename(aside)
+            shutil.rmtree(aside)
 
 
 def write(
@@ -349,10 +359,9 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: t.contiguous() for name, t in tensors.items()}, path)
         path.chmod(mode)
     except SafetensorError as error:  # carries the system's error number in its text only
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO  # without: the system took no more bytes, and named no reason
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _named(index: Path) -> str:
