@@ -13,7 +13,7 @@ from widedeep.config import TrainConfig
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError, RunError
 from widedeep.evaluate import check_labels, evaluate
-from widedeep.journal import Journal
+from widedeep.journal import Journal, end_log
 from widedeep.resume import is_finished, start
 from widedeep.run import Run, tell
 from widedeep.share import gather_arrays
@@ -39,6 +39,8 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
                 comm,
                 f"{config.location.model_dir}: finished already, after {progress.epoch} epochs ({progress.step} steps)",
             )
+            if comm.rank == 0:
+                end_log(run, progress)
         else:
             if comm.rank == 0:
                 checkpoints.prepare()

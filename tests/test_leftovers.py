@@ -1,0 +1,99 @@
+"""What a training that is killed, or whose disk fails, at an unlucky moment leaves behind, and what becomes of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import main
+from planted import planted_data
+from safetensors import SafetensorError
+from test_checkpoint import save
+from test_resume import words
+
+from widedeep import checkpoint
+from widedeep.checkpoint import MODEL, STATE, Checkpoints
+from widedeep.errors import RunError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return planted_data(tmp_path_factory.mktemp("data") / "set", train=200)
+
+
+def test_half_of_a_checkpoint_that_was_being_removed_is_none(tmp_path, monkeypatch):
+    """A kill may come when some of its files are gone, and the rest is not to be used, nor to stay."""
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    removed = []
+
+    def rmtree(path, **_):
+        removed.append(path)
+        (path / MODEL).unlink()
+
+    save(checkpoints, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", rmtree)
+        save(checkpoints, 2)
+    assert [path.name for path in checkpoints.steps()] == ["step-2"]
+    assert (removed[0] / STATE).is_file()
+    with checkpoints:
+        checkpoints.prepare()
+    assert {each.name for each in checkpoints.directory.iterdir()} == {"last", "lock", "step-2"}
+
+
+def test_an_error_without_a_number_is_one_of_the_disk(tmp_path, monkeypatch):
+    def save_file(*_):
+        raise SafetensorError("Error while serializing: I/O error: failed to write the buffered data")
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    with pytest.raises(RunError, match=r"step-1: Input/output error; what was there before is untouched$"):
+        save(Checkpoints(tmp_path), 1)
+
+
+def test_a_lock_that_cannot_be_closed_hides_no_error(tmp_path):
+    class Lock:
+        def close(self):
+            raise OSError("of no importance")
+
+    def fail():
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints._lock = Lock()
+            raise RunError("worth telling")
+
+    with pytest.raises(RunError, match="worth telling"):
+        fail()
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line.removeprefix("DLLL ")) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("rows", ["groups", "none"])
+def test_a_run_killed_behind_its_last_checkpoint_gets_the_summary_of_its_log(data, tmp_path, monkeypatch, rows):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    if rows == "none":  # of the test set: the loss is all that an epoch ends with
+        data = planted_data(tmp_path / "set", train=200, test=0)
+    with monkeypatch.context() as patched:
+        patched.setattr("widedeep.journal.Journal.finish", stop)
+        assert main(words(data, tmp_path, "fused")) == 130
+    for _ in range(2):  # and gets it once
+        assert main(words(data, tmp_path, "fused", "--use_checkpoint")) == 0
+        for name in ("metrics.jsonl", "log.json"):
+            assert [r["step"] for r in records(tmp_path / "results" / name) if r.get("step") == []] == [[]]
+        metrics = records(tmp_path / "results" / "metrics.jsonl")
+        key = "loss_val" if rows == "groups" else "loss"
+        assert metrics[-1]["step"] == []
+        assert metrics[-1][key] == metrics[-2][key]
+
+
+def test_records_of_another_run_get_no_summary(data, tmp_path):
+    assert main(words(data, tmp_path, "fused")) == 0
+    metrics = tmp_path / "results" / "metrics.jsonl"
+    metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(keepends=True)[:-1]))
+    summary = tmp_path / "results" / "data_summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"begun": "yesterday"}))
+    before = metrics.read_bytes()
+    assert main(words(data, tmp_path, "fused", "--use_checkpoint")) == 0
+    assert metrics.read_bytes() == before
