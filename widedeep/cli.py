@@ -89,13 +89,21 @@ class Parser(ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 1 for a failed run, 2 for bad input."""
+    code = _run(argv)
+    error = _flush()
+    if code or error is None:  # a failed run has said so
+        return code
+    return 1 if isinstance(error, BrokenPipeError) else _complain(_sentence(error), 1)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     words = [_normalised(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     name, rest = _split(words)
-    if name is None:
-        return _overview(rest)
     try:
+        if name is None:
+            return _overview(rest)
         command = import_module(f"widedeep.commands.{name.replace(' ', '_')}")
         return command.run(_parse(name, command, rest))
     except SystemExit as stop:  # --help and --print_config
@@ -112,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or code is None:
             traceback.print_exc()
             return code or 1
-        return _complain(_sentence(error), code)
+        return _complain(_sentence(_flush() or error if _has_no_name(error) else error), code)
 
 
 def _normalised(word: str) -> str:
@@ -220,6 +228,23 @@ def _is_interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
+def _has_no_name(error: Exception) -> bool:
+    """Whether the system's error does not say of which file it is."""
+    return isinstance(error, OSError) and not error.filename
+
+
+def _flush() -> OSError | None:
+    """Writes what was printed; the error of that, after which nothing more is printed."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = None
+        error.filename = "standard output"
+        return error
+    return None
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     """Of the host: torch's own allocator raises a RuntimeError with many lines."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
@@ -246,6 +271,10 @@ def _wrong_value(text: str) -> str:
 
 
 def _complain(sentence: str, code: int) -> int:
-    """One line on stderr."""
-    print("widedeep: " + " ".join(sentence.split()), file=sys.stderr)
+    """One line on stderr, if it takes one."""
+    if sys.stderr is not None:
+        try:
+            print("widedeep: " + " ".join(sentence.split()), file=sys.stderr)
+        except OSError:
+            sys.stderr = None
     return code
