@@ -20,7 +20,11 @@ from commands import main
 from planted import planted_data
 
 from preprocess.outbrain import store
-from widedeep import shard_manifest, shard_part
+from widedeep import logs, shard_manifest, shard_part
+from widedeep.errors import InputError
+from widedeep.feature_spec import FeatureSpec
+from widedeep.model import WideDeep
+from widedeep.restore import save_model
 
 OUTBRAIN = Path(__file__).parent / "data" / "outbrain"
 FLAGS = shlex.split(
@@ -377,6 +381,32 @@ def test_a_full_disk_under_shards_names_the_place_that_was_asked_for(tmp_path, m
     given = {"outbrain": ["--data_path", OUTBRAIN], "tabular": [table, "--spec", spec, "--split", "last:1"]}
     monkeypatch.setattr(shard_part, "open", full, raising=False)
     refuse(["preprocess", command, *given[command], "--out", out], 1, f"cannot write {out}/train: No space left")
+
+
+def test_paths_that_are_no_text(copy, refuse):
+    """Libraries that open no such file must not find that out when a training is done."""
+    odd = copy / os.fsdecode(b"\xff")
+    refuse(train_words(copy / "data", odd), 2, "expected a path in UTF-8")
+    assert not odd.exists()
+    (copy / "model").rename(odd)
+    score = ["--dataset_path", copy / "data", "--cpu"]
+    refuse(["evaluate", "--model", odd, *score], 2, "expected a path in UTF-8")
+    refuse(["evaluate", "--model", next((odd / "checkpoint").glob("step-*")), *score], 2, "expected a path in UTF-8")
+    model = WideDeep(FeatureSpec.load(copy / "data"), (4,))
+    with pytest.raises(InputError, match="expected a path in UTF-8"):
+        save_model(model, odd / "mine")
+    data = (copy / "data").rename(copy / os.fsdecode(b"d\xff"))
+    assert main(["describe", str(data), "--out", str(copy / "d.html")]) == 0
+    assert "d\\udcff" in (copy / "d.html").read_text()
+
+
+@pytest.mark.parametrize("call", ["log", "metadata"])
+def test_a_log_that_fails_is_named_whatever_is_written(copy, refuse, monkeypatch, call):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(logs.DlllLines, call, fail)
+    refuse(train_words(copy / "data", copy / "new"), 1, f"cannot write {copy / 'new'}", "No space left")
 
 
 CUT_OFF = """

@@ -178,6 +178,14 @@ def directory(target: Path, output: Output, reads: Iterable[str | os.PathLike] =
         raise
 
 
+def check_name(path: str | os.PathLike) -> None:
+    """Raises InputError where a path is no text, for libraries that open no such file."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: expected a path in UTF-8") from error
+
+
 def lock(file: IO, target: Path) -> bool:
     """Lock an open file until it is closed or the process ends; False where the file system has no locks.
 

@@ -83,6 +83,7 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str | Path, keep_last: int = 2):
+        atomic.check_name(model_dir)
         self.directory = Path(model_dir) / "checkpoint"
         self._keep_last = keep_last
         self._mine: list[str] = []
@@ -241,10 +242,8 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         """Under another name first: what a kill in the middle leaves shall not be taken for a checkpoint."""
-        aside = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
         with contextlib.suppress(OSError):  # it may stay
-            path.rename(aside)
-            shutil.rmtree(aside)
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")))
 
 
 def write(
@@ -257,6 +256,7 @@ def write(
     Raises:
         RunError: the disk is full.   InputError: `target` cannot be written, or is there and no checkpoint.
     """
+    atomic.check_name(target)
     with atomic.directory(target, atomic.Output(STATE)) as partial:
         for name, tensors in parts.items():
             _write_tensors(partial / name, tensors)
@@ -275,7 +275,7 @@ def locate(path: str | Path, which: str = "best") -> Path:
     Raises:
         InputError: there is none.
     """
-    path = Path(path)
+    atomic.check_name(path := Path(path))
     if (path / STATE).is_file():
         return path
     checkpoints = Checkpoints(path.parent if path.name == "checkpoint" else path)

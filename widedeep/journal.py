@@ -70,8 +70,9 @@ class Journal:
             elapsed=last_seconds(self._results / METRICS_FILE, done) if done else 0.0,
         )
         self.log("PARAMETER", config.flat())
-        for metric, unit in UNITS.items():
-            self._log.metadata(metric, unit)
+        with atomic.write_errors(self._results, KEPT):
+            for metric, unit in UNITS.items():
+                self._log.metadata(metric, unit)
 
     def __enter__(self) -> "Journal":
         return self
