@@ -1,6 +1,8 @@
 """What a training that is killed, or whose disk fails, at an unlucky moment leaves behind, and what becomes of it."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,9 +13,9 @@ from safetensors import SafetensorError
 from test_checkpoint import save
 from test_resume import words
 
-from widedeep import checkpoint
-from widedeep.checkpoint import MODEL, STATE, Checkpoints
-from widedeep.errors import RunError
+from widedeep import tensors
+from widedeep.checkpoint import MODEL, STATE, Checkpoints, locate, read_arrays
+from widedeep.errors import InputError, RunError
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +43,42 @@ def test_half_of_a_checkpoint_that_was_being_removed_is_none(tmp_path, monkeypat
     assert {each.name for each in checkpoints.directory.iterdir()} == {"last", "lock", "step-2"}
 
 
+def test_a_model_directory_may_be_a_link_to_one_that_is_not_there_yet(tmp_path):
+    (tmp_path / "model").symlink_to(tmp_path / "large" / "model")
+    with Checkpoints(tmp_path / "model") as checkpoints:
+        checkpoints.prepare()
+        save(checkpoints, 1)
+    assert (tmp_path / "large" / "model" / "checkpoint" / "step-1" / STATE).is_file()
+
+
 def test_an_error_without_a_number_is_one_of_the_disk(tmp_path, monkeypatch):
     def save_file(*_):
         raise SafetensorError("Error while serializing: I/O error: failed to write the buffered data")
 
-    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    monkeypatch.setattr(tensors, "save_file", save_file)
     with pytest.raises(RunError, match=r"step-1: Input/output error; what was there before is untouched$"):
         save(Checkpoints(tmp_path), 1)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, SafetensorError])
+def test_a_disk_that_fails_while_a_checkpoint_is_read_is_named(tmp_path, monkeypatch, kind):
+    def fail(*_, **__):
+        raise kind("unable to mmap: Input/output error (5)")
+
+    path = save(Checkpoints(tmp_path), 1)
+    monkeypatch.setattr(tensors, "safe_open", fail)
+    with pytest.raises(InputError, match=f"^{path / MODEL}: cannot be read: unable to mmap"):
+        read_arrays(path, MODEL)
+
+
+def test_an_index_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def fail(self):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # as of read(2): without the name
+
+    save(Checkpoints(tmp_path), 1, best=True)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(InputError, match=f"^{tmp_path / 'checkpoint' / 'best'}: cannot be read: Input/output error$"):
+        locate(tmp_path)
 
 
 def test_a_lock_that_cannot_be_closed_hides_no_error(tmp_path):

@@ -64,6 +64,11 @@ def test_a_complaint_without_stderr_is_not_on_stdout(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_working_directory_that_was_removed_is_named(tmp_path):
+    code, said = shell(f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; $W doctor")
+    assert (code, said) == (2, "widedeep: the working directory was removed: expected one that is there\n")
+
+
 def test_an_interrupt_during_the_import_is_one(monkeypatch, capsys):
     class Interrupted:
         def find_spec(self, name, *_):

@@ -25,13 +25,13 @@ from typing import IO, Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from widedeep import __version__, atomic
 from widedeep.errors import InputError
 from widedeep.share import ALL_ROWS, Share, is_table
+from widedeep.tensors import opened
+from widedeep.tensors import write as write_tensors
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SPEC, CONFIG = "feature_spec.yaml", "config.yaml"
@@ -145,7 +145,7 @@ class Checkpoints:
             InputError: it cannot be written, or another run is writing it.
         """
         with atomic.write_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            os.makedirs(os.path.realpath(self.directory), exist_ok=True)
             if not os.access(self.directory, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.directory))
             if self._lock is None:
@@ -242,8 +242,10 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         """Under another name first: what a kill in the middle leaves shall not be taken for a checkpoint."""
+        aside = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
         with contextlib.suppress(OSError):  # it may stay
-            shutil.rmtree(path.rename(path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")))
+            path.rename(aside)
+            shutil.rmtree(aside)
 
 
 def write(
@@ -259,7 +261,7 @@ def write(
     atomic.check_name(target)
     with atomic.directory(target, atomic.Output(STATE)) as partial:
         for name, tensors in parts.items():
-            _write_tensors(partial / name, tensors)
+            write_tensors(partial / name, tensors)
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
         files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
@@ -326,7 +328,7 @@ def load_arrays(directory: Path, name: str, into: Mapping[str, Tensor], share: S
         InputError: an array is missing, superfluous, or of another shape or dtype.
     """
     path = directory / name
-    with safe_open(path, framework="pt") as file:
+    with opened(path) as file:
         if surplus := set(file.keys()) ^ set(into):
             odd = min(surplus)
             where = "the model lacks" if odd in file.keys() else "the file lacks"  # noqa: SIM118 (safe_open is no mapping)
@@ -343,7 +345,7 @@ def load_arrays(directory: Path, name: str, into: Mapping[str, Tensor], share: S
 
 def read_arrays(directory: Path, name: str, share: Share = ALL_ROWS) -> dict[str, Tensor]:
     """All arrays of a file, of tables the rows of `share`, on the CPU."""
-    with safe_open(directory / name, framework="pt") as file:
+    with opened(directory / name) as file:
         return {key: _part(file, key, share) for key in file.keys()}  # noqa: SIM118
 
 
@@ -352,21 +354,12 @@ def _part(file: Any, key: str, share: Share) -> Tensor:
     return share.take(stored) if is_table(key) else stored
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    path.touch()  # with the mode that other files get; the library's own is its owner's alone
-    mode = path.stat().st_mode
-    try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, path)
-        path.chmod(mode)
-    except SafetensorError as error:  # carries the system's error number in its text only
-        found = re.search(r"os error (\d+)", str(error))
-        number = int(found[1]) if found else errno.EIO  # without: the system took no more bytes, and named no reason
-        raise OSError(number, os.strerror(number), str(path)) from error
-
-
 def _named(index: Path) -> str:
-    """The checkpoint that an index names; empty where it is damaged."""
-    name = index.read_bytes().decode(errors="replace").strip()
+    """The checkpoint that an index names; empty where it is damaged. Raises InputError where it cannot be read."""
+    try:
+        name = index.read_bytes().decode(errors="replace").strip()
+    except OSError as error:
+        raise InputError(f"{index}: cannot be read: {error.strerror}") from error
     return name if re.fullmatch(r"step-[0-9]{1,19}", name) else ""
 
 

@@ -4,6 +4,7 @@ A command is a module of `widedeep.commands` with `add_arguments(parser)` and `r
 for is imported. This is the one module that imports jsonargparse.
 """
 
+import os
 import re
 import sys
 import traceback
@@ -104,6 +105,7 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         if name is None:
             return _overview(rest)
+        _check_here()
         command = import_module(f"widedeep.commands.{name.replace(' ', '_')}")
         return command.run(_parse(name, command, rest))
     except SystemExit as stop:  # --help and --print_config
@@ -121,6 +123,14 @@ def _run(argv: Sequence[str] | None) -> int:
             traceback.print_exc()
             return code or 1
         return _complain(_sentence(_flush() or error if _has_no_name(error) else error), code)
+
+
+def _check_here() -> None:
+    """Raises InputError where relative paths lead nowhere: there MKL ends the process, in words of its own."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise InputError("the working directory was removed: expected one that is there") from error
 
 
 def _normalised(word: str) -> str:
