@@ -1,6 +1,7 @@
 """Bad input through the command line: an exit code, one sentence that names the place, and nothing lost."""
 
 import errno
+import io
 import json
 import os
 import shlex
@@ -20,7 +21,8 @@ from commands import main
 from planted import planted_data
 
 from preprocess.outbrain import store
-from widedeep import logs, shard_manifest, shard_part
+from preprocess.synthetic import generate
+from widedeep import logs, predict, shard_manifest, shard_part
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
 from widedeep.model import WideDeep
@@ -398,6 +400,23 @@ def test_paths_that_are_no_text(copy, refuse):
     data = (copy / "data").rename(copy / os.fsdecode(b"d\xff"))
     assert main(["describe", str(data), "--out", str(copy / "d.html")]) == 0
     assert "d\\udcff" in (copy / "d.html").read_text()
+
+
+class Late(io.FileIO):
+    """A file of a disk that says only at the end that it is full, as network file systems may."""
+
+    def close(self):
+        if not self.closed:
+            super().close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", ["predict", "predict csv", "synth"])
+def test_a_disk_that_is_found_full_when_a_file_is_closed(copy, refuse, monkeypatch, name):
+    words = [*writers(copy, copy / "full")[name], *["--truth"] * (name == "synth")]
+    monkeypatch.setattr(generate if name == "synth" else predict, "open", Late, raising=False)
+    refuse(words, 1, f"cannot write {copy / 'full'}", "No space left")
+    assert not list((copy / "full").iterdir())
 
 
 @pytest.mark.parametrize("call", ["log", "metadata"])
