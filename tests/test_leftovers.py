@@ -51,6 +51,30 @@ def test_a_model_directory_may_be_a_link_to_one_that_is_not_there_yet(tmp_path):
     assert (tmp_path / "large" / "model" / "checkpoint" / "step-1" / STATE).is_file()
 
 
+def test_a_best_checkpoint_is_known_as_such_before_a_run_goes_on_from_it(tmp_path, monkeypatch):
+    """Else a kill between the two indices loses it: its state says that the best score so far is its own."""
+    real, calls = Checkpoints._point, []
+
+    def point(self, *told):
+        calls.append(told)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, *told)
+
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, best=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "_point", point)
+        with pytest.raises(RunError):
+            save(checkpoints, 2, best=True)
+    assert (checkpoints.find("last").name, checkpoints.find("best").name) == ("step-1", "step-2")
+    checkpoints.adopt()
+    save(checkpoints, 2, best=True)
+    save(checkpoints, 3)
+    save(checkpoints, 4)
+    assert (checkpoints.find("last").name, checkpoints.find("best").name) == ("step-4", "step-2")
+
+
 def test_an_error_without_a_number_is_one_of_the_disk(tmp_path, monkeypatch):
     def save_file(*_):
         raise SafetensorError("Error while serializing: I/O error: failed to write the buffered data")

@@ -204,9 +204,9 @@ class Checkpoints:
     ) -> None:
         write(target, parts, progress, texts)
         with atomic.write_errors(self.directory):
-            self._point("last", target.name)
-            if best:
+            if best:  # first: a run that goes on from `last` takes it for known that its best one is kept
                 self._point("best", target.name)
+            self._point("last", target.name)
             atomic.sync(self.directory)  # before what it replaces goes
             self._mine = [name for name in self._mine if name != target.name] + [target.name]
             self._prune()
