@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from test_checkpoint import save
 from test_resume import words
 
-from widedeep import tensors
+from widedeep import resume, tensors
 from widedeep.checkpoint import MODEL, STATE, Checkpoints, locate, read_arrays
 from widedeep.errors import InputError, RunError
 
@@ -141,6 +141,24 @@ def test_a_run_killed_behind_its_last_checkpoint_gets_the_summary_of_its_log(dat
         key = "loss_val" if rows == "groups" else "loss"
         assert metrics[-1]["step"] == []
         assert metrics[-1][key] == metrics[-2][key]
+
+
+def test_a_run_that_another_one_overtook_is_refused(data, tmp_path, monkeypatch, capsys):
+    """Both found no checkpoint; the other one was done before this one had its lock."""
+    assert main(words(data, tmp_path / "other", "fused")) == 0
+    real = resume.Run.open
+
+    def slowly(*told):
+        shutil.copytree(tmp_path / "other" / "model", tmp_path / "model")
+        return real(*told)
+
+    monkeypatch.setattr(resume.Run, "open", slowly)
+    assert main(words(data, tmp_path, "fused", "--seed", "6")) == 2
+    assert "another run has just written it" in capsys.readouterr().err
+    theirs, ours = (out / "model" / "checkpoint" for out in (tmp_path / "other", tmp_path))
+    found = sorted(path.relative_to(theirs) for path in theirs.rglob("*"))
+    assert found == sorted(path.relative_to(ours) for path in ours.rglob("*"))
+    assert all((theirs / path).read_bytes() == (ours / path).read_bytes() for path in found if (ours / path).is_file())
 
 
 def test_records_of_another_run_get_no_summary(data, tmp_path):

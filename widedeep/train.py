@@ -44,6 +44,7 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
         else:
             if comm.rank == 0:
                 checkpoints.prepare()
+                check_untouched(config, checkpoints, progress)
             try:
                 fit(run, checkpoints, progress)
             except (KeyboardInterrupt, Terminated):
@@ -92,6 +93,13 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
                 end_early(run, checkpoints)
         leave(run, checkpoints)
         journal.finish()
+
+
+def check_untouched(config: TrainConfig, checkpoints: Checkpoints, progress: Progress) -> None:
+    """Raises InputError where another run began and ended here between this one's first look and its lock."""
+    found = checkpoints.find("last")
+    if found and not progress.step and not config.location.overwrite:
+        raise InputError(f"{found}: another run has just written it: expected another --model_dir")
 
 
 def leave(run: Run, checkpoints: Checkpoints) -> None:
