@@ -122,7 +122,9 @@ def _run(argv: Sequence[str] | None) -> int:
         if debug or code is None:
             traceback.print_exc()
             return code or 1
-        return _complain(_sentence(_flush() or error if _has_no_name(error) else error), code)
+        if isinstance(error, OSError) and not error.filename:
+            error = _flush() or _with_name(error)
+        return _complain(_sentence(error), code)
 
 
 def _check_here() -> None:
@@ -238,9 +240,12 @@ def _is_interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _has_no_name(error: Exception) -> bool:
-    """Whether the system's error does not say of which file it is."""
-    return isinstance(error, OSError) and not error.filename
+def _with_name(error: OSError) -> OSError:
+    """The same, with the file's name where pathlib was at work: reading and writing, the system does not say it."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(path := frame.f_locals.get("self"), Path):
+            error.filename = str(path)
+    return error
 
 
 def _flush() -> OSError | None:
