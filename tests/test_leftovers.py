@@ -14,7 +14,7 @@ from test_checkpoint import save
 from test_resume import words
 
 from widedeep import resume, tensors
-from widedeep.checkpoint import MODEL, STATE, Checkpoints, locate, read_arrays
+from widedeep.checkpoint import MODEL, STATE, Checkpoints, locate, read_arrays, read_progress
 from widedeep.errors import InputError, RunError
 
 
@@ -93,6 +93,28 @@ def test_a_disk_that_fails_while_a_checkpoint_is_read_is_named(tmp_path, monkeyp
     monkeypatch.setattr(tensors, "safe_open", fail)
     with pytest.raises(InputError, match=f"^{path / MODEL}: cannot be read: unable to mmap"):
         read_arrays(path, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("number", "damaged"), [(errno.EACCES, False), (errno.EMFILE, False), (errno.EIO, True), (errno.EISDIR, True)]
+)
+def test_a_checkpoint_that_may_not_be_read_is_not_said_to_be_damaged(tmp_path, monkeypatch, number, damaged):
+    """Who believed it would remove one that is whole."""
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+    path, real = save(checkpoints, 2), Path.open
+
+    def fail(self, *told, **more):
+        if self.name == MODEL:
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self, *told, **more)
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(InputError) as told:
+        read_progress(path)
+    assert ("damaged" in str(told.value)) == ("remove" in str(told.value)) == damaged
+    if not damaged:
+        assert str(told.value) == f"{path / MODEL}: cannot be read: {os.strerror(number)}"
 
 
 def test_an_index_that_cannot_be_read_is_named(tmp_path, monkeypatch):

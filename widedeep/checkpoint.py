@@ -37,6 +37,8 @@ MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 SPEC, CONFIG = "feature_spec.yaml", "config.yaml"
 FILES = (MODEL, OPTIMIZER, STATE, SPEC, CONFIG)  # of a checkpoint
 LOCK = "lock"
+# Of an OSError after which a file may be whole: nobody should be told to remove it.
+WHOLE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 SEAL = "xxh3_64"  # of state.json, in it
 
 log = logging.getLogger(__name__)
@@ -296,7 +298,8 @@ def read_progress(directory: Path) -> Progress:
     """Reads state.json after checking every other file against it.
 
     Raises:
-        InputError: the checkpoint is damaged; names the file, and an older whole checkpoint if there is one.
+        InputError: the checkpoint is damaged; names the file, and an older whole checkpoint if there is one. Or it may
+            not be read.
     """
     try:
         state = json.loads((directory / STATE).read_text())
@@ -312,6 +315,8 @@ def read_progress(directory: Path) -> Progress:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
+        if isinstance(error, OSError) and error.errno in WHOLE:
+            raise InputError(f"{error.filename or directory / STATE}: cannot be read: {error.strerror}") from error
         raise InputError(_damage(directory, STATE, f"the file cannot be read: {error}")) from error
     return progress
 
