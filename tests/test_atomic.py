@@ -12,8 +12,9 @@ from test_tabular import CSV, write_spec
 from preprocess.tabular import TabularConfig, run
 from widedeep import atomic
 from widedeep.atomic import write_errors
-from widedeep.errors import InputError
-from widedeep.shards import DATA_SET_OUTPUT, ShardSet
+from widedeep.errors import InputError, RunError
+from widedeep.feature_spec import FeatureSpec
+from widedeep.shards import DATA_SET_OUTPUT, ShardSet, ShardWriter
 
 OUTPUT = atomic.Output("marker", ("marker", "parts/*.part"))
 
@@ -122,3 +123,93 @@ def test_preprocessing_keeps_the_files_of_a_project(tmp_path):
     with pytest.raises(InputError, match="it holds model/weights"):
         run(TabularConfig(out=out, **config))
     assert ShardSet.open(out / "train", verify=True).rows == 4
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_an_output_that_was_moved_aside_is_put_back(tmp_path, monkeypatch, error):
+    target, real = make(tmp_path / "out", "marker"), Path.rename
+
+    def rename(self, to):
+        if to == target and not self.name.endswith("-previous"):
+            raise error
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises((RunError, KeyboardInterrupt)):
+        replace(target)
+    assert os.listdir(tmp_path) == ["out"]
+    assert (target / "marker").read_text() == "old"
+
+
+def test_an_output_that_cannot_be_put_back_is_named_and_put_back_by_the_next_run(tmp_path, monkeypatch):
+    target, real = make(tmp_path / "out", "marker"), Path.rename
+
+    def rename(self, to):
+        if to == target:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(self, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename)
+        with pytest.raises(RunError, match=r"Input/output error; what was there before is now (.*-previous)$") as told:
+            replace(target)
+    aside = Path(str(told.value).rpartition(" is now ")[2])
+    assert (aside / "marker").read_text() == "old"
+    with pytest.raises(RuntimeError), atomic.directory(target, OUTPUT):
+        raise RuntimeError("the next run fails too")
+    assert os.listdir(tmp_path) == ["out"]
+    assert (target / "marker").read_text() == "old"
+
+
+def write(target, text="new"):
+    with atomic.file(target) as partial:
+        partial.write_text(text)
+
+
+def test_a_file_behind_a_link_is_replaced_and_not_the_link(tmp_path):
+    for name, there in (("a", True), ("b", False)):
+        real = tmp_path / "big" / name
+        if there:
+            make(tmp_path, f"big/{name}")
+        (tmp_path / name).symlink_to(real)
+        write(tmp_path / name)
+        assert (tmp_path / name).readlink() == real
+        assert real.read_text() == "new"
+    assert sorted(os.listdir(tmp_path / "big")) == ["a", "b"]
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for name in ("pipe", "null"):
+        with pytest.raises(InputError, match=f"cannot write .*/{name}: it is there, and no regular file$"):
+            write(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["null", "pipe"]
+    assert not Path(os.devnull).is_file()
+
+
+def test_what_a_kill_left_of_a_file_goes_with_the_next(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    start = f".p.csv.partial-{socket.gethostname()}"
+    kept = [".p.csv.partial-elsewhere-1-0a1b2c3d", f"{start}-{os.getppid()}-0a1b2c3d"]
+    make(tmp_path, "p.csv", f"{start}-{gone.pid}-0a1b2c3d", f"{start}-{os.getpid()}-0a1b2c3d", *kept)
+    with atomic.file(tmp_path / "p.csv") as first:  # the other one's is no leftover
+        first.write_text("first")
+        write(tmp_path / "p.csv")
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "p.csv"])
+    assert (tmp_path / "p.csv").read_text() == "first"
+
+
+@pytest.mark.parametrize("call", ["mkdir", "rename"])
+def test_a_shard_set_in_a_hidden_directory_is_named_as_it_was_asked_for(tmp_path, monkeypatch, call):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_none():
+        with ShardWriter(tmp_path / ".hidden", FeatureSpec.outbrain(), final="asked/train"):
+            pass
+
+    monkeypatch.setattr(Path, call, fail)
+    with pytest.raises(RunError, match=r"^cannot write asked/train: No space left"):
+        write_none()

@@ -1,6 +1,7 @@
 """Bad input through the command line: an exit code, one sentence that names the place, and nothing lost."""
 
 import errno
+import io
 import json
 import os
 import shlex
@@ -19,8 +20,13 @@ import yaml
 from commands import main
 from planted import planted_data
 
-from widedeep import atomic, shard_manifest, shard_part
-from widedeep.errors import RunError
+from preprocess.outbrain import store
+from preprocess.synthetic import generate
+from widedeep import logs, predict, shard_manifest, shard_part
+from widedeep.errors import InputError
+from widedeep.feature_spec import FeatureSpec
+from widedeep.model import WideDeep
+from widedeep.restore import save_model
 
 OUTBRAIN = Path(__file__).parent / "data" / "outbrain"
 FLAGS = shlex.split(
@@ -379,10 +385,78 @@ def test_a_full_disk_under_shards_names_the_place_that_was_asked_for(tmp_path, m
     refuse(["preprocess", command, *given[command], "--out", out], 1, f"cannot write {out}/train: No space left")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_an_array_cut_off_by_a_full_disk(tmp_path):
-    with open("/dev/full", "wb") as file, pytest.raises(RunError, match="No space left"), atomic.write_errors(tmp_path):
-        np.zeros(1 << 20).tofile(file)
+def test_paths_that_are_no_text(copy, refuse):
+    """Libraries that open no such file must not find that out when a training is done."""
+    odd = copy / os.fsdecode(b"\xff")
+    refuse(train_words(copy / "data", odd), 2, "expected a path in UTF-8")
+    assert not odd.exists()
+    (copy / "model").rename(odd)
+    score = ["--dataset_path", copy / "data", "--cpu"]
+    refuse(["evaluate", "--model", odd, *score], 2, "expected a path in UTF-8")
+    refuse(["evaluate", "--model", next((odd / "checkpoint").glob("step-*")), *score], 2, "expected a path in UTF-8")
+    model = WideDeep(FeatureSpec.load(copy / "data"), (4,))
+    with pytest.raises(InputError, match="expected a path in UTF-8"):
+        save_model(model, odd / "mine")
+    data = (copy / "data").rename(copy / os.fsdecode(b"d\xff"))
+    assert main(["describe", str(data), "--out", str(copy / "d.html")]) == 0
+    assert "d\\udcff" in (copy / "d.html").read_text()
+
+
+class Late(io.FileIO):
+    """A file of a disk that says only at the end that it is full, as network file systems may."""
+
+    def close(self):
+        if not self.closed:
+            super().close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", ["predict", "predict csv", "synth"])
+def test_a_disk_that_is_found_full_when_a_file_is_closed(copy, refuse, monkeypatch, name):
+    words = [*writers(copy, copy / "full")[name], *["--truth"] * (name == "synth")]
+    monkeypatch.setattr(generate if name == "synth" else predict, "open", Late, raising=False)
+    refuse(words, 1, f"cannot write {copy / 'full'}", "No space left")
+    assert not list((copy / "full").iterdir())
+
+
+@pytest.mark.parametrize("call", ["log", "metadata"])
+def test_a_log_that_fails_is_named_whatever_is_written(copy, refuse, monkeypatch, call):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(logs.DlllLines, call, fail)
+    refuse(train_words(copy / "data", copy / "new"), 1, f"cannot write {copy / 'new'}", "No space left")
+
+
+CUT_OFF = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from preprocess.outbrain.store import save_array
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    save_array(Path(sys.argv[1]), np.arange(6))
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
+
+@pytest.mark.parametrize("room", [128, 175])
+def test_an_array_cut_off_by_a_full_disk(tmp_path, room):
+    """Even one that is smaller than its header, or that lacks its last byte alone."""
+    done = subprocess.run([sys.executable, "-c", CUT_OFF, tmp_path / "a.npy", str(room)], capture_output=True)
+    assert done.returncode == errno.EFBIG, done.stderr.decode()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(6)[::2], np.empty((0, 3), np.float16), np.array(True), np.ones((2, 3)).T, np.arange(4, dtype=">i2")],
+)
+def test_an_array_is_written_as_numpy_writes_it(tmp_path, array):
+    store.save_array(tmp_path / "a.npy", array)
+    np.save(tmp_path / "b.npy", np.asarray(array, order="C"))
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
 # Configuration

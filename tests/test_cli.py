@@ -203,6 +203,14 @@ def test_a_defect_keeps_its_traceback_and_debug_adds_one(monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose read fails")
+def test_a_file_whose_read_fails_is_named(monkeypatch, capsys):
+    """The system's error of read(2) does not say of which file it is."""
+    monkeypatch.setattr("widedeep.commands.doctor.run", lambda args: Path("/proc/self/mem").read_bytes())
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().err == "widedeep: /proc/self/mem: Input/output error\n"
+
+
 def test_an_interrupt_that_a_library_wraps_is_one(monkeypatch, capsys):
     def wrap(args):
         try:

@@ -1,6 +1,7 @@
 """The pools, one contract: order, few tasks at a time, exceptions, lost workers, an end whatever happens."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from preprocess import engine
 from preprocess.engine import ENGINES, ThreadEngine, WorkerLost, gpus, make
 from preprocess.engine.results import Filed, Filing, loaded
 from preprocess.stages import Stages, Watched
-from widedeep.errors import InputError
+from widedeep.errors import InputError, RunError
 
 TESTS = Path(__file__).parent
 
@@ -239,6 +240,20 @@ def test_dask_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "preprocess.engine.cluster", raising=False)
     monkeypatch.delattr(engine, "cluster", raising=False)
     with pytest.raises(InputError, match=r"engine 'dask' needs dask: pip install 'widedeep\[dask\]'"):
+        make("dask", 2, tmp_path)
+
+
+def test_dask_that_cannot_start_its_workers_says_why(tmp_path, monkeypatch):
+    cluster = pytest.importorskip("preprocess.engine.cluster", reason="dask is not installed")
+
+    def fail(**_):
+        try:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        except OSError as error:
+            raise RuntimeError("Nanny failed to start.") from error
+
+    monkeypatch.setattr(cluster, "LocalCluster", fail)
+    with pytest.raises(RunError, match=r"the workers of dask could not be started: .*Too many open files"):
         make("dask", 2, tmp_path)
 
 

@@ -119,6 +119,23 @@ def test_an_output_moved_aside_when_the_kill_came_is_put_back(config, whole):
     assert files(config.out) == whole
 
 
+def test_an_output_that_cannot_be_put_back_is_not_removed(config, whole, monkeypatch):
+    before, real = files(config.out), Path.rename
+
+    def rename(self, to):
+        if Path(to) == config.out:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(self, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename)
+        with pytest.raises(RunError, match=r"Permission denied; what was there before is now (.*)$") as told:
+            run(config)
+    assert files(Path(str(told.value).rpartition(" is now ")[2])) == before
+    run(config)
+    assert files(config.out) == whole
+
+
 @pytest.mark.parametrize("change", ["seed", "rows_per_shard", "input", "boot"])
 def test_a_stale_journal_is_ignored(config, change, tmp_path, monkeypatch):
     kill(config.data_path, config.out, "preprocess.outbrain.transform.run", 2)

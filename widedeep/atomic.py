@@ -19,7 +19,9 @@ from typing import IO, NamedTuple
 
 from widedeep.errors import DISK_FULL, InputError, RunError
 
-SHORT_WRITE = "requested and"  # numpy's "8192 requested and 4096 written": an OSError without a number
+PREVIOUS = "-previous"  # ends the name of an output that is moved aside for its successor
+
+_unfinished: set[Path] = set()  # files that this process is writing
 
 
 class Output(NamedTuple):
@@ -41,10 +43,8 @@ def write_errors(target: Path, kept: str = "what was there before is untouched")
     try:
         yield
     except OSError as error:
-        short = error.errno is None and SHORT_WRITE in str(error)
-        if short or error.errno in DISK_FULL:
-            why = "No space left on device, or the limit of a file's size is reached" if short else _why(error)
-            raise RunError(f"cannot write {target}: {why}; {kept}") from error
+        if error.errno in DISK_FULL:
+            raise RunError(f"cannot write {target}: {_why(error)}; {kept}") from error
         raise InputError(f"cannot write {target}: {_why(error)}") from error
 
 
@@ -55,19 +55,29 @@ def _why(error: OSError) -> str:
 
 @contextlib.contextmanager
 def file(target: Path) -> Iterator[Path]:
-    """Gives the path of a file to write, beside `target`, and renames it when the block ends well; else removes it.
+    """Gives the path of a file to write, beside `target` or what it links to, and renames it when the block ends well;
+    else removes it.
 
     Makes the target's directory. No two blocks get the same path, so one file may be written twice at a time. Errors
     are left to the caller's `write_errors`, who knows what was asked for.
+
+    Raises:
+        InputError: `target` is a device or a pipe, in whose place a file would come.
     """
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    asked, target = target, _real(target)
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise InputError(f"cannot write {asked}: it is there, and no regular file")
+    partial = target.with_name(f"{_prefix(target)}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    _unfinished.add(partial)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
         yield partial
         os.replace(partial, target)
     finally:
         with contextlib.suppress(OSError):  # it must not hide what went wrong before
             partial.unlink()
+        _unfinished.discard(partial)
 
 
 def sync(path: Path) -> None:
@@ -104,14 +114,16 @@ def check(target: Path, output: Output, reads: Iterable[str | os.PathLike] = ())
             raise InputError(f"will not replace {target}: this run reads {path} there")
 
 
-def begin(target: Path, output: Output, reads: Iterable[str | os.PathLike] = ()) -> Path:
+def begin(target: Path, output: Output, reads: Iterable[str | os.PathLike] = (), asked: Path | None = None) -> Path:
     """Create and return an empty hidden directory beside `target`, or beside what it links to.
+
+    asked: what messages name, where that is not `target`.
 
     Raises:
         InputError: `target` cannot be written, or `check` refuses it.
     """
     check(target, output, reads)
-    with write_errors(target):
+    with write_errors(asked or target):
         target = _real(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -120,22 +132,37 @@ def begin(target: Path, output: Output, reads: Iterable[str | os.PathLike] = ())
     return partial
 
 
-def commit(partial: Path, target: Path) -> None:
-    """Rename `partial` to `target`; an earlier `target` is moved aside first, and put back should the rename fail."""
-    previous = None
-    with write_errors(target):
-        target = _real(target)
-        if target.exists():
-            previous = partial.with_name(partial.name + "-previous")
-            target.rename(previous)
+def commit(partial: Path, target: Path, asked: Path | None = None) -> None:
+    """Rename `partial` to `target`; an earlier `target` is moved aside first, and put back should the rename fail.
+
+    asked: what messages name, where that is not `target`.
+
+    Raises:
+        InputError: it cannot be renamed.
+        RunError: the disk fails, or the earlier one could not be put back: names where it is.
+    """
+    asked, target = asked or target, _real(target)
+    previous = partial.with_name(f"{partial.name}{PREVIOUS}")
+    with write_errors(asked):
         try:
+            if target.exists():
+                target.rename(previous)
             partial.rename(target)
-        except OSError:
-            if previous is not None:
-                previous.rename(target)
+        except BaseException as error:
+            _put_back(previous, target, asked, error)
             raise
-    if previous is not None:
+    if previous.exists():
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def _put_back(previous: Path, target: Path, asked: Path, error: BaseException) -> None:
+    """After an error or Ctrl-C."""
+    try:
+        if previous.exists() and not target.exists():
+            previous.rename(target)
+    except OSError:
+        why = _why(error) if isinstance(error, OSError) else "interrupted"
+        raise RunError(f"cannot write {asked}: {why}; what was there before is now {previous}") from error
 
 
 @contextlib.contextmanager
@@ -149,6 +176,14 @@ def directory(target: Path, output: Output, reads: Iterable[str | os.PathLike] =
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def check_name(path: str | os.PathLike) -> None:
+    """Raises InputError where a path is no text, for libraries that open no such file."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: expected a path in UTF-8") from error
 
 
 def lock(file: IO, target: Path) -> bool:
@@ -178,15 +213,17 @@ def _prefix(target: Path) -> str:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Delete partial directories of this host's dead processes; put an output back that a kill left moved aside."""
+    """Delete what this host's dead processes left unfinished; put an output back that a kill left moved aside."""
     for path in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
         pid, _, suffix = path.name.removeprefix(_prefix(target)).partition("-")
         if not pid.isdigit() or (int(pid) != os.getpid() and _is_running(int(pid))):
             continue
-        if suffix == "previous" and not target.exists():
+        if f"-{suffix}" == PREVIOUS and not target.exists():
             path.rename(target)
-        else:
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        elif path not in _unfinished:
+            path.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:

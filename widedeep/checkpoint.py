@@ -8,6 +8,7 @@ state.json lists size and xxh3-64 of the other files and has one of its own, so 
 weight or place is used.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -23,18 +25,20 @@ from typing import IO, Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from widedeep import __version__, atomic
 from widedeep.errors import InputError
 from widedeep.share import ALL_ROWS, Share, is_table
+from widedeep.tensors import opened
+from widedeep.tensors import write as write_tensors
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SPEC, CONFIG = "feature_spec.yaml", "config.yaml"
 FILES = (MODEL, OPTIMIZER, STATE, SPEC, CONFIG)  # of a checkpoint
 LOCK = "lock"
+# Of an OSError after which a file may be whole: nobody should be told to remove it.
+WHOLE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 SEAL = "xxh3_64"  # of state.json, in it
 
 log = logging.getLogger(__name__)
@@ -81,6 +85,7 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str | Path, keep_last: int = 2):
+        atomic.check_name(model_dir)
         self.directory = Path(model_dir) / "checkpoint"
         self._keep_last = keep_last
         self._mine: list[str] = []
@@ -103,7 +108,8 @@ class Checkpoints:
                 self._pool.shutdown()
                 self._pool = None
             if self._lock is not None:
-                self._lock.close()
+                with contextlib.suppress(OSError):  # it must not hide what went wrong before, and it holds nothing
+                    self._lock.close()
                 self._lock = None
 
     def steps(self) -> list[Path]:
@@ -141,7 +147,7 @@ class Checkpoints:
             InputError: it cannot be written, or another run is writing it.
         """
         with atomic.write_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            os.makedirs(os.path.realpath(self.directory), exist_ok=True)
             if not os.access(self.directory, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.directory))
             if self._lock is None:
@@ -200,9 +206,9 @@ class Checkpoints:
     ) -> None:
         write(target, parts, progress, texts)
         with atomic.write_errors(self.directory):
-            self._point("last", target.name)
-            if best:
+            if best:  # first: a run that goes on from `last` takes it for known that its best one is kept
                 self._point("best", target.name)
+            self._point("last", target.name)
             atomic.sync(self.directory)  # before what it replaces goes
             self._mine = [name for name in self._mine if name != target.name] + [target.name]
             self._prune()
@@ -234,7 +240,14 @@ class Checkpoints:
                 best.unlink()
         for path in self.directory.glob("step-*"):
             if path.is_dir() and path.name not in keep:
-                shutil.rmtree(path, ignore_errors=True)
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """Under another name first: what a kill in the middle leaves shall not be taken for a checkpoint."""
+        aside = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
+        with contextlib.suppress(OSError):  # it may stay
+            path.rename(aside)
+            shutil.rmtree(aside)
 
 
 def write(
@@ -247,9 +260,10 @@ def write(
     Raises:
         RunError: the disk is full.   InputError: `target` cannot be written, or is there and no checkpoint.
     """
+    atomic.check_name(target)
     with atomic.directory(target, atomic.Output(STATE)) as partial:
         for name, tensors in parts.items():
-            _write_tensors(partial / name, tensors)
+            write_tensors(partial / name, tensors)
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
         files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
@@ -265,7 +279,7 @@ def locate(path: str | Path, which: str = "best") -> Path:
     Raises:
         InputError: there is none.
     """
-    path = Path(path)
+    atomic.check_name(path := Path(path))
     if (path / STATE).is_file():
         return path
     checkpoints = Checkpoints(path.parent if path.name == "checkpoint" else path)
@@ -284,7 +298,8 @@ def read_progress(directory: Path) -> Progress:
     """Reads state.json after checking every other file against it.
 
     Raises:
-        InputError: the checkpoint is damaged; names the file, and an older whole checkpoint if there is one.
+        InputError: the checkpoint is damaged; names the file, and an older whole checkpoint if there is one. Or it may
+            not be read.
     """
     try:
         state = json.loads((directory / STATE).read_text())
@@ -300,6 +315,8 @@ def read_progress(directory: Path) -> Progress:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
+        if isinstance(error, OSError) and error.errno in WHOLE:
+            raise InputError(f"{error.filename or directory / STATE}: cannot be read: {error.strerror}") from error
         raise InputError(_damage(directory, STATE, f"the file cannot be read: {error}")) from error
     return progress
 
@@ -316,7 +333,7 @@ def load_arrays(directory: Path, name: str, into: Mapping[str, Tensor], share: S
         InputError: an array is missing, superfluous, or of another shape or dtype.
     """
     path = directory / name
-    with safe_open(path, framework="pt") as file:
+    with opened(path) as file:
         if surplus := set(file.keys()) ^ set(into):
             odd = min(surplus)
             where = "the model lacks" if odd in file.keys() else "the file lacks"  # noqa: SIM118 (safe_open is no mapping)
@@ -333,7 +350,7 @@ def load_arrays(directory: Path, name: str, into: Mapping[str, Tensor], share: S
 
 def read_arrays(directory: Path, name: str, share: Share = ALL_ROWS) -> dict[str, Tensor]:
     """All arrays of a file, of tables the rows of `share`, on the CPU."""
-    with safe_open(directory / name, framework="pt") as file:
+    with opened(directory / name) as file:
         return {key: _part(file, key, share) for key in file.keys()}  # noqa: SIM118
 
 
@@ -342,22 +359,12 @@ def _part(file: Any, key: str, share: Share) -> Tensor:
     return share.take(stored) if is_table(key) else stored
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    path.touch()  # with the mode that other files get; the library's own is its owner's alone
-    mode = path.stat().st_mode
-    try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, path)
-        path.chmod(mode)
-    except SafetensorError as error:  # carries the system's error number in its text only
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
 def _named(index: Path) -> str:
-    """The checkpoint that an index names; empty where it is damaged."""
-    name = index.read_bytes().decode(errors="replace").strip()
+    """The checkpoint that an index names; empty where it is damaged. Raises InputError where it cannot be read."""
+    try:
+        name = index.read_bytes().decode(errors="replace").strip()
+    except OSError as error:
+        raise InputError(f"{index}: cannot be read: {error.strerror}") from error
     return name if re.fullmatch(r"step-[0-9]{1,19}", name) else ""
 
 

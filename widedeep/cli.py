@@ -4,6 +4,7 @@ A command is a module of `widedeep.commands` with `add_arguments(parser)` and `r
 for is imported. This is the one module that imports jsonargparse.
 """
 
+import os
 import re
 import sys
 import traceback
@@ -89,13 +90,22 @@ class Parser(ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 1 for a failed run, 2 for bad input."""
+    code = _run(argv)
+    error = _flush()
+    if code or error is None:  # a failed run has said so
+        return code
+    return 1 if isinstance(error, BrokenPipeError) else _complain(_sentence(error), 1)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     words = [_normalised(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     name, rest = _split(words)
-    if name is None:
-        return _overview(rest)
     try:
+        if name is None:
+            return _overview(rest)
+        _check_here()
         command = import_module(f"widedeep.commands.{name.replace(' ', '_')}")
         return command.run(_parse(name, command, rest))
     except SystemExit as stop:  # --help and --print_config
@@ -112,7 +122,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or code is None:
             traceback.print_exc()
             return code or 1
+        if isinstance(error, OSError) and not error.filename:
+            error = _flush() or _with_name(error)
         return _complain(_sentence(error), code)
+
+
+def _check_here() -> None:
+    """Raises InputError where relative paths lead nowhere: there MKL ends the process, in words of its own."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise InputError("the working directory was removed: expected one that is there") from error
 
 
 def _normalised(word: str) -> str:
@@ -220,6 +240,26 @@ def _is_interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
+def _with_name(error: OSError) -> OSError:
+    """The same, with the file's name where pathlib was at work: reading and writing, the system does not say it."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(path := frame.f_locals.get("self"), Path):
+            error.filename = str(path)
+    return error
+
+
+def _flush() -> OSError | None:
+    """Writes what was printed; the error of that, after which nothing more is printed."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = None
+        error.filename = "standard output"
+        return error
+    return None
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     """Of the host: torch's own allocator raises a RuntimeError with many lines."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
@@ -246,6 +286,10 @@ def _wrong_value(text: str) -> str:
 
 
 def _complain(sentence: str, code: int) -> int:
-    """One line on stderr."""
-    print("widedeep: " + " ".join(sentence.split()), file=sys.stderr)
+    """One line on stderr, if it takes one."""
+    if sys.stderr is not None:
+        try:
+            print("widedeep: " + " ".join(sentence.split()), file=sys.stderr)
+        except OSError:
+            sys.stderr = None
     return code

@@ -10,7 +10,7 @@ from widedeep import atomic
 from widedeep.checkpoint import Progress
 from widedeep.data import Batch
 from widedeep.errors import InputError
-from widedeep.logs import EVALUATION_FILE, KEPT, METRICS_FILE, RunLog, last_seconds
+from widedeep.logs import EVALUATION_FILE, KEPT, METRICS_FILE, RunLog, lacks_summary, last_seconds
 from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC, numbers
 from widedeep.outputs import data_summary, write_json, write_text
 from widedeep.run import Run, tell
@@ -72,8 +72,9 @@ class Journal:
             elapsed=last_seconds(self._results / METRICS_FILE, done) if done else 0.0,
         )
         self.log("PARAMETER", config.flat())
-        for metric, unit in UNITS.items():
-            self._log.metadata(metric, unit)
+        with atomic.write_errors(self._results, KEPT):
+            for metric, unit in UNITS.items():
+                self._log.metadata(metric, unit)
 
     def __enter__(self) -> "Journal":
         return self
@@ -154,16 +155,30 @@ class Journal:
             self._bar = None
 
 
+def end_log(run: Run, progress: Progress) -> None:
+    """Adds the summary to the log of a finished training that was killed between its last checkpoint and that."""
+    results = Path(run.config.location.results_dir)
+    is_ours = progress.begun is not None and begun_at(results) == progress.begun
+    if is_ours and lacks_summary(results / METRICS_FILE, progress.step):
+        with Journal(run, progress=progress) as journal:
+            journal.finish()
+
+
+def begun_at(results: Path) -> str | None:
+    """When the run began whose records these are; None where they do not say."""
+    try:
+        return json.loads((results / SUMMARY_FILE).read_text(encoding="utf-8")).get("begun")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def check_run(results: Path, progress: Progress) -> None:
     """Refuses to continue the records of another run than the one that is continued.
 
     Raises:
         InputError: they say that their run began at another time.
     """
-    try:
-        begun = json.loads((results / SUMMARY_FILE).read_text(encoding="utf-8")).get("begun")
-    except (OSError, ValueError, AttributeError):
-        return
+    begun = begun_at(results)
     if None not in (begun, progress.begun) and begun != progress.begun:
         raise InputError(
             f"{results}: holds the records of a run that began at {begun}, and the one to continue began at"

@@ -320,6 +320,18 @@ def _trained(line: bytes) -> tuple[int, bool]:
     return 0, False
 
 
+def lacks_summary(path: Path, done: int) -> bool:
+    """Whether `metrics.jsonl` tells of a training up to its last step, `done`, and lacks the summary behind that."""
+    with contextlib.suppress(OSError):
+        for line in reversed(path.read_bytes().splitlines()):
+            if _trained(line)[0] == done:
+                return True
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["step"] == []:
+                    return False
+    return False
+
+
 def last_seconds(path: Path, done: int) -> float:
     """The clock in `metrics.jsonl` of a training's last record up to the step `done`; 0 where there is none."""
     with contextlib.suppress(OSError):

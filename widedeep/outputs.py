@@ -20,8 +20,8 @@ UNDEFINED = (
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` in UTF-8."""
-    write_bytes(path, text.encode())
+    """`write_bytes` in UTF-8; bytes of a file's name that are no text become escapes."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

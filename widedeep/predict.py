@@ -55,7 +55,12 @@ def write(out: Path, columns: pa.Schema, batches: Iterator[pa.Table]) -> int:
         RunError: the disk is full.
     """
     rows = 0
-    with atomic.write_errors(out), atomic.file(out) as partial, WRITERS[out.suffix](partial, columns) as writer:
+    with (
+        atomic.write_errors(out),
+        atomic.file(out) as partial,
+        open(partial, "wb") as file,  # pyarrow would pass over an error of its own file's close
+        WRITERS[out.suffix](file, columns) as writer,
+    ):
         for table in batches:
             try:
                 writer.write_table(table)

@@ -87,7 +87,7 @@ class ShardWriter:
         self._jobs: deque[Future] = deque()  # theirs, in the order of the rows; the last of a part gives its entry
         self._part: Part | None = None  # theirs, begun and not yet full
         self._full = 0  # of their parts, those that are not in `_parts` yet
-        self._partial: Path | None = atomic.begin(self._target, SHARD_SET_OUTPUT)
+        self._partial: Path | None = atomic.begin(self._target, SHARD_SET_OUTPUT, asked=self.directory)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -145,7 +145,7 @@ class ShardWriter:
             }
             with atomic.write_errors(self.directory):
                 (self._partial / MANIFEST).write_text(seal(manifest), encoding="utf-8")
-            atomic.commit(self._partial, self._target)
+            atomic.commit(self._partial, self._target, self.directory)
         except BaseException:
             self.abort()
             raise

@@ -13,7 +13,7 @@ from widedeep.config import TrainConfig
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError, RunError
 from widedeep.evaluate import check_labels, evaluate
-from widedeep.journal import Journal
+from widedeep.journal import Journal, end_log
 from widedeep.resume import is_finished, start
 from widedeep.run import Run, tell
 from widedeep.share import gather_arrays
@@ -39,9 +39,12 @@ def train(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
                 comm,
                 f"{config.location.model_dir}: finished already, after {progress.epoch} epochs ({progress.step} steps)",
             )
+            if comm.rank == 0:
+                end_log(run, progress)
         else:
             if comm.rank == 0:
                 checkpoints.prepare()
+                check_untouched(config, checkpoints, progress)
             try:
                 fit(run, checkpoints, progress)
             except (KeyboardInterrupt, Terminated):
@@ -90,6 +93,13 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
                 end_early(run, checkpoints)
         leave(run, checkpoints)
         journal.finish()
+
+
+def check_untouched(config: TrainConfig, checkpoints: Checkpoints, progress: Progress) -> None:
+    """Raises InputError where another run began and ended here between this one's first look and its lock."""
+    found = checkpoints.find("last")
+    if found and not progress.step and not config.location.overwrite:
+        raise InputError(f"{found}: another run has just written it: expected another --model_dir")
 
 
 def leave(run: Run, checkpoints: Checkpoints) -> None:

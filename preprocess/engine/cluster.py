@@ -15,7 +15,7 @@ from distributed.comm import CommClosedError
 from preprocess.engine import gpus
 from preprocess.engine.base import Engine, WorkerLost
 from preprocess.engine.results import Filing, loaded
-from widedeep.errors import InputError
+from widedeep.errors import InputError, RunError
 
 CONNECT_SECONDS = 20
 
@@ -83,18 +83,27 @@ def _local(workers: int | None, directory: Path, stack: ExitStack) -> Client:
     environment = {"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}}
     stack.enter_context(dask.config.set(environment))
     # What a task may hold is bounded by memory_limit already; dask's own limit counts mapped tables in every worker.
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",  # None takes a fixed port
-        memory_limit=0,
-        local_directory=str(directory),
-        silence_logs=logging.CRITICAL,
-    )
+    try:
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",  # None takes a fixed port
+            memory_limit=0,
+            local_directory=str(directory),
+            silence_logs=logging.CRITICAL,
+        )
+    except RuntimeError as error:  # which tells in a chain of causes
+        raise RunError(f"the workers of dask could not be started: {_first_cause(error)}") from error
     stack.enter_context(cluster)
     return Client(cluster, set_as_default=False)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while before := error.__cause__ or error.__context__:
+        error = before
+    return error
 
 
 def _connect(scheduler: str) -> Client:

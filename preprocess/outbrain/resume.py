@@ -81,7 +81,8 @@ def directory(
             except WorkerLost as error:
                 raise WorkerLost(f"{error}; the same command continues at the stage that was not finished") from error
             except Exception:
-                shutil.rmtree(part, ignore_errors=True)
+                if not _previous(part).exists():  # what could not be put back: the next run tries again
+                    shutil.rmtree(part, ignore_errors=True)
                 raise
             shutil.rmtree(part, ignore_errors=True)
 
@@ -93,10 +94,14 @@ def state(paths: Iterable[Path]) -> dict[str, list[int] | None]:
 
 def _restore(part: Path, target: Path) -> None:
     """Puts an earlier output back that a kill left moved aside."""
-    previous = part / "out-previous"
+    previous = _previous(part)
     if previous.is_dir() and not target.exists():
         previous.rename(target)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _previous(part: Path) -> Path:
+    return part / f"out{atomic.PREVIOUS}"
 
 
 def _boot() -> str:

@@ -1,7 +1,5 @@
 """Tables on disk: one .npy file an array, memory-mapped by every worker, so that a table is in memory once."""
 
-import errno
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import fields
@@ -30,13 +28,14 @@ def save(directory: Path, group: str, table: Any) -> None:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """`np.save`, whole or not at all: a task may be done twice, when a worker was lost or outlives its run."""
-    with atomic.file(path) as partial:
-        with open(partial, "wb") as file:
-            np.save(file, array)
-        # np.save does not notice when the disk has no room for its last buffer. The file has a header too.
-        if partial.stat().st_size <= array.nbytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    """As `np.save`, whole or not at all: a task may be done twice, when a worker was lost or outlives its run.
+
+    np.save itself does not notice when the disk fails, or has no room, at its last buffer.
+    """
+    array = np.asarray(array, order="C")
+    with atomic.file(path) as partial, open(partial, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.reshape(-1).view(np.uint8))
 
 
 def load(directory: Path, group: str, kind: type[T], device: str) -> T:

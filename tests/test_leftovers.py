@@ -1,0 +1,194 @@
+"""What a training that is killed, or whose disk fails, at an unlucky moment leaves behind, and what becomes of it."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import main
+from planted import planted_data
+from safetensors import SafetensorError
+from test_checkpoint import save
+from test_resume import words
+
+from widedeep import resume, tensors
+from widedeep.checkpoint import MODEL, STATE, Checkpoints, locate, read_arrays, read_progress
+from widedeep.errors import InputError, RunError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return planted_data(tmp_path_factory.mktemp("data") / "set", train=200)
+
+
+def test_half_of_a_checkpoint_that_was_being_removed_is_none(tmp_path, monkeypatch):
+    """A kill may come when some of its files are gone, and the rest is not to be used, nor to stay."""
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    removed = []
+
+    def rmtree(path, **_):
+        removed.append(path)
+        (path / MODEL).unlink()
+
+    save(checkpoints, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", rmtree)
+        save(checkpoints, 2)
+    assert [path.name for path in checkpoints.steps()] == ["step-2"]
+    assert (removed[0] / STATE).is_file()
+    with checkpoints:
+        checkpoints.prepare()
+    assert {each.name for each in checkpoints.directory.iterdir()} == {"last", "lock", "step-2"}
+
+
+def test_a_model_directory_may_be_a_link_to_one_that_is_not_there_yet(tmp_path):
+    (tmp_path / "model").symlink_to(tmp_path / "large" / "model")
+    with Checkpoints(tmp_path / "model") as checkpoints:
+        checkpoints.prepare()
+        save(checkpoints, 1)
+    assert (tmp_path / "large" / "model" / "checkpoint" / "step-1" / STATE).is_file()
+
+
+def test_a_best_checkpoint_is_known_as_such_before_a_run_goes_on_from_it(tmp_path, monkeypatch):
+    """Else a kill between the two indices loses it: its state says that the best score so far is its own."""
+    real, calls = Checkpoints._point, []
+
+    def point(self, *told):
+        calls.append(told)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, *told)
+
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, best=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "_point", point)
+        with pytest.raises(RunError):
+            save(checkpoints, 2, best=True)
+    assert (checkpoints.find("last").name, checkpoints.find("best").name) == ("step-1", "step-2")
+    checkpoints.adopt()
+    save(checkpoints, 2, best=True)
+    save(checkpoints, 3)
+    save(checkpoints, 4)
+    assert (checkpoints.find("last").name, checkpoints.find("best").name) == ("step-4", "step-2")
+
+
+def test_an_error_without_a_number_is_one_of_the_disk(tmp_path, monkeypatch):
+    def save_file(*_):
+        raise SafetensorError("Error while serializing: I/O error: failed to write the buffered data")
+
+    monkeypatch.setattr(tensors, "save_file", save_file)
+    with pytest.raises(RunError, match=r"step-1: Input/output error; what was there before is untouched$"):
+        save(Checkpoints(tmp_path), 1)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, SafetensorError])
+def test_a_disk_that_fails_while_a_checkpoint_is_read_is_named(tmp_path, monkeypatch, kind):
+    def fail(*_, **__):
+        raise kind("unable to mmap: Input/output error (5)")
+
+    path = save(Checkpoints(tmp_path), 1)
+    monkeypatch.setattr(tensors, "safe_open", fail)
+    with pytest.raises(InputError, match=f"^{path / MODEL}: cannot be read: unable to mmap"):
+        read_arrays(path, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("number", "damaged"), [(errno.EACCES, False), (errno.EMFILE, False), (errno.EIO, True), (errno.EISDIR, True)]
+)
+def test_a_checkpoint_that_may_not_be_read_is_not_said_to_be_damaged(tmp_path, monkeypatch, number, damaged):
+    """Who believed it would remove one that is whole."""
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+    path, real = save(checkpoints, 2), Path.open
+
+    def fail(self, *told, **more):
+        if self.name == MODEL:
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self, *told, **more)
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(InputError) as told:
+        read_progress(path)
+    assert ("damaged" in str(told.value)) == ("remove" in str(told.value)) == damaged
+    if not damaged:
+        assert str(told.value) == f"{path / MODEL}: cannot be read: {os.strerror(number)}"
+
+
+def test_an_index_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def fail(self):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # as of read(2): without the name
+
+    save(Checkpoints(tmp_path), 1, best=True)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(InputError, match=f"^{tmp_path / 'checkpoint' / 'best'}: cannot be read: Input/output error$"):
+        locate(tmp_path)
+
+
+def test_a_lock_that_cannot_be_closed_hides_no_error(tmp_path):
+    class Lock:
+        def close(self):
+            raise OSError("of no importance")
+
+    def fail():
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints._lock = Lock()
+            raise RunError("worth telling")
+
+    with pytest.raises(RunError, match="worth telling"):
+        fail()
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line.removeprefix("DLLL ")) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("rows", ["groups", "none"])
+def test_a_run_killed_behind_its_last_checkpoint_gets_the_summary_of_its_log(data, tmp_path, monkeypatch, rows):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    if rows == "none":  # of the test set: the loss is all that an epoch ends with
+        data = planted_data(tmp_path / "set", train=200, test=0)
+    with monkeypatch.context() as patched:
+        patched.setattr("widedeep.journal.Journal.finish", stop)
+        assert main(words(data, tmp_path, "fused")) == 130
+    for _ in range(2):  # and gets it once
+        assert main(words(data, tmp_path, "fused", "--use_checkpoint")) == 0
+        for name in ("metrics.jsonl", "log.json"):
+            assert [r["step"] for r in records(tmp_path / "results" / name) if r.get("step") == []] == [[]]
+        metrics = records(tmp_path / "results" / "metrics.jsonl")
+        key = "loss_val" if rows == "groups" else "loss"
+        assert metrics[-1]["step"] == []
+        assert metrics[-1][key] == metrics[-2][key]
+
+
+def test_a_run_that_another_one_overtook_is_refused(data, tmp_path, monkeypatch, capsys):
+    """Both found no checkpoint; the other one was done before this one had its lock."""
+    assert main(words(data, tmp_path / "other", "fused")) == 0
+    real = resume.Run.open
+
+    def slowly(*told):
+        shutil.copytree(tmp_path / "other" / "model", tmp_path / "model")
+        return real(*told)
+
+    monkeypatch.setattr(resume.Run, "open", slowly)
+    assert main(words(data, tmp_path, "fused", "--seed", "6")) == 2
+    assert "another run has just written it" in capsys.readouterr().err
+    theirs, ours = (out / "model" / "checkpoint" for out in (tmp_path / "other", tmp_path))
+    found = sorted(path.relative_to(theirs) for path in theirs.rglob("*"))
+    assert found == sorted(path.relative_to(ours) for path in ours.rglob("*"))
+    assert all((theirs / path).read_bytes() == (ours / path).read_bytes() for path in found if (ours / path).is_file())
+
+
+def test_records_of_another_run_get_no_summary(data, tmp_path):
+    assert main(words(data, tmp_path, "fused")) == 0
+    metrics = tmp_path / "results" / "metrics.jsonl"
+    metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(keepends=True)[:-1]))
+    summary = tmp_path / "results" / "data_summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"begun": "yesterday"}))
+    before = metrics.read_bytes()
+    assert main(words(data, tmp_path, "fused", "--use_checkpoint")) == 0
+    assert metrics.read_bytes() == before
