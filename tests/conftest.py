@@ -1,10 +1,13 @@
-"""Fixtures shared by every test: devices, and the folder of external check data beside the checkout."""
+"""Fixtures of several files of tests: devices, the folder of external check data, a finished run."""
 
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import main, train_words
 
 # Before torch is loaded: several processes share the cores, and a thread of theirs that waits must not spin on one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -61,6 +64,39 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of external check data is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def refuse(capfd) -> Callable[..., str]:
+    """Runs a command that must fail with a code and one sentence; returns the sentence."""
+
+    def run(words: list, code: int, *said: str) -> str:
+        capfd.readouterr()
+        assert main(list(map(str, words))) == code
+        err = capfd.readouterr().err
+        assert err.startswith("widedeep: ")
+        assert err.count("\n") == 1, err
+        for text in said:
+            assert text in err
+        return err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    """A data set and a finished run of it, to be copied."""
+    from planted import planted_data
+
+    root = tmp_path_factory.mktemp("good")
+    planted_data(root / "data", train=700, test=100)
+    assert main(list(map(str, train_words(root / "data", root)))) == 0
+    return root
+
+
+@pytest.fixture
+def copy(good, tmp_path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "copy"))
 
 
 def pytest_collection_modifyitems(items):
