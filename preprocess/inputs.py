@@ -1,10 +1,32 @@
-"""The files that a run reads must stay as they are until it ends: its passes would see different rows."""
+"""The files that a run reads. They must stay as they are until it ends: its passes would see different rows."""
 
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from widedeep.errors import InputError
+
+
+def files_of(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    """Files, and in the place of a directory the files in it by name, as Spark and others write a table; what begins
+    with `_` or `.` there is not of it.
+
+    Raises:
+        InputError: there are no files in a directory, or directories in it.
+    """
+    files = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        parts = sorted(part for part in path.iterdir() if not part.name.startswith(("_", ".")))
+        if inner := next((part for part in parts if part.is_dir()), None):
+            raise InputError(f"{path}: expected a directory of files alone, got the directory {inner.name} in it")
+        if not parts:
+            raise InputError(f"{path}: expected files in this directory, found none")
+        files += parts
+    return files
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ class TabularConfig(DataSetConfig):
         spec: feature spec with transforms (see `preprocess.tabular.spec`).
         out: directory to write; an earlier data set there is replaced when the new one is complete.
         inputs: CSV or TSV (plain, .gz, .zst; with a header unless the spec names the columns), Parquet (.parquet, .pq)
-            or Arrow files (.arrow, .feather, .ipc), in any mixture; empty takes the `train` files of the spec.
-        test: files of the test set; empty takes the spec's, unless `split` makes the test set from `inputs`.
+            or Arrow files (.arrow, .feather, .ipc), in any mixture, or directories of such; empty takes the `train`
+            files of the spec.
+        test: files of the test set, likewise; empty takes the spec's, unless `split` makes the test set from `inputs`.
         split: "random:0.2" (a share of the rows), "last:1000" or "last:0.2" (rows at the end), "group:0.2" (a share of
             the groups, whole ones), "time:COLUMN:0.2" (the share of the rows with the latest times) or
             "time:COLUMN:2016-06-26" (rows from that time on), or "none" (all rows are for training); None with `test`

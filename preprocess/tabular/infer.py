@@ -9,6 +9,7 @@ from typing import Any
 
 from preprocess import csv_hints, csv_io
 from preprocess.engine import ThreadEngine
+from preprocess.inputs import files_of
 from preprocess.tabular import source, transforms
 from preprocess.tabular.config import TabularConfig
 from preprocess.tabular.seen import NULL_WORDS, Seen
@@ -26,7 +27,7 @@ ID_NAME = re.compile(r"(.*[_ .-])?(?i:id)|(?i:id)[_ .-].*|.*[^A-Z]I[dD]")  # id,
 
 
 def infer_spec(
-    inputs: list[str],
+    inputs: Sequence[str | Path],
     label: str | None = None,
     *,
     group: str | None = None,
@@ -54,6 +55,7 @@ def infer_spec(
     """
     if max_rows < 1:
         raise InputError(f"max_rows is {max_rows}, expected at least 1")
+    inputs = files_of(inputs)
     described = {"delimiter": delimiter} if delimiter is not None else {}
     described |= {"columns": list(columns)} if columns else {}
     csv = csv_format(inputs[0], described)
@@ -69,11 +71,11 @@ def infer_spec(
     return spec | ({"metadata": {"csv": described}} if described else {}), notes
 
 
-def _columns(inputs: list[str], csv: csv_io.Format) -> tuple[list[str], dict[str, str]]:
+def _columns(inputs: list[Path], csv: csv_io.Format) -> tuple[list[str], dict[str, str]]:
     """The columns of the first file that can be read in all, and what is wrong with each of the others."""
-    names, faults = source.column_names(Path(inputs[0]), csv)
+    names, faults = source.column_names(inputs[0], csv)
     for path in inputs[1:]:
-        faults |= source.column_names(Path(path), csv)[1]
+        faults |= source.column_names(path, csv)[1]
     return [name for name in names if name not in faults], faults
 
 
@@ -86,7 +88,7 @@ def _has(names: list[str], delimiter: str | None) -> str:
     return f"the file has one column, {names[0][:200]!r}, and may want --delimiter {found!r}"
 
 
-def _guessed_label(path: str, names: list[str], delimiter: str | None) -> str:
+def _guessed_label(path: Path, names: list[str], delimiter: str | None) -> str:
     found = [name for name in names if name.lower() in LABELS]
     if len(found) != 1:
         told = f"found {' and '.join(found)}" if found else _has(names, delimiter)
@@ -94,7 +96,7 @@ def _guessed_label(path: str, names: list[str], delimiter: str | None) -> str:
     return found[0]
 
 
-def _look(inputs: list[str], names: list[str], csv: csv_io.Format, max_rows: int) -> dict[str, Seen]:
+def _look(inputs: list[Path], names: list[str], csv: csv_io.Format, max_rows: int) -> dict[str, Seen]:
     seen = {name: Seen() for name in names}
     rows = 0
     with ThreadEngine(1) as engine:
@@ -110,7 +112,7 @@ def _look(inputs: list[str], names: list[str], csv: csv_io.Format, max_rows: int
 
 
 def _proposal(
-    path: str, seen: dict[str, Seen], faults: dict[str, str], label: str, group: str | None
+    path: Path, seen: dict[str, Seen], faults: dict[str, str], label: str, group: str | None
 ) -> tuple[dict[str, Any], list[str]]:
     chosen = {name: seen[name] for name in (label, group) if name}
     others = {name: column for name, column in seen.items() if name not in chosen}

@@ -70,9 +70,9 @@ class _Run:
                     f"{spec.path}: channel_spec.map: expected a feature for the split {config.split}, got none"
                 )
             self.split = parse(config.split, config.seed, group)
-        self.inputs = list(config.inputs or spec.sources.get("train", ()))
+        self.inputs = inputs.files_of(config.inputs or spec.sources.get("train", ()))
         own_test = [] if config.inputs else spec.sources.get("test", ())
-        self.test = [] if self.split else list(config.test or own_test)
+        self.test = [] if self.split else inputs.files_of(config.test or own_test)
         if not self.inputs and not (self.test and config.stats):
             raise InputError("expected input files, got none; only with --stats may there be test files alone")
         if not self.split and not self.test:

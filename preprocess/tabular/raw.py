@@ -39,7 +39,7 @@ def raw_batches(
     """The rows of files in their order as `encoder` makes them, `rows` at a time, at the end what is left.
 
     Args:
-        paths: files as `preprocess tabular` takes them; they may lack the label and the group.
+        paths: files and directories as `preprocess tabular` takes them; they may lack the label and the group.
         keep: columns of the files: of CSV files the texts as they stand, of others values of the file's type. NaN, and
             in CSV an empty field and `\\N`, are nulls.
     Raises:
@@ -51,6 +51,7 @@ def raw_batches(
     columns = list(dict.fromkeys([*encoder.columns, *keep]))
     parts: list[RawBatch] = []
     schema, total, known = None, 0, {name: np.zeros(2, np.int64) for name in encoder.vocabularies}
+    paths = inputs.files_of(paths)
     with inputs.unchanged(paths):
         for chunk in source.chunks(paths, columns, engine, TabularConfig.chunk_bytes, csv=encoder.csv_of):
             kept = _kept(chunk, keep)

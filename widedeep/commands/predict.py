@@ -18,7 +18,8 @@ def add_arguments(parser) -> None:
         type=str,
         nargs="+",
         default=[],
-        help="raw CSV, Parquet or Arrow files to score instead; dataset_path is then what the model was trained on",
+        help="raw CSV, Parquet or Arrow files, or directories of such, to score instead; dataset_path is then what the"
+        " model was trained on",
     )
     parser.add_argument("--keep", type=str, nargs="+", default=[], help="columns of --rows to write beside theirs")
 
@@ -38,11 +39,12 @@ def run(args) -> int:
         return 0
 
     from preprocess.engine import ThreadEngine, cores
+    from preprocess.inputs import files_of
     from preprocess.tabular import Encoder, raw_batches
     from widedeep.predict_rows import predict_rows
 
     _check_alone(scoring)
-    if os.path.realpath(args.out) in map(os.path.realpath, args.rows):
+    if os.path.realpath(args.out) in map(os.path.realpath, files_of(args.rows)):
         raise InputError(f"--out {args.out}: expected another file than those of --rows, which it would replace")
     encoder = Encoder(scoring.dataset_path)
     with ThreadEngine(scoring.threads or cores()) as engine:

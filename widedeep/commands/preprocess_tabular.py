@@ -12,7 +12,11 @@ from widedeep.commands.preprocessing import add_engine, add_output, settings, sh
 def add_arguments(parser) -> None:
     parser.add_config_file()
     parser.add_argument(
-        "inputs", type=str, nargs="*", default=[], help="CSV, Parquet or Arrow files (none: the spec's)"
+        "inputs",
+        type=str,
+        nargs="*",
+        default=[],
+        help="CSV, Parquet or Arrow files, or directories of such (none: the spec's)",
     )
     parser.add_argument(
         "--spec",
@@ -21,7 +25,7 @@ def add_arguments(parser) -> None:
         help="feature spec with transforms (`widedeep spec infer` proposes one), or a data set for its own",
     )
     add_output(parser)
-    parser.add_argument("--test", type=str, nargs="+", default=[], help="files of the test set")
+    parser.add_argument("--test", type=str, nargs="+", default=[], help="files of the test set, or directories of such")
     parser.add_argument(
         "--split",
         type=str | None,

@@ -4,7 +4,7 @@ from widedeep.errors import InputError
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("inputs", type=str, nargs="+", help="CSV, Parquet or Arrow files")
+    parser.add_argument("inputs", type=str, nargs="+", help="CSV, Parquet or Arrow files, or directories of such")
     parser.add_argument("--label", type=str | None, default=None, help="column of two values; guessed by its name")
     parser.add_argument("--group", type=str | None, default=None, help="column of what is ranked together")
     parser.add_argument("--delimiter", type=str | None, default=None, help="of CSV files; \\t is a tab")

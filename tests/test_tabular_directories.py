@@ -1,0 +1,65 @@
+"""Directories in the place of files, as Spark and others write tables."""
+
+import pytest
+from commands import main
+from test_tabular_inputs import outputs, rows, write_spec
+from test_unlabelled import TRAIN
+
+from preprocess.inputs import files_of
+from preprocess.tabular import TabularConfig, infer_spec, run
+from widedeep.errors import InputError
+
+PARTS = ["part-00000-9b1.snappy.parquet", "part-00001-9b1.snappy.parquet", "part-00002-9b1.snappy.parquet"]
+
+
+def write_parts(directory, table):
+    """As Spark does, in another order than that of the names, with files beside that are not of the table."""
+    import pyarrow.parquet as pq
+
+    directory.mkdir()
+    size = len(table) // len(PARTS) + 1
+    for i in (2, 0, 1):
+        pq.write_table(table.slice(i * size, size), directory / PARTS[i])
+        (directory / f".{PARTS[i]}.crc").write_bytes(b"crc")
+    (directory / "_SUCCESS").touch()
+    (directory / "_committed").mkdir()
+    return directory
+
+
+def test_a_directory_stands_for_the_files_in_it_by_name(tmp_path):
+    table = rows(100)
+    train, test = write_parts(tmp_path / "train.parquet", table[:70]), write_parts(tmp_path / "test", table[70:])
+    assert files_of([train, "other.csv"]) == [*(train / name for name in PARTS), *files_of(["other.csv"])]
+    spec = write_spec(tmp_path / "spec.yaml")
+    run(TabularConfig(spec=spec, inputs=[train], test=[test], out=tmp_path / "by directory"))
+    files = {"inputs": [train / name for name in PARTS], "test": [test / name for name in PARTS]}
+    run(TabularConfig(spec=spec, out=tmp_path / "by file", **files))
+    assert outputs(tmp_path / "by directory") == outputs(tmp_path / "by file")
+    assert infer_spec([train], "click") == infer_spec(files["inputs"], "click")
+
+
+def test_what_is_no_directory_of_files_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: expected files in this directory, found none"):
+        files_of([tmp_path / "empty"])
+    write_parts(tmp_path / "table", rows(30))
+    (tmp_path / "table" / "day=1").mkdir()
+    with pytest.raises(InputError, match="table: expected a directory of files alone, got the directory day=1 in it"):
+        run(TabularConfig(spec=write_spec(tmp_path / "s.yaml"), inputs=[tmp_path / "table"], split="none", out="o"))
+
+
+def test_raw_rows_of_a_directory_are_scored(tmp_path, capsys):
+    table = rows(120)
+    raw, spec = write_parts(tmp_path / "raw", table), write_spec(tmp_path / "spec.yaml")
+    run(TabularConfig(spec=spec, inputs=[raw], split="last:0.2", out=tmp_path / "d"))
+    places = ["--model_dir", str(tmp_path / "m"), "--results_dir", str(tmp_path / "r")]
+    assert main(["train", "--dataset_path", str(tmp_path / "d"), *places, *TRAIN.split()]) == 0
+    score = ["predict", "--model", str(tmp_path / "m"), "--dataset_path", str(tmp_path / "d"), "--cpu", "--rows"]
+    for name, words in {"a.csv": [raw], "b.csv": [raw / part for part in PARTS]}.items():
+        assert main([*score, *map(str, words), "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    capsys.readouterr()
+    before = (raw / PARTS[1]).read_bytes()
+    assert main([*score, str(raw), "--out", str(raw / PARTS[1])]) == 2
+    assert "expected another file than those of --rows" in capsys.readouterr().err
+    assert (raw / PARTS[1]).read_bytes() == before
