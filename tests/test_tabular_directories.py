@@ -42,10 +42,13 @@ def test_what_is_no_directory_of_files_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: expected files in this directory, found none"):
         files_of([tmp_path / "empty"])
+    with pytest.raises(InputError, match=r"aaa\.csv: cannot be read: File name too long"):
+        files_of([tmp_path / f"{'a' * 300}.csv"])
     write_parts(tmp_path / "table", rows(30))
     (tmp_path / "table" / "day=1").mkdir()
+    spec, out = write_spec(tmp_path / "s.yaml"), tmp_path / "out"
     with pytest.raises(InputError, match="table: expected a directory of files alone, got the directory day=1 in it"):
-        run(TabularConfig(spec=write_spec(tmp_path / "s.yaml"), inputs=[tmp_path / "table"], split="none", out="o"))
+        run(TabularConfig(spec=spec, inputs=[tmp_path / "table"], split="none", out=out))
 
 
 def test_raw_rows_of_a_directory_are_scored(tmp_path, capsys):
