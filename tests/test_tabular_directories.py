@@ -66,3 +66,7 @@ def test_raw_rows_of_a_directory_are_scored(tmp_path, capsys):
     assert main([*score, str(raw), "--out", str(raw / PARTS[1])]) == 2
     assert "expected another file than those of --rows" in capsys.readouterr().err
     assert (raw / PARTS[1]).read_bytes() == before
+    assert main([*score, str(raw), "--out", str(raw / "scores.csv")]) == 2
+    assert "expected a file outside the directories of --rows" in capsys.readouterr().err
+    assert not (raw / "scores.csv").exists()
+    assert main([*score, str(raw / PARTS[0]), "--out", str(raw / "scores.csv")]) == 0
