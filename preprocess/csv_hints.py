@@ -5,14 +5,16 @@ from collections.abc import Sequence
 
 _DELIMITERS = ";\t|,"
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?")
-_OTHERS = {  # how files begin that are no text, and what they are
-    b"\x1f\x8b": "gzip, for which its name ends in .gz",
-    b"\x28\xb5\x2f\xfd": "zstd, for which its name ends in .zst",
-    b"PAR1": "Parquet, for which its name ends in .parquet",
-    b"ARROW1": "Arrow, for which its name ends in .arrow",
-    b"BZh": "bzip2; compressed text is read from .gz and .zst",
-    b"\xfd7zXZ": "xz; compressed text is read from .gz and .zst",
-    b"PK\x03\x04": "a zip archive; compressed text is read from .gz and .zst",
+NO_HEADER = "; it looks like a row: without a header, the spec of a table names the columns in metadata.csv.columns"
+BEGINNING = 10  # bytes of a file that tell what it is
+_OTHERS = {  # how files begin that are no text, more than a header can (a column may be called PAR1), and what they are
+    rb"\x1f\x8b": "gzip, for which its name ends in .gz",
+    rb"\x28\xb5\x2f\xfd": "zstd, for which its name ends in .zst",
+    rb"PAR1[\x00-\x08\x0e-\x1f]": "Parquet, for which its name ends in .parquet",
+    rb"ARROW1\x00": "Arrow, for which its name ends in .arrow",
+    rb"BZh[1-9]1AY&SY": "bzip2; compressed text is read from .gz and .zst",
+    rb"\xfd7zXZ": "xz; compressed text is read from .gz and .zst",
+    rb"PK\x03\x04": "a zip archive; compressed text is read from .gz and .zst",
 }
 
 
@@ -33,5 +35,5 @@ def are_values(names: Sequence[str]) -> bool:
 
 
 def other_than_text(begins: bytes) -> str | None:
-    """What a file of these first bytes, 6 at least if it has them, is instead of text."""
-    return next((what for start, what in _OTHERS.items() if begins.startswith(start)), None)
+    """What a file of these first bytes, BEGINNING of them if it has as many, is instead of text."""
+    return next((what for start, what in _OTHERS.items() if re.match(start, begins)), None)

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from preprocess.csv_hints import are_values, listed, other_delimiter, other_than_text
+from preprocess.csv_hints import BEGINNING, NO_HEADER, are_values, listed, other_delimiter, other_than_text
 from preprocess.inputs import changed
 from widedeep.errors import InputError
 
@@ -233,7 +233,7 @@ def _open(path: Path) -> IO[bytes]:
     try:
         if compression is None:
             with open(path, "rb") as file:
-                other = other_than_text(file.read(8))
+                other = other_than_text(file.read(BEGINNING))
             if other:
                 raise InputError(f"{path}: expected text, found {other}")
             return open(path, "rb")
@@ -267,7 +267,7 @@ def _header(path: Path, line: bytes, columns: Sequence[Column], format: Format) 
     for column in columns:
         if (count := header.count(column.name)) != 1:
             fault = "missing" if not count else "there twice"
-            hint = "; without a header its columns are named in metadata.csv" if are_values(header) else ""
+            hint = NO_HEADER if are_values(header) else ""
             raise InputError(f"{path}, line 1: column {column.name} is {fault}; the header has {listed(header)}{hint}")
     return header
 
@@ -325,12 +325,13 @@ def _diagnose(block: Block, data: bytes, columns: Sequence[Column], error: Excep
             return InputError(f"{block.path}, line {line}: expected UTF-8 text")
         if not text:
             continue
-        try:
-            fields = next(csv.reader([text], strict=True, delimiter=block.format.delimiter))
-        except csv.Error as fault:
-            spans = "an open quote; a quoted field that spans lines is not supported"
-            found = spans if _is_open(text, block.format) else fault
+        if _is_open(text, block.format):
+            found = "an open quote; a quoted field that spans lines is not supported"
             return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {found}")
+        try:  # as pyarrow: quotes after a quoted field are text
+            fields = next(csv.reader([text], delimiter=block.format.delimiter))
+        except csv.Error as fault:
+            return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {fault}")
         if len(fields) != len(block.header):
             mark = other_delimiter(fields)
             found = f"{len(fields)}{'' if mark is None else f'; its delimiter may be {mark!r}'}"

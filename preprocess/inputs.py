@@ -13,20 +13,24 @@ def files_of(paths: Iterable[str | os.PathLike]) -> list[Path]:
     with `_` or `.` there is not of it.
 
     Raises:
-        InputError: there are no files in a directory, or directories in it.
+        InputError: there are no files in a directory, or directories in it, or it cannot be read.
     """
     files = []
     for path in map(Path, paths):
-        if not path.is_dir():
-            files.append(path)
-            continue
-        parts = sorted(part for part in path.iterdir() if not part.name.startswith(("_", ".")))
-        if inner := next((part for part in parts if part.is_dir()), None):
-            raise InputError(f"{path}: expected a directory of files alone, got the directory {inner.name} in it")
-        if not parts:
-            raise InputError(f"{path}: expected files in this directory, found none")
-        files += parts
+        try:
+            files += _parts(path) if path.is_dir() else [path]
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     return files
+
+
+def _parts(directory: Path) -> list[Path]:
+    parts = sorted(part for part in directory.iterdir() if not part.name.startswith(("_", ".")))
+    if inner := next((part for part in parts if part.is_dir()), None):
+        raise InputError(f"{directory}: expected a directory of files alone, got the directory {inner.name} in it")
+    if not parts:
+        raise InputError(f"{directory}: expected files in this directory, found none")
+    return parts
 
 
 @contextlib.contextmanager

@@ -3,15 +3,18 @@
 import bz2
 import csv
 import gzip
+import io
 import lzma
 import random
 import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import feather
 
 from preprocess import csv_io
 from preprocess.csv_io import NULL_INT, NULL_TIME, Column
@@ -31,6 +34,13 @@ def write(tmp_path, text: str | bytes, name="t.csv"):
     path = tmp_path / name
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
+
+
+def as_file(write_table):
+    """The bytes of a small table as other programs write it."""
+    file = io.BytesIO()
+    write_table(pa.table({"id": [1]}), file)
+    return file.getvalue()
 
 
 def read(path, columns=COLUMNS, block_bytes=1 << 20):
@@ -177,6 +187,9 @@ def test_quotes_that_open_no_field_are_text(field, value, block_bytes, tmp_path)
     path = write(tmp_path, f"id,place\n1,{field}\n2,{field}\n")
     got = read(path, (Column("id"), Column("place", "string")), block_bytes)
     assert got == {"id": [1, 2], "place": [value] * 2}
+    wrong = write(tmp_path, f"id,place\n1,{field}\nx,{field}\n", "wrong.csv")
+    with pytest.raises(InputError, match="line 3: column id: expected an integer, found 'x'"):
+        read(wrong, (Column("id"), Column("place", "string")), block_bytes)
     long = write(tmp_path, f'id,place\n1,"{"x" * 200_000}"\n')
     assert len(read(long, (Column("id"), Column("place", "string")))["place"][0]) == 200_000
 
@@ -195,19 +208,29 @@ def test_quotes_that_open_no_field_are_text(field, value, block_bytes, tmp_path)
         (HEADER.replace("ignored", "id"), "line 1: column id is there twice"),
         (b"\xff\xfe" + HEADER.encode(), "line 1: expected a header line in UTF-8"),
         (HEADER.encode().rstrip() + b"\r1,2\r", "line 1: expected lines that end in a line feed"),
-        (GOOD, "column id is missing; .* '2016-01-01 .*'; without a header its columns are named in metadata.csv$"),
+        (
+            GOOD,
+            "column id is missing; .* '2016-01-01 .*'; it looks like a row: .* the columns in metadata.csv.columns$",
+        ),
         (gzip.compress(HEADER.encode()), r"t\.csv: expected text, found gzip, for which its name ends in \.gz$"),
         (pa.compress(HEADER.encode(), "zstd", asbytes=True), "found zstd, for which its name ends in .zst$"),
         (bz2.compress(HEADER.encode()), "found bzip2; compressed text is read from .gz and .zst$"),
         (lzma.compress(HEADER.encode()), "found xz; "),
-        (b"PAR1" + bytes(20), "found Parquet, for which its name ends in .parquet$"),
-        (b"ARROW1" + bytes(20), "found Arrow, "),
+        (as_file(pq.write_table), "found Parquet, for which its name ends in .parquet$"),
+        (as_file(feather.write_feather), "found Arrow, "),
         (b"PK\3\4" + bytes(20), "found a zip archive; "),
     ],
 )
 def test_a_bad_header_is_named(text, message, tmp_path):
     with pytest.raises(InputError, match=message):
         read(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["PAR1", "ARROW1", "BZh", "BZh1"])
+@pytest.mark.parametrize(("delimiter", "end"), [(",", ",click\n"), (",", "\n"), (",", "\r\n"), ("\t", "\tclick\n")])
+def test_a_column_may_be_called_what_other_files_begin_with(name, delimiter, end, tmp_path):
+    path = write(tmp_path, name + end)
+    assert csv_io.read_header(path, csv_io.Format(delimiter))[0] == name
 
 
 def test_a_missing_file_is_named(tmp_path):

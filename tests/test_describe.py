@@ -143,7 +143,8 @@ def test_values_without_an_id_of_their_own_are_counted(tmp_path, capsys):
     (tmp_path / "spec.yaml").write_text(
         "feature_spec: {user: {transform: {vocabulary: {min_count: 8}}}, tags: {max_hotness: 2, transform: {vocabulary:"
         " {min_count: 8}, separator: '|'}}, age: {transform: {bucketise: {quantiles: 4}}}, kind: {cardinality: 50,"
-        " transform: {hash: {}}}, click: {}}\nchannel_spec: {onehot_categorical: [user, age, kind],"
+        " transform: {hash: {}}}, band: {transform: {column: age, bucketise: {edges: [18, 30]}}}, click: {}}\n"
+        "channel_spec: {onehot_categorical: [user, age, band, kind],"
         " multihot_categorical: [tags], numerical: [], label: [click], map: []}"
     )
     words = ["preprocess", "tabular", tmp_path / "a.csv", "--spec", tmp_path / "spec.yaml", "--split", "last:200"]
@@ -154,7 +155,10 @@ def test_values_without_an_id_of_their_own_are_counted(tmp_path, capsys):
     for split, users in (("train", train), ("test", test)):
         assert report["user"][split]["unknown"] == pytest.approx(1 - np.isin(users, known).mean())
         assert report["tags"][split]["unknown"] == pytest.approx((1 - np.isin(users, known).mean()) / 2)
-        assert report["age"][split]["unknown"] == pytest.approx((users % 7 == 0).mean())
+        for buckets in ("age", "band"):
+            assert report[buckets][split]["unknown"] == pytest.approx((users % 7 == 0).mean())
+        words = {value["id"]: value["value"] for value in report["band"][split]["top"]}
+        assert words.items() <= {0: "(missing)", 1: "[-inf, 18)", 2: "[18, 30)", 3: "[30, inf)"}.items()
         assert "unknown" not in report["kind"][split]
     assert report["user"]["test"]["unknown"] > 0.5
     assert report["user"]["test"]["unseen"] == 0
@@ -187,7 +191,7 @@ def test_words_of_crosses(tmp_path):
 
 
 def test_words_of_buckets(tmp_path):
-    """Are the interval between two edges, also in a cross; edges that the spec gives are known to who wrote it."""
+    """Are the interval between two edges, also in a cross, whether the edges were learned or given."""
     rows = ["1234567.5,1"] * 6 + ["18,1"] * 5 + [",0"] * 3 + ["17,0"] * 2
     (tmp_path / "a.csv").write_text("\n".join(["age,click", *rows, ""]))
     (tmp_path / "spec.yaml").write_text(
@@ -206,7 +210,7 @@ def test_words_of_buckets(tmp_path):
     assert [entry["value"] for entry in tops["one"]] == ["[18, inf)", "(missing)", "[-inf, 18)"]
     pairs = zip(["[18, inf)", "[18, inf)", "(missing)", "[-inf, 18)"], ages, strict=True)
     assert [entry["value"] for entry in tops["both"]] == [" x ".join(pair) for pair in pairs]
-    assert "value" not in tops["given"][0]
+    assert [entry["value"] for entry in tops["given"]] == ["[-inf, 20)", "[20, inf)", "(missing)"]
     learned = tmp_path / "out" / "statistics" / "statistics.json"
     learned.write_text(learned.read_text().replace("1234567.5", '"much"'))
     assert "value" not in describe.describe(tmp_path / "out")["categorical"]["age"]["train"]["top"][0]

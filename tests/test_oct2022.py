@@ -138,6 +138,21 @@ def test_csv_files_of_a_spec_that_are_given_by_name(tmp_path, monkeypatch):
     compare(tmp_path / "out", tables)
 
 
+def test_csv_files_of_a_spec_in_directories(tmp_path):
+    """Which the spec names in the place of files; they too lack a header."""
+    tables = write(tmp_path, *SPECS["fspec_csv"])
+    rewrite_as_csv(tmp_path, tables)
+    raw = yaml.safe_load((tmp_path / "feature_spec.yaml").read_text())
+    for mapping, (chunk,) in raw["source_spec"].items():
+        (tmp_path / mapping).mkdir()
+        for name in chunk["files"]:
+            (tmp_path / name).rename(tmp_path / mapping / name)
+        chunk["files"] = [mapping]
+    (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    run(TabularConfig(tmp_path, tmp_path / "out"))
+    compare(tmp_path / "out", tables)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -42,10 +42,13 @@ def test_what_is_no_directory_of_files_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: expected files in this directory, found none"):
         files_of([tmp_path / "empty"])
+    with pytest.raises(InputError, match=r"aaa\.csv: cannot be read: File name too long"):
+        files_of([tmp_path / f"{'a' * 300}.csv"])
     write_parts(tmp_path / "table", rows(30))
     (tmp_path / "table" / "day=1").mkdir()
+    spec, out = write_spec(tmp_path / "s.yaml"), tmp_path / "out"
     with pytest.raises(InputError, match="table: expected a directory of files alone, got the directory day=1 in it"):
-        run(TabularConfig(spec=write_spec(tmp_path / "s.yaml"), inputs=[tmp_path / "table"], split="none", out="o"))
+        run(TabularConfig(spec=spec, inputs=[tmp_path / "table"], split="none", out=out))
 
 
 def test_raw_rows_of_a_directory_are_scored(tmp_path, capsys):
@@ -63,3 +66,7 @@ def test_raw_rows_of_a_directory_are_scored(tmp_path, capsys):
     assert main([*score, str(raw), "--out", str(raw / PARTS[1])]) == 2
     assert "expected another file than those of --rows" in capsys.readouterr().err
     assert (raw / PARTS[1]).read_bytes() == before
+    assert main([*score, str(raw), "--out", str(raw / "scores.csv")]) == 2
+    assert "expected a file outside the directories of --rows" in capsys.readouterr().err
+    assert not (raw / "scores.csv").exists()
+    assert main([*score, str(raw / PARTS[0]), "--out", str(raw / "scores.csv")]) == 0

@@ -42,11 +42,11 @@ def describe(path: str | Path) -> dict[str, Any]:
         InputError: `path` is neither, or a shard set there is damaged.
     """
     path = Path(path)
-    splits, names = _open(path)
+    splits, names, edges = _open(path)
     first = next(iter(splits.values()))
-    learned, nulls = _learned(path), _nulls(path)
-    words = _words(learned)
-    zero = {name for name, f in learned.items() if "values" in f or "edges" in f}  # their id 0 stands for no one value
+    known, nulls = edges | _learned(path), _nulls(path)
+    words = _words(known)
+    zero = {name for name, f in known.items() if "values" in f or "edges" in f}  # their id 0 stands for no one value
     report: dict[str, Any] = {"path": str(path), "splits": {n: _rows(s) for n, s in splits.items()}}
     report |= {"categorical": {}, "numeric": {}}
     for column in (first.columns[name] for name in names):
@@ -67,11 +67,11 @@ def describe(path: str | Path) -> dict[str, Any]:
     return report
 
 
-def _open(path: Path) -> tuple[dict[str, ShardSet], list[str]]:
-    """The shard sets by split, and the names of their features."""
+def _open(path: Path) -> tuple[dict[str, ShardSet], list[str], dict[str, dict[str, Any]]]:
+    """The shard sets by split, the names of their features, and the edges of buckets that the spec gives."""
     if (path / MANIFEST).is_file():
         shards = ShardSet.open(path, verify=True)
-        return {path.resolve().name: shards}, list(shards.columns)
+        return {path.resolve().name: shards}, list(shards.columns), {}
     if not (path / "feature_spec.yaml").is_file():
         raise InputError(f"{path}: expected a data set (with feature_spec.yaml) or a shard set (with {MANIFEST})")
     spec = FeatureSpec.load(path)
@@ -85,7 +85,10 @@ def _open(path: Path) -> tuple[dict[str, ShardSet], list[str]]:
         splits[mapping].check(spec)
     if not splits:
         raise InputError(f"{path}: source_spec: expected train and test, got none")
-    return splits, [*spec.names, *spec.numeric_names]
+    transforms = {f.name: f.transform for f in spec.categorical if isinstance(f.transform, dict)}
+    buckets = {name: transform.get("bucketise") for name, transform in transforms.items()}
+    edges = {name: settings for name, settings in buckets.items() if isinstance(settings, dict) and "edges" in settings}
+    return splits, [*spec.names, *spec.numeric_names], edges
 
 
 def _learned(path: Path) -> dict[str, dict[str, Any]]:

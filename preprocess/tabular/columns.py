@@ -151,15 +151,16 @@ def is_uuid(kind: pa.DataType) -> bool:
     return getattr(kind, "extension_name", None) == "arrow.uuid"
 
 
-def _texts_of_uuids(array: pa.Array) -> pa.Array:
-    """[n] uuids -> [n] strings of 32 hexadecimal digits, 8-4-4-4-12 of them between hyphens."""
-    n, storage = len(array), pc.fill_null(array.storage, bytes(16))
-    octets = np.frombuffer(storage.buffers()[1] or b"", np.uint8, 16 * n, 16 * storage.offset)
+def _texts_of_uuids(array: pa.Array) -> pa.DictionaryArray:
+    """[n] uuids -> [n] texts of 32 hexadecimal digits, 8-4-4-4-12 of them between hyphens."""
+    coded = array.storage.dictionary_encode()
+    octets = b"".join(coded.dictionary.to_pylist())
+    n = len(coded.dictionary)
     written = np.full((n, 36), ord("-"), np.uint8)
-    written[:, _DIGITS_OF_UUID] = np.frombuffer(octets.tobytes().hex().encode(), np.uint8).reshape(n, 32)
-    ends = np.arange(0, 36 * n + 1, 36, np.int32)
-    texts = pa.StringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(written))
-    return pc.if_else(array.is_null(), None, texts)
+    written[:, _DIGITS_OF_UUID] = np.frombuffer(octets.hex().encode(), np.uint8).reshape(n, 32)
+    ends = np.arange(0, 36 * n + 1, 36, np.int64)
+    texts = pa.LargeStringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(written))
+    return pa.DictionaryArray.from_arrays(coded.indices, texts)
 
 
 def _convert(values: pa.Array, kind: pa.DataType) -> np.ndarray:

@@ -135,7 +135,7 @@ class TabularSpec:
     def csv_of(self, path: str | Path) -> csv_io.Format:
         """The format of a CSV file. One of the spec's own whose first line names no column has those of its chunk."""
         path = Path(path)
-        names = self._listed.get(path.absolute())
+        names = self._listed.get(path.absolute()) or self._listed.get(path.absolute().parent)  # in a directory
         if names is None or not {*self.columns()}.isdisjoint(csv_io.read_header(path, self.csv)):
             return self.csv
         return csv_io.Format(self.csv.delimiter, names)

@@ -44,8 +44,11 @@ def run(args) -> int:
     from widedeep.predict_rows import predict_rows
 
     _check_alone(scoring)
-    if os.path.realpath(args.out) in map(os.path.realpath, files_of(args.rows)):
+    out = os.path.realpath(args.out)
+    if out in map(os.path.realpath, files_of(args.rows)):
         raise InputError(f"--out {args.out}: expected another file than those of --rows, which it would replace")
+    if os.path.dirname(out) in map(os.path.realpath, args.rows):
+        raise InputError(f"--out {args.out}: expected a file outside the directories of --rows, which are read whole")
     encoder = Encoder(scoring.dataset_path)
     with ThreadEngine(scoring.threads or cores()) as engine:
         batches = raw_batches(encoder, args.rows, args.keep, scoring.eval_batch_size, engine)
