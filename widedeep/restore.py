@@ -44,7 +44,8 @@ def save_model(model: WideDeep, path: str | Path) -> None:
             more.
         RunError: the disk is full.
     """
-    if not isinstance(getattr(model, "_orig_mod", model), WideDeep):  # that of torch.compile
+    model = getattr(model, "_orig_mod", model)  # that of torch.compile
+    if not isinstance(model, WideDeep):
         raise InputError(f"{path}: expected a WideDeep, got {type(model).__name__}")
     if not (model.has_wide and model.has_deep) or model.share.world > 1:
         raise InputError(f"{path}: expected a model with both parts and whole tables, for a checkpoint has these")
@@ -74,9 +75,7 @@ def _check_weights(model: WideDeep, path: str | Path) -> None:
         if shapes.get(name) != wanted.get(name):
             raise InputError(f"{path}: expected shape {wanted.get(name)} for {name}, got {shapes.get(name)}")
     made = {name.split(".")[0] for name, _ in fresh.named_parameters()} | {"parametrizations"}
-    if others := [
-        name for name, _ in model.named_parameters() if name.removeprefix("_orig_mod.").split(".")[0] not in made
-    ]:
+    if others := [name for name, _ in model.named_parameters() if name.split(".")[0] not in made]:
         raise InputError(
             f"{path}: expected no parameters but a WideDeep's, which are all that is kept, got {others[0]}"
         )
