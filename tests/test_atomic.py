@@ -161,6 +161,14 @@ def test_an_output_that_cannot_be_put_back_is_named_and_put_back_by_the_next_run
     assert (target / "marker").read_text() == "old"
 
 
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
 def write(target, text="new"):
     with atomic.file(target) as partial:
         partial.write_text(text)
@@ -188,17 +196,56 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
     assert not Path(os.devnull).is_file()
 
 
-def test_what_a_kill_left_of_a_file_goes_with_the_next(tmp_path):
-    gone = subprocess.Popen(["true"])
-    gone.wait()
+def test_what_a_kill_left_of_a_file_goes_with_the_next(tmp_path, gone):
     start = f".p.csv.partial-{socket.gethostname()}"
     kept = [".p.csv.partial-elsewhere-1-0a1b2c3d", f"{start}-{os.getppid()}-0a1b2c3d"]
-    make(tmp_path, "p.csv", f"{start}-{gone.pid}-0a1b2c3d", f"{start}-{os.getpid()}-0a1b2c3d", *kept)
+    make(tmp_path, "p.csv", f"{start}-{gone}-0a1b2c3d", f"{start}-{os.getpid()}-0a1b2c3d", *kept)
     with atomic.file(tmp_path / "p.csv") as first:  # the other one's is no leftover
         first.write_text("first")
         write(tmp_path / "p.csv")
     assert sorted(os.listdir(tmp_path)) == sorted([*kept, "p.csv"])
     assert (tmp_path / "p.csv").read_text() == "first"
+
+
+def test_what_a_host_writes_whose_name_begins_like_ours_is_no_leftover(tmp_path, gone):
+    theirs = [
+        f".out.partial-{socket.gethostname()}-{gone}-77",
+        f".out.partial-{socket.gethostname()}-{gone}-77-previous",
+    ]
+    for name in theirs:
+        make(tmp_path / name, "marker")
+    replace(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == sorted([*theirs, "out"])
+
+
+def test_a_leftover_that_may_not_be_removed_is_no_reason_not_to_write(tmp_path, gone, monkeypatch):
+    """Another user's, say, in a directory where everybody may remove only their own."""
+    left, real = f".p.csv.partial-{socket.gethostname()}-{gone}-0a1b2c3d", Path.unlink
+
+    def unlink(self, **told):
+        if self.name == left:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return real(self, **told)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    make(tmp_path, left)
+    write(tmp_path / "p.csv")
+    assert sorted(os.listdir(tmp_path)) == sorted([left, "p.csv"])
+
+
+def test_an_output_may_be_put_back_by_another_run_at_the_same_time(tmp_path, gone, monkeypatch):
+    left, real = f".out.partial-{socket.gethostname()}-{gone}-previous", Path.rename
+
+    def rename(self, to):
+        if self.name == left:
+            real(self, to)
+        return real(self, to)
+
+    make(tmp_path / left, "marker")
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(RuntimeError), atomic.directory(tmp_path / "out", OUTPUT):
+        raise RuntimeError("begun, and not ended")
+    assert os.listdir(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("call", ["mkdir", "rename"])

@@ -190,3 +190,9 @@ def test_a_checkpoint_keeps_the_value_of_a_parametrized_weight_and_no_part_of_on
         save_model(made(Tower), tmp_path / "tower")
     with pytest.raises(InputError, match="expected a WideDeep, got DataParallel"):
         save_model(nn.DataParallel(made()), tmp_path / "parallel")
+
+
+def test_a_model_without_values_is_not_saved(tmp_path):
+    with pytest.raises(InputError, match=r"expected weights, got none for deep\.table\.\w+, which is on torch"):
+        save_model(made().to("meta"), tmp_path / "own")
+    assert not (tmp_path / "own").exists()

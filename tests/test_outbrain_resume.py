@@ -136,6 +136,22 @@ def test_an_output_that_cannot_be_put_back_is_not_removed(config, whole, monkeyp
     assert files(config.out) == whole
 
 
+def test_an_output_behind_a_link_that_cannot_be_renamed_is_named_as_it_was_asked_for(config, monkeypatch):
+    real = Path.rename
+
+    def rename(self, to):
+        if Path(to) == config.out:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, to)
+
+    shutil.rmtree(config.out, ignore_errors=True)
+    link = config.out.with_name("link")
+    link.symlink_to(config.out)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(RunError, match=f"^cannot write {link}: No space left on device"):
+        run(dataclasses.replace(config, out=link))
+
+
 @pytest.mark.parametrize("change", ["seed", "rows_per_shard", "input", "boot"])
 def test_a_stale_journal_is_ignored(config, change, tmp_path, monkeypatch):
     kill(config.data_path, config.out, "preprocess.outbrain.transform.run", 2)

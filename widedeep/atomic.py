@@ -9,6 +9,7 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -20,6 +21,8 @@ from typing import IO, NamedTuple
 from widedeep.errors import DISK_FULL, InputError, RunError
 
 PREVIOUS = "-previous"  # ends the name of an output that is moved aside for its successor
+# What follows the host in a hidden name. One host may be called as the beginning of another: node and node-12.
+OURS = re.compile(rf"(?P<pid>\d+)(?P<suffix>|{PREVIOUS}|-[0-9a-f]{{8}})")
 
 _unfinished: set[Path] = set()  # files that this process is writing
 
@@ -215,15 +218,17 @@ def _prefix(target: Path) -> str:
 def _remove_leftovers(target: Path) -> None:
     """Delete what this host's dead processes left unfinished; put an output back that a kill left moved aside."""
     for path in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
-        pid, _, suffix = path.name.removeprefix(_prefix(target)).partition("-")
-        if not pid.isdigit() or (int(pid) != os.getpid() and _is_running(int(pid))):
+        found = OURS.fullmatch(path.name.removeprefix(_prefix(target)))
+        if not found or (int(found["pid"]) != os.getpid() and _is_running(int(found["pid"]))):
             continue
-        if f"-{suffix}" == PREVIOUS and not target.exists():
-            path.rename(target)
+        if found["suffix"] == PREVIOUS and not target.exists():
+            with contextlib.suppress(FileNotFoundError):  # another run has just put it back
+                path.rename(target)
         elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path not in _unfinished:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # as above: what may not be removed is no reason not to write
+                path.unlink()
 
 
 def _is_running(pid: int) -> bool:

@@ -38,26 +38,29 @@ def save_model(model: WideDeep, path: str | Path) -> None:
     Args:
         path: directory to write; an earlier checkpoint there is replaced when the new one is complete.
     Raises:
-        InputError: the model has one part only, or a share of its weights, or weights other than float32, or layers or
-            parameters that a WideDeep is not made with (a parametrized weight is saved as the value that it has), or a
-            feature spec that no file can hold; `path` cannot be written, or is there and is no checkpoint, or holds
-            more.
+        InputError: the model has one part only, or a share of its weights, or none (on torch's device meta), or weights
+            other than float32, or layers or parameters that a WideDeep is not made with (a parametrized weight is saved
+            as the value that it has), or a feature spec that no file can hold; `path` cannot be written, or is there
+            and is no checkpoint, or holds more.
         RunError: the disk is full.
     """
-    if not isinstance(getattr(model, "_orig_mod", model), WideDeep):  # that of torch.compile
+    model = getattr(model, "_orig_mod", model)  # that of torch.compile
+    if not isinstance(model, WideDeep):
         raise InputError(f"{path}: expected a WideDeep, got {type(model).__name__}")
     if not (model.has_wide and model.has_deep) or model.share.world > 1:
         raise InputError(f"{path}: expected a model with both parts and whole tables, for a checkpoint has these")
     _check_weights(model, path)
-    arrays = {name: array.detach().cpu() for name, array in model.named_arrays().items()}
+    arrays = model.named_arrays()
     for name, array in arrays.items():
+        if array.is_meta:
+            raise InputError(f"{path}: expected weights, got none for {name}, which is on torch's device meta")
         if type(array) is not torch.Tensor or array.dtype != torch.float32:  # a DTensor, say, of fully_shard
             got = f"a {type(array).__name__} of {array.dtype} for {name}"
             raise InputError(f"{path}: expected whole weights of float32, got {got}")
     config = TrainConfig().updated(deep_hidden_units=list(model.hidden), deep_dropout=model.dropout)
     texts = {checkpoint.SPEC: _spec_text(model.spec), checkpoint.CONFIG: config.to_yaml()}
     atomic.check(Path(path), atomic.Output(checkpoint.STATE, checkpoint.FILES))
-    parts = {checkpoint.MODEL: arrays, checkpoint.OPTIMIZER: {}}
+    parts = {checkpoint.MODEL: {name: array.cpu() for name, array in arrays.items()}, checkpoint.OPTIMIZER: {}}
     checkpoint.write(Path(path), parts, Progress(model.seed, rows=0, global_batch_size=0), texts)
 
 
@@ -74,9 +77,7 @@ def _check_weights(model: WideDeep, path: str | Path) -> None:
         if shapes.get(name) != wanted.get(name):
             raise InputError(f"{path}: expected shape {wanted.get(name)} for {name}, got {shapes.get(name)}")
     made = {name.split(".")[0] for name, _ in fresh.named_parameters()} | {"parametrizations"}
-    if others := [
-        name for name, _ in model.named_parameters() if name.removeprefix("_orig_mod.").split(".")[0] not in made
-    ]:
+    if others := [name for name, _ in model.named_parameters() if name.split(".")[0] not in made]:
         raise InputError(
             f"{path}: expected no parameters but a WideDeep's, which are all that is kept, got {others[0]}"
         )

@@ -77,7 +77,7 @@ def directory(
             try:
                 journal = Journal(part, {"boot": _boot(), **key})
                 yield journal
-                atomic.commit(journal.out, target)
+                atomic.commit(journal.out, target, asked)
             except WorkerLost as error:
                 raise WorkerLost(f"{error}; the same command continues at the stage that was not finished") from error
             except Exception:

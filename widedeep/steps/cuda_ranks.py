@@ -72,8 +72,8 @@ class RanksCudaStep(CudaStep):
                 self.comm.all_reduce_(self.weights.neighbours(weight, bias))
 
     def _overflow(self) -> Arriving | None:
-        """Whether a gradient is not finite on any rank, which the dense updates read from the device: a bias has the
-        sum of those of the logits.
+        """Whether a gradient is not finite on any rank; the dense updates read it from the device. Those of the logits
+        need no look of their own: the gradient of a bias is their sum.
         """
         if self.found_inf is None:
             return None
