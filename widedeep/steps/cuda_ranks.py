@@ -62,9 +62,8 @@ class RanksCudaStep(CudaStep):
         self._asked = Arriving(gather_counts(self.comm, touched_rows(segments)))
 
     def _own_counts(self) -> list[int]:
-        """How many rows of each table the batch touches here; `_exchange` takes those of all ranks."""
-        self._counts = self._asked.tolist()
-        return self._counts[self.comm.rank]
+        """How many rows of each table the batch touches here."""
+        return self._asked.tolist()[self.comm.rank]
 
     def _sum_over_ranks(self, weight: str, bias: str) -> None:
         if self._summing:
@@ -91,4 +90,4 @@ class RanksCudaStep(CudaStep):
     def _exchange(
         self, touched: Tensor, tables: list[Tensor], wide: Tensor
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
-        return gather_tables(self.comm, self._counts, self.model.spec.row_base, touched, tables, wide)
+        return gather_tables(self.comm, self._asked.tolist(), self.model.spec.row_base, touched, tables, wide)
