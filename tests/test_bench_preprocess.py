@@ -76,8 +76,9 @@ def test_memory_of_a_device_is_a_column_of_its_own(report):
 
 def test_memory_is_that_of_the_process_and_all_below_it():
     before = preprocess_child.tree_bytes()
-    code = "import sys; data = bytearray(b'x' * (100 << 20)); print('ready', flush=True); sys.stdin.read()"
+    code = "import sys; data = bytearray(b'x' * (300 << 20)); print('ready', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout.readline()
-        assert 100 << 20 < preprocess_child.tree_bytes() - before < 200 << 20
+        grown = preprocess_child.tree_bytes() - before  # this process may have given some memory back meanwhile
+        assert 200 << 20 < grown < 400 << 20
         child.stdin.close()
