@@ -56,8 +56,8 @@ class RanksCudaStep(CudaStep):
         return segments
 
     def _ask_for_counts(self, segments: ops.Segments) -> None:
-        """While the forward pass is queued: when the host wants to know them, after the backward pass, they are there,
-        and it goes on queueing before the device has nothing left to do.
+        """While the forward pass is queued, so that they are on their way long before the host wants to know them, when
+        it has queued the backward pass.
         """
         self._asked = Arriving(gather_counts(self.comm, touched_rows(segments)))
 
