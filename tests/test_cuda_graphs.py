@@ -203,6 +203,17 @@ def test_a_replay_does_what_the_step_would_do_now(precision, parts, spec, tapes)
     assert_same(*steps, rtol=0, atol=0)
 
 
+def test_a_prediction_of_no_rows_is_not_captured(tapes):
+    """It launches nothing, and torch warns of a graph of nothing."""
+    step = gpu_step()
+    for i in range(3):
+        assert step.predict(batch_of(EVEN, 0, seed=i)).shape == (0,)
+    assert not tapes
+    for i in range(3):
+        step.predict(batch_of(EVEN, 4, seed=i))
+    assert len(tapes) == 1
+
+
 @pytest.mark.parametrize("parts", ["both", "wide"])
 def test_what_a_graph_has_as_a_number_is_captured_anew(parts, tapes):
     """The place of a batch's first row and the size of the global batch; a model's dropout and seed."""

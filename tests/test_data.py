@@ -11,6 +11,8 @@ import torch
 
 from widedeep import affinity, data, shards
 from widedeep.data import Reader
+from widedeep.devices import exact_device
+from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.readers import rows as loading
 from widedeep.shuffle import EpochOrder
@@ -221,12 +223,20 @@ def test_batches_for_a_gpu_are_put_together_in_page_locked_memory(shard_sets, mo
 
     monkeypatch.setattr(torch, "empty", watched)
     monkeypatch.setattr(data, "transfer", lambda batches, device: sent.append(device.type) or batches)
-    taken = list(Reader(shard_sets(2000), 300, mode=mode, device="cuda", seed=4).epoch(0))
+    taken = list(Reader(shard_sets(2000), 300, mode=mode, device="cuda:1", seed=4).epoch(0))
     assert (len(taken), sent) == (7, ["cuda"])
     assert all(t.untyped_storage().data_ptr() in pinned for batch in taken for t in batch[:4])
     pinned.clear()
     list(Reader(shard_sets(2000), 300, mode=mode, device="cpu", seed=4).epoch(0))
     assert not pinned
+
+
+def test_a_gpu_without_an_index_is_the_one_that_was_current_then(shard_sets, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    made = Reader(shard_sets(64), 8, mode="pinned", device="cuda"), LocalComm(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
+    assert [each.device for each in made] == [torch.device("cuda", 2)] * 2
+    assert [str(exact_device(name)) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:5", "cuda:1", "cpu"]
 
 
 def test_auto_takes_the_first_mode_that_fits(shard_sets, monkeypatch):
@@ -280,7 +290,12 @@ def test_a_load_puts_all_rows_in_their_places(shard_sets, monkeypatch, piece, de
     monkeypatch.setattr(loading, "READ_ROWS", piece)
     empty = loading.Layout._empty
     monkeypatch.setattr(loading.Layout, "_empty", lambda self, rows, pinned=False, device="cpu": empty(self, rows))
+    waited = []  # what used that memory before is queued on the caller's stream, which a thread's does not wait for
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: waited.append(device.type))
+    )
     got = loading.Layout(shard_sets(2000), make_spec()).load(torch.device(device))
+    assert waited == ["cuda"] * (device == "cuda")
     source = make_rows(2000)
     want = [np.column_stack([source[name] for name in names]) for names in (["user", "ad", "topics"], ["age", "price"])]
     for matrix, wanted in zip(got, [*want, source["clicked"], source["display"]], strict=True):

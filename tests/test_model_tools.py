@@ -4,6 +4,9 @@ FSDP2, hooks of layers, derivatives, frozen tables.
 
 import copy
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -293,3 +296,39 @@ os._exit(0)
 
 def test_fully_sharded_ranks_give_the_gradients_of_one_process():
     run_ranks(2, "-c", FULLY_SHARDED)
+
+
+class Adds(TorchDispatchMode):
+    """The index of every `index_add_`, and how many rows it adds to."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.index_add_.default:
+            self.seen.append((args[2], len(args[0])))
+        return func(*args, **(kwargs or {}))
+
+
+def test_dense_gradients_add_their_padding_to_many_rows(device):
+    """Where a batch names one row of a table again and again: a GPU adds to one row one after the other, zeros too."""
+    spec = FeatureSpec([CategoricalFeature("a", 700, 3), CategoricalFeature("b", 900, 2, hotness=2)], [], label="y")
+    model = WideDeep(spec, hidden=[4], seed=1, sparse=False).to(device)
+    ids = torch.full((800, 3), 5, dtype=torch.int32, device=device)
+    with Adds() as adds:
+        model(ids, torch.empty(800, 0, device=device)).sum().backward()
+    assert len(adds.seen) == 3
+    for index, rows in adds.seen:
+        assert index.bincount().max() <= -(-len(index) // rows) + 1
+    assert model.wide.grad.count_nonzero() == 2
+
+
+def test_sparse_gradients_bring_no_warning_of_torch():
+    """In a process of its own: some are said once."""
+    code = (
+        "import warnings, torch, widedeep; from test_model import SPECS, inputs;"
+        "warnings.simplefilter('error'); spec = SPECS['one-hot and multi-hot'];"
+        "widedeep.WideDeep(spec, hidden=[4])(*inputs(spec, 9)[:2]).sum().backward()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})

@@ -342,6 +342,8 @@ def test_without_a_device_the_model_stays_where_it_is(device):
     model = WideDeep(SPECS["one-hot and multi-hot"], hidden=[8], seed=1).to(device)
     step = make_step("auto", model)
     assert step.device.type == device
+    # A GPU is named for good: "cuda" means whichever is the current one.
+    assert make_step("auto", model, device=device).device == next(model.parameters()).device
     assert {p.device.type for p in model.parameters()} == {device}
     ids, numeric, label = inputs(model.spec, 16, device)
     assert step.train(Batch(ids, numeric, label, None, 0, 16), 0, 1e-3).device.type == device

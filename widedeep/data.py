@@ -12,6 +12,7 @@ from torch import Tensor
 
 from widedeep import affinity
 from widedeep.config import ReaderMode
+from widedeep.devices import exact_device
 from widedeep.errors import InputError
 from widedeep.readers.prefetch import prefetch_map, transfer
 from widedeep.readers.rows import READ_ROWS, Layout, Rows, Slice
@@ -92,7 +93,7 @@ class Reader:
             raise InputError(f"reader mode {mode!r}: expected one of {', '.join(MODES)}")
         self.shards = shards
         self.global_batch = global_batch
-        self.device = torch.device(device)
+        self.device = exact_device(device)
         if not -(2**63) <= seed < 2**63:
             raise InputError(f"seed: expected 64 bits with a sign, got {seed}")
         self.seed = seed

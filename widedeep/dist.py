@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from widedeep.devices import exact_device
 from widedeep.errors import InputError, RunError
 
 JOIN = timedelta(minutes=10)  # until all have come; a launcher that died is noticed then
@@ -37,7 +38,7 @@ class LocalComm:
     local_world = 1
 
     def __init__(self, device: torch.device | str = "cpu"):
-        self.device = torch.device(device)
+        self.device = exact_device(device)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sums `tensor` over the processes, in place; returns it."""

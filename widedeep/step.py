@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 
 from widedeep.config import StepKind
+from widedeep.devices import exact_device
 from widedeep.dist import LocalComm
 from widedeep.errors import InputError
 from widedeep.model import WideDeep
@@ -41,7 +42,7 @@ def make_step(
     """
     config = config or StepConfig()
     _check_model(model)
-    device = torch.device(device) if device else next(model.parameters()).device
+    device = exact_device(device) if device else next(model.parameters()).device
     comm = comm or LocalComm(device)
     if (shared_out := model.share.world > 1) and model.share != (comm.rank, comm.world):
         raise InputError(f"step: expected share {(comm.rank, comm.world)} of the tables, got {tuple(model.share)}")

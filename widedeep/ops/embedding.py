@@ -11,6 +11,7 @@ GPU only embedding_forward checks ids: one past its table stops the kernel (a CU
 below -1 counts as padding.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -285,20 +286,29 @@ def _sparse(rows: Tensor, values: Tensor, shape: tuple) -> Tensor:
     return torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=False, is_coalesced=True)
 
 
+with warnings.catch_warnings():
+    # torch 2.11 warns once a process that nobody said whether sparse tensors are to be checked, though `_sparse` does.
+    warnings.simplefilter("ignore")
+    _sparse(torch.zeros(0, dtype=torch.int64, device="cpu"), torch.zeros(0, device="cpu"), (1,))
+
+
 def _dense_gradients(ctx, ids, dx, dlogit):
     segments, touched, values = _touched(ctx, ids, dx, dlogit)
     unique, start = segments.unique, segments.table_start
     _, _, tables_wanted, wide_wanted, *_ = ctx.needs_input_grad
     tables, wide, row_base = [None] * len(touched), None, 0
-    # Places without a row hold zeros: added to any row they change nothing, so that no host waits for a count.
+    # Places without a row hold zeros: added to any row they change nothing, so that no host waits for a count. They go
+    # to as many rows as there are: a GPU adds to one row one after the other.
     for f, (gradient, (rows, dim)) in enumerate(zip(touched, ctx.shapes)):
         if tables_wanted[f]:  # of a frozen table a pass over its rows would be wasted
-            place = start[f] + torch.arange(gradient.shape[0], device=ids.device)
-            row = (unique[place] - row_base).clamp(0, rows - 1)
+            own = torch.arange(gradient.shape[0], device=ids.device)
+            place = start[f] + own
+            row = torch.where(place < start[f + 1], unique[place] - row_base, own)
             tables[f] = gradient.new_zeros(rows, dim).index_add_(0, row, gradient)
         row_base += rows
     if wide_wanted:
-        wide = values.new_zeros(ctx.wide_rows).index_add_(0, unique.clamp(min=0), values)
+        own = torch.arange(unique.shape[0], device=ids.device) % ctx.wide_rows
+        wide = values.new_zeros(ctx.wide_rows).index_add_(0, torch.where(unique < 0, own, unique), values)
     return tables, wide
 
 

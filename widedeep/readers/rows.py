@@ -122,6 +122,8 @@ class Layout:
         """The whole data set on `device`, read by several threads: rows are made of columns at a core's pace."""
         total = self._shards.rows
         result = self._empty(total, device=device)
+        if device.type == "cuda":  # what used that memory before was queued here, and the threads' streams do not wait
+            torch.cuda.current_stream(device).synchronize()
 
         def fill(start: int) -> None:
             target = result.cut(start, min(total, start + READ_ROWS))

@@ -229,7 +229,10 @@ class CudaStep(Step):
     def _predict(self, batch: Batch) -> Batch:
         self._prepare(len(batch.ids))
         fixed = self._take(batch)
-        self.graphs.run(("predict", len(fixed.ids)), lambda: self._forward_only(fixed))
+        if len(fixed.ids):
+            self.graphs.run(("predict", len(fixed.ids)), lambda: self._forward_only(fixed))
+        else:  # no launch: an empty graph, of which torch warns
+            self._forward_only(fixed)
         return fixed
 
     # --- the captured part: no allocation that outlives it, no question to the device ---
