@@ -33,6 +33,14 @@ def _parts(directory: Path) -> list[Path]:
     return parts
 
 
+def check_outside(out: str | os.PathLike, paths: Iterable[str | os.PathLike]) -> None:
+    """Raises InputError where an output would lie in a directory of inputs: the next run would find it among them."""
+    real = Path(os.path.realpath(out))
+    for path in paths:
+        if os.path.isdir(path) and Path(os.path.realpath(path)) in real.parents:
+            raise InputError(f"cannot write {out}: it lies in {path}, whose files this run reads")
+
+
 @contextlib.contextmanager
 def unchanged(paths: Iterable[str | os.PathLike]) -> Iterator[None]:
     """InputError when the block ends well, but the size or the time of change of a file is not what it was before."""

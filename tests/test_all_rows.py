@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from planted import planted_data
 
+from widedeep.checkpoint import Checkpoints
 from widedeep.cli import main
 from widedeep.train import LossWatch
 
@@ -45,8 +46,8 @@ def test_all_rows_are_trained_with_and_the_last_epoch_is_the_best(data, tmp_path
     assert json.loads((data / "report.json").read_text())["train"]["rows"] == 200
     assert train(data, tmp_path) == 0
     assert "200 train and no test rows" in capsys.readouterr().out
-    checkpoints = tmp_path / "model" / "checkpoint"
-    assert {(checkpoints / name).read_text() for name in ("last", "best")} == {"step-14\n"}
+    checkpoints = Checkpoints(tmp_path / "model")
+    assert {checkpoints.find(which).name for which in ("last", "best")} == {"step-14"}
     results = tmp_path / "results"
     assert not (results / "evaluation.json").exists()
     assert json.loads((results / "data_summary.json").read_text())["splits"]["test"]["rows"] == 0

@@ -1,10 +1,14 @@
 """What may be replaced: an earlier output that holds nothing else and that the run does not read."""
 
+import ctypes
 import errno
 import os
+import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_tabular import CSV, write_spec
@@ -17,6 +21,31 @@ from widedeep.feature_spec import FeatureSpec
 from widedeep.shards import DATA_SET_OUTPUT, ShardSet, ShardWriter
 
 OUTPUT = atomic.Output("marker", ("marker", "parts/*.part"))
+
+# Replaces an output in a process of its own, which kills itself at the n-th place between two changes of names.
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from widedeep import atomic
+left = int(sys.argv[2])
+if sys.argv[3] == "two renames":
+    atomic._libc = None
+def place():
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+def between(real):
+    def call(*args, **more):
+        place()
+        made = real(*args, **more)
+        place()
+        return made
+    return call
+Path.rename, atomic._exchange, shutil.rmtree = map(between, (Path.rename, atomic._exchange, shutil.rmtree))
+with atomic.directory(Path(sys.argv[1]), atomic.Output("marker")) as out:
+    (out / "marker").write_text("new")
+"""
 
 
 def replace(target, reads=()):
@@ -36,6 +65,61 @@ def test_an_earlier_output_is_replaced_whole(tmp_path):
     assert (tmp_path / "out" / "marker").read_text() == "new"
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["marker"]
+
+
+def without_exchange(monkeypatch, number: int | None = None) -> None:
+    """As on a system that lacks the call, or that answers it with an error."""
+
+    def refuse(*_):
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(atomic, "_libc", SimpleNamespace(**{"renameat2": refuse} if number else {}))
+
+
+def can_exchange(directory) -> bool:
+    one, other = (make(directory / name, "marker") for name in ("one", "other"))
+    return atomic._exchange(one, other)
+
+
+@pytest.mark.parametrize("number", [None, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM])
+def test_a_system_that_cannot_exchange_names_renames_twice(tmp_path, monkeypatch, number):
+    without_exchange(monkeypatch, number)
+    assert not can_exchange(tmp_path / "probe")
+    replace(make(tmp_path / "out", "marker", "parts/a.part"))
+    assert (tmp_path / "out" / "marker").read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["out", "probe"]
+    assert os.listdir(tmp_path / "out") == ["marker"]
+
+
+def test_an_exchange_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    without_exchange(monkeypatch, errno.EIO)
+    with pytest.raises(RunError, match=r"out: Input/output error; what was there before is untouched$"):
+        replace(make(tmp_path / "out", "marker"))
+    assert os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "marker").read_text() == "old"
+
+
+@pytest.mark.parametrize("how", ["exchange", "two renames"])
+def test_a_kill_at_any_place_of_a_replacement_leaves_one_of_the_two(tmp_path, how):
+    """Under its name where names can be exchanged, else after the next run's mending; and nothing beside it."""
+    if how == "exchange" and not can_exchange(tmp_path / "probe"):
+        pytest.skip("this file system exchanges no names")
+    seen = []
+    for place in range(1, 20):
+        target = make(tmp_path / str(place) / "out", "marker")
+        done = subprocess.run([sys.executable, "-c", KILLED, target, str(place), how], capture_output=True)
+        if not done.returncode:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        if how == "exchange":
+            assert (target / "marker").is_file(), place
+        with pytest.raises(RuntimeError), atomic.directory(target, OUTPUT):
+            raise RuntimeError("the next run fails too")
+        assert os.listdir(target.parent) == ["out"]
+        seen.append((target / "marker").read_text())
+    assert seen == sorted(seen, reverse=True)  # the old one up to a place, the new one from there on
+    assert {"old", "new"} == set(seen)
 
 
 @pytest.mark.parametrize("stranger", ["letter", "parts/a.txt", "model/marker", ".hidden", "parts/deep/a"])
@@ -128,6 +212,7 @@ def test_preprocessing_keeps_the_files_of_a_project(tmp_path):
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), KeyboardInterrupt()], ids=["error", "interrupt"])
 def test_an_output_that_was_moved_aside_is_put_back(tmp_path, monkeypatch, error):
     target, real = make(tmp_path / "out", "marker"), Path.rename
+    without_exchange(monkeypatch)
 
     def rename(self, to):
         if to == target and not self.name.endswith("-previous"):
@@ -143,6 +228,7 @@ def test_an_output_that_was_moved_aside_is_put_back(tmp_path, monkeypatch, error
 
 def test_an_output_that_cannot_be_put_back_is_named_and_put_back_by_the_next_run(tmp_path, monkeypatch):
     target, real = make(tmp_path / "out", "marker"), Path.rename
+    without_exchange(monkeypatch)
 
     def rename(self, to):
         if to == target:

@@ -17,10 +17,8 @@ import torch
 
 from widedeep import checkpoint
 from widedeep.checkpoint import (
-    ADDED,
     MODEL,
     OPTIMIZER,
-    SEAL,
     STATE,
     Checkpoints,
     Progress,
@@ -30,6 +28,7 @@ from widedeep.checkpoint import (
     read_progress,
 )
 from widedeep.errors import InputError, RunError
+from widedeep.progress import ADDED, SEAL
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,9 +44,11 @@ def slots(seed: int) -> dict[str, torch.Tensor]:
     return {"last_step.a": torch.randint(0, 9, (4,), generator=g, dtype=torch.int32), "scale": torch.tensor(2.0**15)}
 
 
-def save(checkpoints: Checkpoints, step: int, best: bool = False):
-    progress = Progress(seed=3, rows=100, global_batch_size=10, step=step, epoch=1, position=step % 10, best=0.5)
-    return checkpoints.save(arrays(step), slots(step), progress, {"config.yaml": "a: 1\n"}, best)
+def save(checkpoints: Checkpoints, step: int, best: int | None = None, begun: str | None = None):
+    """best: the step of the best one so far."""
+    told = {"seed": 3, "rows": 100, "global_batch_size": 10, "epoch": 1, "best": 0.5, "begun": begun}
+    progress = Progress(**told, step=step, position=step % 10, best_step=best)
+    return checkpoints.save(arrays(step), slots(step), progress, {"config.yaml": "a: 1\n"})
 
 
 def test_round_trip_gives_the_same_bits(tmp_path):
@@ -85,7 +86,7 @@ def test_all_files_have_the_mode_that_the_umask_leaves(tmp_path):
 def test_keeps_the_last_and_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep_last=2)
     for step in (1, 2, 3, 4, 5):
-        save(checkpoints, step, best=step == 2)
+        save(checkpoints, step, best=2 if step >= 2 else None)
     assert [path.name for path in checkpoints.steps()] == ["step-2", "step-4", "step-5"]
     assert checkpoints.find("last").name == "step-5"
     assert checkpoints.find("best").name == "step-2"
@@ -118,7 +119,7 @@ def test_what_was_moved_aside_does_not_take_the_place_of_its_successor(tmp_path)
 @pytest.mark.parametrize("place", [-1, 2**20 + 5, 4096])
 def test_a_byte_anywhere_in_a_large_file_is_checked(tmp_path, place):
     progress = Progress(seed=3, rows=100, global_batch_size=10, step=1)
-    path = Checkpoints(tmp_path).save({"w": torch.zeros(600_000)}, {}, progress, {}, False)
+    path = Checkpoints(tmp_path).save({"w": torch.zeros(600_000)}, {}, progress, {})
     assert read_progress(path).step == 1
     content = bytearray((path / MODEL).read_bytes())
     content[place] ^= 1
@@ -128,7 +129,7 @@ def test_a_byte_anywhere_in_a_large_file_is_checked(tmp_path, place):
 
 
 def test_an_old_run_goes_only_when_the_new_one_has_saved(tmp_path):
-    save(Checkpoints(tmp_path), 50, best=True)
+    save(Checkpoints(tmp_path), 50, best=50)
     fresh = Checkpoints(tmp_path)
     assert fresh.find("last").name == "step-50"
     save(fresh, 10)
@@ -162,15 +163,15 @@ def test_a_checkpoint_is_on_the_disk_before_an_older_one_goes(tmp_path, monkeypa
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr(Path, "rename", rename)
     monkeypatch.setattr(shutil, "rmtree", rmtree)
-    new = save(checkpoints, 2, best=True)
+    new = save(checkpoints, 2, best=2)
     renamed = events.index(("rename", new.name))
     removed = next(i for i, (event, name) in enumerate(events) if name.startswith(f".{old.name}.") and event != "sync")
     written = {name for event, name in events[:renamed] if event == "sync"}
     assert written >= {path.name for path in new.iterdir()}
     assert any(name.startswith(f".{new.name}.") for name in written)
-    indices = [events.index(("rename", name)) for name in ("last", "best")]
-    assert [events[i - 1][0] for i in indices] == ["sync", "sync"]
-    assert max(indices) < events.index(("sync", checkpoints.directory.name)) < removed
+    index = events.index(("rename", "last"))
+    assert events[index - 1][0] == "sync"
+    assert index < events.index(("sync", checkpoints.directory.name)) < removed
 
 
 def test_a_file_system_that_syncs_no_directories_will_do(tmp_path, monkeypatch):
@@ -199,10 +200,10 @@ def test_a_disk_that_fails_late_leaves_the_previous_checkpoint(tmp_path, monkeyp
 def test_resumed_run_prunes_what_it_adopted(tmp_path):
     first = Checkpoints(tmp_path, keep_last=2)
     for step in (1, 2, 3):
-        save(first, step, best=step == 1)
+        last = save(first, step, best=1)
     second = Checkpoints(tmp_path, keep_last=2)
-    second.adopt()
-    save(second, 4)
+    second.adopt(last)
+    save(second, 4, best=1)
     assert [path.name for path in second.steps()] == ["step-1", "step-3", "step-4"]
 
 
@@ -260,14 +261,14 @@ checkpoints = Checkpoints(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 progress = Progress(seed=1, rows=1, global_batch_size=1, step=9)
 try:
-    checkpoints.save({"big": torch.zeros(100_000)}, {}, progress, {}, True)
+    checkpoints.save({"big": torch.zeros(100_000)}, {}, progress, {})
 except RunError as error:
     print(error)
 """
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
-    before = save(Checkpoints(tmp_path), 1, best=True)
+    before = save(Checkpoints(tmp_path), 1, best=1)
     done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, cwd=ROOT)
     assert "cannot write" in done.stdout
     assert "step-9" in done.stdout
@@ -302,7 +303,7 @@ def test_a_checkpoint_is_written_beside_what_follows(device, tmp_path, monkeypat
     weights, slots = ({name: t.to(device) for name, t in arrays(seed).items()} for seed in (1, 2))
     progress = Progress(seed=1, rows=1, global_batch_size=1, step=9)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(weights, slots, progress, {}, True, beside=True)
+        checkpoints.save(weights, slots, progress, {}, beside=True)
         assert begins.wait(60)
         for t in (*weights.values(), *slots.values()) if device == "cuda" else ():
             t.zero_()  # the next step
@@ -321,7 +322,7 @@ def test_a_failed_write_beside_is_raised_by_the_next_call_or_by_leaving(tmp_path
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_tensors", fails)
-    told = (arrays(1), {}, Progress(seed=1, rows=1, global_batch_size=1, step=9), {}, False)
+    told = (arrays(1), {}, Progress(seed=1, rows=1, global_batch_size=1, step=9), {})
 
     def use(then):
         with Checkpoints(tmp_path) as checkpoints:
@@ -377,10 +378,9 @@ def test_what_a_kill_inside_a_save_left_is_mended(tmp_path):
 def test_a_damaged_index_is_a_stale_one(tmp_path, damage):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.prepare()
-        save(checkpoints, 1, best=True)
+        save(checkpoints, 1, best=1)
         path = save(checkpoints, 2)
-        for index in ("last", "best"):
-            (checkpoints.directory / index).write_bytes(damage)
+        (checkpoints.directory / "last").write_bytes(damage)
         assert checkpoints.find("last") == checkpoints.find("best") == path
         save(checkpoints, 3)
         assert checkpoints.find("last").name == "step-3"
@@ -392,7 +392,7 @@ def test_names_outlive_a_locale_that_lacks_them(tmp_path):
         "from widedeep.checkpoint import Checkpoints, Progress;"
         "import sys;"
         "told = Progress(seed=1, rows=1, global_batch_size=1);"
-        "Checkpoints(sys.argv[1]).save({}, {}, told, {'feature_spec.yaml': 'l\\u00e4nd'}, False)"
+        "Checkpoints(sys.argv[1]).save({}, {}, told, {'feature_spec.yaml': 'l\\u00e4nd'})"
     )
     ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     run = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, env=ascii_only, capture_output=True)

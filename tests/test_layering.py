@@ -57,7 +57,7 @@ LINES = {  # modules and folders of the package. Each may import those that stan
     "metrics": "metrics_calibration metrics_groups metrics",
     "reader": "readers data",
     "step": "steps step",
-    "records": "outputs logs tensors checkpoint",
+    "records": "outputs logs tensors progress checkpoint",
     "restore": "restore",
     "run": "run resume journal evaluate predict predict_rows termination train benchmark",
     "tools": "golden parity export_triton export scoring",

@@ -1,5 +1,6 @@
 """What a training that is killed, or whose disk fails, at an unlucky moment leaves behind, and what becomes of it."""
 
+import contextlib
 import errno
 import json
 import os
@@ -16,6 +17,10 @@ from test_resume import words
 from widedeep import resume, tensors
 from widedeep.checkpoint import MODEL, STATE, Checkpoints, locate, read_arrays, read_progress
 from widedeep.errors import InputError, RunError
+from widedeep.journal import Journal
+from widedeep.progress import SEAL, seal
+
+STEPS = 7  # of an epoch: 200 rows by 32
 
 
 @pytest.fixture(scope="module")
@@ -51,28 +56,115 @@ def test_a_model_directory_may_be_a_link_to_one_that_is_not_there_yet(tmp_path):
     assert (tmp_path / "large" / "model" / "checkpoint" / "step-1" / STATE).is_file()
 
 
-def test_a_best_checkpoint_is_known_as_such_before_a_run_goes_on_from_it(tmp_path, monkeypatch):
-    """Else a kill between the two indices loses it: its state says that the best score so far is its own."""
-    real, calls = Checkpoints._point, []
+def stop(*_):
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stop_at(monkeypatch, name: str):
+    """As a kill does that comes when this checkpoint is whole and `last` does not name it yet."""
+    real = Checkpoints._point
 
     def point(self, *told):
-        calls.append(told)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(self, *told)
+        return stop() if name in told and "best" not in told else real(self, *told)
 
-    checkpoints = Checkpoints(tmp_path)
-    save(checkpoints, 1, best=True)
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoints, "_point", point)
-        with pytest.raises(RunError):
-            save(checkpoints, 2, best=True)
-    assert (checkpoints.find("last").name, checkpoints.find("best").name) == ("step-1", "step-2")
-    checkpoints.adopt()
-    save(checkpoints, 2, best=True)
-    save(checkpoints, 3)
-    save(checkpoints, 4)
-    assert (checkpoints.find("last").name, checkpoints.find("best").name) == ("step-4", "step-2")
+        yield
+
+
+def found(checkpoints: Checkpoints) -> tuple[str, str]:
+    return checkpoints.find("last").name, checkpoints.find("best").name
+
+
+def test_a_best_checkpoint_that_last_does_not_name_yet_is_not_of_the_run(tmp_path, monkeypatch):
+    """Which goes on from an earlier one, and may come to other scores."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        save(checkpoints, step, best=1)
+    with stop_at(monkeypatch, "step-3"), pytest.raises(KeyboardInterrupt):
+        save(checkpoints, 3, best=3)
+    assert found(checkpoints) == ("step-2", "step-1")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.adopt(checkpoints.find())
+    for step in (3, 4, 5):
+        save(checkpoints, step, best=1)
+        assert found(checkpoints) == (f"step-{step}", "step-1")
+    assert [path.name for path in checkpoints.steps()] == ["step-1", "step-4", "step-5"]
+
+
+def test_a_checkpoint_that_is_saved_again_as_the_best_is_the_best_at_once(tmp_path, monkeypatch):
+    """As at the end of an epoch, inside which it was the last."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        save(checkpoints, step, best=1)
+    with stop_at(monkeypatch, "step-2"), pytest.raises(KeyboardInterrupt):
+        save(checkpoints, 2, best=2)
+    assert found(checkpoints) == ("step-2", "step-2")
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_run_that_was_stopped_before_it_replaced_another_has_no_part_in_it(tmp_path, monkeypatch, step):
+    old = Checkpoints(tmp_path)
+    for s in (1, 2):
+        save(old, s, best=1, begun="yesterday")
+    with stop_at(monkeypatch, f"step-{step}"), pytest.raises(KeyboardInterrupt):
+        save(Checkpoints(tmp_path), step, best=step, begun="today")
+    assert found(old) == ("step-2", "step-2" if step < 3 else "step-1")
+
+
+def test_a_run_that_was_stopped_when_it_had_replaced_another_has_no_best_of_that(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save(Checkpoints(tmp_path), step, best=step, begun="yesterday")
+    monkeypatch.setattr(Checkpoints, "_prune", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save(Checkpoints(tmp_path), 1, begun="today")
+    assert found(Checkpoints(tmp_path)) == ("step-1", "step-1")
+
+
+def make_older(directory: Path, best: str) -> None:
+    """As checkpoints were when an index named the best one."""
+    for path in directory.glob("step-*"):
+        state = json.loads((path / STATE).read_text())
+        plain = {key: value for key, value in state.items() if key not in (SEAL, "best_step")}
+        (path / STATE).write_text(json.dumps(plain | {SEAL: seal(plain)}))
+    (directory / "best").write_text(f"{best}\n")
+
+
+@pytest.mark.parametrize(
+    ("index", "best"), [("step-1", "step-1"), ("step-3", "step-3"), ("step-9", "step-3"), ("", "step-3")]
+)
+def test_the_best_checkpoint_of_an_older_run_stays_the_best(tmp_path, index, best):
+    """But one that is not there, or not yet, is none."""
+    checkpoints = Checkpoints(tmp_path, keep_last=3)
+    for step in (1, 2, 3):
+        last = save(checkpoints, step, best=2)
+    make_older(checkpoints.directory, index)
+    assert found(checkpoints) == ("step-3", best)
+    step = read_progress(last).best_step
+    assert step == (int(best[5:]) if index == best else None)
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    checkpoints.adopt(last)
+    save(checkpoints, 4, best=step)
+    save(checkpoints, 5, best=step)
+    assert not (checkpoints.directory / "best").exists()
+    assert found(checkpoints) == ("step-5", best if step else "step-5")
+
+
+def test_a_run_that_goes_on_with_other_flags_after_a_kill_has_the_best_of_its_own_epochs(data, tmp_path, monkeypatch):
+    flags = words(data, tmp_path, "fused", "--num_epochs", "2", "--checkpoint_every_steps", "99")
+    first, second = (f"step-{epochs * STEPS}" for epochs in (1, 2))
+    with stop_at(monkeypatch, second):
+        assert main(flags) == 130
+    before = read_progress(tmp_path / "model" / "checkpoint" / second)
+    assert before.metrics[before.score] == before.best > 0
+    real = Journal.epoch
+    monkeypatch.setattr(Journal, "epoch", lambda *told: real(*told) | {before.score: 0.0})
+    assert main([*flags, "--use_checkpoint", "--deep_learning_rate", "1"]) == 0
+    checkpoints = Checkpoints(tmp_path / "model")
+    assert found(checkpoints) == (second, first)
+    last, best = (read_progress(checkpoints.find(which)) for which in ("last", "best"))
+    assert last.best == best.best == best.metrics[before.score] > last.metrics[before.score]
 
 
 def test_an_error_without_a_number_is_one_of_the_disk(tmp_path, monkeypatch):
@@ -121,9 +213,9 @@ def test_an_index_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     def fail(self):
         raise OSError(errno.EIO, os.strerror(errno.EIO))  # as of read(2): without the name
 
-    save(Checkpoints(tmp_path), 1, best=True)
+    save(Checkpoints(tmp_path), 1)
     monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(InputError, match=f"^{tmp_path / 'checkpoint' / 'best'}: cannot be read: Input/output error$"):
+    with pytest.raises(InputError, match=f"^{tmp_path / 'checkpoint' / 'last'}: cannot be read: Input/output error$"):
         locate(tmp_path)
 
 
@@ -147,9 +239,6 @@ def records(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize("rows", ["groups", "none"])
 def test_a_run_killed_behind_its_last_checkpoint_gets_the_summary_of_its_log(data, tmp_path, monkeypatch, rows):
-    def stop(self):
-        raise KeyboardInterrupt
-
     if rows == "none":  # of the test set: the loss is all that an epoch ends with
         data = planted_data(tmp_path / "set", train=200, test=0)
     with monkeypatch.context() as patched:

@@ -18,7 +18,8 @@ from planted import planted_data
 from safetensors.torch import load_file
 
 from widedeep import train
-from widedeep.checkpoint import SEAL, Checkpoints, read_progress
+from widedeep.checkpoint import Checkpoints, read_progress
+from widedeep.progress import SEAL
 
 FLAGS = shlex.split(
     "--cpu --global_batch_size 32 --eval_batch_size 128 --num_epochs 3 --deep_warmup_epochs 1"

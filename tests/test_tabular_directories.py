@@ -51,6 +51,29 @@ def test_what_is_no_directory_of_files_is_refused(tmp_path):
         run(TabularConfig(spec=spec, inputs=[tmp_path / "table"], split="none", out=out))
 
 
+@pytest.mark.parametrize("place", ["x", "deep/x", ".hidden"])
+@pytest.mark.parametrize("given", ["inputs", "test"])
+def test_an_output_among_the_inputs_is_refused(tmp_path, monkeypatch, capsys, given, place):
+    """It would be one of them in the next run."""
+    table, spec = write_parts(tmp_path / "table", rows(60)), write_spec(tmp_path / "spec.yaml")
+    (tmp_path / "link").symlink_to(table)
+    write_parts(tmp_path / "other", rows(30))
+    monkeypatch.chdir(tmp_path)
+    words = ["table", "--split", "none"] if given == "inputs" else ["other", "--test", "table"]
+    before = sorted(table.rglob("*"))
+    for out in (f"table/{place}", f"link/{place}", f"{table}/{place}"):
+        assert main(["preprocess", "tabular", *words, "--spec", str(spec), "--out", out]) == 2
+        assert (
+            f"widedeep: cannot write {out}: it lies in table, whose files this run reads\n" in capsys.readouterr().err
+        )
+    assert sorted(table.rglob("*")) == before
+    monkeypatch.chdir(table)
+    assert main(["preprocess", "tabular", "..", "--split", "none", "--spec", str(spec), "--out", "x"]) == 2
+    assert "cannot write x: it lies in .., whose files this run reads" in capsys.readouterr().err
+    for _ in range(2):  # beside single files of a directory there is room for an output
+        assert main(["preprocess", "tabular", PARTS[0], "--split", "none", "--spec", str(spec), "--out", "x"]) == 0
+
+
 def test_raw_rows_of_a_directory_are_scored(tmp_path, capsys):
     table = rows(120)
     raw, spec = write_parts(tmp_path / "raw", table), write_spec(tmp_path / "spec.yaml")
@@ -67,6 +90,8 @@ def test_raw_rows_of_a_directory_are_scored(tmp_path, capsys):
     assert "expected another file than those of --rows" in capsys.readouterr().err
     assert (raw / PARTS[1]).read_bytes() == before
     assert main([*score, str(raw), "--out", str(raw / "scores.csv")]) == 2
-    assert "expected a file outside the directories of --rows" in capsys.readouterr().err
+    assert (
+        f"cannot write {raw / 'scores.csv'}: it lies in {raw}, whose files this run reads\n" in capsys.readouterr().err
+    )
     assert not (raw / "scores.csv").exists()
     assert main([*score, str(raw / PARTS[0]), "--out", str(raw / "scores.csv")]) == 0

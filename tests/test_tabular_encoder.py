@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -275,3 +276,40 @@ def test_one_row_has_the_ids_that_it_has_among_others(tmp_path):
     ids, _ = encode(table)
     np.testing.assert_array_equal(ids, np.concatenate([encode([row])[0] for row in rows]))
     assert (ids[:, 0] > 0).all()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["pyarrow knows uuids", "pyarrow knows none"])
+def test_uuids_of_python_are_the_texts_that_files_have(tmp_path, monkeypatch, known):
+    """Also in lists, and among texts, of which pyarrow makes no array."""
+    g = np.random.default_rng()
+    users = [UUID(bytes=g.bytes(16)) for _ in range(4)]
+    lists = [users[:2], [users[2]], [], [users[3], users[0]]]
+    whole = pa.array([user for some in lists for user in some])
+    given = {"user": pa.array(users), "tags": pa.ListArray.from_arrays([0, 2, 3, 3, 5], whole)}
+    pq.write_table(pa.table(given | {"click": ["yes", "no", "yes", "no"]}), tmp_path / "a.parquet")
+    features = {"user": {"transform": "vocabulary"}, "tags": {"max_hotness": 2, "transform": "vocabulary"}}
+    spec = write_spec(tmp_path / "spec.yaml", features | {"click": CLICK}, ["user"], ["tags"])
+    run(TabularConfig(spec, tmp_path / "out", [tmp_path / "a.parquet"], split="none"))
+    encode = Encoder(tmp_path / "out")
+    want, _ = encode(given)
+    assert sorted(want[:, 0]) == [1, 2, 3, 4]
+    stored = read(tmp_path / "out" / "train")
+    assert np.array_equal(np.column_stack([stored["user"], stored["tags"]]), want)
+    real = pa.array
+
+    def array(values, *told, **more):
+        if "UUID(" in repr(values):
+            raise pa.ArrowInvalid("did not recognize Python value type")
+        return real(values, *told, **more)
+
+    if not known:
+        monkeypatch.setattr(pa, "array", array)
+    for some in (users, [*users[:2], *map(str, users[2:])], [str(users[0]), *users[1:]], np.array(users)):
+        assert np.array_equal(encode({"user": some, "tags": lists})[0], want)
+        pairs = zip(some, map(tuple, lists))
+        assert np.array_equal(encode([{"user": user, "tags": tags} for user, tags in pairs])[0], want)
+    missing, _ = encode({"user": [None, *users[1:]], "tags": [None, *lists[1:]]})
+    assert np.array_equal(missing[1:], want[1:])
+    assert missing[0].tolist() == [0, -1, -1]
+    with pytest.raises(InputError, match="column user: expected values of one type"):
+        encode({"user": [users[0], 7], "tags": lists[:2]})

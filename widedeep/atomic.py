@@ -5,6 +5,7 @@ previous output as it was.
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import glob
@@ -23,7 +24,10 @@ from widedeep.errors import DISK_FULL, InputError, RunError
 PREVIOUS = "-previous"  # ends the name of an output that is moved aside for its successor
 # What follows the host in a hidden name. One host may be called as the beginning of another: node and node-12.
 OURS = re.compile(rf"(?P<pid>\d+)(?P<suffix>|{PREVIOUS}|-[0-9a-f]{{8}})")
+NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)  # EPERM: containers that filter system calls
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 
+_libc = ctypes.CDLL(None, use_errno=True)
 _unfinished: set[Path] = set()  # files that this process is writing
 
 
@@ -136,7 +140,8 @@ def begin(target: Path, output: Output, reads: Iterable[str | os.PathLike] = (),
 
 
 def commit(partial: Path, target: Path, asked: Path | None = None) -> None:
-    """Rename `partial` to `target`; an earlier `target` is moved aside first, and put back should the rename fail.
+    """Rename `partial` to `target` in place of an earlier one, which is removed. Where the two cannot be exchanged at
+    once, the earlier one is moved aside first, and put back should the rename fail.
 
     asked: what messages name, where that is not `target`.
 
@@ -148,14 +153,29 @@ def commit(partial: Path, target: Path, asked: Path | None = None) -> None:
     previous = partial.with_name(f"{partial.name}{PREVIOUS}")
     with write_errors(asked):
         try:
-            if target.exists():
-                target.rename(previous)
-            partial.rename(target)
+            replaces = target.exists()
+            exchanged = replaces and _exchange(partial, target)
+            if not exchanged:
+                if replaces:
+                    target.rename(previous)
+                partial.rename(target)
         except BaseException as error:
             _put_back(previous, target, asked, error)
             raise
-    if previous.exists():
-        shutil.rmtree(previous, ignore_errors=True)
+    if replaces:
+        shutil.rmtree(partial if exchanged else previous, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Give each of two directories the other's name, so that a kill finds both; False where the system cannot."""
+    rename = getattr(_libc, "renameat2", None)
+    if rename is None:
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    if (number := ctypes.get_errno()) in NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def _put_back(previous: Path, target: Path, asked: Path, error: BaseException) -> None:

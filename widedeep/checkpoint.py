@@ -1,11 +1,11 @@
 """Checkpoints: weights and optimizer state as safetensors, the place in the data as JSON, whole or not at all.
 
     <model_dir>/checkpoint/step-<n>/    {model,optimizer}.safetensors  state.json  feature_spec.yaml  config.yaml
-    <model_dir>/checkpoint/last, best   the name of a directory beside them
+    <model_dir>/checkpoint/last         the name of a directory beside it
     <model_dir>/checkpoint/lock         empty; held by the run that writes here
 
 state.json lists size and xxh3-64 of the other files and has one of its own, so that damage is found before a damaged
-weight or place is used.
+weight or place is used. That of the last one says which is the best: a second index could differ from the first.
 """
 
 import contextlib
@@ -14,12 +14,11 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,50 +28,17 @@ from torch import Tensor
 
 from widedeep import __version__, atomic
 from widedeep.errors import InputError
+from widedeep.progress import OLD_BEST, SEAL, STATE, Progress, damage, named, readable, seal, state_of, steps_in
 from widedeep.share import ALL_ROWS, Share, is_table
 from widedeep.tensors import opened
 from widedeep.tensors import write as write_tensors
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 SPEC, CONFIG = "feature_spec.yaml", "config.yaml"
 FILES = (MODEL, OPTIMIZER, STATE, SPEC, CONFIG)  # of a checkpoint
 LOCK = "lock"
-# Of an OSError after which a file may be whole: nobody should be told to remove it.
-WHOLE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
-SEAL = "xxh3_64"  # of state.json, in it
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """Where a run stands; all that a resumed run needs besides weights and optimizer state.
-
-    `step` updates are done in all, `position` of them in epoch number `epoch` (from 0). `rows` and
-    `global_batch_size` say what one position means, `data` identifies the train rows, `processes` is how many trained
-    last, `device` cpu or cuda (None: a checkpoint from before they were kept), `threads` those of each process, None
-    also where bits do not depend on them, `begun` when the run began, by which its records are known. `metrics` are
-    those of the last evaluation, `best` the best score so far, of the metric called `score`, `waited` the epochs since.
-    """
-
-    seed: int
-    rows: int
-    global_batch_size: int
-    data: str | None = None
-    processes: int | None = None
-    device: str | None = None
-    threads: int | None = None
-    begun: str | None = None
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    score: str | None = None
-    best: float | None = None
-    waited: int = 0
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-
-ADDED = ("data", "processes", "device", "threads", "begun", "score")  # which older checkpoints lack
 
 
 class Checkpoints:
@@ -114,24 +80,36 @@ class Checkpoints:
 
     def steps(self) -> list[Path]:
         """All whole checkpoints, by step."""
-        found = [path for path in self.directory.glob("step-*") if (path / STATE).is_file()]
-        return sorted((path for path in found if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
+        return steps_in(self.directory)
 
     def find(self, which: str = "last") -> Path | None:
-        """The directory of `last`, `best` or `step-<n>`; the newest where an index is stale; None if there are none.
+        """The directory of `last`, `best` or `step-<n>`; the newest where the index is stale, the last where the best
+        is not known; None if there are none.
 
         Raises:
-            InputError: it is there without its state.json.
+            InputError: it is there without its state.json; or, of `best`, the last one's cannot be read.
         """
-        name = which
-        if which in ("last", "best"):
-            index = self.directory / which
-            name = _named(index) if index.is_file() else ""
+        name = {"last": self._last, "best": self._best}.get(which, lambda: which)()
         if name and (found := self.directory / name).is_dir():
             if not (found / STATE).is_file():
-                raise InputError(_damage(found, STATE, _difference(None, {})))
+                raise InputError(damage(found, STATE, _difference(None, {})))
             return found
         return next(reversed(self.steps()), None) if which in ("last", "best") else None
+
+    def _last(self) -> str:
+        return named(self.directory / "last")
+
+    def _best(self) -> str:
+        """By name, as the last one says. Another run's may be there by that name: of one that was to replace this one,
+        and was killed before `last` named a checkpoint of its own.
+        """
+        if (last := self.find("last")) is None:
+            return ""
+        state = state_of(last)
+        best = self.directory / f"step-{state['best_step']}"
+        if not best.is_dir() or ((best / STATE).is_file() and state_of(best)["begun"] != state["begun"]):
+            return last.name
+        return best.name
 
     def check_not_tensorflow(self) -> None:
         """Raises InputError where, for want of our own, a checkpoint of the original must be what is meant."""
@@ -159,9 +137,9 @@ class Checkpoints:
         """The last one of this run, or of the run that it goes on with."""
         return self.directory / self._mine[-1] if self._mine else None
 
-    def adopt(self) -> None:
-        """Takes the checkpoints that are there for this run's own, to be kept and pruned as if it had written them."""
-        self._mine = [path.name for path in self.steps()]
+    def adopt(self, found: Path) -> None:
+        """Takes `found` and those before it for this run's own, to be kept and pruned as if it had written them."""
+        self._mine = [path.name for path in self.steps() if int(path.name[5:]) <= int(found.name[5:])]
 
     def save(
         self,
@@ -169,10 +147,9 @@ class Checkpoints:
         optimizer: Mapping[str, Tensor],
         progress: Progress,
         texts: Mapping[str, str],
-        best: bool,
         beside: bool = False,
     ) -> Path:
-        """Writes a checkpoint, points `last` (and `best`) to it, and removes what need not be kept.
+        """Writes a checkpoint, points `last` to it, and removes what need not be kept.
 
         Args:
             arrays: the model's `named_arrays()`.   optimizer: the step's `state()`. Of both whole tables.
@@ -187,7 +164,7 @@ class Checkpoints:
         parts = ((MODEL, arrays), (OPTIMIZER, optimizer))
         copies = {file: {name: t.detach().cpu() for name, t in tensors.items()} for file, tensors in parts}
         target = self.directory / f"step-{progress.step}"
-        told = (target, copies, replace(progress), dict(texts), best)
+        told = (target, copies, replace(progress), dict(texts))
         if beside:
             self._pool = self._pool or ThreadPoolExecutor(1)
             self._writing = self._pool.submit(self._save, *told)
@@ -202,19 +179,17 @@ class Checkpoints:
             writing.result()
 
     def _save(
-        self, target: Path, parts: dict[str, dict[str, Tensor]], progress: Progress, texts: dict[str, str], best: bool
+        self, target: Path, parts: dict[str, dict[str, Tensor]], progress: Progress, texts: dict[str, str]
     ) -> None:
         write(target, parts, progress, texts)
         with atomic.write_errors(self.directory):
-            if best:  # first: a run that goes on from `last` takes it for known that its best one is kept
-                self._point("best", target.name)
-            self._point("last", target.name)
+            self._point(target.name)
             atomic.sync(self.directory)  # before what it replaces goes
             self._mine = [name for name in self._mine if name != target.name] + [target.name]
-            self._prune()
+            self._prune(f"step-{progress.best_step}")
 
-    def _point(self, index: str, name: str) -> None:
-        with atomic.file(self.directory / index) as partial:
+    def _point(self, name: str) -> None:
+        with atomic.file(self.directory / "last") as partial:
             partial.write_text(f"{name}\n")
             atomic.sync(partial)
 
@@ -227,17 +202,11 @@ class Checkpoints:
         for path in self.directory.glob(".step-*.partial-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _prune(self) -> None:
+    def _prune(self, best: str) -> None:
         """Keeps this run's last few and its best; whatever else is here belonged to a run that was replaced."""
         self._mine = [name for name in self._mine if (self.directory / name).is_dir()]
-        best = self.directory / "best"
-        keep = set(self._mine[-self._keep_last :])
-        if best.is_file():
-            name = _named(best)
-            if name in self._mine:
-                keep.add(name)
-            else:
-                best.unlink()
+        keep = {*self._mine[-self._keep_last :], best} & {*self._mine}
+        (self.directory / OLD_BEST).unlink(missing_ok=True)
         for path in self.directory.glob("step-*"):
             if path.is_dir() and path.name not in keep:
                 self._remove(path)
@@ -268,7 +237,7 @@ def write(
             (partial / name).write_text(text, encoding="utf-8")
         files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
         state = asdict(progress) | {"version": __version__, "torch": torch.__version__, "files": files}
-        (partial / STATE).write_text(json.dumps(state | {SEAL: _seal(state)}, indent=2))
+        (partial / STATE).write_text(json.dumps(state | {SEAL: seal(state)}, indent=2))
         for path in (*partial.iterdir(), partial):
             atomic.sync(path)
 
@@ -301,23 +270,14 @@ def read_progress(directory: Path) -> Progress:
         InputError: the checkpoint is damaged; names the file, and an older whole checkpoint if there is one. Or it may
             not be read.
     """
-    try:
-        state = json.loads((directory / STATE).read_text())
-        if (said := state.get(SEAL, _seal(state))) != _seal(state):  # older checkpoints lack it
-            raise InputError(_damage(directory, STATE, f"the file's xxh3-64 is {_seal(state)}, it says {said}"))
-        state = dict.fromkeys(ADDED) | state
+    state = state_of(directory)
+    with readable(directory):
         files = state["files"]
         progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
         for name, wanted in files.items():
             found = _fingerprint(directory / name) if (directory / name).is_file() else None
             if found != wanted:
-                raise InputError(_damage(directory, name, _difference(found, wanted)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        if isinstance(error, OSError) and error.errno in WHOLE:
-            raise InputError(f"{error.filename or directory / STATE}: cannot be read: {error.strerror}") from error
-        raise InputError(_damage(directory, STATE, f"the file cannot be read: {error}")) from error
+                raise InputError(damage(directory, name, _difference(found, wanted)))
     return progress
 
 
@@ -359,24 +319,10 @@ def _part(file: Any, key: str, share: Share) -> Tensor:
     return share.take(stored) if is_table(key) else stored
 
 
-def _named(index: Path) -> str:
-    """The checkpoint that an index names; empty where it is damaged. Raises InputError where it cannot be read."""
-    try:
-        name = index.read_bytes().decode(errors="replace").strip()
-    except OSError as error:
-        raise InputError(f"{index}: cannot be read: {error.strerror}") from error
-    return name if re.fullmatch(r"step-[0-9]{1,19}", name) else ""
-
-
 def _fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
     return {"bytes": path.stat().st_size, "xxh3_64": digest}
-
-
-def _seal(state: dict[str, Any]) -> str:
-    plain = {key: value for key, value in state.items() if key != SEAL}
-    return xxhash.xxh3_64_hexdigest(json.dumps(plain, sort_keys=True).encode())
 
 
 def _difference(found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
@@ -386,12 +332,6 @@ def _difference(found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
         plural = "s" * (found["bytes"] != 1)
         return f"the file has {found['bytes']} byte{plural}, expected {wanted['bytes']}"
     return f"the file's xxh3-64 is {found['xxh3_64']}, expected {wanted['xxh3_64']}"
-
-
-def _damage(directory: Path, name: str, how: str) -> str:
-    older = [path for path in Checkpoints(directory.parent.parent).steps() if path != directory]
-    advice = f"; remove {directory} to use {older[-1].name} instead" if older else "; there is no other checkpoint"
-    return f"{directory / name}: damaged checkpoint: {how}{advice}"
 
 
 def _kind(tensor: Tensor) -> str:

@@ -48,7 +48,7 @@ def start(config: TrainConfig, comm: LocalComm, checkpoints: Checkpoints) -> tup
         progress = checkpoint.read_progress(found)
         check_ranks(comm, checkpoints.directory, progress.step, checkpoint.identity(found))
         run = resume(config, comm, found, progress)
-        checkpoints.adopt()
+        checkpoints.adopt(found)
         return run, progress
     if config.location.use_checkpoint:
         checkpoints.check_not_tensorflow()

@@ -82,13 +82,15 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
                     loss = watch.check(progress.step)
                     if not test_reader:  # the epoch may have no batch left that says it
                         progress.metrics = {"loss": loss}
-                    save(run, checkpoints, progress, best=False)
+                    save(run, checkpoints, progress)
                 if ends:
                     end_early(run, checkpoints)
             loss = watch.check(progress.step)
             progress.epoch, progress.position = progress.epoch + 1, 0
             progress.metrics = journal.epoch(evaluate(run, test_reader) if test_reader else None, loss)
-            save(run, checkpoints, progress, note_score(progress))
+            if note_score(progress):
+                progress.best_step = progress.step
+            save(run, checkpoints, progress)
             if termination.agreed(waits=True) and not is_finished(progress, run.config):  # asked in the evaluation
                 end_early(run, checkpoints)
         leave(run, checkpoints)
@@ -128,7 +130,7 @@ def what_is_left(checkpoints: Checkpoints, config: TrainConfig, progress: Progre
     return left + failed + hint
 
 
-def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> None:
+def save(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
     """Writes a checkpoint from the first process, on a GPU beside the steps to come: the others wait for the copies on
     its host, on a CPU for the files.
     """
@@ -136,7 +138,7 @@ def save(run: Run, checkpoints: Checkpoints, progress: Progress, best: bool) -> 
     arrays, optimizer = (gather_arrays(run.comm, run.model.share, part) for part in state)
     if run.comm.rank == 0:
         texts = {checkpoint.SPEC: run.spec.without_sources().to_yaml(), checkpoint.CONFIG: run.config.to_yaml()}
-        checkpoints.save(arrays, optimizer, progress, texts, best, beside=run.comm.device.type == "cuda")
+        checkpoints.save(arrays, optimizer, progress, texts, beside=run.comm.device.type == "cuda")
     run.comm.barrier()
 
 

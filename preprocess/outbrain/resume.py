@@ -3,7 +3,8 @@
 `.<name>.part` beside the target holds `out/` (what becomes the target), `work/` (tables and rows between the stages)
 and `journal.json`: what the run depends on, and of every finished stage what later ones need. The journal is replaced
 as a whole after each stage. One that was made of other inputs, with other settings, or before the machine was
-restarted (what it lists may not have reached the disk) is ignored, and its directory emptied.
+restarted (what it lists may not have reached the disk) is ignored, and its directory emptied. So is one whose `out/` is
+another directory: the earlier output, with which a run that was killed had just exchanged its own.
 """
 
 import contextlib
@@ -41,16 +42,20 @@ class Journal:
     def add(self, stage: str, note: dict[str, Any]) -> None:
         """Records that `stage` is done; note: plain values."""
         self.stages[stage] = note
+        told = {"key": self._key, "out": self._inode(), "stages": self.stages}
         with atomic.file(self._path) as partial:
-            partial.write_text(json.dumps({"key": self._key, "stages": self.stages}), encoding="utf-8")
+            partial.write_text(json.dumps(told), encoding="utf-8")
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
             plain = json.loads(self._path.read_text(encoding="utf-8"))
-            same = plain["key"] == self._key and self.out.is_dir() and self.work.is_dir()
+            same = plain["key"] == self._key and plain["out"] == self._inode() and self.work.is_dir()
             return plain["stages"] if same else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
+
+    def _inode(self) -> int:
+        return self.out.stat().st_ino
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -117,7 +118,20 @@ def _array(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
         # from_pandas: NaN among texts is a missing value too, as pandas has it.
         return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, from_pandas=True)
     except _REFUSED as error:
+        if any(map(_holds_uuid, values)):  # in lists or among texts, or pyarrow is older and knows none
+            return _array(name, [_without_uuids(value) for value in values])
         raise InputError(f"column {name}: expected values of one type: {_told(error)}") from error
+
+
+def _holds_uuid(value: Any) -> bool:
+    return isinstance(value, UUID) or (isinstance(value, list | tuple) and any(map(_holds_uuid, value)))
+
+
+def _without_uuids(value: Any) -> Any:
+    """The same with the texts that a file's UUIDs have."""
+    if isinstance(value, list | tuple):
+        return [_without_uuids(element) for element in value]
+    return str(value) if isinstance(value, UUID) else value
 
 
 def _told(error: Exception) -> str:

@@ -39,16 +39,14 @@ def run(args) -> int:
         return 0
 
     from preprocess.engine import ThreadEngine, cores
-    from preprocess.inputs import files_of
+    from preprocess.inputs import check_outside, files_of
     from preprocess.tabular import Encoder, raw_batches
     from widedeep.predict_rows import predict_rows
 
     _check_alone(scoring)
-    out = os.path.realpath(args.out)
-    if out in map(os.path.realpath, files_of(args.rows)):
+    if os.path.realpath(args.out) in map(os.path.realpath, files_of(args.rows)):
         raise InputError(f"--out {args.out}: expected another file than those of --rows, which it would replace")
-    if os.path.dirname(out) in map(os.path.realpath, args.rows):
-        raise InputError(f"--out {args.out}: expected a file outside the directories of --rows, which are read whole")
+    check_outside(args.out, args.rows)
     encoder = Encoder(scoring.dataset_path)
     with ThreadEngine(scoring.threads or cores()) as engine:
         batches = raw_batches(encoder, args.rows, args.keep, scoring.eval_batch_size, engine)
