@@ -384,3 +384,11 @@ def test_golden_files(name, precision, shared):
 @pytest.mark.cuda
 def test_is_the_default_on_a_gpu():
     assert isinstance(new_step("auto", MIXED, device="cuda"), CudaStep)
+
+
+def test_the_route_is_said_once(caplog):
+    caplog.set_level("INFO", "widedeep")
+    step = gpu_step()
+    for B in (4, 9, 30):
+        step.train(batch_of(EVEN, B), B, LR)
+    assert [r.getMessage() for r in caplog.records] == ["fused GPU step, fp32, hidden layers through cublaslt"]

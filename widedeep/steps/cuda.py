@@ -72,6 +72,7 @@ class CudaStep(Step):
         # What the first training batch took, or the run that goes on here: kept where batches grow. A batch that is
         # only predicted binds nothing: what suits a small one would slow a training down.
         self.route: str | None = None
+        self.told: str | None = None
         self.capacity = -1
         self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by number of rows: making views takes time
         self.parameters = list(model.parameters())
@@ -208,7 +209,9 @@ class CudaStep(Step):
         self.layers = choose_layers(*wanted, p, self.activations, self.route, alone=self.comm.world == 1)
         self.layers.grow(self.capacity)
         self.activations.keep_apart(self.layers.together)
-        log.info("fused GPU step, %s, hidden layers through %s", self.config.precision, self.gemm)
+        if self.gemm != self.told:  # a larger batch mostly brings the same again
+            log.info("fused GPU step, %s, hidden layers through %s", self.config.precision, self.gemm)
+            self.told = self.gemm
 
     def _allow_tf32(self, allow: bool) -> None:
         if self.device.type == "cuda":
