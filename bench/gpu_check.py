@@ -34,10 +34,12 @@ LOADS_STAGE, LOADS = (
     "'' if _load.has_cuda_kernels else 'kernels not loaded'); raise SystemExit(not (_load.has_cuda_kernels and there))",
 )
 HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes or one_launch"
-# Tests with stages of their own: they take long, wait for another process, or compile at first use.
+# Tests with stages of their own: they take long, wait for another process, compile at first use, or want the memory.
 OPS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_ops_*.py"))]
+MODEL = [f"tests/test_{name}.py" for name in ("autocast", "model", "model_tools", "wide_only", "optim")]
+SIZES = "tests/test_cuda_limits.py"
 ALONE = ("cuda_linear", "cuda_step", "cuda_fp16", "cuda_nccl", "cuda_ranks", "preprocess_cuda", "xp")
-ELSEWHERE = [f"tests/test_{name}.py" for name in ALONE]
+ELSEWHERE = [*OPS, *MODEL, SIZES, *(f"tests/test_{name}.py" for name in ALONE)]
 
 TOOLS = ["memcheck", "racecheck", "initcheck"]
 # Small cases of every kernel, by name of a stage: what of which files. The sanitizer makes them some hundred
@@ -160,13 +162,14 @@ def stages() -> list[Stage]:
     large = ["--batch", "131072", *fewer]
     families = [PY, "-m", "pytest", "-q", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("bench/bench_*.py")))]
     job = ["--displays", "20000", "--epochs", "2", "--batch", "16384", "--device", "cuda", "--json", *fp16]
-    rest = ["tests", *(f"--ignore={path}" for path in [*OPS, *ELSEWHERE])]
+    rest = ["tests", *(f"--ignore={path}" for path in ELSEWHERE)]
     linear = "tests/test_cuda_linear.py"
     beside = {
         "layers": [*TESTS, "-k", f"not ({HOPPER})", linear],
         HOPPER_STAGE: [*TESTS, "-k", HOPPER, linear],
         "step": [*TESTS, "tests/test_cuda_step.py", "tests/test_cuda_fp16.py"],
         "ops": [*TESTS, *OPS],
+        "model": [*TESTS, *MODEL],
         "rest": [*TESTS, *rest],
         "preprocessing": [*TESTS, "tests/test_xp.py", "tests/test_preprocess_cuda.py"],
         "nccl": [*TESTS, "tests/test_cuda_nccl.py"],
@@ -187,6 +190,7 @@ def stages() -> list[Stage]:
         Stage("training from the host", bench("train", *fp16, *host, "--peers", "none"), 70, whole_steps),
         Stage("inference fp16", bench("infer", *fp16, *both, "4096", "--peers", "jax", *fewer), 70, whole_steps),
         Stage("training tf32", bench("train", *tf32, "--batch", "131072", "--peers", "none"), 45, whole_steps),
+        Stage("sizes", [*TESTS, SIZES], 40, tests),  # up to 60 GiB, which beside others might not be free
         Stage("registers", [PY, "cmake/ptxas_report.py", "build"], 10, last_line),
         Stage("doctor", [PY, "-m", "widedeep", "doctor"], 30, last_line),
         Stage("timeline", [PY, "-m", "bench.timeline", "train"], 40, last_line),
