@@ -11,11 +11,18 @@ pytestmark = pytest.mark.cuda
 DEVICE = "cuda"
 
 
-def needs_gib(gib):
+@pytest.fixture(autouse=True)
+def memory_goes_back():
+    yield
     torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0] / 2**30
-    if free < gib:
-        pytest.skip(f"needs {gib} GiB of device memory, {free:.0f} are free")
+
+
+def needs_gib(gib):
+    """Takes them at once, for torch's allocator to hand out: other processes of the tests share the GPU."""
+    try:
+        torch.empty(gib << 30, dtype=torch.uint8, device=DEVICE)
+    except torch.OutOfMemoryError:
+        pytest.skip(f"needs {gib} GiB of device memory, {torch.cuda.mem_get_info()[0] >> 30} are free")
 
 
 def test_tables_and_activations_past_two_billion_elements():
