@@ -35,6 +35,14 @@ find_library(CUBLASLT_LIBRARY NAMES libcublasLt.so.13 libcublasLt.so.12 libcubla
                    ${site_packages}/nvidia/cu13/lib ${site_packages}/nvidia/cublas/lib)
 if(CUBLASLT_INCLUDE AND CUBLASLT_LIBRARY)
   set(WIDEDEEP_CUBLASLT ON)
+  # Beside a wheel's header may lie those of another CUDA than the toolkit's, which do not mix: it goes alone.
+  set(cublas_include ${CMAKE_BINARY_DIR}/cublas)
+  file(MAKE_DIRECTORY ${cublas_include})
+  file(GLOB cublas_headers ${CUBLASLT_INCLUDE}/cublas*.h)
+  foreach(header ${cublas_headers})
+    cmake_path(GET header FILENAME name)
+    file(CREATE_LINK ${header} ${cublas_include}/${name} SYMBOLIC)
+  endforeach()
 else()
   list(FILTER cuda_kernels EXCLUDE REGEX "_cublaslt\\.cpp$")
   message(WARNING "widedeep: cublasLt.h not found, the matrix kernels are left out; "
@@ -50,7 +58,7 @@ target_compile_options(widedeep_cuda PRIVATE
 target_include_directories(widedeep_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_link_libraries(widedeep_cuda PRIVATE torch_stable)
 if(WIDEDEEP_CUBLASLT)
-  target_include_directories(widedeep_cuda SYSTEM PRIVATE ${CUBLASLT_INCLUDE})
+  target_include_directories(widedeep_cuda SYSTEM PRIVATE ${cublas_include})
   target_link_libraries(widedeep_cuda PRIVATE ${CUBLASLT_LIBRARY})
 endif()
 # The stream symbols live in libtorch_cuda, which a CPU torch lacks: there the library links, but can only be loaded elsewhere.
