@@ -31,10 +31,17 @@ def records_run(tmp_path):
     return tmp_path / "data" / "eval" / "part-r-00000", lambda: tfrecord.run(config)
 
 
+def longer_at_the_same_moment(path):
+    before = path.stat()
+    path.write_bytes(path.read_bytes() + b"\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 EDITS = {
     "shorter": lambda path: os.truncate(path, path.stat().st_size - 1),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
     "other": lambda path: os.utime(path, ns=(0, 0)),
+    "longer at the same moment": longer_at_the_same_moment,
     "a moment later": lambda path: os.utime(path, ns=(0, path.stat().st_mtime_ns ^ 1)),
 }
 

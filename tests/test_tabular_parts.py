@@ -6,10 +6,13 @@ import statistics
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
+from pyarrow import feather
 
-from preprocess.tabular import transforms
+from preprocess.engine import ThreadEngine
+from preprocess.tabular import source, transforms
 from preprocess.tabular.columns import BadCell, Column, Lists
 
 DRAWS = np.random.default_rng(0)
@@ -288,3 +291,19 @@ def test_a_decimal_has_one_text_whatever_its_scale():
         assert Column.of(pa.array([*values, None], kind)).texts == want
     assert [Column.of(pa.array([value])).texts for value in values] == [[text] for text in want]
     assert Column.of(pa.array([decimal.Decimal(10**38 - 1)])).texts == ["9" * 38]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_each_row_of_a_large_batch_is_read_once(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(source, "CHUNK_ROWS", 10)
+    values = np.random.default_rng().integers(0, 99, 25).tolist()
+    table = pa.table({"x": values})
+    write = pq.write_table if name.endswith("parquet") else feather.write_feather
+    write(table, tmp_path / name)
+    with ThreadEngine(1) as engine:
+        chunks = [*source.chunks([tmp_path / name], ["x"], engine, 1, csv=lambda _: None, first_row=7)]
+    found = [chunk.columns["x"].integers(0, 99, None, "") for chunk in chunks]
+    assert np.concatenate(found).tolist() == values
+    assert [len(chunk.rows) for chunk in chunks] == [10, 10, 5]
+    assert [chunk.in_file for chunk in chunks] == [0, 10, 20]
+    assert np.concatenate([chunk.rows for chunk in chunks]).tolist() == list(range(7, 32))

@@ -299,6 +299,14 @@ def test_columns_of_numbers_but_for_a_few_texts_are_told(tmp_path):
     ]
 
 
+def test_an_element_that_does_not_fit_is_named_with_the_row_of_its_list(tmp_path):
+    attributes = {"max_hotness": 3, "cardinality": 9, "transform": {"separator": "|"}}
+    for cells in (["1|2|3", "", "4|x|5", "6"], ["", "7|8", "x|1", "x"]):
+        text = "tags,click\n" + "".join(f"{cell},{word}\n" for cell, word in zip(cells, ["yes", "no"] * 2))
+        with pytest.raises(InputError, match=r"data.csv, line 4: column tags: expected an id of 0 to 8, found 'x'"):
+            one_feature(tmp_path, "tags", dict(attributes), text)
+
+
 @pytest.mark.parametrize("unit", ["D", "s", "ms", "ns"])
 @pytest.mark.parametrize("zone", [None, "UTC", "Asia/Kolkata"])
 def test_times_are_left_out_of_a_proposal(tmp_path, unit, zone):
