@@ -299,6 +299,14 @@ def test_columns_of_numbers_but_for_a_few_texts_are_told(tmp_path):
     ]
 
 
+def test_a_split_without_train_rows_leaves_nothing_to_learn_from(tmp_path):
+    text = "x,at,click\na,5,yes\nb,6,no\n"
+    with pytest.raises(InputError, match=r"data.csv: expected train rows to learn from, found none$"):
+        one_feature(tmp_path, "x", {"transform": "vocabulary"}, text, "time:at:5")
+    assert not (tmp_path / "out").exists()
+    assert one_feature(tmp_path, "x", {"transform": "vocabulary"}, text, "time:at:6") == [[1], [0]]
+
+
 def test_an_element_that_does_not_fit_is_named_with_the_row_of_its_list(tmp_path):
     attributes = {"max_hotness": 3, "cardinality": 9, "transform": {"separator": "|"}}
     for cells in (["1|2|3", "", "4|x|5", "6"], ["", "7|8", "x|1", "x"]):
