@@ -178,6 +178,13 @@ def test_numbers_too_large_are_named_with_their_line(tmp_path, cell, transform, 
     assert sorted(os.listdir(tmp_path)) == ["data.csv", "spec.yaml"]
 
 
+def test_a_number_too_large_to_learn_from_is_named_behind_missing_ones(tmp_path):
+    text = "age,click\n,yes\n1,no\n,yes\n1e300,yes\n2,no\n"
+    for transform in ({"fill": "mean"}, {"fill": 0, "standardise": True}):
+        with pytest.raises(InputError, match=r"line 5: column age: .*found '1e\+300'"):
+            one_feature(tmp_path, "age", number(**transform), text, "last:1")
+
+
 def test_test_rows_may_be_too_large_when_standardised(tmp_path):
     text = "age,click\n" + "0.001,yes\n0.002,yes\n" * 4 + "3e37,no\n"
     with pytest.raises(InputError, match=r"line 10: .* fits float32 when standardised, found '3e"):
