@@ -116,6 +116,7 @@ def test_negative_values_leave_no_third(tmp_path, caplog, values, positive, nega
         ("'yes'", "['no', 'yes']", "transform.negative: expected values that are not positive, got 'yes'"),
         ("'yes'", "['no', 'YES']", "transform.negative: expected values that are not positive, got 'YES'"),
         ("1", "['0', '1.0']", "transform.negative: expected values that are not positive, got '1.0'"),
+        ("'1'", "[0, 1.0]", "transform.negative: expected values that are not positive, got '1'"),
         ("'yes'", "no", "transform.negative: expected quotes around what YAML reads as true or false"),
         ("'yes'", "[]", "transform.negative: expected at least one value, got none"),
     ],
@@ -202,6 +203,7 @@ def test_test_rows_may_be_too_large_when_standardised(tmp_path):
         (number(fill=10**400), "fill: expected a number, mean or median"),
         ({"cardinality": 1, "transform": {"bucketise": {"quantiles": 4}}}, "bucketise: expected a cardinality of at"),
         ({"cardinality": 1, "transform": {"bucketise": {"edges": [4]}}}, "bucketise: expected a cardinality of at"),
+        ({"transform": {"bucketise": {"edges": [1, 2, 2]}}}, "bucketise.edges: expected rising numbers"),
     ],
 )
 def test_settings_of_another_type(tmp_path, attributes, words):
@@ -265,15 +267,17 @@ def test_test_files_without_rows_are_warned_about(tmp_path, caplog):
     assert "the test files hold no rows: a training would not be evaluated" in caplog.text
 
 
-@pytest.mark.parametrize("channel", ["one_hot", "multi_hot", "numeric"])
+@pytest.mark.parametrize("channel", ["one_hot", "multi_hot", "numeric", "masked"])
 def test_a_feature_of_the_labels_column_is_refused(tmp_path, channel):
     attributes = {
         "one_hot": {"transform": {"column": "click", "vocabulary": {}}},
         "multi_hot": {"max_hotness": 2, "transform": {"columns": ["x", "click"], "vocabulary": {}}},
         "numeric": {"transform": {"column": "click"}},
+        "masked": {"max_hotness": 1, "transform": {"columns": ["x"], "mask": ["click"], "vocabulary": {}}},
     }
+    kind = "multi_hot" if channel == "masked" else channel
     (tmp_path / "a.csv").write_text("x,click\n1,1\n2,0\n")
-    spec = write_spec(tmp_path / "spec.yaml", {"leak": attributes[channel], "click": {}}, **{channel: ["leak"]})
+    spec = write_spec(tmp_path / "spec.yaml", {"leak": attributes[channel], "click": {}}, **{kind: ["leak"]})
     with pytest.raises(
         InputError, match=r"spec\.yaml: feature_spec\.leak: expected other columns than .*, got 'click'$"
     ):
