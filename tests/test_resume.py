@@ -293,6 +293,8 @@ def test_a_checkpoint_of_tensorflow_is_not_passed_over(data, tmp_path, capsys):
     assert (theirs / "ckpt-9120.index").read_bytes() == b"model"
     assert main([*command, "--num_epochs", "1", "--use_checkpoint"]) == 0
     assert "finished already" in capsys.readouterr().out
+    assert main([*score, "--checkpoint", "step-9"]) == 2
+    assert "expected the checkpoint best, last or one of step-" in capsys.readouterr().err
 
 
 def test_flags_that_change_the_weights_are_named(data, tmp_path, capsys):
