@@ -1,21 +1,25 @@
 """What each step of a training is given: the rows of the seed's order, its number, and its learning rate."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from commands import main
 from planted import planted_data
+from thread_comm import in_ranks
 
 from widedeep.checkpoint import Checkpoints, Progress, read_progress
+from widedeep.config import TrainConfig
 from widedeep.dist import LocalComm
 from widedeep.errors import RunError
+from widedeep.run import launch, shared_seed
 from widedeep.schedule import deep_lr
 from widedeep.shards import ShardSet
 from widedeep.shuffle import EpochOrder
 from widedeep.steps.reference import ReferenceStep
-from widedeep.train import LossWatch, note_score
+from widedeep.train import LossWatch, leave, note_score
 
 ROWS, BATCH, EPOCHS = 203, 20, 3
 
@@ -114,3 +118,26 @@ def test_a_first_score_that_is_undefined_is_not_the_best():
         progress.metrics = {"auc_val": score}
         history.append((note_score(progress), progress.best, progress.waited))
     assert history == [(False, None, 1), (True, 0.3, 0), (False, 0.3, 1)]
+
+
+def test_a_run_has_the_threads_that_are_asked_for():
+    before = torch.get_num_threads()
+    config = TrainConfig().updated(cpu=True, affinity="disabled", threads=before + 1)
+    try:
+        assert launch(config, lambda *_: torch.get_num_threads()) == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_processes_have_one_seed_and_each_run_has_another():
+    seeds = [in_ranks(3, shared_seed) for _ in range(3)]
+    assert [len({*of_run}) for of_run in seeds] == [1, 1, 1]
+    assert len({of_run[0] for of_run in seeds}) > 1
+
+
+def test_no_process_leaves_while_a_checkpoint_is_written():
+    """torchrun would end the one that writes it."""
+    done = []
+    comm = SimpleNamespace(barrier=lambda: done.append("together"))
+    leave(SimpleNamespace(comm=comm), SimpleNamespace(finish=lambda: done.append("written")))
+    assert done == ["written", "together"]
