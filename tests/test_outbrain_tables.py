@@ -66,7 +66,7 @@ def test_similarity_matches_dictionaries(merge_entries, vocabulary, tmp_path, mo
     rng = np.random.default_rng(vocabulary)
     documents = np.repeat(np.arange(0, 400, 2), rng.integers(1, 60, 200)).astype(np.int32)
     attributes = rng.integers(0, vocabulary, len(documents)).astype(np.int32)
-    confidences = rng.uniform(0, 1, len(documents))
+    confidences = rng.uniform(0, 1, len(documents)) * (rng.random(len(documents)) < 0.8)  # some say nothing
     table = pd.DataFrame({"document_id": documents, "topic_id": attributes, "confidence_level": confidences})
     table.sample(frac=1, random_state=1).to_csv(tmp_path / "documents_topics.csv", index=False, float_format="%.17g")
     left, right = rng.integers(-1, 420, (2, 3000)).astype(np.int32)
