@@ -1,5 +1,6 @@
 """What each step of a training is given: the rows of the seed's order, its number, and its learning rate."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from widedeep.checkpoint import Checkpoints, Progress, read_progress
 from widedeep.config import TrainConfig
 from widedeep.dist import LocalComm
 from widedeep.errors import RunError
-from widedeep.run import launch, shared_seed
+from widedeep.run import Run, launch, shared_seed
 from widedeep.schedule import deep_lr
 from widedeep.shards import ShardSet
 from widedeep.shuffle import EpochOrder
@@ -127,6 +128,22 @@ def test_a_run_has_the_threads_that_are_asked_for():
         assert launch(config, lambda *_: torch.get_num_threads()) == before + 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("flags", [{}, {"amp": True}, {"precision": "fp32"}])
+def test_who_has_chosen_a_precision_is_advised_no_other(flags, monkeypatch):
+    monkeypatch.setattr("widedeep.run.faster_than_fp32", lambda device: "take another")
+    model = SimpleNamespace(layers=[torch.nn.Linear(300, 300)])
+    shown = SimpleNamespace(config=TrainConfig().updated(**flags), model=model, comm=LocalComm(), steps_per_epoch=10**6)
+    assert [*Run.advice(shown)] == ([] if flags else ["products are in fp32: take another"])
+
+
+def test_a_ranking_that_is_not_wanted_is_in_no_record(data, tmp_path, monkeypatch):
+    steps_of(monkeypatch, data, tmp_path, "--disable_map_calculation")
+    results = tmp_path / "results"
+    assert "map" not in (results / "metrics.jsonl").read_text()
+    evaluation = json.loads((results / "evaluation.json").read_text())
+    assert (evaluation["map"], evaluation["map_all"], evaluation["gauc"], evaluation["groups"]) == (None, None, None, 0)
 
 
 def test_processes_have_one_seed_and_each_run_has_another():
