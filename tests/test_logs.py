@@ -153,6 +153,7 @@ def test_tensorboard_forgets_replaced_runs_and_repeated_steps(tmp_path):
             for step in (10, 20, 30):
                 log.log((step, 90), {"loss": 0.5})
     assert steps() == [10, 20, 30]
+    assert len(os.listdir(tmp_path / "events")) == 1  # nothing of the first run is left
     with RunLog(tmp_path, events_dir=tmp_path / "events", append=True, first_event=21) as log:
         log.log((40, 90), {"loss": 0.5})
     assert steps() == [10, 20, 40]

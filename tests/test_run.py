@@ -1,6 +1,8 @@
 """What each step of a training is given: the rows of the seed's order, its number, and its learning rate."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from widedeep.schedule import deep_lr
 from widedeep.shards import ShardSet
 from widedeep.shuffle import EpochOrder
 from widedeep.steps.reference import ReferenceStep
+from widedeep.termination import Termination
 from widedeep.train import LossWatch, leave, note_score
 
 ROWS, BATCH, EPOCHS = 203, 20, 3
@@ -158,3 +161,14 @@ def test_no_process_leaves_while_a_checkpoint_is_written():
     comm = SimpleNamespace(barrier=lambda: done.append("together"))
     leave(SimpleNamespace(comm=comm), SimpleNamespace(finish=lambda: done.append("written")))
     assert done == ["written", "together"]
+
+
+def test_a_signal_is_noted_in_a_training_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    for asks in (True, False):
+        with Termination(LocalComm()) as termination:
+            assert not termination.agreed(waits=False)
+            for _ in range(2 * asks):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert termination.agreed(waits=False) == asks
+        assert signal.getsignal(signal.SIGTERM) == before
