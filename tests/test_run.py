@@ -23,7 +23,7 @@ from widedeep.shards import ShardSet
 from widedeep.shuffle import EpochOrder
 from widedeep.steps.reference import ReferenceStep
 from widedeep.termination import Termination
-from widedeep.train import LossWatch, leave, note_score
+from widedeep.train import LossWatch, leave, note_score, what_is_left
 
 ROWS, BATCH, EPOCHS = 203, 20, 3
 
@@ -172,3 +172,14 @@ def test_a_signal_is_noted_in_a_training_alone():
                 os.kill(os.getpid(), signal.SIGTERM)
             assert termination.agreed(waits=False) == asks
         assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("newest", "every", "hint"), [("step-5", 0, False), ("step-4", 0, True), (None, 0, True), ("step-4", 2, False)]
+)
+def test_who_lost_steps_is_told_how_to_lose_fewer(newest, every, hint):
+    checkpoints = SimpleNamespace(finish=lambda: None, newest=lambda: newest and Path("model") / newest)
+    config = TrainConfig().updated(checkpoint_every_steps=every)
+    told = what_is_left(checkpoints, config, Progress(seed=0, rows=1, global_batch_size=1, step=5))
+    left = f"--use_checkpoint goes on from model/{newest}" if newest else "it has no checkpoint to go on from"
+    assert told == left + "; --checkpoint_every_steps saves inside epochs too" * hint

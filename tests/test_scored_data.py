@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,8 +15,10 @@ from planted import planted_data, planted_rows
 from widedeep import checkpoint
 from widedeep.checkpoint import MODEL, OPTIMIZER, locate, read_arrays, read_progress
 from widedeep.config import TrainConfig
+from widedeep.data import Batch
+from widedeep.dist import LocalComm
 from widedeep.feature_spec import FeatureSpec
-from widedeep.journal import log_values
+from widedeep.journal import batch_values, log_values
 from widedeep.metrics import Evaluation
 from widedeep.outputs import data_summary
 from widedeep.shards import ShardSet, ShardWriter
@@ -75,6 +78,14 @@ def test_a_model_of_a_gpu_is_applied_on_a_cpu_in_fp32(data, tmp_path, capsys, pr
     assert main(["evaluate", *map(str, words)]) == 2  # where it is asked for
 
 
+def test_a_model_that_began_with_the_weights_of_another_is_applied_as_any(data, tmp_path, capsys):
+    begun = tmp_path / "begun"
+    where = ["--dataset_path", data, "--model_dir", begun / "model", "--results_dir", begun / "results"]
+    words = [*map(str, where), *TRAIN.split(), "--initial_checkpoint", str(tmp_path / "model")]
+    assert main(["train", *words]) == 0
+    assert evaluated(capsys, begun, data) != evaluated(capsys, tmp_path, data)
+
+
 @pytest.mark.parametrize("values", [[], [7], [-2, -2, 0, 5], [5, 0, 5, -2, 0], [3, 3, 3]])
 def test_groups_are_counted_in_any_order(tmp_path, values):
     spec = FeatureSpec.load(planted_data(tmp_path / "data", train=0, test=0))
@@ -96,3 +107,10 @@ def test_the_log_tells_both_rankings_where_groups_have_several_clicks():
     assert result["map"] != result["map_all"]
     assert (told["streaming_map_val"], told["map_all_val"]) == (result["map"], result["map_all"])
     assert (told["auc_val"], told["loss_val"]) == (result["auc_200"], result["loss"])
+
+
+def test_the_log_of_a_batch_is_of_its_probabilities():
+    logit, label = torch.tensor([0.1, 0.4, -0.3, 2.0, -1.0]), torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
+    run = SimpleNamespace(comm=LocalComm(), config=TrainConfig())
+    told = batch_values(run, logit, Batch(torch.empty(5, 0), torch.empty(5, 0), label, None, 0, 5))
+    assert told == {"binary_accuracy": pytest.approx(3 / 5), "auc": pytest.approx(3 / 6)}
