@@ -56,6 +56,7 @@ def test_label_and_groups_may_have_other_names_than_the_models(data, tmp_path, c
         with ShardWriter(other / mapping, spec, group=True) as writer:
             writer.append({names.get(name, name): values for name, values in planted_rows(rows, 4, seed).items()})
             writer.finish()
+    assert not FeatureSpec.load(locate(tmp_path / "model") / checkpoint.SPEC).sources  # any data may be applied to
     result = evaluated(capsys, tmp_path, other)
     assert result == evaluated(capsys, tmp_path, data)
     assert result["groups"] == 25
