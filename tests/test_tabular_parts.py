@@ -152,6 +152,11 @@ def test_a_sample_of_few_rows_is_all_of_them(rows, monkeypatch):
     assert set(sample.values()) <= set(range(rows))
 
 
+def test_texts_that_are_finite_numbers():
+    numbers = [transforms.number_of(text) for text in ("7", " -7.50", "1e3", "inf", "-Infinity", "nan", "1_0", "x", "")]
+    assert numbers == [7, -7.5, 1000, *[None] * 6]
+
+
 def test_a_vocabulary_is_strange_to_a_hundred_values_of_which_none_in_a_hundred_is_known():
     told = [transforms.are_strange(*pair) for pair in ((0, 99), (0, 100), (1, 100), (1, 101), (2, 200), (1, 200))]
     assert told == [False, True, False, True, False, True]
@@ -234,6 +239,8 @@ def test_nulls_of_every_kind():
     ):
         column = Column.of(pa.DictionaryArray.from_arrays(codes, pa.array(values)))
         np.testing.assert_array_equal(column.numbers(), [1.5, np.nan, np.nan])
+    texts = Column.of(pa.DictionaryArray.from_arrays([1, 0, None, 1], pa.array([None, "a"])))
+    assert (texts.codes.tolist(), texts.texts) == ([0, -1, -1, 0], ["a"])
     for text, found in ((None, "no value"), ("no value", "'no value'")):
         with pytest.raises(BadCell, match=f"expected 0 to 9, found {found}$"):
             Column.of(pa.array(["1", text])).integers(0, 9, None, "0 to 9")
@@ -257,6 +264,10 @@ def test_values_that_no_row_holds_may_be_anything():
     with pytest.raises(BadCell, match=r"0 to 1, found '2'") as caught:
         column.integers(0, 1, -1, "0 to 1")
     assert caught.value.row == 3
+    for text in ("inf", "nan", "77"):  # which are numbers all the same
+        column = Column.of(pa.array(["1", text, "2"])).without(frozenset({text}))
+        np.testing.assert_array_equal(column.numbers(), [1, np.nan, 2])
+    assert column.integers(0, 2, -1, "0 to 2").tolist() == [1, -1, 2]
     unnamed = Column.of(pa.array(["1", "?", "x", "inf"])).without(frozenset({"?"}))
     with pytest.raises(BadCell, match="a number, found 'x'"):
         unnamed.numbers()
