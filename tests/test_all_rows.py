@@ -45,7 +45,9 @@ def train(data: Path, out: Path, *more: str) -> int:
 def test_all_rows_are_trained_with_and_the_last_epoch_is_the_best(data, tmp_path, capsys):
     assert json.loads((data / "report.json").read_text())["train"]["rows"] == 200
     assert train(data, tmp_path) == 0
-    assert "200 train and no test rows" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "200 train and no test rows" in said
+    assert "have the label" not in said  # as no row of the test set has
     checkpoints = Checkpoints(tmp_path / "model")
     assert {checkpoints.find(which).name for which in ("last", "best")} == {"step-14"}
     results = tmp_path / "results"

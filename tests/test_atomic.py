@@ -304,6 +304,19 @@ def test_what_a_host_writes_whose_name_begins_like_ours_is_no_leftover(tmp_path,
     assert sorted(os.listdir(tmp_path)) == sorted([*theirs, "out"])
 
 
+def test_what_another_users_run_is_writing_is_no_leftover(tmp_path, gone, monkeypatch):
+    """Whose process may not be sent a signal."""
+
+    def kill(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "kill", kill)
+    theirs = [f".out.partial-{socket.gethostname()}-{gone}", f".out.partial-{socket.gethostname()}-{gone}-0a1b2c3d"]
+    make(tmp_path, f"{theirs[0]}/half", theirs[1])
+    replace(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == sorted([*theirs, "out"])
+
+
 def test_a_leftover_that_may_not_be_removed_is_no_reason_not_to_write(tmp_path, gone, monkeypatch):
     """Another user's, say, in a directory where everybody may remove only their own."""
     left, real = f".p.csv.partial-{socket.gethostname()}-{gone}-0a1b2c3d", Path.unlink

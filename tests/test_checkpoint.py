@@ -210,9 +210,9 @@ def test_resumed_run_prunes_what_it_adopted(tmp_path):
 @pytest.mark.parametrize("name", [MODEL, OPTIMIZER, STATE, "config.yaml"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_damage_is_named_with_the_older_checkpoint(tmp_path, name, damage):
-    checkpoints = Checkpoints(tmp_path)
-    save(checkpoints, 1)
-    path = save(checkpoints, 2) / name
+    checkpoints = Checkpoints(tmp_path, keep_last=3)
+    for step in (1, 2, 3):
+        path = save(checkpoints, step) / name
     data = bytearray(path.read_bytes())
     if damage == "truncate":
         path.write_bytes(data[:-5])
@@ -221,7 +221,7 @@ def test_damage_is_named_with_the_older_checkpoint(tmp_path, name, damage):
         path.write_bytes(data)
     else:
         path.unlink()
-    with pytest.raises(InputError, match=rf"step-2/{name}: damaged checkpoint: the file.*step-1 instead"):
+    with pytest.raises(InputError, match=rf"step-3/{name}: damaged checkpoint: the file.*step-2 instead"):
         read_progress(checkpoints.find("last"))
 
 

@@ -163,6 +163,15 @@ def test_a_bad_row_is_named_by_file_and_line(row, message, block_bytes, compress
     assert message in str(error.value)
 
 
+def test_numbers_with_blanks_are_not_blamed_for_another_line(tmp_path):
+    blanks = " 1 ,x,\t2,0.5 ,GB,2016-01-01 00:00:00"
+    path = write(tmp_path, HEADER + f"{blanks}\n")
+    assert [read(path)[name] for name in ("id", "big", "score")] == [[1], [2], [0.5]]
+    path = write(tmp_path, HEADER + f"{blanks}\n{GOOD.replace('1,x', 'one,x', 1)}\n")
+    with pytest.raises(InputError, match="line 3: column id: expected an integer, found 'one'"):
+        read(path)
+
+
 @pytest.mark.parametrize("row", ['2,"GB', '"2,GB', '2,"GB\n3",US'])
 def test_an_unclosed_quote_swallows_no_line(row, tmp_path):
     path = write(tmp_path, f"id,place\n1,GB\n{row}\n3,US\n4,US\n")

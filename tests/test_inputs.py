@@ -25,22 +25,36 @@ def tabular_run(tmp_path):
     return path, lambda: tabular.run(tabular.TabularConfig(spec, tmp_path / "out", [path], split="last:50"))
 
 
+def tabular_run_with_test_files(tmp_path):
+    tabular_run(tmp_path)
+    path = shutil.copy(tmp_path / "a.csv", tmp_path / "b.csv")
+    config = tabular.TabularConfig(tmp_path / "spec.yaml", tmp_path / "out", [tmp_path / "a.csv"], [path])
+    return path, lambda: tabular.run(config)
+
+
 def records_run(tmp_path):
     test_tfrecord.write_directory(tmp_path / "data")
     config = tfrecord.TFRecordConfig(tmp_path / "data", tmp_path / "out")
     return tmp_path / "data" / "eval" / "part-r-00000", lambda: tfrecord.run(config)
 
 
+def longer_at_the_same_moment(path):
+    before = path.stat()
+    path.write_bytes(path.read_bytes() + b"\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 EDITS = {
     "shorter": lambda path: os.truncate(path, path.stat().st_size - 1),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
     "other": lambda path: os.utime(path, ns=(0, 0)),
+    "longer at the same moment": longer_at_the_same_moment,
     "a moment later": lambda path: os.utime(path, ns=(0, path.stat().st_mtime_ns ^ 1)),
 }
 
 
 @pytest.mark.parametrize("edit", EDITS)
-@pytest.mark.parametrize("begin", [outbrain_run, tabular_run, records_run])
+@pytest.mark.parametrize("begin", [outbrain_run, tabular_run, tabular_run_with_test_files, records_run])
 def test_a_file_that_changes_during_a_run_is_named(begin, edit, tmp_path, monkeypatch):
     path, run = begin(tmp_path)
     report = Stages.to_dict  # is called when all is read

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from widedeep import resume, tensors
 from widedeep.checkpoint import MODEL, STATE, Checkpoints, locate, read_arrays, read_progress
 from widedeep.errors import InputError, RunError
 from widedeep.journal import Journal
+from widedeep.logs import RunLog
 from widedeep.progress import SEAL, seal
+from widedeep.train import LossWatch
 
 STEPS = 7  # of an epoch: 200 rows by 32
 
@@ -252,6 +255,50 @@ def test_a_run_killed_behind_its_last_checkpoint_gets_the_summary_of_its_log(dat
         key = "loss_val" if rows == "groups" else "loss"
         assert metrics[-1]["step"] == []
         assert metrics[-1][key] == metrics[-2][key]
+
+
+@pytest.mark.parametrize(("every", "at"), [(7, "evaluation"), (3, "step")])
+def test_the_records_of_a_run_that_goes_on_are_those_of_one_run(data, tmp_path, monkeypatch, every, at):
+    """One clock, each evaluation once, progress that begins where it was, and a TensorBoard that forgets the rest."""
+    bars, events, real = [], [], RunLog.progress
+
+    def progress(self, *told):
+        bars.append(told)
+        return real(self, *told)
+
+    class Events:
+        def __init__(self, directory, first_step):
+            events.append((directory, first_step))
+
+        log = metadata = close = lambda *told: None
+
+    monkeypatch.setattr(RunLog, "progress", progress)
+    monkeypatch.setattr("widedeep.logs.TensorBoard", Events)
+    flags = words(data, tmp_path, "fused", "--num_epochs", "2", "--checkpoint_every_steps", str(every), "--log_every")
+    flags += ["1", "--tensorboard"]
+    calls = count(1)
+    with monkeypatch.context() as patched:
+        if at == "step":
+            add = LossWatch.add
+            patched.setattr(LossWatch, "add", lambda *told: stop() if next(calls) == 6 else add(*told))
+        else:
+            patched.setattr("widedeep.train.note_score", stop)
+        assert main(flags) == 130
+    done = read_progress(Checkpoints(tmp_path / "model").find("last")).step
+    assert done == (7 if at == "evaluation" else 3)
+    metrics = tmp_path / "results" / "metrics.jsonl"
+    lines = [json.loads(line) | {"seconds": 1000.0} for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([*flags, "--use_checkpoint"]) == 0
+    assert events == [(tmp_path / "model" / "event_files", first) for first in (0, done + 1)]
+    resumed = [] if at == "evaluation" else [("epoch 1/2", 200, 3 * 32)]
+    assert bars == [("epoch 1/2", 200, 0), *resumed, ("epoch 2/2", 200, 0)]
+    for name in ("metrics.jsonl", "log.json"):
+        told = [record for record in records(tmp_path / "results" / name) if len(record.get("step", "")) == 2]
+        names = [record["step"][0] for record in told if "loss_val" in record.get("data", record)]
+        assert names == [STEPS, 2 * STEPS]
+        assert [record["step"][0] for record in told if "loss" in record.get("data", record)] == [*range(1, 15)]
+    assert all(record["seconds"] >= 1000 for record in records(metrics))
 
 
 def test_a_run_that_another_one_overtook_is_refused(data, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +153,7 @@ def test_tensorboard_forgets_replaced_runs_and_repeated_steps(tmp_path):
             for step in (10, 20, 30):
                 log.log((step, 90), {"loss": 0.5})
     assert steps() == [10, 20, 30]
+    assert len(os.listdir(tmp_path / "events")) == 1  # nothing of the first run is left
     with RunLog(tmp_path, events_dir=tmp_path / "events", append=True, first_event=21) as log:
         log.log((40, 90), {"loss": 0.5})
     assert steps() == [10, 20, 40]
@@ -199,7 +202,9 @@ def test_a_disk_too_full_for_the_log_is_said_not_to_have_cost_a_checkpoint(tmp_p
 
 
 def test_plain_lines_off_terminals(tmp_path, caplog, monkeypatch):
+    clock = iter([0.0, 0.0, 3.0])  # made, entered, advanced
     monkeypatch.setattr(logs, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(logs, "time", SimpleNamespace(time=time.time, monotonic=lambda: next(clock)))
     with caplog.at_level(logging.INFO, "widedeep"), RunLog(tmp_path) as log:
         log.metadata("train_throughput", {"unit": "samples/s"})
         with log.progress("epoch 3/20", total=1000, done=200) as bar:
@@ -209,8 +214,7 @@ def test_plain_lines_off_terminals(tmp_path, caplog, monkeypatch):
         log.log((1, 501), {"batch_samplesps": 1234567.8})
         log.log((), {"train_throughput": 1234.5})
     progress, step, speed, end = caplog.messages
-    assert progress.startswith("epoch 3/20  50 % of 1000 rows")
-    assert progress.endswith("loss 0.43219")
+    assert progress == "epoch 3/20  50 % of 1000 rows  100 rows/s  5 s left  loss 0.43219"
     assert step == "step 100/9100  loss 0.25"
     assert speed == "step 1/501  batch_samplesps 1,234,568"
     assert end == "finished  train_throughput 1234.5 samples/s"
@@ -228,7 +232,9 @@ def test_bar_on_a_terminal():
     assert "rows/s" in screen.getvalue()
 
 
-def test_closing_leaves_logging_as_it_was(tmp_path):
+@pytest.mark.parametrize("has_handlers", [True, False])
+def test_closing_leaves_logging_as_it_was(tmp_path, monkeypatch, has_handlers):
+    monkeypatch.setattr(logs.logger, "propagate", has_handlers)  # to pytest's
     before = list(logs.logger.handlers), logs.logger.level
     a_run(tmp_path)
     assert (logs.logger.handlers, logs.logger.level) == before

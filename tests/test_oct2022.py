@@ -121,6 +121,19 @@ def test_only_the_test_files_have_the_display(tmp_path):
     compare(tmp_path / "out", tables)
 
 
+def test_files_that_are_given_by_name_have_the_display_for_training_too(tmp_path):
+    """Whatever the spec's own train files lack."""
+    tables = write(tmp_path, *SPECS["fspec_csv"], group="display_id")
+    for split in ("none", "group:0.5"):
+        run(TabularConfig(tmp_path, tmp_path / "out", inputs=[tmp_path / "test_0.parquet"], split=split))
+        spec = FeatureSpec.load(tmp_path / "out")
+        parts = [ShardSet.open(spec.source_files(mapping)[0]) for mapping in ("train", "test")]
+        shown = [part.read(0, part.rows)["display_id"] for part in parts]
+        assert sorted(np.concatenate(shown)) == tables["test"]["display_id"].tolist()
+        assert (split == "none") == (len(shown[1]) == 0)
+        assert not {*shown[0]} & {*shown[1]}
+
+
 @pytest.mark.parametrize("header", [False, True])
 def test_csv_files_of_a_spec(tmp_path, header):
     tables = write(tmp_path, *SPECS["fspec_csv"], group="display_id")

@@ -10,7 +10,7 @@ import pytest
 from outbrain_checks import check_rows
 from outbrain_oracle import features, similarity
 
-from preprocess.outbrain import OutbrainConfig, clicks, run, tables, transform
+from preprocess.outbrain import OutbrainConfig, clicks, run, store, tables, transform
 from preprocess.outbrain import similarity as similarity_module
 from preprocess.outbrain.columns import AdCounts, count_ads
 from preprocess.outbrain.lists import Lists
@@ -66,7 +66,7 @@ def test_similarity_matches_dictionaries(merge_entries, vocabulary, tmp_path, mo
     rng = np.random.default_rng(vocabulary)
     documents = np.repeat(np.arange(0, 400, 2), rng.integers(1, 60, 200)).astype(np.int32)
     attributes = rng.integers(0, vocabulary, len(documents)).astype(np.int32)
-    confidences = rng.uniform(0, 1, len(documents))
+    confidences = rng.uniform(0, 1, len(documents)) * (rng.random(len(documents)) < 0.8)  # some say nothing
     table = pd.DataFrame({"document_id": documents, "topic_id": attributes, "confidence_level": confidences})
     table.sample(frac=1, random_state=1).to_csv(tmp_path / "documents_topics.csv", index=False, float_format="%.17g")
     left, right = rng.integers(-1, 420, (2, 3000)).astype(np.int32)
@@ -356,3 +356,14 @@ def test_statistics_of_another_version_or_flavour_are_refused(field, tmp_path):
     told = f"version {field.get('version', 1)}, flavour {field.get('flavour', 'nvtabular')}"
     with pytest.raises(InputError, match=rf"\(version 1, flavour nvtabular\), got {told}$"):
         run(OutbrainConfig(SMALL, tmp_path / "out", stats=tmp_path / "first"))
+
+
+def test_the_size_of_the_tables_is_without_the_rows_of_the_clicks(tmp_path):
+    """These are read a chunk at a time, and count for no memory."""
+    rows = np.random.default_rng().integers(1, 500, 5)
+    for name, n in zip(("ads.numeric", "testing", "train-000000", "train-000001", "test-sorted"), rows):
+        store.save_array(tmp_path / f"{name}.npy", np.zeros(n))
+    (tmp_path / "scan.npz").write_bytes(b"counts")
+    kept = [(tmp_path / f"{name}.npy").stat().st_size for name in ("ads.numeric", "testing")]
+    assert store.size(tmp_path, besides=("train", "test")) == sum(kept)
+    assert store.size(tmp_path, besides=()) > sum(kept)

@@ -1,6 +1,7 @@
 """`widedeep predict --rows`: raw files scored as the data set that `preprocess tabular --stats` makes of them is."""
 
 import gzip
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from commands import main
 from test_tabular import CLICK, write_spec
 
 from preprocess.tabular import TabularConfig, run
+from preprocess.tabular.encoder import Encoder
 from widedeep.errors import InputError, RunError
 from widedeep.feature_spec import CategoricalFeature, FeatureSpec, NumericFeature
 from widedeep.predict import predicted
@@ -198,6 +200,20 @@ def test_the_rows_are_not_replaced_by_their_predictions(place, tmp_path, capsys)
     assert predict(place, out, "--rows", tmp_path / "r.parquet") == 2
     assert f"--out {out}: expected another file than those of --rows" in capsys.readouterr().err
     assert (tmp_path / "r.parquet").read_bytes() == before
+
+
+def test_rows_that_change_while_they_are_scored_are_named(place, tmp_path, capsys, monkeypatch):
+    path, real = tmp_path / "r.parquet", Encoder.join
+    pq.write_table(rows_of(5, 30), path)
+
+    def join(*told):
+        os.utime(path, ns=(0, 0))
+        return real(*told)
+
+    monkeypatch.setattr(Encoder, "join", join)
+    assert predict(place, tmp_path / "s.csv", "--rows", path) == 2
+    assert f"{path}: changed while it was read" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["r.parquet"]
 
 
 def test_data_of_another_model_is_refused(place, tmp_path, capsys, tmp_path_factory):

@@ -77,6 +77,16 @@ def test_rows_with_other_statistics_are_refused(place, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_training_on_rows_with_other_statistics_does_not_begin_with_its_weights(place, tmp_path, capsys):
+    for data, code in (("other", 2), ("own", 0)):
+        words = ["train", "--dataset_path", str(place / data), "--initial_checkpoint", str(place / "model")]
+        words += ["--model_dir", str(tmp_path / data), "--results_dir", str(tmp_path / f"{data} results")]
+        assert main([*words, *TRAIN.split()]) == code
+        said = capsys.readouterr().err
+        assert (f"{place / 'other'}: was encoded with other statistics" in said) == (code == 2)
+    assert not (tmp_path / "other results").exists()
+
+
 @pytest.mark.parametrize("data", ["own", "given"])
 def test_rows_with_its_own_are_taken(place, tmp_path, data):
     for words in commands(place, data, tmp_path):

@@ -293,11 +293,13 @@ def test_a_checkpoint_of_tensorflow_is_not_passed_over(data, tmp_path, capsys):
     assert (theirs / "ckpt-9120.index").read_bytes() == b"model"
     assert main([*command, "--num_epochs", "1", "--use_checkpoint"]) == 0
     assert "finished already" in capsys.readouterr().out
+    assert main([*score, "--checkpoint", "step-9"]) == 2
+    assert "expected the checkpoint best, last or one of step-" in capsys.readouterr().err
 
 
 def test_flags_that_change_the_weights_are_named(data, tmp_path, capsys):
     assert main(words(data, tmp_path, "fused", "--num_epochs", "1")) == 0
-    goes_on = ["--use_checkpoint", "--num_epochs", "1"]
+    goes_on = ["--use_checkpoint", "--num_epochs", "1", "--precision", "fp32"]  # as without
     capsys.readouterr()
     assert main(words(data, tmp_path, "fused", *goes_on, "--eval_batch_size", "64", "--threads", "2")) == 0
     assert "not as before" not in capsys.readouterr().out
@@ -350,6 +352,10 @@ def test_a_number_of_threads_that_changes_bits_is_named(data, tmp_path, capsys, 
     capsys.readouterr()
     assert main([*again, "--threads", "2"]) == 0
     assert ("2 threads (was 1)" in capsys.readouterr().out) == named
+    assert read_progress(Checkpoints(tmp_path / "model").find("last")).threads == (2 if named else None)
+    if step == "reference":  # to a step whose bits do not depend on them
+        assert main(words(data, tmp_path, "fused", "--num_epochs", "3", "--use_checkpoint")) == 0
+        assert ", --step fused (was reference)\n" in capsys.readouterr().out
 
 
 def test_other_rows_continue_only_a_whole_epoch(data, tmp_path, capsys):

@@ -1,21 +1,29 @@
 """What each step of a training is given: the rows of the seed's order, its number, and its learning rate."""
 
+import json
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from commands import main
 from planted import planted_data
+from thread_comm import in_ranks
 
 from widedeep.checkpoint import Checkpoints, Progress, read_progress
+from widedeep.config import TrainConfig
 from widedeep.dist import LocalComm
 from widedeep.errors import RunError
+from widedeep.run import Run, launch, shared_seed
 from widedeep.schedule import deep_lr
 from widedeep.shards import ShardSet
 from widedeep.shuffle import EpochOrder
 from widedeep.steps.reference import ReferenceStep
-from widedeep.train import LossWatch, note_score
+from widedeep.termination import Termination
+from widedeep.train import LossWatch, leave, note_score, what_is_left
 
 ROWS, BATCH, EPOCHS = 203, 20, 3
 
@@ -114,3 +122,66 @@ def test_a_first_score_that_is_undefined_is_not_the_best():
         progress.metrics = {"auc_val": score}
         history.append((note_score(progress), progress.best, progress.waited))
     assert history == [(False, None, 1), (True, 0.3, 0), (False, 0.3, 1)]
+    progress.metrics = {"streaming_map_val": float("nan")}  # the first of another kind: what was waited for is no more
+    assert (note_score(progress), progress.best, progress.waited) == (False, None, 1)
+
+
+def test_a_run_has_the_threads_that_are_asked_for():
+    before = torch.get_num_threads()
+    config = TrainConfig().updated(cpu=True, affinity="disabled", threads=before + 1)
+    try:
+        assert launch(config, lambda *_: torch.get_num_threads()) == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("flags", [{}, {"amp": True}, {"precision": "fp32"}])
+def test_who_has_chosen_a_precision_is_advised_no_other(flags, monkeypatch):
+    monkeypatch.setattr("widedeep.run.faster_than_fp32", lambda device: "take another")
+    model = SimpleNamespace(layers=[torch.nn.Linear(300, 300)])
+    shown = SimpleNamespace(config=TrainConfig().updated(**flags), model=model, comm=LocalComm(), steps_per_epoch=10**6)
+    assert [*Run.advice(shown)] == ([] if flags else ["products are in fp32: take another"])
+
+
+def test_a_ranking_that_is_not_wanted_is_in_no_record(data, tmp_path, monkeypatch):
+    steps_of(monkeypatch, data, tmp_path, "--disable_map_calculation")
+    results = tmp_path / "results"
+    assert "map" not in (results / "metrics.jsonl").read_text()
+    evaluation = json.loads((results / "evaluation.json").read_text())
+    assert (evaluation["map"], evaluation["map_all"], evaluation["gauc"], evaluation["groups"]) == (None, None, None, 0)
+
+
+def test_processes_have_one_seed_and_each_run_has_another():
+    seeds = [in_ranks(3, shared_seed) for _ in range(3)]
+    assert [len({*of_run}) for of_run in seeds] == [1, 1, 1]
+    assert len({of_run[0] for of_run in seeds}) > 1
+
+
+def test_no_process_leaves_while_a_checkpoint_is_written():
+    """torchrun would end the one that writes it."""
+    done = []
+    comm = SimpleNamespace(barrier=lambda: done.append("together"))
+    leave(SimpleNamespace(comm=comm), SimpleNamespace(finish=lambda: done.append("written")))
+    assert done == ["written", "together"]
+
+
+def test_a_signal_is_noted_in_a_training_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    for asks in (True, False):
+        with Termination(LocalComm()) as termination:
+            assert not termination.agreed(waits=False)
+            for _ in range(2 * asks):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert termination.agreed(waits=False) == asks
+        assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("newest", "every", "hint"), [("step-5", 0, False), ("step-4", 0, True), (None, 0, True), ("step-4", 2, False)]
+)
+def test_who_lost_steps_is_told_how_to_lose_fewer(newest, every, hint):
+    checkpoints = SimpleNamespace(finish=lambda: None, newest=lambda: newest and Path("model") / newest)
+    config = TrainConfig().updated(checkpoint_every_steps=every)
+    told = what_is_left(checkpoints, config, Progress(seed=0, rows=1, global_batch_size=1, step=5))
+    left = f"--use_checkpoint goes on from model/{newest}" if newest else "it has no checkpoint to go on from"
+    assert told == left + "; --checkpoint_every_steps saves inside epochs too" * hint

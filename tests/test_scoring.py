@@ -267,11 +267,19 @@ def test_line_ends_of_old(tmp_path):
 
 def test_types_of_parquet(tmp_path):
     path = tmp_path / "p.parquet"
-    table = {"label": [1, 0], "prob": pa.array(["0.5", "0.25"], pa.string_view()), "g": [[1], [2]]}
+    table = {"label": [1, 0], "prob": pa.array([" 0.5", "0.25\t"], pa.string_view()), "g": [[1], [2]]}
     pa.parquet.write_table(pa.table(table), path)
     assert scoring.read_predictions(path, "label", "prob").prob.tolist() == [0.5, 0.25]
     with pytest.raises(InputError, match="column 'g': expected group ids, got the type list"):
         scoring.read_predictions(path, "label", "prob", "g")
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
+def test_one_column_may_be_label_and_probability(tmp_path, capsys, name):
+    path = write(tmp_path, table(), name)
+    result = score(capsys, path, "y", "y")
+    assert (result["auc"], result["accuracy"]) == (1, 1)
+    assert result["mean_probability"] == result["click_rate"] == score(capsys, path)["click_rate"]
 
 
 def test_a_column_that_is_not_there_is_an_exit_code_and_no_abort(tmp_path):

@@ -137,6 +137,8 @@ def test_multi_hot_from_several_columns(tmp_path):
     # Train counts: Rome 2, u1 2, then Paris, u2, u3 once each.
     assert train == [[2, 1, -1], [4, -1, -1], [2, 1, -1], [5, 3, -1]]
     assert test == [[0, 1, -1], [0, -1, -1]]
+    one_feature(tmp_path, "both", {"max_hotness": 3, "transform": transform | {"nulls": ["Oslo", "u1"]}})
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["nulls"]["both"] == 4  # two in each column
 
 
 def test_multi_hot_of_one_value_is_a_flat_column(tmp_path):

@@ -149,7 +149,7 @@ def test_files_of_all_kinds_in_one_run(tmp_path, plain):
 
 
 def test_masked_elements_are_padding_and_teach_nothing(tmp_path):
-    lines = ["5,7,1,0,1", "5,5,0,1,0", "9,8,0,0,1"]
+    lines = ["5,7,2,0,1", "5,5,0.0,-0.5,0", "9,8,0,,1"]
     (tmp_path / "a.csv").write_text("seen_0,seen_1,there_0,there_1,click\n" + "\n".join(lines) + "\n")
     (tmp_path / "spec.yaml").write_text(
         "feature_spec:\n"

@@ -6,10 +6,13 @@ import statistics
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
+from pyarrow import feather
 
-from preprocess.tabular import transforms
+from preprocess.engine import ThreadEngine
+from preprocess.tabular import source, transforms
 from preprocess.tabular.columns import BadCell, Column, Lists
 
 DRAWS = np.random.default_rng(0)
@@ -149,6 +152,11 @@ def test_a_sample_of_few_rows_is_all_of_them(rows, monkeypatch):
     assert set(sample.values()) <= set(range(rows))
 
 
+def test_texts_that_are_finite_numbers():
+    numbers = [transforms.number_of(text) for text in ("7", " -7.50", "1e3", "inf", "-Infinity", "nan", "1_0", "x", "")]
+    assert numbers == [7, -7.5, 1000, *[None] * 6]
+
+
 def test_a_vocabulary_is_strange_to_a_hundred_values_of_which_none_in_a_hundred_is_known():
     told = [transforms.are_strange(*pair) for pair in ((0, 99), (0, 100), (1, 100), (1, 101), (2, 200), (1, 200))]
     assert told == [False, True, False, True, False, True]
@@ -231,6 +239,8 @@ def test_nulls_of_every_kind():
     ):
         column = Column.of(pa.DictionaryArray.from_arrays(codes, pa.array(values)))
         np.testing.assert_array_equal(column.numbers(), [1.5, np.nan, np.nan])
+    texts = Column.of(pa.DictionaryArray.from_arrays([1, 0, None, 1], pa.array([None, "a"])))
+    assert (texts.codes.tolist(), texts.texts) == ([0, -1, -1, 0], ["a"])
     for text, found in ((None, "no value"), ("no value", "'no value'")):
         with pytest.raises(BadCell, match=f"expected 0 to 9, found {found}$"):
             Column.of(pa.array(["1", text])).integers(0, 9, None, "0 to 9")
@@ -254,6 +264,10 @@ def test_values_that_no_row_holds_may_be_anything():
     with pytest.raises(BadCell, match=r"0 to 1, found '2'") as caught:
         column.integers(0, 1, -1, "0 to 1")
     assert caught.value.row == 3
+    for text in ("inf", "nan", "77"):  # which are numbers all the same
+        column = Column.of(pa.array(["1", text, "2"])).without(frozenset({text}))
+        np.testing.assert_array_equal(column.numbers(), [1, np.nan, 2])
+    assert column.integers(0, 2, -1, "0 to 2").tolist() == [1, -1, 2]
     unnamed = Column.of(pa.array(["1", "?", "x", "inf"])).without(frozenset({"?"}))
     with pytest.raises(BadCell, match="a number, found 'x'"):
         unnamed.numbers()
@@ -288,3 +302,19 @@ def test_a_decimal_has_one_text_whatever_its_scale():
         assert Column.of(pa.array([*values, None], kind)).texts == want
     assert [Column.of(pa.array([value])).texts for value in values] == [[text] for text in want]
     assert Column.of(pa.array([decimal.Decimal(10**38 - 1)])).texts == ["9" * 38]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_each_row_of_a_large_batch_is_read_once(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(source, "CHUNK_ROWS", 10)
+    values = np.random.default_rng().integers(0, 99, 25).tolist()
+    table = pa.table({"x": values})
+    write = pq.write_table if name.endswith("parquet") else feather.write_feather
+    write(table, tmp_path / name)
+    with ThreadEngine(1) as engine:
+        chunks = [*source.chunks([tmp_path / name], ["x"], engine, 1, csv=lambda _: None)]
+    found = [chunk.columns["x"].integers(0, 99, None, "") for chunk in chunks]
+    assert np.concatenate(found).tolist() == values
+    assert [len(chunk.rows) for chunk in chunks] == [10, 10, 5]
+    assert [chunk.in_file for chunk in chunks] == [0, 10, 20]
+    assert np.concatenate([chunk.rows for chunk in chunks]).tolist() == list(range(25))

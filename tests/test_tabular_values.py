@@ -116,6 +116,7 @@ def test_negative_values_leave_no_third(tmp_path, caplog, values, positive, nega
         ("'yes'", "['no', 'yes']", "transform.negative: expected values that are not positive, got 'yes'"),
         ("'yes'", "['no', 'YES']", "transform.negative: expected values that are not positive, got 'YES'"),
         ("1", "['0', '1.0']", "transform.negative: expected values that are not positive, got '1.0'"),
+        ("'1'", "[0, 1.0]", "transform.negative: expected values that are not positive, got '1'"),
         ("'yes'", "no", "transform.negative: expected quotes around what YAML reads as true or false"),
         ("'yes'", "[]", "transform.negative: expected at least one value, got none"),
     ],
@@ -178,6 +179,13 @@ def test_numbers_too_large_are_named_with_their_line(tmp_path, cell, transform, 
     assert sorted(os.listdir(tmp_path)) == ["data.csv", "spec.yaml"]
 
 
+def test_a_number_too_large_to_learn_from_is_named_behind_missing_ones(tmp_path):
+    text = "age,click\n,yes\n1,no\n,yes\n1e300,yes\n2,no\n"
+    for transform in ({"fill": "mean"}, {"fill": 0, "standardise": True}):
+        with pytest.raises(InputError, match=r"line 5: column age: .*found '1e\+300'"):
+            one_feature(tmp_path, "age", number(**transform), text, "last:1")
+
+
 def test_test_rows_may_be_too_large_when_standardised(tmp_path):
     text = "age,click\n" + "0.001,yes\n0.002,yes\n" * 4 + "3e37,no\n"
     with pytest.raises(InputError, match=r"line 10: .* fits float32 when standardised, found '3e"):
@@ -195,6 +203,7 @@ def test_test_rows_may_be_too_large_when_standardised(tmp_path):
         (number(fill=10**400), "fill: expected a number, mean or median"),
         ({"cardinality": 1, "transform": {"bucketise": {"quantiles": 4}}}, "bucketise: expected a cardinality of at"),
         ({"cardinality": 1, "transform": {"bucketise": {"edges": [4]}}}, "bucketise: expected a cardinality of at"),
+        ({"transform": {"bucketise": {"edges": [1, 2, 2]}}}, "bucketise.edges: expected rising numbers"),
     ],
 )
 def test_settings_of_another_type(tmp_path, attributes, words):
@@ -258,15 +267,17 @@ def test_test_files_without_rows_are_warned_about(tmp_path, caplog):
     assert "the test files hold no rows: a training would not be evaluated" in caplog.text
 
 
-@pytest.mark.parametrize("channel", ["one_hot", "multi_hot", "numeric"])
+@pytest.mark.parametrize("channel", ["one_hot", "multi_hot", "numeric", "masked"])
 def test_a_feature_of_the_labels_column_is_refused(tmp_path, channel):
     attributes = {
         "one_hot": {"transform": {"column": "click", "vocabulary": {}}},
         "multi_hot": {"max_hotness": 2, "transform": {"columns": ["x", "click"], "vocabulary": {}}},
         "numeric": {"transform": {"column": "click"}},
+        "masked": {"max_hotness": 1, "transform": {"columns": ["x"], "mask": ["click"], "vocabulary": {}}},
     }
+    kind = "multi_hot" if channel == "masked" else channel
     (tmp_path / "a.csv").write_text("x,click\n1,1\n2,0\n")
-    spec = write_spec(tmp_path / "spec.yaml", {"leak": attributes[channel], "click": {}}, **{channel: ["leak"]})
+    spec = write_spec(tmp_path / "spec.yaml", {"leak": attributes[channel], "click": {}}, **{kind: ["leak"]})
     with pytest.raises(
         InputError, match=r"spec\.yaml: feature_spec\.leak: expected other columns than .*, got 'click'$"
     ):
@@ -297,6 +308,22 @@ def test_columns_of_numbers_but_for_a_few_texts_are_told(tmp_path):
         "price: numbers but for 'sold out'; a numeric feature wants these in its `nulls`",
         "cost: numbers but for 'a', 'b', 'c', ...; a numeric feature wants these in its `nulls`",
     ]
+
+
+def test_a_split_without_train_rows_leaves_nothing_to_learn_from(tmp_path):
+    text = "x,at,click\na,5,yes\nb,6,no\n"
+    with pytest.raises(InputError, match=r"data.csv: expected train rows to learn from, found none$"):
+        one_feature(tmp_path, "x", {"transform": "vocabulary"}, text, "time:at:5")
+    assert not (tmp_path / "out").exists()
+    assert one_feature(tmp_path, "x", {"transform": "vocabulary"}, text, "time:at:6") == [[1], [0]]
+
+
+def test_an_element_that_does_not_fit_is_named_with_the_row_of_its_list(tmp_path):
+    attributes = {"max_hotness": 3, "cardinality": 9, "transform": {"separator": "|"}}
+    for cells in (["1|2|3", "", "4|x|5", "6"], ["", "7|8", "x|1", "x"]):
+        text = "tags,click\n" + "".join(f"{cell},{word}\n" for cell, word in zip(cells, ["yes", "no"] * 2))
+        with pytest.raises(InputError, match=r"data.csv, line 4: column tags: expected an id of 0 to 8, found 'x'"):
+            one_feature(tmp_path, "tags", dict(attributes), text)
 
 
 @pytest.mark.parametrize("unit", ["D", "s", "ms", "ns"])

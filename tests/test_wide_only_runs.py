@@ -205,11 +205,13 @@ def test_a_data_set_without_a_column_for_the_deep_part_is_refused(tmp_path, caps
 def test_the_memory_of_a_row_is_that_of_its_wide_part_too(monkeypatch):
     """A weight, FTRL's two slots and a step: four words a row on a CPU, as against two of each column."""
 
-    def refused(available, dim, share=ALL_ROWS):
+    def refused(available, dim, share=ALL_ROWS, processes=1):
         monkeypatch.setattr(run.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
         spec = FeatureSpec([CategoricalFeature("big", 10**6, dim)], [NumericFeature("n")], "y")
         try:
-            run.check_memory(spec, [], share, LocalComm())
+            comm = LocalComm()
+            comm.local_world = processes
+            run.check_memory(spec, [], share, comm)
         except InputError:
             return True
         return False
@@ -220,6 +222,8 @@ def test_the_memory_of_a_row_is_that_of_its_wide_part_too(monkeypatch):
         assert not refused(words * 4 * 10**6 + small, dim)
     assert refused(8 * 10**6 - 1, 0, Share(1, 2))
     assert not refused(8 * 10**6 + small, 0, Share(1, 2))
+    assert refused(3 * 16 * 10**6 - 3, 0, processes=3)  # of one machine
+    assert not refused(3 * (16 * 10**6 + small), 0, processes=3)
 
 
 def test_more_rows_than_an_int32_counts_are_refused():

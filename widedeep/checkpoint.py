@@ -205,7 +205,7 @@ class Checkpoints:
     def _prune(self, best: str) -> None:
         """Keeps this run's last few and its best; whatever else is here belonged to a run that was replaced."""
         self._mine = [name for name in self._mine if (self.directory / name).is_dir()]
-        keep = {*self._mine[-self._keep_last :], best} & {*self._mine}
+        keep = {*self._mine[-self._keep_last :], best}
         (self.directory / OLD_BEST).unlink(missing_ok=True)
         for path in self.directory.glob("step-*"):
             if path.is_dir() and path.name not in keep:

@@ -128,16 +128,14 @@ class _Run:
         self.rows = done.rows
 
     def divided(self) -> Iterator[tuple[Chunk, np.ndarray]]:
-        row = 0
         for chunk in self.read(self.inputs, *self.columns):
-            row += len(chunk.rows)
             if self.split is None:
                 yield chunk, np.zeros(len(chunk.rows), bool)
             else:
                 with chunk.blame(self.split.column):
                     is_test = self.split.is_test(chunk.rows, chunk.columns)
                 yield chunk, is_test
-        for chunk in self.read(self.test, *self.spec.columns(self.absent), first_row=row):
+        for chunk in self.read(self.test, *self.spec.columns(self.absent)):
             yield chunk, np.ones(len(chunk.rows), bool)
 
     def lacks(self, feature: Feature) -> bool:
@@ -152,9 +150,8 @@ class _Run:
                     return False
         return True
 
-    def read(self, paths: list, *columns: str, first_row: int = 0) -> Iterator[Chunk]:
-        options = {"csv": self.spec.csv_of, "first_row": first_row}
-        return source.chunks(paths, columns, self.engine, self.config.chunk_bytes, **options)
+    def read(self, paths: list, *columns: str) -> Iterator[Chunk]:
+        return source.chunks(paths, columns, self.engine, self.config.chunk_bytes, csv=self.spec.csv_of)
 
     def learn(self) -> None:
         learning = [f for f in self.spec.features if f.encoder.learns]

@@ -23,8 +23,8 @@ CHUNK_ROWS = 1 << 17
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one file: `in_file` numbers the first one there, `rows` [n] int64 number all of them over all files. Of a
-    table in memory `path` is None."""
+    """Rows of one file: `in_file` numbers the first one there, `rows` [n] int64 number all of them over the files that
+    are read together. Of a table in memory `path` is None."""
 
     path: Path | None
     in_file: int
@@ -59,13 +59,13 @@ def chunks(
     chunk_bytes: int,
     *,
     csv: Callable[[Path], csv_io.Format],
-    first_row: int = 0,
 ) -> Iterator[Chunk]:
     """Read files one after the other; `csv` gives the format of one that is neither Parquet nor Arrow.
 
     Raises:
         InputError: a file is missing or malformed, or lacks a column.
     """
+    first_row = 0
     for path in map(Path, paths):
         in_file, format = 0, csv_io.COMMAS
         if _is_parquet(path):
