@@ -34,7 +34,8 @@ LOADS_STAGE, LOADS = (
     "'' if _load.has_cuda_kernels else 'kernels not loaded'); raise SystemExit(not (_load.has_cuda_kernels and there))",
 )
 HOPPER_STAGE, HOPPER = "Hopper layers", "sm90 or hopper or two_routes or one_launch"
-# Tests with stages of their own: they take long, wait for another process, compile at first use, or want the memory.
+# Tests with stages of their own: they take long, are many, wait for another process, compile at first use, or want the
+# memory.
 OPS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_ops_*.py"))]
 MODEL = [f"tests/test_{name}.py" for name in ("autocast", "model", "model_tools", "wide_only", "optim")]
 SIZES = "tests/test_cuda_limits.py"

@@ -34,7 +34,9 @@ def _parts(directory: Path) -> list[Path]:
 
 
 def check_outside(out: str | os.PathLike, paths: Iterable[str | os.PathLike]) -> None:
-    """Raises InputError where an output would lie in a directory of inputs: the next run would find it among them."""
+    """Raises InputError where an output would lie below a directory of inputs: the next run would read it, or fail at
+    it.
+    """
     real = Path(os.path.realpath(out))
     for path in paths:
         if os.path.isdir(path) and Path(os.path.realpath(path)) in real.parents:

@@ -325,7 +325,7 @@ def test_dense_gradients_add_their_padding_to_many_rows(device):
 
 
 def test_sparse_gradients_bring_no_warning_of_torch():
-    """In a process of its own: some are said once."""
+    """torch 2.11 has one, which it says once: in a process of its own."""
     code = (
         "import warnings, torch, widedeep; from test_model import SPECS, inputs;"
         "warnings.simplefilter('error'); spec = SPECS['one-hot and multi-hot'];"

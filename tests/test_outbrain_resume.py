@@ -233,6 +233,15 @@ def test_a_damaged_journal_is_ignored(config, whole):
     assert files(config.out) == whole
 
 
+def test_a_journal_that_another_run_did_not_take_is_gone(tmp_path, monkeypatch):
+    """That one was killed before its first stage was done; its directories may have the numbers of those before."""
+    monkeypatch.setattr(resume.Journal, "_inode", lambda self: 7)
+    resume.Journal(tmp_path, {"seed": 1}).add("events", {})
+    assert resume.Journal(tmp_path, {"seed": 1}).stages == {"events": {}}
+    for seed in (2, 1):
+        assert resume.Journal(tmp_path, {"seed": seed}).stages == {}
+
+
 def test_two_runs_do_not_write_one_output(config):
     before = files(config.out)
     part = config.out.parent / ".out.part"

@@ -122,8 +122,9 @@ def test_a_first_score_that_is_undefined_is_not_the_best():
         progress.metrics = {"auc_val": score}
         history.append((note_score(progress), progress.best, progress.waited))
     assert history == [(False, None, 1), (True, 0.3, 0), (False, 0.3, 1)]
+    progress.best_step = 2
     progress.metrics = {"streaming_map_val": float("nan")}  # the first of another kind: what was waited for is no more
-    assert (note_score(progress), progress.best, progress.waited) == (False, None, 1)
+    assert (note_score(progress), progress.best, progress.best_step, progress.waited) == (False, None, None, 1)
 
 
 def test_a_run_has_the_threads_that_are_asked_for():

@@ -1,6 +1,7 @@
 """Directories in the place of files, as Spark and others write tables."""
 
 import pytest
+import yaml
 from commands import main
 from test_tabular_inputs import outputs, rows, write_spec
 from test_unlabelled import TRAIN
@@ -70,6 +71,13 @@ def test_an_output_among_the_inputs_is_refused(tmp_path, monkeypatch, capsys, gi
     monkeypatch.chdir(table)
     assert main(["preprocess", "tabular", "..", "--split", "none", "--spec", str(spec), "--out", "x"]) == 2
     assert "cannot write x: it lies in .., whose files this run reads" in capsys.readouterr().err
+    own, plain = table.parent / "own.yaml", yaml.safe_load(spec.read_text())
+    chunk = {"type": "parquet", "features": [*plain["feature_spec"]], "files": ["table"]}
+    own.write_text(yaml.safe_dump(plain | {"source_spec": {"train": [chunk], "test": [chunk]}}))
+    assert main(["preprocess", "tabular", "--spec", str(own), "--out", "x"]) == 2
+    assert f"cannot write x: it lies in {table}, whose files this run reads" in capsys.readouterr().err
+    assert main(["spec", "infer", "../table", "--out", "x.yaml"]) == 2
+    assert "cannot write x.yaml: it lies in ../table, whose files this run reads" in capsys.readouterr().err
     for _ in range(2):  # beside single files of a directory there is room for an output
         assert main(["preprocess", "tabular", PARTS[0], "--split", "none", "--spec", str(spec), "--out", "x"]) == 0
 

@@ -203,6 +203,14 @@ def test_what_is_no_table(data):
             encode(nothing)
 
 
+def test_a_column_of_one_bare_value_is_refused(data):
+    encode = Encoder(data)
+    name = encode.columns[0]
+    for value in (5, "x", np.array(5), np.float32(1)):
+        with pytest.raises(InputError, match=rf"^column {name}: expected the values of all rows, got \w+; a"):
+            encode({name: value})
+
+
 def test_lists_where_a_feature_has_one_value(data):
     rows = rows_of(5, 3).to_pydict() | {"user": [["u1"], ["u2"], []]}
     with pytest.raises(InputError, match=r"^column user: expected one value a row for user, found lists$"):

@@ -150,7 +150,7 @@ def note_score(progress: Progress) -> bool:
     if name is None:
         return True
     if progress.score not in (None, name):  # a run that goes on with the other one: they do not compare
-        progress.best, progress.waited = None, 0
+        progress.best, progress.best_step, progress.waited = None, None, 0
     progress.score = name
     score = progress.metrics[name]
     better = math.isfinite(score) and (progress.best is None or score > progress.best)

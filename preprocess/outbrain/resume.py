@@ -35,6 +35,7 @@ class Journal:
         self._path, self._key = directory / _JOURNAL, json.loads(json.dumps(key))
         self.stages: dict[str, dict[str, Any]] = self._read()
         if not self.stages:
+            self._path.unlink(missing_ok=True)  # before another directory gets the number of the `out/` that it names
             for path in (self.out, self.work):
                 shutil.rmtree(path, ignore_errors=True)
                 path.mkdir()

@@ -111,7 +111,7 @@ def _value(row: Any, i: int, name: str) -> Any:
 
 
 def _array(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
-    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__") or getattr(values, "ndim", 1) == 0:
         told = f"got {type(values).__name__}; a single row is a list of one mapping"
         raise InputError(f"column {name}: expected the values of all rows, {told}")
     try:

@@ -48,7 +48,7 @@ def run(config: TabularConfig) -> dict[str, Any]:
     """
     spec = TabularSpec.load(config.spec)
     sources = [*spec.sources.get("train", ()), *spec.sources.get("test", ())]
-    inputs.check_outside(config.out, [*config.inputs, *config.test])
+    inputs.check_outside(config.out, [*(config.inputs or sources), *config.test])
     reads = [config.spec, *config.inputs, *config.test, *sources, *([config.stats] if config.stats else [])]
     with (
         atomic.directory(Path(config.out), DATA_SET_OUTPUT, reads) as out,

@@ -20,11 +20,13 @@ def run(args) -> int:
 
     import yaml
 
-    from preprocess import tabular
+    from preprocess import inputs, tabular
     from widedeep.outputs import write_text
 
-    if args.out is not None and Path(args.out).exists():
-        raise InputError(f"{args.out}: exists already, and may have been edited; expected the name of a new file")
+    if args.out is not None:
+        if Path(args.out).exists():
+            raise InputError(f"{args.out}: exists already, and may have been edited; expected the name of a new file")
+        inputs.check_outside(args.out, args.inputs)
 
     options = {name: getattr(args, name) for name in ("group", "max_rows", "delimiter", "columns")}
     if args.delimiter is not None:
