@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from uuid import UUID
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -316,8 +317,12 @@ def test_uuids_of_python_are_the_texts_that_files_have(tmp_path, monkeypatch, kn
         assert np.array_equal(encode({"user": some, "tags": lists})[0], want)
         pairs = zip(some, map(tuple, lists))
         assert np.array_equal(encode([{"user": user, "tags": tags} for user, tags in pairs])[0], want)
+        assert np.array_equal(encode(pd.DataFrame({"user": list(some), "tags": lists}))[0], want)
     missing, _ = encode({"user": [None, *users[1:]], "tags": [None, *lists[1:]]})
     assert np.array_equal(missing[1:], want[1:])
     assert missing[0].tolist() == [0, -1, -1]
+    odd = {"user": [users[0], 7], "tags": lists[:2]}
     with pytest.raises(InputError, match="column user: expected values of one type"):
-        encode({"user": [users[0], 7], "tags": lists[:2]})
+        encode(odd)
+    with pytest.raises(InputError, match=r"rows: expected a table: .*column user"):
+        encode(pd.DataFrame(odd))

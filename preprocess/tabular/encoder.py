@@ -1,5 +1,6 @@
 """Raw rows in memory as the inputs of a model, for programs that serve it."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ def _table(rows: Any, columns: Sequence[str]) -> pa.Table:
             rows = rows[[name for name in columns if name in rows.columns]]
         return rows if isinstance(rows, pa.Table) else pa.table(rows)
     except _REFUSED as error:
+        if hasattr(rows, "columns"):
+            with contextlib.suppress(*_REFUSED):  # column by column, of which some may hold UUIDs
+                return pa.table({name: _array(name, rows[name]) for name in rows.columns})
         if isinstance(rows, Mapping) or hasattr(rows, "columns"):
             raise InputError(f"rows: expected a table: {_told(error)}") from error
         told = f"a DataFrame or a pyarrow Table, got {type(rows).__name__}; a single row is a list of one mapping"
