@@ -101,6 +101,17 @@ def test_tables(tmp_path, refuse, rows, said):
     assert contents(out) == before
 
 
+@pytest.mark.parametrize("names", [[["colour"]], True, 3, "colour", [None], [{}]])
+@pytest.mark.parametrize("channel", ["onehot_categorical", "multihot_categorical"])
+def test_channels_that_are_no_lists_of_names(tmp_path, refuse, channel, names):
+    spec, table = tmp_path / "spec.yaml", tmp_path / "t.csv"
+    spec.write_text(yaml.safe_dump(SPEC | {"channel_spec": SPEC["channel_spec"] | {channel: names}}))
+    table.write_text("colour,size,bought\n1,2.5,0\n4,1,1\n")
+    words = ["preprocess", "tabular", table, "--spec", spec, "--out", tmp_path / "out", "--split", "last:1"]
+    refuse(words, 2, "spec.yaml", f"channel_spec.{channel}")
+    assert not (tmp_path / "out").exists()
+
+
 # Data sets
 
 

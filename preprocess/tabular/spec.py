@@ -187,7 +187,8 @@ def _with_cardinalities(raw: Any, cardinality: Any, overwrite: bool = False) -> 
     features, channels = (raw.get(k) if isinstance(raw, dict) else None for k in ("feature_spec", "channel_spec"))
     if not isinstance(features, dict) or not isinstance(channels, dict):
         return raw  # FeatureSpec says what is wrong with it
-    names = [n for c in ("onehot_categorical", "multihot_categorical") for n in channels.get(c) or []]
+    lists = [channels.get(c) for c in ("onehot_categorical", "multihot_categorical")]
+    names = [name for names in lists if isinstance(names, list) for name in names if isinstance(name, str)]
     features = dict(features)
     for name in names:
         attributes = features.get(name)
