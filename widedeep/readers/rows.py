@@ -12,7 +12,7 @@ from widedeep import affinity
 from widedeep._load import assemble_rows, epoch_rows, has_cuda_kernels
 from widedeep.errors import InputError
 from widedeep.ops import gather_batch_out
-from widedeep.shard_manifest import name_of
+from widedeep.shard_manifest import label_of, name_of
 from widedeep.shards import ShardSet
 from widedeep.shuffle import EpochOrder
 
@@ -74,7 +74,7 @@ class Layout:
         if spec is None:
             tables = [c.name for c in columns if c.kind == "categorical"]
             self._numeric = [c.name for c in columns if c.kind == "numeric"]
-            label = name_of("label", shards.columns)
+            label = label_of(shards.directory, shards.columns)
         else:
             shards.check(spec)
             tables = [f.name for f in spec.categorical]
