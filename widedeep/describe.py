@@ -244,7 +244,7 @@ def _categorical(
 
 def _value(value: int, rows: int, clicks: int | None, total: int, words: Callable[[int], str] | None) -> dict[str, Any]:
     rate = None if clicks is None else clicks / rows
-    entry = {"id": int(value), "rows": int(rows), "share": rows / total, "click_rate": rate}
+    entry: dict[str, Any] = {"id": int(value), "rows": int(rows), "share": rows / total, "click_rate": rate}
     if words is not None:
         entry["value"] = words(int(value))
     return entry

@@ -221,10 +221,12 @@ class Evaluation:
             position: place of row 0 in the evaluation set (default: after the rows so far). After `gather` rows stand
                 in this order, so that ties break as in one process.
         """
-        if self.groups and group is None:
+        if not self.groups:
+            check_rows(logit, label)
+        elif group is None:
             raise ValueError("Evaluation(groups=True) needs the group of each row")
-        check_rows(logit, label, *([group] if self.groups else []))
-        if self.groups:
+        else:
+            check_rows(logit, label, group)
             self._group.append(group.long())
         self._logit.append(logit.detach().float())
         self._label.append((label > 0).view(torch.uint8))
