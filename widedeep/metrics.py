@@ -34,7 +34,7 @@ THRESHOLDS = (200, 8000)  # of the two AUCs by thresholds
 class Metric(ABC):
     """A metric whose state is tensors that add up. Subclasses define `update` and `value`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
 
     @abstractmethod

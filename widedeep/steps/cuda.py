@@ -226,7 +226,7 @@ class CudaStep(Step):
         if not all(source is place for source, place in zip(batch, places)):
             # What lies there at another row would be overwritten while it is read.
             sources: list[Tensor]
-            sources = [s.clone() if share_memory(s, p) else s for s, p in zip(batch, places)]  # type: ignore[arg-type, misc, union-attr]  # the tensors of a batch stand first
+            sources = [s.clone() if share_memory(s, p) else s for s, p in zip(batch, places)]  # type: ignore[arg-type, misc, union-attr]  # its tensors stand first
             ops.gather_batch_out((*sources, None), (), 0, out=(*places, None))
         return Batch(*places, None, batch.first_row, batch.global_rows)
 
