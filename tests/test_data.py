@@ -1,6 +1,8 @@
 """Reader: the same rows in every mode and for every world size, none lost or repeated, and no thread left behind."""
 
+import copy
 import gc
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -345,3 +347,11 @@ def test_a_load_has_as_many_threads_as_the_process_has_cores(shard_sets, monkeyp
 def test_arguments_out_of_range_are_input_errors(shard_sets, options):
     with pytest.raises(InputError):
         Reader(shard_sets(64), **({"global_batch": 8} | options))
+
+
+def test_a_shard_set_without_a_label_column_is_refused_by_that_name(shard_sets):
+    unlabelled = copy.copy(shard_sets(1))
+    unlabelled.columns = {name: c for name, c in unlabelled.columns.items() if c.kind != "label"}
+    expected = f"{unlabelled.directory}: expected a label column, found user, ad, topics, age, price, display"
+    with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
+        Reader(unlabelled, 1)

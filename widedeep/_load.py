@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from widedeep import _C
+from widedeep import _C  # type: ignore[attr-defined]  # compiled
 from widedeep.errors import InputError
 
 CUDA_LIBRARY = Path(__file__).with_name("libwidedeep_cuda.so")

@@ -76,7 +76,7 @@ class Parser(ArgumentParser):
             how: dict[str, Any] = {"type": types[f.name], "help": f.metadata["help"]}
             how |= {"required": True} if f.default is MISSING else {"default": f.default}
             if get_origin(types[f.name]) is tuple:
-                how |= {"type": get_args(types[f.name])[0], "nargs": "+", "default": list(f.default)}
+                how |= {"type": get_args(types[f.name])[0], "nargs": "+", "default": list(how["default"])}
             elif types[f.name] is bool:
                 how |= {"nargs": "?", "const": True}
             group.add_argument(f"--{f.name}", **how)

@@ -111,8 +111,9 @@ class Reader:
 
     @property
     def resident(self) -> Rows | None:
-        if self.mode == "stream":
-            return None
+        return None if self.mode == "stream" else self._load()
+
+    def _load(self) -> Rows:
         if self._loaded is None:
             self._loaded = self._layout.load(self.device if self.mode == "device" else torch.device("cpu"))
         return self._loaded
@@ -147,7 +148,7 @@ class Reader:
     def _selected(
         self, slices: Iterator[Slice], order: EpochOrder | None, into: Places | None = None
     ) -> Iterator[tuple[Slice, Rows]]:
-        rows = self.resident
+        rows = self._load()
         pinned = self.mode == "pinned" and self.device.type == "cuda"
         for piece in slices:
             count = piece.stop - piece.start

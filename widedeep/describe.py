@@ -14,7 +14,7 @@ import numpy as np
 
 from widedeep.errors import InputError
 from widedeep.feature_spec import STATISTICS, FeatureSpec
-from widedeep.shard_manifest import is_labelled, name_of
+from widedeep.shard_manifest import is_labelled, label_of
 from widedeep.shards import MANIFEST, ShardSet, decode_ids
 
 ROWS = 1 << 20
@@ -157,9 +157,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _label(shards: ShardSet) -> str:
-    if (name := name_of("label", shards.columns)) is None:
-        raise InputError(f"{shards.directory}: expected a label column, found {', '.join(shards.columns)}")
-    return name
+    return label_of(shards.directory, shards.columns)
 
 
 def _rows(shards: ShardSet) -> dict[str, Any]:
@@ -246,7 +244,7 @@ def _categorical(
 
 def _value(value: int, rows: int, clicks: int | None, total: int, words: Callable[[int], str] | None) -> dict[str, Any]:
     rate = None if clicks is None else clicks / rows
-    entry = {"id": int(value), "rows": int(rows), "share": rows / total, "click_rate": rate}
+    entry: dict[str, Any] = {"id": int(value), "rows": int(rows), "share": rows / total, "click_rate": rate}
     if words is not None:
         entry["value"] = words(int(value))
     return entry

@@ -126,7 +126,7 @@ class GroupComm(LocalComm):
     def abort(self) -> None:
         if self._group.get_backend() != "nccl":  # which alone waits for the others when it is left
             return self.close()
-        leaving = threading.Thread(target=self._group.group.WORLD.abort, daemon=True)
+        leaving = threading.Thread(target=self._group.group.WORLD.abort, daemon=True)  # type: ignore[union-attr]  # set since it was joined
         leaving.start()
         leaving.join(LEAVE)
 

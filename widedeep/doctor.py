@@ -5,6 +5,7 @@ import json as jsonlib
 import platform
 import shutil
 import sys
+from typing import Any
 
 REQUIRED = ("torch", "numpy", "pyarrow", "pyyaml", "jsonargparse", "rich", "safetensors", "xxhash", "psutil")
 # distribution -> (what it serves, how to get it)
@@ -88,7 +89,7 @@ def _advice(facts: dict) -> list[str]:
 
 def diagnose() -> dict:
     """Everything `widedeep doctor` knows, ready for JSON."""
-    facts = {
+    facts: dict[str, Any] = {
         "widedeep": _version("widedeep"),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -80,7 +80,7 @@ def scoring_config(scoring: Scoring) -> tuple[TrainConfig, Path]:
         precision = "fp32"
     taken = ("dataset_path", "fspec_file", "eval_batch_size", "cpu", "step", "reader_mode", "threads", "verify")
     values = {name: getattr(scoring, name) for name in taken}
-    fixed = {"embedding_parallel": scoring.embedding_parallel or config.training.embedding_parallel}
+    fixed: dict[str, Any] = {"embedding_parallel": scoring.embedding_parallel or config.training.embedding_parallel}
     fixed |= {"precision": precision, "amp": False, "evaluate": True, "benchmark": False, "affinity": "disabled"}
     fixed |= {"initial_checkpoint": None}
     return config.updated(**values, **fixed), directory
@@ -148,7 +148,7 @@ def evaluate_run(config: TrainConfig, comm: LocalComm) -> dict[str, Any]:
         raise InputError(f"{checkpoints.directory}: expected a checkpoint to evaluate, and there is none")
     run = Run.open(config, comm)
     step = 0
-    if config.location.use_checkpoint:
+    if found and config.location.use_checkpoint:
         step = checkpoint.read_progress(found).step  # which checks the files
         trained = FeatureSpec.load(found / checkpoint.SPEC)
         run.spec.check_statistics(trained, found)

@@ -52,6 +52,11 @@ class Served(nn.Module):
     forward(ids [B, K] int32, numeric [B, N] float32) -> logit [B], prob [B], both float32.
     """
 
+    wide: Tensor
+    wide_numeric: Tensor
+    wide_bias: Tensor
+    first_rows: Tensor
+
     def __init__(self, model: WideDeep):
         super().__init__()
         self.spec, self.has_deep = model.spec, model.has_deep
@@ -269,6 +274,7 @@ def _onnx(served: Served, names: Sequence[str], path: Path, external_data: bool)
         dynamo=True,
         verbose=False,
     )
+    assert program is not None  # as it is only without dynamo
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces, with paths of this machine
     program.save(path, external_data=external_data)

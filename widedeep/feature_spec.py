@@ -161,7 +161,8 @@ class FeatureSpec:
     def to_dict(self) -> dict[str, Any]:
         """The YAML form, with every embedding dim written out."""
         features: dict[str, Any] = {}
-        one_hot, multi_hot = [], []
+        one_hot: list[str] = []
+        multi_hot: list[str] = []
         for f in self.categorical:
             entry: dict[str, Any] = {"cardinality": f.cardinality, "embedding_dim": f.dim}
             if _is_list(f):

@@ -92,7 +92,7 @@ class _Parser:
                 self.fail(
                     "channel_spec.numerical", f"no feature called {f.name}_embedding, the column of table {f.name}"
                 )
-        inputs = {f.name for f in (*categorical, *numeric)}
+        inputs = {f.name for f in categorical} | {f.name for f in numeric}
         other = {name: a for name, a in features.items() if name not in inputs}
         for name, attributes in other.items():
             self.other(name, attributes)

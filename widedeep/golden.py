@@ -237,7 +237,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _number(g: Golden, d: dict, key: str, low: float, integer: bool = False, prefix: str = "config") -> None:
-    value = d.get(key)
+    value: Any = d.get(key)
     good = _is_int(value) or (not integer and isinstance(value, float))
     if not good or not value >= low:
         g.fail(f"{prefix}.{key}", f"{'an integer' if integer else 'a number'} >= {low}, got {value!r}")

@@ -10,14 +10,14 @@ from widedeep import atomic
 from widedeep.checkpoint import Progress
 from widedeep.data import Batch
 from widedeep.errors import InputError
-from widedeep.logs import EVALUATION_FILE, KEPT, METRICS_FILE, RunLog, lacks_summary, last_seconds
+from widedeep.logs import EVALUATION_FILE, KEPT, METRICS_FILE, RowProgress, RunLog, lacks_summary, last_seconds
 from widedeep.metrics import BinaryAccuracy, Evaluation, ThresholdAUC, numbers
 from widedeep.outputs import data_summary, write_json, write_text
 from widedeep.run import Run, tell
 
 SUMMARY_FILE = "data_summary.json"
 COARSE = 0.005  # how far an AUC by thresholds may be from the exact one before the run says so
-UNITS = {
+UNITS: dict[str, dict[str, Any]] = {
     "streaming_map_val": {"unit": None},
     "map_all_val": {"unit": None},
     "train_throughput": {"unit": "samples/s"},
@@ -35,17 +35,19 @@ class Journal:
         progress: where a training begins; one that continues continues its log. None for what is no training.
     """
 
+    _progress: Progress  # of a training, whose methods alone read it
+
     def __init__(self, run: Run, splits: tuple[str, ...] = ("train", "test"), progress: Progress | None = None):
         config = run.config
-        self._run, self._progress = run, progress
+        self._run, self._progress = run, progress  # type: ignore[assignment]  # None elsewhere
         self._results = Path(config.location.results_dir)
         self._writes = run.comm.rank == 0
-        self._bar = None
+        self._bar: RowProgress | None = None
         self._is_coarse_told = False
         # Evaluations and benchmarks add to the record of the training that went before; they do not take its place.
         self._adds = progress is None and (self._results / METRICS_FILE).is_file()
         done = None if progress is None else progress.step
-        if self._writes and done:
+        if self._writes and progress is not None and progress.step:
             check_run(self._results, progress)
         if self._writes and done == 0:
             with atomic.write_errors(self._results, KEPT):
@@ -91,18 +93,12 @@ class Journal:
 
     def advance(self, rows: int) -> None:
         """A training batch is done."""
-        if self._bar is None:
-            run, progress = self._run, self._progress
-            batch, training = run.config.training.global_batch_size, run.config.training
-            total = min(run.steps_per_epoch * batch, run.train_shards.rows)
-            title = f"epoch {progress.epoch + 1}/{training.num_epochs}"
-            self._bar = self._log.progress(title, total, (progress.position - 1) * batch).__enter__()
-        self._bar.advance(rows)
+        self._shown().advance(rows)
 
     def batch(self, loss: float, lr: float, logit: Tensor, batch: Batch) -> None:
         """Loss, accuracy and AUC of one training batch before its update, and the deep part's learning rate."""
         values = {"loss": loss} | batch_values(self._run, logit, batch) | {"schedule": lr}
-        self._bar.show(loss=loss)
+        self._shown().show(loss=loss)
         self.log((self._progress.step, self._total_steps), values)
 
     def epoch(self, evaluation: Evaluation | None, loss: float) -> dict[str, float]:
@@ -148,6 +144,16 @@ class Journal:
     def _write_evaluation(self, result: dict[str, float | int], evaluation: Evaluation) -> None:
         if self._writes:
             write_json(self._results / EVALUATION_FILE, result | {"calibration": evaluation.calibration()})
+
+    def _shown(self) -> RowProgress:
+        """The bar of the epoch, which its first batch begins."""
+        if self._bar is None:
+            run, progress = self._run, self._progress
+            batch, training = run.config.training.global_batch_size, run.config.training
+            total = min(run.steps_per_epoch * batch, run.train_shards.rows)
+            title = f"epoch {progress.epoch + 1}/{training.num_epochs}"
+            self._bar = self._log.progress(title, total, (progress.position - 1) * batch).__enter__()
+        return self._bar
 
     def _close_bar(self) -> None:
         if self._bar is not None:

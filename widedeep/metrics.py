@@ -34,7 +34,7 @@ THRESHOLDS = (200, 8000)  # of the two AUCs by thresholds
 class Metric(ABC):
     """A metric whose state is tensors that add up. Subclasses define `update` and `value`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -221,10 +221,12 @@ class Evaluation:
             position: place of row 0 in the evaluation set (default: after the rows so far). After `gather` rows stand
                 in this order, so that ties break as in one process.
         """
-        if self.groups and group is None:
+        if not self.groups:
+            check_rows(logit, label)
+        elif group is None:
             raise ValueError("Evaluation(groups=True) needs the group of each row")
-        check_rows(logit, label, *([group] if self.groups else []))
-        if self.groups:
+        else:
+            check_rows(logit, label, group)
             self._group.append(group.long())
         self._logit.append(logit.detach().float())
         self._label.append((label > 0).view(torch.uint8))

@@ -4,10 +4,11 @@ Source: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems"; sizes
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,13 @@ WIDE_INITS = ("uniform", "zeros")
 MOST_DROPOUT = 0.99998  # masks know probabilities in 32768ths
 INT32_MAX = 2**31 - 1
 PIECE = 1 << 22  # initial values of a table at a time, where a process keeps a share of it
+
+if TYPE_CHECKING:
+
+    class _Linears(nn.ModuleList):  # torch's does not say of what type its modules are
+        def __iter__(self) -> Iterator[nn.Linear]: ...
+else:
+    _Linears = nn.ModuleList
 
 
 class WideDeep(nn.Module):
@@ -60,6 +68,14 @@ class WideDeep(nn.Module):
         InputError: an argument is out of range, no feature is there for the deep part, or the tables have more rows
             than 2^31 - 2.
     """
+
+    tables: nn.ParameterList
+    layers: _Linears
+    out: nn.Linear  # None without a deep part, as the next three without a wide part: nobody reads them there
+    wide: nn.Parameter
+    wide_numeric: nn.Parameter
+    wide_bias: nn.Parameter
+    dropout_step: Tensor
 
     def __init__(
         self,
@@ -104,8 +120,8 @@ class WideDeep(nn.Module):
 
     def _make_deep(self, generator: torch.Generator) -> None:
         self.tables = nn.ParameterList()
-        self.layers = nn.ModuleList()
-        self.out = None
+        self.layers = _Linears()
+        self.out = None  # type: ignore[assignment]  # absent
         if not self.has_deep:
             return
         for feature in self.spec.categorical:
@@ -121,7 +137,7 @@ class WideDeep(nn.Module):
 
     def _make_wide(self, generator: torch.Generator, wide_init: str) -> None:
         if not self.has_wide:
-            self.wide = self.wide_numeric = self.wide_bias = None
+            self.wide = self.wide_numeric = self.wide_bias = None  # type: ignore[assignment]  # absent
             return
         N = len(self.spec.numeric)
         wide, numeric, bias = (torch.zeros(n, dtype=torch.float32) for n in (sum(self.table_rows), N, 1))
@@ -168,10 +184,9 @@ class WideDeep(nn.Module):
             ids = ids.clamp(-2, INT32_MAX).int()  # one that is out of range stays so
         ids, numeric = ids.contiguous(), numeric.float().contiguous()
         dtype, width = self._activations(ids.device.type)
-        tables, *wide = self.lookup_weights()
-        self.check_modules(tables)
-        weights = (tables, *wide, *self._places)
-        x, wide_logit = ops.embedding_forward(ids, numeric, *weights, width, dtype, self.sparse)
+        weights = self.lookup_weights()
+        self.check_modules(weights[0])
+        x, wide_logit = ops.embedding_forward(ids, numeric, *weights, *self._places, width, dtype, self.sparse)
         zeros = torch.zeros_like(wide_logit)
         if not self.has_deep:
             return wide_logit, zeros
@@ -250,8 +265,7 @@ class WideDeep(nn.Module):
             tables = [zeros(rows, 0) for rows in self.table_rows]
         if self.has_wide:
             return tables, self.wide, self.wide_numeric, self.wide_bias
-        sizes = (sum(self.table_rows), len(self.spec.numeric), 1)
-        return tables, *(zeros(n) for n in sizes)
+        return tables, zeros(sum(self.table_rows)), zeros(len(self.spec.numeric)), zeros(1)
 
     def wide_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the flat wide table that ids [B, K] stand for, int64, and which of them are ids, not padding."""
@@ -261,7 +275,7 @@ class WideDeep(nn.Module):
 
     def named_arrays(self) -> dict[str, Tensor]:
         """Every weight by its name in a checkpoint; the tensors share memory with the parameters."""
-        arrays = {}
+        arrays: dict[str, Tensor] = {}
         if self.has_deep:
             arrays |= {f"deep.table.{f.name}": t.detach() for f, t in zip(self.spec.categorical, self.tables)}
             for i, layer in enumerate(self.layers):

@@ -5,7 +5,7 @@ update. Weights must be contiguous float32.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class RMSprop(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]  # torch says float
         loss = _evaluate(closure)
         for group in self.param_groups:
             dense = []
@@ -55,7 +55,7 @@ class RMSprop(torch.optim.Optimizer):
                     state["step"] = torch.full((1,), -1, dtype=torch.int64, device="cpu")
                 state["step"] += 1
                 if p.grad.is_sparse:
-                    self._step_rows(p, state, group)
+                    self._step_rows(p, p.grad, state, group)
                 else:
                     self._settle(p, state, group)
                     dense.append(p)
@@ -70,12 +70,12 @@ class RMSprop(torch.optim.Optimizer):
             by_device.setdefault(p.device, []).append(p)
         for device, some in by_device.items():
             rms = [self.state[p]["rms"] for p in some]
-            grads = [p.grad.contiguous() for p in some]
+            grads = [p.grad.contiguous() for p in some]  # type: ignore[union-attr]  # `step` has seen it
             lr = _number(group["lr"], torch.float32, device)
             ops.rmsprop_dense_([p.data for p in some], rms, grads, [], lr, group["rho"], group["eps"])
 
-    def _step_rows(self, p: Tensor, state: dict, group: dict) -> None:
-        rows, grads = _rows(p)
+    def _step_rows(self, p: Tensor, grad: Tensor, state: dict, group: dict) -> None:
+        rows, grads = _rows(grad)
         if "last_step" not in state:  # all steps before this one were dense: every row is up to date
             state["last_step"] = torch.full((len(p),), int(state["step"]) - 1, dtype=torch.int32, device=p.device)
         lr = _number(group["lr"], torch.float32, p.device)
@@ -135,7 +135,7 @@ class FTRL(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]  # torch says float
         loss = _evaluate(closure)
         for group in self.param_groups:
             rules = (float(group["lr"]), group["l1"], group["l2"])
@@ -148,7 +148,7 @@ class FTRL(torch.optim.Optimizer):
                     state["accum"] = torch.full_like(p, group["initial_accumulator_value"])
                     state["linear"] = torch.zeros_like(p)
                 if p.grad.is_sparse:
-                    rows, grads = _rows(p)
+                    rows, grads = _rows(p.grad)
                     whole = (_flat(p.data), _flat(state["accum"]), _flat(state["linear"]))
                     ops.ftrl_rows_(*whole, rows, grads, *rules)
                 else:
@@ -176,6 +176,7 @@ def _evaluate(closure: Callable[[], Tensor] | None) -> Tensor | None:
 
 def _check_own(optimizer: torch.optim.Optimizer, state_dict: dict, slots: tuple[str, ...]) -> None:
     """Raises ValueError where a group lacks a setting, or a parameter's state one of `slots`: else the step would."""
+    wanted: list[tuple[dict, Iterable[str], str]]
     wanted = [(group, optimizer.defaults, "of each group") for group in state_dict["param_groups"]]
     wanted += [(state, slots, "of each parameter") for state in state_dict["state"].values() if state]
     for found, names, where in wanted:
@@ -190,12 +191,11 @@ def _count_versions(groups: list[dict]) -> None:
     torch.autograd.graph.increment_version(p for group in groups for p in group["params"] if p.grad is not None)
 
 
-def _rows(p: Tensor) -> tuple[Tensor, Tensor]:
+def _rows(g: Tensor) -> tuple[Tensor, Tensor]:
     """Row numbers [n] int64 and gradients [n, D] of a sparse gradient, duplicates kept."""
-    g = p.grad
     if g.sparse_dim() != 1:
         raise RuntimeError(f"expected a sparse gradient with one sparse dimension, got {g.sparse_dim()}")
-    values = g._values().reshape(g._nnz(), math.prod(p.shape[1:]))
+    values = g._values().reshape(g._nnz(), math.prod(g.shape[1:]))
     return g._indices()[0].contiguous(), values.contiguous()
 
 

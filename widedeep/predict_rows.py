@@ -59,7 +59,7 @@ def table(run: Run, ids: np.ndarray, numeric: np.ndarray, kept: pa.Table) -> pa.
     if taken := [name for name in ADDED if name in kept.column_names]:
         raise InputError(f"--keep {taken[0]}: expected another column: predictions have one of that name")
     B, device = len(ids), run.comm.device
-    inputs = (torch.from_numpy(columns).to(device) for columns in (ids, numeric))
+    inputs = torch.from_numpy(ids).to(device), torch.from_numpy(numeric).to(device)
     logit = run.step.predict(Batch(*inputs, torch.zeros(B, device=device), None, 0, B))
     return pa.table(dict(zip([*kept.column_names, *ADDED], [*kept.columns, *predicted(logit)])))
 

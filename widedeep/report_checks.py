@@ -33,8 +33,14 @@ def _number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def _finite(value: Any) -> float:
+    if (found := _number(value)) is None:
+        raise ValueError
+    return found
+
+
 def _whole(value: Any) -> int:
-    found = _number(value)
+    found = _finite(value)
     if found != int(found) or not 0 <= found < 2**63:
         raise ValueError
     return int(found)
@@ -45,7 +51,7 @@ def _steps(value: Any) -> list[int]:
 
 
 def _bins(value: Any) -> dict[str, list[float]]:
-    columns = {name: [_number(item) for item in value[name]] for name in ("rows", "predicted", "observed")}
+    columns = {name: [_finite(item) for item in value[name]] for name in ("rows", "predicted", "observed")}
     for rows, *rates in zip(*columns.values(), strict=True):
         if rows <= 0 or not all(0 <= rate <= 1 for rate in rates):
             raise ValueError

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from widedeep.errors import InputError
 from widedeep.logs import EVALUATION_FILE, METRICS_FILE
@@ -85,7 +85,7 @@ def _read_records(directory: Path, files: RunFiles) -> list[dict[str, Any]]:
     return records
 
 
-def _has_step(record: dict[str, Any] | None) -> bool:
+def _has_step(record: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
     """Neither a summary nor arguments."""
     return bool(record and isinstance(record.get("step"), list) and record["step"])
 

@@ -66,7 +66,7 @@ def draw(
         return file.getvalue()
 
     plots = {}
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # the stub wants literal names
         if training or validation:
             plots["loss"] = plot(6.4, _loss, training, validation)
         if any(record.get(name) is not None for record in validation for name, *_ in RANKINGS):

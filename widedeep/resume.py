@@ -63,7 +63,7 @@ def start(config: TrainConfig, comm: LocalComm, checkpoints: Checkpoints) -> tup
     training, shards = run.config.training, run.train_shards
     rows = (shards.rows, training.global_batch_size, rows_identity(shards))
     begun = datetime.now().astimezone().isoformat(timespec="milliseconds")
-    return run, Progress(training.seed, *rows, comm.world, comm.device.type, run.step.threads, begun)
+    return run, Progress(run.seed, *rows, comm.world, comm.device.type, run.step.threads, begun)
 
 
 def is_finished(progress: Progress, config: TrainConfig) -> bool:
@@ -187,10 +187,11 @@ def resume(config: TrainConfig, comm: LocalComm, found: Path, progress: Progress
         changes.append(f"{comm.world} process{'es' * (comm.world > 1)} (was {progress.processes})")
     if progress.device not in (None, comm.device.type):
         changes.append(f"on {comm.device.type} (was {progress.device})")
-    if None not in (progress.threads, run.step.threads) and progress.threads != run.step.threads:
-        changes.append(f"{run.step.threads} thread{'s' * (run.step.threads > 1)} (was {progress.threads})")
+    threads = run.step.threads
+    if progress.threads is not None and threads is not None and progress.threads != threads:
+        changes.append(f"{threads} thread{'s' * (threads > 1)} (was {progress.threads})")
     progress.data, progress.processes = data, comm.world
-    progress.device, progress.threads = comm.device.type, run.step.threads
+    progress.device, progress.threads = comm.device.type, threads
     load_state(run, found, trained_spec)
     if not is_finished(progress, config):
         tell(comm, f"continuing {found}: epoch {progress.epoch + 1}, batch {progress.position + 1}")

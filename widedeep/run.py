@@ -175,6 +175,11 @@ class Run:
         )
         return cls(config, comm, spec, model, make_step(told.step, model, rules, comm.device, comm))
 
+    @property
+    def seed(self) -> int:
+        """Of initial weights, row order and dropout: the config's, or what was drawn where it has none."""
+        return self.model.seed
+
     @cached_property
     def train_shards(self) -> ShardSet:
         return with_rows(open_shards(self.spec, "train", self.config.mode.verify))
@@ -203,7 +208,7 @@ class Run:
             batch,
             mode=self.config.mode.reader_mode,
             device=self.comm.device,
-            seed=self.config.training.seed,
+            seed=self.seed,
             shuffle=shuffle,
             rank=self.comm.rank,
             world=self.comm.world,

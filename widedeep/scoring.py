@@ -97,7 +97,7 @@ def read_predictions(path: Path, label: str, score: str, group: str | None = Non
     if not path.is_file():
         raise InputError(f"{path}: expected a CSV or Parquet file, and there is none")
     names = [name for name in dict.fromkeys((label, score, group)) if name is not None]
-    table = _read_parquet(path, names) if _is_parquet(path) else _read_csv(path, names, {group} - {None, label, score})
+    table = _read_parquet(path, names) if _is_parquet(path) else _read_csv(path, names, {*names} - {label, score})
     if table.num_rows == 0:
         raise InputError(f"{path}: expected rows of predictions, and there are none")
     column = {name: _Column(table[name], name, path) for name in names}

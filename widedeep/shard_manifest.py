@@ -75,6 +75,13 @@ def name_of(kind: str, columns: Mapping[str, Column]) -> str | None:
     return next((column.name for column in columns.values() if column.kind == kind), None)
 
 
+def label_of(directory: Path, columns: Mapping[str, Column]) -> str:
+    """Name of the label column of the shard set at `directory`. Raises InputError where there is none."""
+    if (name := name_of("label", columns)) is None:
+        raise InputError(f"{directory}: expected a label column, found {', '.join(columns)}")
+    return name
+
+
 def is_labelled(manifest: Mapping) -> bool:
     """Whether the label column says anything."""
     statistics = manifest.get("statistics")

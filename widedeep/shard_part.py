@@ -36,7 +36,7 @@ class Part:
         """columns: each name with the next rows as they are stored."""
         with atomic.write_errors(self._directory), open(self.path, "r+b", buffering=0) as file:
             for name, values in columns:
-                data = memoryview(np.ascontiguousarray(values)).cast("B")
+                data = np.ascontiguousarray(values).data.cast("B")
                 self._digests[name].update(data)
                 file.seek(self._ends[name])
                 self._ends[name] += data.nbytes

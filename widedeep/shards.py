@@ -210,7 +210,7 @@ class ShardWriter:
     def _send(self, arrays: dict[str, np.ndarray], first: int) -> None:
         """Gives rows to the thread of their part; first: row number of the first."""
         if self._part is None:
-            self._part = self._begin(min(self._rows_per_shard, self._expected - first))
+            self._part = self._begin(min(self._rows_per_shard, self._expected - first))  # type: ignore[operator]  # threads need it
         self._jobs.append(self._thread().submit(self._write, self._part, arrays, first))
 
     def _write(self, part: Part, arrays: dict[str, np.ndarray], first: int) -> None:
@@ -228,7 +228,7 @@ class ShardWriter:
     def _flush(self) -> None:
         """Ends the part: it is full, or no rows follow."""
         if self._threads:
-            self._jobs.append(self._thread().submit(self._part.entry))
+            self._jobs.append(self._thread().submit(self._part.entry))  # type: ignore[union-attr]  # `_send` began it
             self._part, self._full = None, self._full + 1
             self._collect(len(self._threads))
         else:
@@ -298,7 +298,7 @@ class ShardSet:
             path, data = self.directory / part["file"], self._maps[index]
             for name, block in part["blocks"].items():
                 stop = block["offset"] + padded(block["bytes"])
-                found = xxhash.xxh3_64(data[block["offset"] : stop]).hexdigest()
+                found = xxhash.xxh3_64(data[block["offset"] : stop].data).hexdigest()
                 if found != block["xxh3_64"]:
                     raise InputError(
                         f"{path}: column {name!r} (bytes {block['offset']} to {stop}) is damaged: "

@@ -48,9 +48,10 @@ def gather_arrays(comm: LocalComm, share: Share, arrays: Mapping[str, Tensor]) -
     return whole if comm.rank == 0 else {}
 
 
-def _gather(comm: LocalComm, share: Share, part: Tensor) -> Tensor | None:
+def _gather(comm: LocalComm, share: Share, part: Tensor) -> Tensor:
+    """The whole table on the first process; on the others, which only send, one without rows."""
     counts = comm.all_gather_rows(torch.tensor([len(part)], device=comm.device)).tolist()
-    whole = torch.empty(sum(counts), *part.shape[1:], dtype=part.dtype) if comm.rank == 0 else None
+    whole = torch.empty(sum(counts) if comm.rank == 0 else 0, *part.shape[1:], dtype=part.dtype)
     row = max(1, part.element_size() * part.shape[1:].numel())
     rows = max(1, GATHERED_BYTES // (row * comm.world))
     for start in range(0, max(counts), rows):

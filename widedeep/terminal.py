@@ -3,7 +3,15 @@
 import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Bars:
@@ -13,7 +21,7 @@ class Bars:
         bars.update("clicks", done, total)
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn())
         self._progress = Progress(
             *columns,
@@ -22,7 +30,7 @@ class Bars:
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "Bars":
         self._progress.start()

@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,7 +24,8 @@ class Termination:
     """
 
     def __init__(self, comm: LocalComm):
-        self._comm, self._asked, self._before = comm, False, None
+        self._comm, self._asked = comm, False
+        self._before: Callable[[int, FrameType | None], Any] | int | None = None
 
     def __enter__(self) -> "Termination":
         if threading.current_thread() is threading.main_thread():

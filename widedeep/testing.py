@@ -1,7 +1,7 @@
 """Inputs and tolerances shared by the tests and the benches: random, but the same for the same shape everywhere."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,10 +74,14 @@ class EmbeddingCase:
 
     def double(self) -> "EmbeddingCase":
         """The same values in float64, for the reference."""
-        wide = [t.double() for t in (self.wide, self.wide_numeric, self.wide_bias)]
-        tables = [t.double() for t in self.tables]
-        rest = (self.hotness, self.mean, self.columns, self.numeric_columns, self.width)
-        return EmbeddingCase(self.ids, self.numeric.double(), tables, *wide, *rest)
+        return replace(
+            self,
+            numeric=self.numeric.double(),
+            tables=[t.double() for t in self.tables],
+            wide=self.wide.double(),
+            wide_numeric=self.wide_numeric.double(),
+            wide_bias=self.wide_bias.double(),
+        )
 
 
 # (rows, dim, hotness, mean): widths that are and are not multiples of 8, one-hot and multi-hot, a table of one row.

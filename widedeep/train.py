@@ -75,7 +75,7 @@ def fit(run: Run, checkpoints: Checkpoints, progress: Progress) -> None:
                 progress.step += 1
                 progress.position += 1
                 journal.advance(batch.global_rows)
-                if to_log:
+                if logit is not None:
                     journal.batch(watch.check(progress.step), lr, logit, batch)
                 ends = termination.agreed(waits=to_log)
                 if ends or (mode.checkpoint_every_steps and progress.step % mode.checkpoint_every_steps == 0):

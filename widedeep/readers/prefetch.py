@@ -119,4 +119,4 @@ def _copies(batches: Iterator[tuple[Slice, Rows]], device: torch.device, stream:
                     copied = stream.record_event()
                 yield piece, rows, copied
     finally:
-        batches.close()
+        batches.close()  # type: ignore[attr-defined]  # of a generator

@@ -12,7 +12,7 @@ from widedeep import affinity
 from widedeep._load import assemble_rows, epoch_rows, has_cuda_kernels
 from widedeep.errors import InputError
 from widedeep.ops import gather_batch_out
-from widedeep.shard_manifest import name_of
+from widedeep.shard_manifest import label_of, name_of
 from widedeep.shards import ShardSet
 from widedeep.shuffle import EpochOrder
 
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Any]) -> "Rows":
         """Apply a function to each matrix that is there."""
-        return Rows(*(None if tensor is None else function(tensor) for tensor in self))
+        return Rows._make(None if tensor is None else function(tensor) for tensor in self)
 
     def cut(self, start: int, stop: int) -> "Rows":
         """Views of rows [start, stop)."""
@@ -59,10 +59,10 @@ class Rows(NamedTuple):
             gather_batch_out(self, settings, start, out=out)
             return
         stop = start + len(out.label)
-        index = np.arange(start, stop) if order is None else order.rows_at(start, stop)
-        index = torch.from_numpy(index).to(self.label.device)
+        rows = np.arange(start, stop) if order is None else order.rows_at(start, stop)
+        index = torch.from_numpy(rows).to(self.label.device)
         for source, target in zip(self, out):
-            if target is not None:
+            if source is not None and target is not None:
                 torch.index_select(source, 0, index, out=target)
 
 
@@ -74,7 +74,7 @@ class Layout:
         if spec is None:
             tables = [c.name for c in columns if c.kind == "categorical"]
             self._numeric = [c.name for c in columns if c.kind == "numeric"]
-            label = name_of("label", shards.columns)
+            label = label_of(shards.directory, shards.columns)
         else:
             shards.check(spec)
             tables = [f.name for f in spec.categorical]
@@ -83,9 +83,9 @@ class Layout:
         self._group = name_of("group", shards.columns)
         self._hotness = [shards.columns[name].hotness for name in tables]
         self._shards = shards
-        stored = ([shards.column(name) for name in names] for names in (tables, self._numeric))
+        ids, numerics = ([shards.column(name) for name in names] for names in (tables, self._numeric))
         group = shards.column(self._group) if self._group else None
-        self._stored = (*stored, shards.column(label), group, shards.ends.tolist())
+        self._stored = (ids, numerics, shards.column(label), group, shards.ends.tolist())
         if not tables and not self._numeric:
             raise InputError(
                 f"{shards.directory}: has neither categorical nor numeric columns; a model needs at least one"
@@ -132,7 +132,7 @@ class Layout:
             self._assemble(np.arange(start, start + count), None, host)
             if host is not target:
                 for there, here in zip(target, host):
-                    if there is not None:
+                    if there is not None and here is not None:
                         there.copy_(here)
 
         with ThreadPoolExecutor(min(LOADERS, affinity.cores())) as pool:
@@ -151,4 +151,4 @@ class Layout:
         )
 
     def _assemble(self, rows: np.ndarray, slots: np.ndarray | None, out: Rows) -> None:
-        assemble_rows(*self._stored, rows, slots, out.map(Tensor.numpy))
+        assemble_rows(*self._stored, rows, slots, [None if tensor is None else tensor.numpy() for tensor in out])

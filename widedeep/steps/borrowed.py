@@ -87,8 +87,8 @@ class Lender:
             table; rows [m] int64 of `wide`; their gradients [m]. Rows repeat where ranks share them.
         """
         counts = borrowed.counts
-        tables, wide = self._send([tables, _split(wide, counts)], counts, borrowed.lent_counts)
-        return list(zip(borrowed.lent, tables)), borrowed.lent_wide, torch.cat(wide)
+        of_tables, of_wide = self._send([tables, _split(wide, counts)], counts, borrowed.lent_counts)
+        return list(zip(borrowed.lent, of_tables)), borrowed.lent_wide, torch.cat(of_wide)
 
     def _ask_for(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Ids as rows of what will be borrowed; what that is: flat rows [U] of the whole model, rows [U] of the tables

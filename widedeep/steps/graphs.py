@@ -27,7 +27,7 @@ class Graphs:
         self.device = device
         self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
         self._seen: set[Hashable] = set()
-        self._pool = None
+        self._pool: torch.cuda._POOL_HANDLE | None = None
         self._captures = True
         self._stream = own_stream(device, priority=-1)
 

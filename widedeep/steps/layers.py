@@ -146,8 +146,7 @@ class Sm90Layers(Layers):
         weights = [self.transposed[i] for i in layers]
         masks = [self._masks(len(dz))[i - 1] for i in layers if i]
         found_inf = None if layers[-1] else found_inf
-        outputs = {"dx": dx, "dbias": dbias, "found_inf": found_inf}
-        linear_sm90.linear_sm90_dgrad_out(dz, weights, masks, p, **outputs)
+        linear_sm90.linear_sm90_dgrad_out(dz, weights, masks, p, dx=dx, dbias=dbias, found_inf=found_inf)
 
     def _masks(self, rows: int) -> list[Tensor]:
         """Those of a batch of `rows`."""

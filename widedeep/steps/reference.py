@@ -75,13 +75,14 @@ class ReferenceStep(Step):
 
     def _unscale_(self, grads: Iterable[Tensor]) -> bool:
         """Divides by the loss scale, one for both parts, in place; whether the update may be made, on all ranks."""
-        if self.scale is None:
+        scale, found = self.scale, self.found_inf
+        if scale is None or found is None:
             return True
-        self.found_inf.zero_()
+        found.zero_()
         for g in grads:
-            reference.check_finite_([g], self.found_inf)
-            g /= self.scale
-        return not self.comm.all_reduce_(self.found_inf).item()
+            reference.check_finite_([g], found)
+            g /= scale
+        return not self.comm.all_reduce_(found).item()
 
     def _update(self, ids: Tensor, grads: dict[str, Tensor], lr: float) -> None:
         config, slots, model = self.config, self.slots, self.model
@@ -129,8 +130,9 @@ class ReferenceStep(Step):
     def _by_array_name(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients by parameter name (`tables.0`, `wide`) to those by checkpoint name."""
         model = self.model
-        tables = {f"tables.{i}": f"deep.table.{f.name}" for i, f in enumerate(model.spec.categorical)}
-        named = {}
+        others = {f"tables.{i}": f"deep.table.{f.name}" for i, f in enumerate(model.spec.categorical)}
+        others |= {"wide_numeric": "wide.numeric.weight", "wide_bias": "wide.bias"}
+        named: dict[str, Tensor] = {}
         for name, g in grads.items():
             if name == "wide":
                 named |= model.wide_tables(g)
@@ -139,7 +141,7 @@ class ReferenceStep(Step):
             elif name.startswith("out."):
                 named[f"deep.{name}"] = g
             else:
-                named[tables.get(name, {"wide_numeric": "wide.numeric.weight", "wide_bias": "wide.bias"}.get(name))] = g
+                named[others[name]] = g
         return named
 
     @contextlib.contextmanager

@@ -80,9 +80,10 @@ def update_rows(
     """
     rules = (lr, slots.updates, config.rho, config.eps)
     if model.has_deep:
-        for weight, rms, last_step, gradient in zip(model.tables, slots.table_rms, slots.table_last_step(), tables):
+        per_table = zip(model.tables, slots.table_rms, slots.table_last_step(), tables)
+        for weight, rms, last_step, (rows, values) in per_table:
             if weight.shape[1]:  # else the rows would be sorted for nothing
-                ops.rmsprop_rows_(weight.data, rms, last_step, *gradient, *rules)
+                ops.rmsprop_rows_(weight.data, rms, last_step, rows, values, *rules)
     if model.has_wide:
         state = (model.wide.data, slots.accum, slots.linear)
         ops.ftrl_rows_(*state, wide_rows, wide, config.wide_lr, config.l1, config.l2)

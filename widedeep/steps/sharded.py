@@ -11,14 +11,14 @@ from widedeep import ops
 from widedeep.data import Batch
 from widedeep.dist import LocalComm
 from widedeep.model import WideDeep
-from widedeep.steps.base import StepConfig
+from widedeep.steps.base import Step, StepConfig
 from widedeep.steps.borrowed import Borrowed, Lender
 from widedeep.steps.cuda_ranks import RanksCudaStep
 from widedeep.steps.fused import FusedStep
 from widedeep.steps.graphs import NoGraphs
 
 
-class _Sharded:
+class _Sharded(Step):
     """What both steps do otherwise. Each call of `train`, `predict`, `parts` and `gradients` is one of all ranks."""
 
     lender: Lender
@@ -30,12 +30,12 @@ class _Sharded:
         self.lender = Lender(comm, model.spec, [table.data for table in tables], wide.data)
 
     def _take(self, batch: Batch) -> Batch:
-        taken = super()._take(batch)
+        taken = super()._take(batch)  # type: ignore[misc]  # both steps have one
         self.borrowed = self.lender.borrow(taken.ids)
         return taken._replace(ids=self.borrowed.ids)
 
     def _row_gradients(self, *args) -> tuple[Tensor, list[Tensor], Tensor]:
-        _, tables, wide = super()._row_gradients(*args)
+        _, tables, wide = super()._row_gradients(*args)  # type: ignore[misc]  # as above
         return self.borrowed.rows, tables, wide
 
     def _exchange(
@@ -60,7 +60,7 @@ class ShardedCudaStep(_Sharded, RanksCudaStep):
 
     def _take(self, batch: Batch) -> Batch:
         taken = super()._take(batch)
-        self.lookup = [self.borrowed.tables, self.borrowed.wide, *self.lookup[2:]]
+        self.lookup = (self.borrowed.tables, self.borrowed.wide, *self.lookup[2:])
         return taken
 
     def _ask_for_counts(self, segments: ops.Segments) -> None:

@@ -71,6 +71,6 @@ def mark(device: torch.device) -> Mark:
 def between(marks: Sequence[Mark]) -> list[float]:
     """Seconds from each mark to the next; waits for the last."""
     if isinstance(marks[-1], float):
-        return [b - a for a, b in pairwise(marks)]
+        return [b - a for a, b in pairwise(marks)]  # type: ignore[operator]  # all are of one kind
     marks[-1].synchronize()
-    return [a.elapsed_time(b) / 1000 for a, b in pairwise(marks)]
+    return [a.elapsed_time(b) / 1000 for a, b in pairwise(marks)]  # type: ignore[union-attr, arg-type]  # as above

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -215,7 +216,7 @@ def bits_difference(chain: Sm90Chain, single: Sm90Layers, p: float, buffers: Act
         for i in stack.down:
             again, sums = spare[: inputs[i].numel()].view_as(inputs[i]), [torch.empty_like(b) for b in stack.dbias]
             below = slice(i - 1, i) if i else slice(0)
-            outputs = {"dx": [again], "dbias": sums[below], "found_inf": stack.found_inf}
+            outputs: dict[str, Any] = {"dx": [again], "dbias": sums[below], "found_inf": stack.found_inf}
             single.dgrad([i], stack.gradients[i + 1], inputs, p, **outputs)
             pairs = [(again, stack.gradients[i]), *zip(sums[below], stack.dbias[below])]
             if not all(_same_bits(a, b) for a, b in pairs):
