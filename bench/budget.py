@@ -41,7 +41,8 @@ class Budget:
     """The measured lines, and the two ceilings."""
 
     def __init__(self, B: int, calls: int, sm90: bool, sustained: bool):
-        self.B, self.clock, self.sm90, self.lines = B, Clock("cuda", calls, sustained), sm90, []
+        self.B, self.clock, self.sm90 = B, Clock("cuda", calls, sustained), sm90
+        self.lines: list[Line] = []
         self.limits = ceilings("cuda", calls, sustained)
 
     def add(self, name: str, function: Callable[[], object], target: float | None, *, bytes=0.0, flops=0.0) -> None:
@@ -86,13 +87,13 @@ def embedding(budget: Budget) -> None:
     lr, step = torch.full((1,), 1e-4, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
     dx = normal(B, case.width, device="cuda", dtype=torch.float16, scale=1e-4)
     state = (case.tables, rms, last_step, case.wide, *slots)
-    rules = (lr, step, 0.5, 1e-7, 0.02)
+    update = (case.ids, dx, dlogit, *segments, *state, *places, lr, step, 0.5, 1e-7, 0.02)
     touched = segments[0][segments[0] >= 0].long()
     starts = segments[-1].tolist()
     row_bytes = sum((b - a) * d * 16 for a, b, d in zip(starts, starts[1:], case.dims)) + 32 * len(touched)
     budget.add(
         "embedding update",
-        lambda: ops.embedding_update_(case.ids, dx, dlogit, *segments, *state, *places, *rules),
+        lambda: ops.embedding_update_(*update),
         0.30,
         bytes=dx.numel() * 2 + 8 * case.ids.numel() + row_bytes,
     )

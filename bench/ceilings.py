@@ -48,7 +48,7 @@ class Clock:
     def _on_gpu(self, function: Callable[[], object]) -> float:
         # Long enough for the host to queue an op of some launches: no gap between them is timed. Of a peer that makes
         # dozens some of the host's time is.
-        self.flush.zero_()
+        self.flush.zero_()  # type: ignore[union-attr]  # as `seconds` has seen
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         function()

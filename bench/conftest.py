@@ -20,7 +20,9 @@ def tell(config: pytest.Config, name: str, info: dict[str, float]) -> None:
         if unit in info
     ]
     out = config.get_terminal_writer()
-    with config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    assert capture is not None  # pytest's own
+    with capture.global_and_fixture_disabled():
         if out.width_of_current_line:
             out.line()
         if not config.stash.get(BEGUN, False):
@@ -55,7 +57,11 @@ def measure(benchmark, device, request) -> Callable[..., None]:
 
     def run(function: Callable[[], object], flops: float = 0, bytes: float = 0) -> None:
         if device == "cuda":
-            benchmark.pedantic(lambda: (function(), torch.cuda.synchronize()), rounds=5, warmup_rounds=2)
+            benchmark.pedantic(
+                lambda: (function(), torch.cuda.synchronize()),  # type: ignore[func-returns-value]  # for its effect
+                rounds=5,
+                warmup_rounds=2,
+            )
             seconds = Clock(device, calls=50).seconds(function)
         else:
             benchmark.pedantic(function, rounds=7, warmup_rounds=1)

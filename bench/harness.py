@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, product, repeat
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import torch
 from bench import peers
 from bench.job import Contender, Job, write_shards
 from bench.ours import WideDeepContender
+from widedeep.config import ReaderMode
 from widedeep.data import MODES, Batch, Places, Reader
 from widedeep.errors import InputError
 from widedeep.feature_spec import FeatureSpec
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace, what: str, action: Action) -> dict:
         shards = Path(directory) / "train"
         write_shards(shards, spec, max(EPOCH_STEPS[data] for data in args.data) * max(args.batch))
         for batch, data in product(args.batch, args.data):
-            mode = "auto" if data == CONSTANT else data
+            mode: ReaderMode = "auto" if data == CONSTANT else data
             reader = Reader(ShardSet.open(shards), batch, mode=mode, device=job.device, spec=spec)
             results.append(_measure(args, contenders, skipped, reader, action, data == CONSTANT))
             if args.json:  # so that a run which is cut short has told what it measured
@@ -126,7 +127,7 @@ def _contenders(args: argparse.Namespace, job: Job) -> tuple[list[Contender], di
     """Ours first, and the peers that run here and agree with it; the others with the reason."""
     names, skipped = peers.chosen(args.peers, args.device)
     ours = WideDeepContender(job, args.step, args.gemm)
-    contenders = [ours]
+    contenders: list[Contender] = [ours]
     with tempfile.TemporaryDirectory(prefix="widedeep-bench-") as directory:
         write_shards(Path(directory) / "check", job.spec, 256, seed=1)
         reader = Reader(ShardSet.open(Path(directory) / "check"), 256, device=job.device, spec=job.spec)
@@ -202,8 +203,9 @@ def _measure(
     steps = {name: args.steps or max(1, round(1.0 / each)) for name, each in took.items() if each}
     own: list[float] = []
     pairs: dict[str, list[tuple[float, float]]] = {c.name: [] for c in others}
+    turns: Sequence[Contender | None] = others or [None]
     for _ in range(args.rounds):
-        for peer in others or [None]:
+        for peer in turns:
             own.append(seconds(ours, steps[ours.name]))
             if peer is not None and (theirs := attempt(peer, steps.get(peer.name, 0))):
                 pairs[peer.name].append((own[-1], theirs))

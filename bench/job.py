@@ -43,6 +43,11 @@ class Contender(ABC):
     name: str
     version: str
 
+    @property
+    def gemm(self) -> str | None:
+        """The route of the hidden layers' products; None where there is one alone."""
+        return None
+
     def places(self, rows: int) -> tuple[Tensor, Tensor, Tensor] | None:
         """Where the reader shall write ids, numeric and label of a batch; None: anywhere."""
         return None
@@ -75,8 +80,8 @@ def write_shards(directory: Path, spec: FeatureSpec, rows: int, seed: int = 0) -
         shape = (rows,) if f.hotness == 1 else (rows, f.hotness)
         rank = np.searchsorted(edges, g.random(shape)).clip(max=f.cardinality - 1)
         columns[f.name] = g.permutation(f.cardinality)[rank]
-    for f in spec.numeric:
-        columns[f.name] = g.random(rows, dtype=np.float32)
+    for number in spec.numeric:
+        columns[number.name] = g.random(rows, dtype=np.float32)
     columns[spec.label] = (g.random(rows) < 0.2).astype(np.uint8)
     with ShardWriter(directory, spec) as writer:
         writer.append(columns)

@@ -27,12 +27,13 @@ class WideDeepContender(Contender):
         )
         self.lr = job.lr
         self.step = make_step(kind, model, config, job.device)
-        self.places = self.step.places
 
     @property
     def gemm(self) -> str | None:
-        """The route of the hidden layers' products; None where there is one alone."""
         return getattr(self.step, "gemm", None)
+
+    def places(self, rows: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        return self.step.places(rows)
 
     def train(self, batch: Batch, step: int) -> None:
         self.step.train(batch, step, self.lr)

@@ -36,20 +36,19 @@ def run(data: Path, out: Path, stage: Callable, buckets: dict[str, int]) -> Path
     events, meta, promoted = (tables(data)[name] for name in ("events", "documents_meta", "promoted_content"))
     clicks = scan(data, "clicks_train")
     with stage("tables"):
-        events, meta, promoted = pl.collect_all([events, meta, promoted], engine="streaming")
-        events, meta, promoted = events.lazy(), meta.lazy(), promoted.lazy()
+        events, meta, promoted = (t.lazy() for t in pl.collect_all([events, meta, promoted], engine="streaming"))
     page = meta.select("document_id", "published")
     promoted = promoted.join(meta.select(pl.all().name.suffix("_promo")), "document_id_promo", "left")
     with stage("counts"):
         rows = clicks.join(events.select("display_id", "train", "document_id", "timestamp"), "display_id", "left")
         rows = rows.with_columns(pl.col("train").fill_null(False))
-        counts = rows.group_by("ad_id").agg(
+        by_ad = rows.group_by("ad_id").agg(
             pl.col("train").sum().alias("rows"), (pl.col("train") & (pl.col("clicked") == 1)).sum().alias("clicks")
         )
         aged = rows.filter("train").join(page, "document_id", "left")
         aged = aged.join(promoted.select("ad_id", "published_promo"), "ad_id", "left")
-        medians = aged.select(age("published").median().alias("page"), age("published_promo").median().alias("promo"))
-        counts, medians = pl.collect_all([counts, medians], engine="streaming")
+        middle = aged.select(age("published").median().alias("page"), age("published_promo").median().alias("promo"))
+        counts, medians = pl.collect_all([by_ad, middle], engine="streaming")
     with stage("ads"):
         ads = counts.lazy().join(promoted, "ad_id", "left").with_columns(*_rates()).with_columns(*_counts())
         ads = ads.drop("rows", "clicks").collect().lazy()

@@ -15,6 +15,8 @@ from widedeep.data import Batch
 class TorchWideDeep(nn.Module):
     """nn.Embedding and nn.Linear as one would write them; the wide tables are one embedding over all ids."""
 
+    row_base: Tensor
+
     def __init__(self, job: Job, sparse: bool):
         super().__init__()
         spec, arrays = job.spec, {name: a.clone() for name, a in job.arrays.items()}
@@ -70,9 +72,10 @@ class SparseRMSprop(torch.optim.Optimizer):
             self.state[p] = {"rms": torch.zeros_like(p)}
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure=None) -> None:  # type: ignore[override]  # closures are for other optimizers
         job = self.job
         for p, state in self.state.items():
+            assert p.grad is not None
             grad = p.grad.coalesce()
             rows, values = grad.indices()[0], grad.values()
             mean = state["rms"][rows].mul_(job.rho).addcmul_(values, values, value=1 - job.rho)
@@ -90,8 +93,9 @@ class Ftrl(torch.optim.Optimizer):
             self.state[p] = {"accum": torch.full_like(p, job.initial_accumulator), "linear": torch.zeros_like(p)}
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure=None) -> None:  # type: ignore[override]  # closures are for other optimizers
         for p, state in self.state.items():
+            assert p.grad is not None
             accum, linear = state["accum"], state["linear"]
             if p.grad.is_sparse:
                 grad = p.grad.coalesce()
@@ -114,23 +118,23 @@ class TorchContender(Contender):
         gradients cannot be compiled).
     """
 
+    model: nn.Module
+
     def __init__(self, name: str, job: Job, sparse: bool, compile: str | None = None):
         self.name, self.version = name, f"torch {torch.__version__}"
         self.job = job
-        self.model = TorchWideDeep(job, sparse).to(job.device)
+        self.model = model = TorchWideDeep(job, sparse).to(job.device)
         if compile is not None:
             # Not dynamic: the second batch size too gets kernels made for it.
             options = {"dynamic": False} | ({} if compile == "default" else {"mode": compile})
             if sparse:
-                self.model.mlp = torch.compile(self.model.mlp, **options)
+                model.mlp = torch.compile(model.mlp, **options)  # type: ignore[call-overload]  # options as a dict
             else:
-                self.model = torch.compile(self.model, **options)
-        wide = [self.model.wide.weight, *self.model.wide_numeric.parameters()]
-        tables = list(self.model.tables.parameters())
-        layers = list(self.model.mlp.parameters())
-        dense = {"lr": job.lr, "alpha": job.rho, "eps": job.eps}
-        optimizers = [torch.optim.RMSprop(layers if sparse else tables + layers, **dense), Ftrl(wide, job)]
-        self._steps_by([*optimizers, SparseRMSprop(tables, job)] if sparse else optimizers)
+                self.model = torch.compile(model, **options)  # type: ignore[call-overload]  # options as a dict
+        wide = [model.wide.weight, *model.wide_numeric.parameters()]
+        tables, layers = list(model.tables.parameters()), list(model.mlp.parameters())
+        dense = torch.optim.RMSprop(layers if sparse else tables + layers, lr=job.lr, alpha=job.rho, eps=job.eps)
+        self._steps_by([dense, Ftrl(wide, job), *([SparseRMSprop(tables, job)] if sparse else [])])
 
     def _steps_by(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self.optimizers, self.loss = optimizers, nn.BCEWithLogitsLoss()
@@ -169,6 +173,8 @@ class TorchContender(Contender):
 class OwnLoopContender(TorchContender):
     """`widedeep.WideDeep` and its optimizers in a loop of one's own (docs/your-own-loop.md)."""
 
+    model: WideDeep
+
     def __init__(self, name: str, job: Job):
         self.name, self.version, self.job = name, f"torch {torch.__version__}", job
         model = WideDeep(job.spec, job.hidden, job.dropout, seed=0)
@@ -180,5 +186,6 @@ class OwnLoopContender(TorchContender):
 
     def _precision(self) -> contextlib.AbstractContextManager:
         if self.job.device.type == "cuda":
-            ops.allow_tf32_(self.model.out.weight, self.job.precision == "tf32")
+            weight = self.model.out.weight  # type: ignore[union-attr]  # a job has hidden layers
+            ops.allow_tf32_(weight, self.job.precision == "tf32")
         return super()._precision()

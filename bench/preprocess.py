@@ -131,7 +131,7 @@ def title(contender: tuple[str, str]) -> str:
 def measure(contender: tuple[str, str], data: Path, out: Path, workers: int, device: str) -> dict[str, Any]:
     """One run of a contender; what it wrote is deleted."""
     out.mkdir()
-    command = [sys.executable, "-m", "bench.preprocess_child", *contender, data, out, str(workers), device]
+    command = [sys.executable, "-m", "bench.preprocess_child", *contender, str(data), str(out), str(workers), device]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     finally:

@@ -258,7 +258,7 @@ def _header(path: Path, line: bytes, columns: Sequence[Column], format: Format) 
         wanted = f" with {', '.join(c.name for c in columns)}" if columns else ""
         raise InputError(f"{path}: the {'first line' if line else 'file'} is empty, expected a header line{wanted}")
     try:
-        header = tuple(next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], delimiter=format.delimiter)))
+        header = tuple(next(_reader([line.decode("utf-8-sig").rstrip("\r\n")], format)))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, line 1: expected a header line in UTF-8: {error}") from error
     except csv.Error as error:
@@ -329,9 +329,9 @@ def _diagnose(block: Block, data: bytes, columns: Sequence[Column], error: Excep
             found = "an open quote; a quoted field that spans lines is not supported"
             return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {found}")
         try:  # as pyarrow: quotes after a quoted field are text
-            fields = next(csv.reader([text], delimiter=block.format.delimiter))
-        except csv.Error as fault:
-            return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {fault}")
+            fields = next(_reader([text], block.format))
+        except csv.Error as why:
+            return InputError(f"{block.path}, line {line}: expected {len(block.header)} fields, found {why}")
         if len(fields) != len(block.header):
             mark = other_delimiter(fields)
             found = f"{len(fields)}{'' if mark is None else f'; its delimiter may be {mark!r}'}"
@@ -344,12 +344,17 @@ def _diagnose(block: Block, data: bytes, columns: Sequence[Column], error: Excep
 
 def _is_open(line: str, format: Format) -> bool:
     """Whether a line ends within a quoted field, so that the next one belongs to the same row."""
-    reader = csv.reader([line, ""], delimiter=format.delimiter)
+    reader = _reader([line, ""], format)
     try:
         next(reader)
     except csv.Error:  # a field longer than the module takes
         return False
     return reader.line_num == 2
+
+
+def _reader(lines: list[str], format: Format):
+    assert format.delimiter is not None  # see `Format.of`
+    return csv.reader(lines, delimiter=format.delimiter)
 
 
 def _lines_before(block: Block) -> int:

@@ -25,13 +25,12 @@ class Stage:
     rows: int = 0
     seconds: float = 0.0
     _bar: Progress | None = None
-    _task: int = 0
 
     def advance(self, rows: int, work: int | None = None) -> None:
         """work: what was done in the unit of the stage's total, if that is not rows."""
         self.rows += rows
         if self._bar is not None:
-            self._bar.update(self._task, advance=rows if work is None else work, rows=self.rows)
+            self._bar.update(self._bar.task_ids[0], advance=rows if work is None else work, rows=self.rows)
 
     def to_dict(self) -> dict[str, float]:
         rate = self.rows / max(self.seconds, 1e-9)
@@ -84,7 +83,8 @@ class Stages:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
-            stage._bar, stage._task = bar, bar.add_task(name, total=total, rows=0)
+            bar.add_task(name, total=total, rows=0)
+            stage._bar = bar
             yield stage
         stage._bar = None
         stage.seconds = time.perf_counter() - start

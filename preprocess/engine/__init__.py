@@ -7,12 +7,12 @@ processes. Figures: docs/scaling.md.
 from pathlib import Path
 
 from preprocess.engine import gpus
-from preprocess.engine.base import Engine, WorkerLost, cores
+from preprocess.engine.base import Engine, Pool, WorkerLost, cores
 from preprocess.engine.processes import ProcessEngine
 from preprocess.engine.threads import ThreadEngine
 from widedeep.errors import InputError
 
-__all__ = ["ENGINES", "Engine", "ProcessEngine", "ThreadEngine", "WorkerLost", "cores", "make"]
+__all__ = ["ENGINES", "Engine", "Pool", "ProcessEngine", "ThreadEngine", "WorkerLost", "cores", "make"]
 
 ENGINES = ("threads", "processes", "dask")
 
@@ -41,14 +41,13 @@ def make(kind: str, workers: int | None, scratch: Path, *, scheduler: str | None
     if kind == "threads":
         return ThreadEngine(cores() if workers is None else workers, scratch)
     devices = () if scheduler is not None else gpus.visible(device)
-    if scheduler is None and workers is None:
-        workers = len(devices) or cores()
+    count = workers or len(devices) or cores()
     if kind == "processes":
-        return ProcessEngine(workers, scratch, devices)
+        return ProcessEngine(count, scratch, devices)
     try:
         from preprocess.engine.cluster import DaskEngine
     except ImportError as error:
         raise InputError(
             "engine 'dask' needs dask: pip install 'widedeep[dask]', or take engine 'processes'"
         ) from error
-    return DaskEngine(workers, scratch, scheduler, devices)
+    return DaskEngine(count if scheduler is None else None, scratch, scheduler, devices)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from widedeep.errors import RunError
 
@@ -18,6 +18,17 @@ class WorkerLost(RunError):
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+class Pool(Protocol):
+    """What maps functions over tasks: an `Engine`, or one whose progress is shown."""
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at the same time."""
+
+    def map(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        """`function(task)` of every task, in order."""
 
 
 class Engine(ABC):

@@ -24,6 +24,7 @@ class DaskEngine(Engine):
     """Workers that dask knows, a task a thread. A worker that ends is replaced and its task done again, three times."""
 
     worker_bytes = 192 << 20
+    results: Path  # never None
 
     def __init__(self, workers: int | None, scratch: Path, scheduler: str | None, devices: Sequence[str]):
         """workers: of a cluster made here; None with `scheduler`, the address of a running one, which has its own.

@@ -21,6 +21,7 @@ class ProcessEngine(Engine):
     """A pool of processes that end with this one, however it ends: each waits for the end of a pipe held here."""
 
     worker_bytes = 128 << 20
+    results: Path  # never None
 
     def __init__(self, workers: int, scratch: Path, devices: Sequence[str]):
         """devices: the GPUs to deal out, one a worker; see `gpus`."""

@@ -115,17 +115,16 @@ def _chosen(host: dict[str, np.ndarray], chosen: np.ndarray) -> np.ndarray:
     """The rows of one side as `ROW`; chosen: [n] bool."""
     at = np.flatnonzero(chosen)
     rows = np.empty(len(at), ROW)
-    for name in ROW.names:
-        rows[name] = np.take(host[name], at)
+    for column in layout.CLICKS:
+        rows[column.name] = np.take(host[column.name], at)
     return rows
 
 
 def _count(task: Task, host: dict[str, np.ndarray], xp: ModuleType) -> tuple[np.ndarray, np.ndarray, AdCounts]:
     """host: `layout.CLICKS` -> on the host, which rows are for training [n] bool, `Scan.ages` and `Scan.ads`."""
-    events, documents, promoted = (
-        store.load(task.work, name, kind, task.device)
-        for name, kind in (("events", Events), ("documents", Documents), ("promoted", Promoted))
-    )
+    events = store.load(task.work, "events", Events, task.device)
+    documents = store.load(task.work, "documents", Documents, task.device)
+    promoted = store.load(task.work, "promoted", Promoted, task.device)
     display, ad = (xp.asarray(host[name]) for name in ("display_id", "ad_id"))
     event = events.lookup.find(display, xp)
     timestamp, train = take(events.timestamp, event, xp), take(events.train, event, xp)

@@ -41,24 +41,24 @@ FEWER, FEWER_OR_SMALLER = "fewer workers need less", "fewer workers or a smaller
 _M_ARENA_MAX = -8  # of malloc.h
 
 
-def block_bytes(config: OutbrainConfig, files: Mapping[str, Path | None], engine: Engine) -> int:
+def block_bytes(config: OutbrainConfig, files: Mapping[str, Path], engine: Engine) -> int:
     """Bytes of CSV parsed at a time.
 
     Args:
-        files: by name of the raw file; None where it is absent.
+        files: by name of the raw file, those that are there.
     Raises:
         InputError: the limit leaves no room to read the largest table, or to write shards whatever the tables take.
     """
     if config.memory_limit is None:
         return csv_io.BLOCK_BYTES
-    build = max((_build_bytes(n, p) for n, p in files.items() if p is not None and n != "clicks_train"), default=0)
+    build = max((_build_bytes(n, p) for n, p in files.items() if n != "clicks_train"), default=0)
     fixed = PROCESS + engine.workers * engine.worker_bytes + build
     each = BLOCK_FACTOR * engine.workers
     limit = config.memory_limit
     if (reading := fixed + MIN_BLOCK * each) > limit:
         limit = _whole(reading)
-    if (need := _least_to_write(replace(config, memory_limit=limit), 0, engine)) > config.memory_limit:
-        raise _too_small(config, need, FEWER if need == limit else FEWER_OR_SMALLER)
+    if (need := _least_to_write(config, limit, 0, engine)) > config.memory_limit:
+        raise _too_small(config.memory_limit, need, FEWER if need == limit else FEWER_OR_SMALLER)
     return min(csv_io.BLOCK_BYTES, (config.memory_limit - fixed) // each)
 
 
@@ -81,8 +81,8 @@ def chunk_rows(config: OutbrainConfig, table_bytes: int, engine: Engine) -> int:
     wanted = config.chunk_rows or DEFAULT_CHUNK_ROWS[config.device]
     if config.memory_limit is None:
         return wanted
-    if (need := _least_to_write(config, table_bytes, engine)) > config.memory_limit:
-        raise _too_small(config, need, FEWER_OR_SMALLER)
+    if (need := _least_to_write(config, config.memory_limit, table_bytes, engine)) > config.memory_limit:
+        raise _too_small(config.memory_limit, need, FEWER_OR_SMALLER)
     fixed, each = _to_write(config, table_bytes, engine)
     return min(wanted, (config.memory_limit - fixed) // each)
 
@@ -95,13 +95,13 @@ def _to_write(config: OutbrainConfig, table_bytes: int, engine: Engine) -> tuple
     return fixed, (2 * engine.workers + 1) * chunk_row
 
 
-def _least_to_write(config: OutbrainConfig, table_bytes: int, engine: Engine) -> int:
-    """The memory limit if the transforms fit into it, else the least above it that they do, in whole MiB. A higher one
-    may give more writers, which take more."""
-    fixed, each = _to_write(config, table_bytes, engine)
-    if (need := fixed + MIN_CHUNK_ROWS * each) <= config.memory_limit:
-        return config.memory_limit
-    return _least_to_write(replace(config, memory_limit=_whole(need)), table_bytes, engine)
+def _least_to_write(config: OutbrainConfig, limit: int, table_bytes: int, engine: Engine) -> int:
+    """`limit` if the transforms fit into it, else the least above it that they do, in whole MiB. A higher one may give
+    more writers, which take more."""
+    fixed, each = _to_write(replace(config, memory_limit=limit), table_bytes, engine)
+    if (need := fixed + MIN_CHUNK_ROWS * each) <= limit:
+        return limit
+    return _least_to_write(config, _whole(need), table_bytes, engine)
 
 
 def _shard_row(config: OutbrainConfig) -> int:
@@ -137,10 +137,9 @@ def _build_bytes(name: str, path: Path) -> int:
     return int(size * BUILD_FACTOR[name])
 
 
-def _too_small(config: OutbrainConfig, need: int, advice: str) -> InputError:
+def _too_small(limit: int, need: int, advice: str) -> InputError:
     return InputError(
-        f"memory_limit is {config.memory_limit / 2**20:.0f} MiB, expected at least {need >> 20} MiB for this"
-        f" data set; {advice}"
+        f"memory_limit is {limit / 2**20:.0f} MiB, expected at least {need >> 20} MiB for this data set; {advice}"
     )
 
 

@@ -34,7 +34,7 @@ class NvtabularStatistics(Statistics):
 
     @classmethod
     def learn(
-        cls, ads: AdCounts, ages: np.ndarray, promoted: Promoted, places: Mapping[str, Mapping[str, int]]
+        cls, ads: AdCounts, ages: np.ndarray, promoted: Promoted, places: Mapping[str, dict[str, int]]
     ) -> "NvtabularStatistics":
         keys = cls.count_keys(ads, promoted)
         train_rows = int(ads.train_rows.sum())

@@ -51,7 +51,7 @@ def run(config: OutbrainConfig) -> dict[str, Any]:
         RunError: the disk is full, or a worker was lost; after the latter the same run continues too.
     """
     files = _find(config)
-    present = [path for path in files.values() if path is not None]
+    present = [*files.values()]
     reads = present if config.stats is None else [*present, Path(config.stats)]
     if config.memory_limit is not None:
         memory.keep_one_heap()
@@ -70,15 +70,18 @@ def run(config: OutbrainConfig) -> dict[str, Any]:
             store.forget()
 
 
-def _find(config: OutbrainConfig) -> dict[str, Path | None]:
-    """The raw files by name, None for a file that is absent and may be."""
-    files = {name: csv_io.find(config.data_path, name) for name in (*REQUIRED, *OPTIONAL)}
-    for name, path in files.items():
-        if path is None and name in REQUIRED:
+def _find(config: OutbrainConfig) -> dict[str, Path]:
+    """The raw files by name, without those that are absent and may be."""
+    files = {}
+    for name in (*REQUIRED, *OPTIONAL):
+        path = csv_io.find(config.data_path, name)
+        if path is not None:
+            files[name] = path
+        elif name in REQUIRED:
             raise InputError(
                 f"{Path(config.data_path) / name}.csv: the file is missing; expected it plain, or as .gz or .zst"
             )
-        if path is None:
+        else:
             log.warning("%s.csv is missing: what it would give is null", Path(config.data_path) / name)
     return files
 
@@ -94,11 +97,13 @@ def _key(config: OutbrainConfig, files: list[Path]) -> dict[str, Any]:
 class _Run:
     """One run: the paths, and what the stages leave for the report."""
 
-    def __init__(self, config: OutbrainConfig, files: dict[str, Path | None], journal: resume.Journal, engine: Engine):
+    def __init__(self, config: OutbrainConfig, files: dict[str, Path], journal: resume.Journal, engine: Engine):
         self.config, self.files, self.journal, self.engine = config, files, journal, engine
         self.out, self.work = journal.out, journal.work
         self.flavour = FLAVOURS[config.flavour]
-        spec = FeatureSpec.outbrain(self.flavour.multihot_spec if config.multihot else self.flavour.spec)
+        shipped = self.flavour.multihot_spec if config.multihot else self.flavour.spec
+        assert shipped is not None  # else the settings are refused
+        spec = FeatureSpec.outbrain(shipped)
         self.spec = dataclasses.replace(spec, metadata={"flavour": config.flavour})
         ours = {theirs: ours for ours, theirs in self.flavour.names.items()}
         self.buckets = {ours.get(name, name): n for name, n in zip(spec.names, spec.cardinalities)}
@@ -131,7 +136,7 @@ class _Run:
 
     def read(self, name: str, work: Callable[[Stage], dict[str, Any] | None], file: str) -> dict[str, Any]:
         """`once` for a stage that reads a raw file, whose bytes tell how far it is."""
-        path = self.files[file]
+        path = self.files.get(file)
         return self.once(name, work, None if path is None else csv_io.text_bytes(path))
 
     def parsing(self, done: Stage) -> Watched:
@@ -173,7 +178,7 @@ class _Run:
         return {"places": places}
 
     def read_documents(self, done: Stage) -> None:
-        path = self.files["documents_meta"]
+        path = self.files.get("documents_meta")
         documents = tables.read_documents(path, self.parsing(done), self.block_bytes, self.flavour, self.buckets)
         store.save(self.work, "documents", documents)
 
@@ -183,7 +188,7 @@ class _Run:
         store.save(self.work, "promoted", tables.read_promoted(self.files["promoted_content"], *how, documents))
 
     def read_attributes(self, kind: str, done: Stage) -> None:
-        path, name = self.files[f"documents_{kind}"], layout.LISTS[kind]
+        path, name = self.files.get(f"documents_{kind}"), layout.LISTS[kind]
         how = (
             self.parsing(done),
             self.block_bytes,
@@ -281,7 +286,7 @@ class _Run:
             "rows": sum(s["rows"] for s in splits.values()),
             **splits,
             "ads_not_promoted": {"ads": int(absent.sum()), "rows": int(scan.ads.rows[absent].sum())},
-            "missing_files": [f"{name}.csv" for name, path in self.files.items() if path is None],
+            "missing_files": [f"{name}.csv" for name in OPTIONAL if name not in self.files],
             "stages": self.stages.to_dict(),
             "resumed_stages": self.resumed,
             "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -294,7 +299,7 @@ class _Run:
             "flavour": self.config.flavour,
             "seed": self.config.seed,
             "statistics": "learned" if self.config.stats is None else "given",
-            "inputs": {p.name: p.stat().st_size for p in self.files.values() if p is not None},
+            "inputs": {path.name: path.stat().st_size for path in self.files.values()},
             "input_rows": {name: stage.rows for name, stage in self.stages.done.items() if " " not in name},
             "versions": {
                 "widedeep": __version__,

@@ -73,10 +73,11 @@ class Attributes:
             ordered = list(pool.map(partial(_ordered, documents, attributes, confidences, width), ranges))
             df = sum(pool.map(lambda part: np.bincount(part[1], minlength=width), ordered))
             weights = idf(np.maximum(df, 1), int(documents.max()) + 1)
-            rows = [*zip(*pool.map(lambda part: _rows(*part, weights), ordered))]
+            rows = [*zip(*pool.map(lambda part: _rows(weights, *part), ordered))]
         document, length, signature, attribute, value = map(np.concatenate, rows)
         start = np.cumsum(length) - length
-        return cls(Lookup.build(document), *(with_null(c, 0) for c in (start, length, signature)), attribute, value)
+        start, length, signature = (with_null(column, 0) for column in (start, length, signature))
+        return cls(Lookup.build(document), start, length, signature, attribute, value)
 
     def similarity(self, left: Any, right: Any, xp: ModuleType = np) -> Any:
         """left, right: [n] int32 document ids, -1 for null -> [n] float64; on a GPU the same in float32."""
@@ -140,7 +141,7 @@ def _ordered(
     return *np.divmod(pair[first], width), np.add.reduceat(confidences[mine[order]], first)
 
 
-def _rows(document: np.ndarray, attribute: np.ndarray, confidence: np.ndarray, weights: np.ndarray) -> tuple:
+def _rows(weights: np.ndarray, document: np.ndarray, attribute: np.ndarray, confidence: np.ndarray) -> tuple:
     """Entries in order -> document ids [d] int32; length, signature [d]; attribute, value [e]."""
     weight = confidence * weights[attribute]
     start = _run_starts(document)

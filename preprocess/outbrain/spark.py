@@ -44,7 +44,7 @@ class SparkStatistics(Statistics):
 
     @classmethod
     def learn(
-        cls, ads: AdCounts, ages: np.ndarray, promoted: Promoted, places: Mapping[str, Mapping[str, int]]
+        cls, ads: AdCounts, ages: np.ndarray, promoted: Promoted, places: Mapping[str, dict[str, int]]
     ) -> "SparkStatistics":
         counted = cls(int(ads.train_rows.sum()), cls.count_keys(ads, promoted), {}, {}, dict(places))
         row = promoted.lookup.find(ads.ad)
@@ -112,6 +112,7 @@ class Spark(Flavour):
             events = np.bincount(places.codes[places.codes >= 0], minlength=len(values)).tolist()
             counts = {name: _frequent(of, events) for name, of in texts.items()}
         else:
+            assert isinstance(given, SparkStatistics)  # as every flavour loads its own
             counts = given.places
         ids = {}
         for name, of in texts.items():

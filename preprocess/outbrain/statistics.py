@@ -60,9 +60,7 @@ class Statistics(ABC):
 
     @classmethod
     @abstractmethod
-    def learn(
-        cls, ads: AdCounts, ages: np.ndarray, promoted: Promoted, places: Mapping[str, Mapping[str, int]]
-    ) -> Self:
+    def learn(cls, ads: AdCounts, ages: np.ndarray, promoted: Promoted, places: Mapping[str, dict[str, int]]) -> Self:
         """ads, ages: of all clicks, see `clicks.Scan`; places: as `Flavour.geo` gave them."""
 
     @abstractmethod

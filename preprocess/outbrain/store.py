@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     array = np.asarray(array, order="C")
     with atomic.file(path) as partial, open(partial, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(array.reshape(-1).view(np.uint8))
+        file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def load(directory: Path, group: str, kind: type[T], device: str) -> T:
@@ -44,20 +44,21 @@ def load(directory: Path, group: str, kind: type[T], device: str) -> T:
     Kept for the next chunk; threads that ask at the same time get the same one, so a device holds it once.
     """
     with _lock:
-        return _load(directory, group, kind, device)
+        return _load(directory, group, kind, device)  # type: ignore[arg-type]  # every class is hashable
 
 
 @cache
-def _load(directory: Path, group: str, kind: type[T], device: str) -> T:
+def _load(directory: Path, group: str, kind: Any, device: str) -> Any:
     values = {}
     with arrays(device) as xp:
         for field in fields(kind):
             path = directory / f"{group}.{field.name}.npy"
             if not path.exists():
-                values[field.name] = _load(directory, f"{group}.{field.name}", field.type, device)
+                inner: Any = field.type
+                values[field.name] = _load(directory, f"{group}.{field.name}", inner, device)
                 continue
             # A small file (an empty array cannot be mapped) is read. The plain view drops memmap's slow indexing.
-            mode = "r" if path.stat().st_size > _MAPPED_FROM else None
+            mode: Literal["r"] | None = "r" if path.stat().st_size > _MAPPED_FROM else None
             array = np.load(path, mmap_mode=mode).view(np.ndarray)
             values[field.name] = array if xp is np else upload(array, xp)
     return kind(**values)

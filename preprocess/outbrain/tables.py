@@ -10,7 +10,7 @@ import numpy as np
 
 from preprocess import csv_io, hashing
 from preprocess.csv_io import NULL_INT, NULL_TIME, Column, Strings
-from preprocess.engine import Engine
+from preprocess.engine import Pool
 from preprocess.outbrain import layout
 from preprocess.outbrain.columns import Documents, Events, Geo, Promoted
 from preprocess.outbrain.flavour import Flavour
@@ -22,7 +22,7 @@ from widedeep.errors import InputError
 _SLICE = 1 << 18  # rows
 
 
-def read_table(path: Path, columns: Sequence[Column], engine: Engine, block_bytes: int) -> dict[str, Any]:
+def read_table(path: Path, columns: Sequence[Column], engine: Pool, block_bytes: int) -> dict[str, Any]:
     """The whole file: {name: [n] array, or `Strings` over all blocks}."""
     parts = list(engine.map(partial(csv_io.read_block, columns=columns), csv_io.blocks(path, columns, block_bytes)))
 
@@ -45,7 +45,7 @@ def sliced(function: Callable[..., np.ndarray], workers: int, *columns: np.ndarr
 
 def read_events(
     path: Path,
-    engine: Engine,
+    engine: Pool,
     block_bytes: int,
     flavour: Flavour,
     buckets: dict[str, int],
@@ -73,7 +73,7 @@ def read_events(
 
 
 def read_documents(
-    path: Path | None, engine: Engine, block_bytes: int, flavour: Flavour, buckets: dict[str, int]
+    path: Path | None, engine: Pool, block_bytes: int, flavour: Flavour, buckets: dict[str, int]
 ) -> Documents:
     """documents_meta.csv, cleaned and with ids as the flavour says; no rows where there is no file.
 
@@ -81,7 +81,7 @@ def read_documents(
         InputError: the file is malformed, or names a document twice.
     """
     if path is None:
-        table = {c.name: np.empty(0, c.dtype) for c in layout.META}
+        table: dict[str, Any] = {c.name: np.empty(0, c.dtype) for c in layout.META}
         lookup = Lookup.build(table["document_id"])
     else:
         table = read_table(path, layout.META, engine, block_bytes)
@@ -98,7 +98,7 @@ def read_documents(
     )
 
 
-def read_promoted(path: Path, engine: Engine, block_bytes: int, documents: Documents) -> Promoted:
+def read_promoted(path: Path, engine: Pool, block_bytes: int, documents: Documents) -> Promoted:
     """promoted_content.csv, with what `documents` says of the landing pages.
 
     Raises:
@@ -109,7 +109,10 @@ def read_promoted(path: Path, engine: Engine, block_bytes: int, documents: Docum
     page = documents.lookup.find(table["document_id"])
     return Promoted(
         lookup,
-        *(with_null(table[k], NULL_INT) for k in ("ad_id", "document_id", "campaign_id", "advertiser_id")),
+        with_null(table["ad_id"], NULL_INT),
+        with_null(table["document_id"], NULL_INT),
+        with_null(table["campaign_id"], NULL_INT),
+        with_null(table["advertiser_id"], NULL_INT),
         with_null(documents.source[page], NULL_INT),
         with_null(documents.publisher[page], NULL_INT),
         with_null(documents.published[page], NULL_TIME),
@@ -119,7 +122,7 @@ def read_promoted(path: Path, engine: Engine, block_bytes: int, documents: Docum
 def read_attributes(
     path: Path | None,
     kind: str,
-    engine: Engine,
+    engine: Pool,
     block_bytes: int,
     idf: Callable[[np.ndarray, int], np.ndarray],
     buckets: int | None,

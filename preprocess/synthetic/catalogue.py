@@ -85,8 +85,9 @@ def build_documents(draws: Draws, sizes: Sizes) -> Documents:
     count = sizes.documents
     advertised = np.zeros(count, bool)
     advertised[landing] = True
-    parts = {"category": np.empty((count, 2), np.int8), "topic": np.empty((count, HELD), np.int16)}
-    parts |= {
+    parts: dict[str, np.ndarray] = {
+        "category": np.empty((count, 2), np.int8),
+        "topic": np.empty((count, HELD), np.int16),
         "topics": np.empty(count, np.uint8),
         "entity": np.empty((count, 2), np.int32),
         "entities": np.empty(count, np.uint8),

@@ -1,6 +1,6 @@
 """Who saw which page when: one event per display, in the order of time."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +17,8 @@ _PLATFORM_SHARES = np.array([9_027_268, 10_976_278, 3_116_575]) / 23_120_121
 _NO_PLATFORM, _NO_GEO = 0.0003, 0.001
 
 
-class Events(NamedTuple):
+@dataclass(frozen=True)
+class Events:
     index: np.ndarray  # [B] int64: display_id - 1
     timestamp: np.ndarray  # [B] int64, milliseconds since the origin of the data set
     user: np.ndarray  # [B] int64

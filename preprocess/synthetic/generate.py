@@ -140,6 +140,7 @@ def _write_catalogue(world: World, part: Path, engine: Engine, report: Progress)
         for columns, data, count in engine.map(written, blocks):
             file = file or CsvFile(part / name, columns)
             file.append(data, count)
+        assert file is not None  # no file is without rows
         files[name] = file.close()
         report("documents", done, len(makers))
     return files
@@ -168,13 +169,14 @@ def _write_displays(world: World, part: Path, engine: Engine, truth: bool, click
             files["clicks_train.csv"].append(chunk.clicks, chunk.rows)
         elif chunk.clicks is not None:
             files["clicks_test.csv"].append(chunk.clicks, chunk.rows)
-        if chunk.truth is not None:
+        if planted is not None and chunk.truth is not None:
             planted.write_table(chunk.truth)
         files["events.csv"].append(chunk.events, chunk.displays)
         done += chunk.displays
         report("displays", done, total)
     if planted is not None:
         planted.close()
+    if file is not None:
         file.close()
     return {name: written.close() for name, written in files.items()}, score.summary()
 

@@ -59,6 +59,6 @@ def places() -> Places:
         count = codes + (rank < extra)
         inside = (np.arange(count) + 1.0) ** -1.0
         rows += [(f"{country}>{code:02d}", 0.95 * share * w, region) for code, w in enumerate(inside / inside.sum())]
-    names, weights, region = zip(*rows)
-    cumulative = np.cumsum(weights)
-    return Places(np.array(names), cumulative / cumulative[-1], np.array(region, np.uint8))
+    names, traffic, regions = zip(*rows)
+    cumulative = np.cumsum(traffic)
+    return Places(np.array(names), cumulative / cumulative[-1], np.array(regions, np.uint8))

@@ -158,7 +158,7 @@ def _texts_of_uuids(array: pa.Array) -> pa.DictionaryArray:
     n = len(coded.dictionary)
     written = np.full((n, 36), ord("-"), np.uint8)
     written[:, _DIGITS_OF_UUID] = np.frombuffer(octets.hex().encode(), np.uint8).reshape(n, 32)
-    ends = np.arange(0, 36 * n + 1, 36, np.int64)
+    ends = np.arange(0, 36 * n + 1, 36, dtype=np.int64)
     texts = pa.LargeStringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(written))
     return pa.DictionaryArray.from_arrays(coded.indices, texts)
 

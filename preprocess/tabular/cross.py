@@ -49,25 +49,26 @@ class Cross:
         self._check(sizes)
         return self._fixed or math.prod(sizes)
 
-    @property
-    def is_exact(self) -> bool:
-        return self._fixed is None or math.prod(self._sizes()) <= self._fixed
-
     def state(self) -> dict:
         """What the ids depend on beyond the spec, to be compared by --stats."""
-        return {"sizes": dict(zip(self._encoders, self._sizes()))} if self.is_exact else {"hashed_to": self._fixed}
+        hashed_to = self._buckets()
+        return {"sizes": dict(zip(self._encoders, self._sizes()))} if hashed_to is None else {"hashed_to": hashed_to}
 
     def ids(self, crossed: Sequence[np.ndarray]) -> np.ndarray:
         """The ids [n] of each crossed feature, -1 for padding -> [n] int64, -1 for padding."""
-        if self.is_exact:
+        if (buckets := self._buckets()) is None:
             ids = crossed[0].astype(np.int64)
             for more, size in zip(crossed[1:], self._sizes()[1:]):
                 ids = ids * size + more
         else:
-            ids = hashing.tuple_buckets(crossed, self._fixed, self._seed).astype(np.int64)
+            ids = hashing.tuple_buckets(crossed, buckets, self._seed).astype(np.int64)
         for part in crossed:
             ids[part < 0] = -1
         return ids
+
+    def _buckets(self) -> int | None:
+        """What combinations are hashed into; None where each has an id of its own."""
+        return None if self._fixed is None or math.prod(self._sizes()) <= self._fixed else self._fixed
 
     def _sizes(self) -> list[int]:
         return [encoder.cardinality for encoder in self._encoders.values()]

@@ -35,7 +35,7 @@ def encode_all(features: Iterable[Feature], chunk: Chunk, numeric: str) -> dict[
     for feature in features:
         if feature.crossed:
             parts = [encoded[name] for name in feature.crossed]
-            missing = np.logical_or.reduce([part.missing for part in parts])
+            missing = ~np.logical_and.reduce([part.present for part in parts])
             encoded[feature.name] = Encoded(feature.encoder.ids([part.rows for part in parts]), int(missing.sum()))
     return encoded
 

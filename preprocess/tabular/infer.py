@@ -56,7 +56,7 @@ def infer_spec(
     if max_rows < 1:
         raise InputError(f"max_rows is {max_rows}, expected at least 1")
     inputs = files_of(inputs)
-    described = {"delimiter": delimiter} if delimiter is not None else {}
+    described: dict[str, Any] = {"delimiter": delimiter} if delimiter is not None else {}
     described |= {"columns": list(columns)} if columns else {}
     csv = csv_format(inputs[0], described)
     names, faults = _columns(inputs, csv)
@@ -253,7 +253,7 @@ def _nulls(column: Seen) -> dict[str, Any]:
     return {"nulls": sorted(column.words)} if column.words else {}
 
 
-def _label(path: str, column: Seen, label: str) -> tuple[str | int | float, str | int | float, str]:
+def _label(path: Path, column: Seen, label: str) -> tuple[str | int | float, str | int | float, str]:
     """The value that means 1 (the larger number, a usual word for it, else the rarer), the other one, and a sentence
     that says so. Spellings that `transforms.Label` takes for one value are one, written as most rows have it.
     """
@@ -268,11 +268,11 @@ def _label(path: str, column: Seen, label: str) -> tuple[str | int | float, str 
             f"{path}: column {label}: expected two values, found {len(texts)}: {found}; a spec written by hand may "
             "have more, with those that mean 1 in `positive`"
         )
-    numbers = [transforms.number_of(text) for text in texts]
+    numbers = [number for text in texts if (number := transforms.number_of(text)) is not None]
     rows = [counts.total() for counts in spellings.values()]
     usual = [text.strip().rstrip(string.punctuation + string.whitespace).lower() in POSITIVE_TEXTS for text in texts]
     values, guessed = None, ""
-    if None not in numbers:
+    if len(numbers) == 2:
         # As a number it means 1 and 1.0: another file may have the other spelling.
         values = max(numbers), min(numbers)
         one = texts[numbers.index(values[0])]

@@ -16,7 +16,7 @@ from preprocess.engine import Engine
 from preprocess.provenance import statistics_digest
 from preprocess.stages import Stages
 from preprocess.tabular import source, statistics
-from preprocess.tabular.columns import Lists
+from preprocess.tabular.columns import Lists, single
 from preprocess.tabular.config import TabularConfig
 from preprocess.tabular.encode import Encoded, encode_all, values_of
 from preprocess.tabular.source import Chunk
@@ -167,14 +167,18 @@ class _Run:
             feature.encoder.finish()
 
     def write(self, completed: Any) -> None:
-        options = {"rows_per_shard": self.config.rows_per_shard, "numeric": self.config.numeric}
         with ExitStack() as stack:
             has_group = {"train": self.train_group, "test": "group" not in self.absent}
             groups = {m: self.spec.group is not None and has_group[m] for m in MAPPINGS}
             writers = {}
             for m in MAPPINGS:
                 writer = ShardWriter(
-                    self.out / m, completed, **options, group=groups[m], final=Path(self.config.out) / m
+                    self.out / m,
+                    completed,
+                    rows_per_shard=self.config.rows_per_shard,
+                    numeric=self.config.numeric,
+                    group=groups[m],
+                    final=Path(self.config.out) / m,
                 )
                 writers[m] = stack.enter_context(writer)
             for chunk, is_test in self.chunks("write"):
@@ -209,9 +213,9 @@ class _Run:
                 log.warning(told, label.name, test["rows"])
             return
         chunk, is_test = next(pair for pair in self.divided() if not pair[1].all())
-        column = chunk.columns[label.columns[0]]
-        found = [column.texts[code] for code in np.flatnonzero(column.counts(~is_test))[:FEW]]
-        given, found = (", ".join(map(repr, texts)) for texts in (sorted({*map(str, label.encoder.positive)}), found))
+        column = single(chunk.columns[label.columns[0]])
+        found = ", ".join(repr(column.texts[code]) for code in np.flatnonzero(column.counts(~is_test))[:FEW])
+        given = ", ".join(map(repr, sorted({*map(str, label.encoder.positive)})))
         field = f"{self.spec.path}: feature_spec.{label.name}.transform.positive"
         raise InputError(f"{field}: expected a value that train rows have, such as {found}, got {given}")
 
@@ -271,15 +275,16 @@ class _Run:
     def warn_of_strange_values(self) -> None:
         """Tell of vocabularies that hold hardly any of the test values."""
         by_split = [f.name for f in self.spec.features if self.split and self.split.column in f.columns]
+        rule = (self.config.split or "").partition(":")[0]
         for name, known in self.known.items():
-            (hits, values), (train_hits, train_values) = known["test"], known["train"]
+            (hits, values), (train_hits, train_values) = known["test"].tolist(), known["train"].tolist()
             learned = self.config.stats is None  # else train rows are as strange as test rows
             expected = values * train_hits / max(1, train_values) if learned else values
             if not are_strange(hits, expected):
                 continue
             if name in by_split:
                 told = "%s: its column splits the rows by %s, so its test values are new: leave it out of the features"
-                log.warning(told, name, self.config.split.partition(":")[0])
+                log.warning(told, name, rule)
             else:
                 told = "%s: %d of %d test values occur among those learned from train rows; is the spelling the same?"
                 log.warning(told, name, hits, values)

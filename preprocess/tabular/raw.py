@@ -51,9 +51,9 @@ def raw_batches(
     columns = list(dict.fromkeys([*encoder.columns, *keep]))
     parts: list[RawBatch] = []
     schema, total, known = None, 0, {name: np.zeros(2, np.int64) for name in encoder.vocabularies}
-    paths = inputs.files_of(paths)
-    with inputs.unchanged(paths):
-        for chunk in source.chunks(paths, columns, engine, TabularConfig.chunk_bytes, csv=encoder.csv_of):
+    files = inputs.files_of(paths)
+    with inputs.unchanged(files):
+        for chunk in source.chunks(files, columns, engine, TabularConfig.chunk_bytes, csv=encoder.csv_of):
             kept = _kept(chunk, keep)
             schema = schema or kept.schema
             kept = _alike(chunk, kept, schema)
@@ -68,10 +68,11 @@ def raw_batches(
                 yield from (joined.piece(start, start + rows) for start in range(0, whole, rows))
                 parts = [joined.piece(whole, None)]
         if not total:
-            raise InputError(f"{paths[0]}: expected rows, and there are none")
+            raise InputError(f"{files[0]}: expected rows, and there are none")
         if len((rest := _join(parts)).ids):
             yield rest
-    for name, (hits, values) in known.items():
+    for name, counts in known.items():
+        hits, values = counts.tolist()
         if are_strange(hits, values):
             told = "%s: %d of %d values occur among those learned from train rows; is the spelling the same?"
             log.warning(told, name, hits, values)

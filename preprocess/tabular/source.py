@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ class Chunk:
     path: Path | None
     in_file: int
     rows: np.ndarray
-    columns: dict[str, Column | Lists]
+    columns: Mapping[str, Column | Lists]
     csv: csv_io.Format = csv_io.COMMAS
 
     @contextlib.contextmanager
@@ -68,6 +68,7 @@ def chunks(
     first_row = 0
     for path in map(Path, paths):
         in_file, format = 0, csv_io.COMMAS
+        tables: Iterator[Mapping[str, Column | Lists]]
         if _is_parquet(path):
             tables = _parquet(path, columns)
         elif _is_arrow(path):

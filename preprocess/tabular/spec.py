@@ -28,7 +28,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import yaml
 
@@ -114,13 +114,12 @@ class TabularSpec:
         plain = [f for f in spec.categorical if not fields[f.name].is_cross]
         made = {f.name: fields[f.name].categorical(given[f.name], f.hotness) for f in plain}
         features = [made[name] if name in made else fields[name].cross(given[name], made) for name in fields]
-        for f in spec.numeric:
-            features.append(_Fields(path, f.name, "numeric", f.transform).numeric())
+        features += [_Fields(path, f.name, "numeric", f.transform).numeric() for f in spec.numeric]
         label = _Fields(path, spec.label, "label", spec.other[spec.label].get("transform")).label()
-        for f in features:
-            if leaked := {*f.columns, *f.mask} & {*label.columns}:
+        for feature in features:
+            if leaked := {*feature.columns, *feature.mask} & {*label.columns}:
                 raise InputError(
-                    f"{path}: feature_spec.{f.name}: expected other columns than the label's, got {min(leaked)!r}"
+                    f"{path}: feature_spec.{feature.name}: expected other columns than the label's, got {min(leaked)!r}"
                 )
         features.append(label)
         if spec.group:
@@ -269,7 +268,11 @@ class _Fields:
         kinds = [key for key in ("hash", "vocabulary", "bucketise") if key in self._fields]
         if len(kinds) > 1:
             self.fail(kinds[1], f"only one of hash, vocabulary and bucketise, got {' and '.join(kinds)}")
-        encoder = getattr(self, f"_{kinds[0]}")(cardinality) if kinds else transforms.Ids(cardinality)
+        if kinds:
+            encoder = getattr(self, f"_{kinds[0]}")(cardinality)
+        else:
+            assert cardinality is not None  # `FeatureSpec` refuses that
+            encoder = transforms.Ids(cardinality)
         if self._kind == "categorical":
             return self.feature(encoder)
         columns, mask = expanded(self.texts("columns")), expanded(self.texts("mask"))
@@ -382,5 +385,5 @@ class _Fields:
         return self.feature(transforms.Group("hash" in self._fields, self.integer("hash.seed", seed, 0)))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -1,6 +1,7 @@
 """Which rows are test rows: a rule of the row's place, group or time, the same in every pass."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,15 +17,21 @@ from widedeep.errors import InputError
 FORMS = "random:SHARE, last:ROWS, last:SHARE, group:SHARE, time:COLUMN:SHARE, time:COLUMN:FIRST or none"
 
 
-class Split:
+class Split(ABC):
     """A rule. `column` is the source column it looks at; those that `surveys` see all rows once before the first pass.
 
-    survey(rows, columns)                rows [n] int64 are row numbers over all inputs, columns those of a chunk
-    is_test(rows, columns) -> [n] bool   raises BadCell
+    rows [n] int64 are row numbers over all inputs, columns those of a chunk.
     """
 
     column: str | None = None
     surveys = False
+
+    def survey(self, rows: np.ndarray, columns: Mapping[str, Column | Lists]) -> None:  # noqa: B027 (most need none)
+        """Takes note of rows before the first pass."""
+
+    @abstractmethod
+    def is_test(self, rows: np.ndarray, columns: Mapping[str, Column | Lists]) -> np.ndarray:
+        """[n] bool. Raises BadCell."""
 
 
 class AllTrain(Split):
@@ -43,6 +50,8 @@ class Random(Split):
 
 
 class Group(Split):
+    column: str
+
     def __init__(self, share: float, seed: int, column: str):
         self._share, self._seed, self.column = share, seed, column
 
@@ -78,9 +87,12 @@ class Time(Split):
     else of the sample that `transforms.Sample` draws.
     """
 
+    column: str
+
     def __init__(self, column: str, share: float | None, first: str | None):
-        self.column, self._share = column, share
+        self.column = column
         self.surveys = share is not None
+        self._share = share or 0.0  # where there is no `first`
         self._sample = Sample()
         self._kind: str | None = None
         self._first: float | None = None
@@ -111,17 +123,19 @@ class Time(Split):
         """[n] float64: numbers as they are, dates as microseconds."""
         column = single(values)
         column.refuse_nulls("a time")
-        if len(column) and (self._kind is None or self._given is not None):
-            self._settle(column)
-        return times.read(column, self._kind) if len(column) else np.empty(0)
+        return times.read(column, self._settled(column)) if len(column) else np.empty(0)
 
-    def _settle(self, column: Column) -> None:
-        """Take the first row's kind. Raises InputError if it is not that of `first`: the flag is wrong, not the row."""
+    def _settled(self, column: Column) -> str:
+        """The kind of the first row of all. Raises InputError if it is not that of `first`: the flag is wrong, not the
+        row."""
+        if self._kind is not None and self._given is None:
+            return self._kind
         kind = times.kind_of_first(column)
         if self._given is not None and kind != self._kind:
             expected = f"{times.KINDS[kind]}, as in the rows ({column.texts[column.codes[0]]!r})"
             raise InputError(f"split: time:{self.column}: expected {expected}, got {self._given!r}")
         self._kind, self._given = kind, None
+        return kind
 
 
 def parse(text: str, seed: int, group: str | None) -> Split:
@@ -147,5 +161,6 @@ def parse(text: str, seed: int, group: str | None) -> Split:
         rows = " or a whole number of rows" if kind == "last" else ""
         raise InputError(f"split: expected a share between 0 and 1{rows}, got {text!r}")
     if kind == "group":
+        assert group is not None  # without groups there is no such split
         return Group(amount, seed, group)
     return Last(amount) if kind == "last" else Random(amount, seed)

@@ -84,13 +84,13 @@ class Buckets:
     def __init__(self, edges: list[float] | None, quantiles: int, cardinality: int | None):
         self.learns = edges is None
         self._fixed = cardinality
-        self._edges = None if edges is None else np.array(edges, np.float64)
+        self._edges = np.array([] if edges is None else edges, np.float64)
         self._quantiles = quantiles
         self._sample = Sample()
 
     @property
     def cardinality(self) -> int:
-        return self._fixed or (self._quantiles - 1 if self._edges is None else len(self._edges)) + 2
+        return self._fixed or len(self._edges) + 2
 
     def learn(self, column: Column, chosen: np.ndarray, rows: np.ndarray) -> None:
         self._sample.add(column.numbers(), chosen, rows)

@@ -45,7 +45,7 @@ def masked(data: bytes) -> int:
 @cache
 def _table() -> np.ndarray:
     """[256] uint32: the register after one byte, from a zero register."""
-    table = np.arange(256, dtype=np.uint32)
+    table: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = (table >> 1) ^ (table & 1) * np.uint32(POLYNOMIAL)
     return table

@@ -61,11 +61,17 @@ def run(config: TFRecordConfig) -> dict[str, Any]:
     ):
         engine.check_sees([out, *reads])
         for mapping in MAPPINGS:
-            options = {"rows_per_shard": config.rows_per_shard, "numeric": config.numeric, "group": True}
-            options["final"] = Path(config.out) / mapping
             count, positive = 0, 0
             total = sum(path.stat().st_size for path in files[mapping])
-            with ShardWriter(out / mapping, spec, **options) as writer, stages.stage(mapping, total) as stage:
+            writer = ShardWriter(
+                out / mapping,
+                spec,
+                rows_per_shard=config.rows_per_shard,
+                numeric=config.numeric,
+                group=True,
+                final=Path(config.out) / mapping,
+            )
+            with writer, stages.stage(mapping, total) as stage:
                 reading = Watched(engine, stage, _rows, lambda span: span.stop - span.start)
                 for place, columns, others in chain.from_iterable(
                     reading.map(partial(_read, spec=spec), chain.from_iterable(map(records.spans, files[mapping])))
@@ -106,7 +112,7 @@ def _columns(place: str, features: dict[str, np.ndarray], spec: FeatureSpec) -> 
     rows = len(features.get(NAMES[spec.label], ()))
     integers = {*spec.names, spec.group}
     columns = {}
-    for name in (*spec.names, *spec.numeric_names, spec.label, spec.group):
+    for name in (*spec.names, *spec.numeric_names, spec.label, *([spec.group] if spec.group else [])):
         values = features.get(NAMES[name])
         if values is None:
             raise InputError(f"{place}: expected the feature {NAMES[name]}, found {', '.join(features)[:200]}")
