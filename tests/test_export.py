@@ -63,7 +63,7 @@ def load(directory, kind):
 )
 def test_logits_are_the_models(spec, parts, hidden, kind, tmp_path):
     model = WideDeep(spec, hidden=hidden, seed=3, parts=parts, dropout=0.5)
-    told = export.export(model, tmp_path / "out", kind)
+    told = export.export(model, str(tmp_path / "out"), kind)
     assert model.training
     assert 0 <= told["largest_difference"] < 1e-5
     program = load(tmp_path / "out", kind)
@@ -98,6 +98,22 @@ def test_a_program_sums_only_where_there_is_more_than_one_row():
     nodes = torch.export.export(served, inputs, dynamic_shapes=shapes).graph.nodes
     sums = [node for node in nodes if node.target is torch.ops.aten.sum.dim_IntList]
     assert len(sums) == 1 + 2 + 1  # wide; tags and words; and, as tags has a mean, how many there are
+
+
+@pytest.mark.parametrize("missing", [{"numeric": ()}, {"categorical": ()}])
+def test_no_logit_depends_on_a_product_of_no_columns(missing):
+    """In onnxruntime before 1.32 it is what the memory held before."""
+    served = export.Served(WideDeep(replace(SPEC, **missing), hidden=[4], seed=1).eval()).eval()
+    inputs, shapes = export._example(served.spec)
+    nodes = torch.export.export(served, inputs, dynamic_shapes=shapes).graph.nodes
+    assert any(0 in node.meta["val"].shape for node in nodes if node.op == "placeholder")
+    *_, output = nodes
+    found, reached = set(output.all_input_nodes), set()
+    while found - reached:
+        reached |= found
+        found = {source for node in reached for source in node.all_input_nodes}
+    assert len(reached) > 10
+    assert not [node for node in reached if 0 in node.meta["val"].shape]
 
 
 def test_padding_adds_nothing(kind, tmp_path):

@@ -69,7 +69,9 @@ class Served(nn.Module):
 
     def forward(self, ids: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
         spec = self.spec
-        logit = numeric @ self.wide_numeric + self.wide_bias
+        logit = self.wide_bias
+        if spec.numeric:  # a product of no columns is not zero in onnxruntime before 1.32
+            logit = numeric @ self.wide_numeric + logit
         pieces = [(column, numeric[:, n : n + 1]) for n, column in enumerate(spec.numeric_columns)]
         valid, rows = ids >= 0, ids.long().clamp(min=0)
         if spec.categorical:
@@ -105,19 +107,20 @@ def export_checkpoint(
     """Exports a checkpoint of a run; returns what `export.json` says.
 
     Args:
-        model: a checkpoint, or the model directory of a run.    which: best, last or step-<n>, of a model directory.
+        model: a checkpoint, or the model directory of a run.
+        which: best, last or step-<n>, of a model directory.
         statistics, max_batch_size: as in `export`.
     Raises:
         InputError: the checkpoint is damaged, `out` cannot be written, a package is missing, or as in `export`.
         RunError: the disk is full, or the program disagrees with the model.
     """
     directory = checkpoint.locate(model, which)
-    return export(load_model(directory), Path(out), kind, str(directory), statistics, max_batch_size)
+    return export(load_model(directory), out, kind, str(directory), statistics, max_batch_size)
 
 
 def export(
     model: WideDeep,
-    out: Path,
+    out: str | Path,
     kind: str,
     source: str = "",
     statistics: Statistics | None = None,
@@ -137,6 +140,7 @@ def export(
     """
     if kind not in FORMATS:
         raise InputError(f"format: expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {kind}")
+    out = Path(out)
     config = _triton_config(model.spec, out, kind, max_batch_size)
     if statistics and model.spec.metadata.get("statistics", statistics.digest) != statistics.digest:
         raise InputError(f"{statistics.directory}: expected the statistics that the model's rows were encoded with")
