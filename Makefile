@@ -26,7 +26,7 @@ CUDA    := $(shell command -v nvcc >/dev/null && realpath "$$(nvcc --dryrun -x c
 NATIVE  := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/*) $(shell find csrc -type f)
 FORMATS := $(shell find csrc preprocess/kernels tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help install build test test-cuda lint fmt bench sanitize gpu-check demo headers-2.11 ptxas clean
+.PHONY: help install build test test-cuda lint types fmt bench sanitize gpu-check demo headers-2.11 ptxas clean
 help:  ## this list
 	@grep -hE '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -61,6 +61,11 @@ lint: $(PY_READY)  ## ruff and clang-format, changing nothing
 	$(PY) -m pip install -q --group lint
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	clang-format --dry-run --Werror $(FORMATS)
+
+# Without PYTHONPATH: what lies there mypy takes for installed packages, of which it reports nothing.
+types: $(INSTALLED)  ## mypy over the packages and the benches
+	$(PY) -m pip install -q --group types
+	env -u PYTHONPATH $(PY) -m mypy
 
 fmt: $(PY_READY)  ## rewrite the sources as lint wants them
 	$(PY) -m pip install -q --group lint

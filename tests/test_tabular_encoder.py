@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from types import SimpleNamespace
 from uuid import UUID
 
@@ -293,8 +294,8 @@ def test_uuids_of_python_are_the_texts_that_files_have(tmp_path, monkeypatch, kn
     g = np.random.default_rng()
     users = [UUID(bytes=g.bytes(16)) for _ in range(4)]
     lists = [users[:2], [users[2]], [], [users[3], users[0]]]
-    whole = pa.array([user for some in lists for user in some])
-    given = {"user": pa.array(users), "tags": pa.ListArray.from_arrays([0, 2, 3, 3, 5], whole)}
+    whole, single = (pa.array([user.bytes for user in some], pa.uuid()) for some in (chain(*lists), users))
+    given = {"user": single, "tags": pa.ListArray.from_arrays([0, 2, 3, 3, 5], whole)}
     pq.write_table(pa.table(given | {"click": ["yes", "no", "yes", "no"]}), tmp_path / "a.parquet")
     features = {"user": {"transform": "vocabulary"}, "tags": {"max_hotness": 2, "transform": "vocabulary"}}
     spec = write_spec(tmp_path / "spec.yaml", features | {"click": CLICK}, ["user"], ["tags"])

@@ -285,7 +285,7 @@ def test_a_value_keeps_its_id_whatever_the_type_in_a_file(tmp_path):
 def test_uuids_are_the_texts_that_they_are_written_as(missing):
     g = np.random.default_rng()
     want = [None if i in missing else uuid.UUID(bytes=g.bytes(16)) for i in range(9)]
-    array = pa.array([*want, want[0]])
+    array = pa.array([value and value.bytes for value in [*want, want[0]]], pa.uuid())
     for found in (array, array.slice(3, 4), array.slice(2, 0), pa.chunked_array([array, array])):
         column = Column.of(found)
         assert [column.texts[code] if code >= 0 else None for code in column.codes] == [
@@ -299,7 +299,7 @@ def test_uuids_in_a_file_and_in_memory(tmp_path):
     """DuckDB writes them so; a text that is one means the same."""
     g = np.random.default_rng()
     users = [uuid.UUID(bytes=g.bytes(16)) for _ in range(3)]
-    table = rows(6).set_column(0, "city", pa.array([*users, *users]))
+    table = rows(6).set_column(0, "city", pa.array([user.bytes for user in [*users, *users]], pa.uuid()))
     pq.write_table(table, tmp_path / "a.parquet")
     spec, notes = infer_spec([str(tmp_path / "a.parquet")])
     assert "city" in spec["feature_spec"]

@@ -209,7 +209,10 @@ def test_one_value_has_one_text_whatever_its_type():
     values = [10.0, 1e10 + 1, -3.0, -0.0, 2.5, 2.0**53, 1e300]
     assert Column.of(pa.array([*values, None])).texts == [*texts[:5], "9.007199254740992e+15", "1e+300"]
     assert Column.of(pa.array(values[:2], pa.float32())).texts == ["10", "10000000000"]
-    assert Column.of(pa.array(np.array([10.0, 1.5], np.float16))).texts == ["10", "1.5"]
+    halves = pa.array(np.array([10.0, 1.5, 0.1, np.nan], np.float16))
+    for array in (halves, pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, None]), halves)):
+        assert Column.of(array).texts == ["10", "1.5", "0.0999755859375"]
+        assert Column.of(array).codes.tolist() == [0, 1, 2, -1]
     assert Lists.of(pa.array([[1e10, None], [0.5]])).elements.texts == ["10000000000", "0.5"]
     assert Column.of(pa.array([True, False, None])).texts == ["true", "false"]
     assert Column.of(pa.array(["10.0", "True", " a"])).texts == ["10.0", "True", " a"]

@@ -225,7 +225,8 @@ def write(
     """Writes one checkpoint in place of an earlier one, and flushes it to the disk.
 
     Args:
-        parts: arrays on the CPU by their names, by file (MODEL, OPTIMIZER).    texts: further files by name.
+        parts: arrays on the CPU by their names, by file (MODEL, OPTIMIZER).
+        texts: further files by name.
     Raises:
         RunError: the disk is full.   InputError: `target` cannot be written, or is there and no checkpoint.
     """

@@ -181,7 +181,8 @@ def numbers(values: Mapping[str, Tensor | None]) -> dict[str, float]:
 def exact_auc(score: Tensor, label: Tensor) -> Tensor:
     """Area under the ROC curve, ties counted half: 0-dim float64; NaN unless both classes occur.
 
-    score: [B] finite floats, or their `rank_key`.    label: [B], 0 or 1.
+    score: [B] finite floats, or their `rank_key`.
+    label: [B], 0 or 1.
     """
     check_rows(score, label)
     segment = torch.zeros(len(score), dtype=torch.int64, device=score.device)
@@ -217,7 +218,9 @@ class Evaluation:
         """Take a batch; the tensors are kept, so they must not be overwritten.  No host sync.
 
         Args:
-            logit: [B] floats.    label: [B], 0 or 1.    group: [B] int64; needed if `groups`.
+            logit: [B] floats.
+            label: [B], 0 or 1.
+            group: [B] int64; needed if `groups`.
             position: place of row 0 in the evaluation set (default: after the rows so far). After `gather` rows stand
                 in this order, so that ties break as in one process.
         """
@@ -317,8 +320,10 @@ def score_rows(score: Tensor, prob: Tensor, label: Tensor, group: Tensor | None,
     """All metrics of a set of rows but the loss and what is made of it; keys as in `Evaluation.compute`.
 
     Args:
-        score: [B] floats that rank the rows.    prob: [B] probabilities, in the same order of size.
-        label: [B], 0 or 1.    group: [B] int64 or None.
+        score: [B] floats that rank the rows.
+        prob: [B] probabilities, in the same order of size.
+        label: [B], 0 or 1.
+        group: [B] int64 or None.
     """
     curves = [ThresholdAUC(count) for count in THRESHOLDS]
     for curve in curves:

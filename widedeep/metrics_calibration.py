@@ -11,7 +11,8 @@ def normalized_entropy(loss: float, click_rate: float) -> float:
     compares sets of different click rates, where log loss does not. NaN without clicks, or with nothing else.
 
     Args:
-        loss: mean log loss, nats.    click_rate: share of the same rows that are clicks.
+        loss: mean log loss, nats.
+        click_rate: share of the same rows that are clicks.
     Source: He et al. 2014, "Practical Lessons from Predicting Clicks on Ads at Facebook", section 2.
     """
     if not 0 < click_rate < 1:
@@ -23,7 +24,9 @@ def calibration(prob: Tensor, label: Tensor, bins: int = 20) -> dict[str, list]:
     """Predicted against observed click rate in bins of equally many rows, in the order of the predictions.
 
     Args:
-        prob: [B] floats in [0, 1].    label: [B], 0 or 1.    bins: at most; fewer if there are fewer rows.
+        prob: [B] floats in [0, 1].
+        label: [B], 0 or 1.
+        bins: at most; fewer if there are fewer rows.
     Returns:
         Lists of one item for each bin: `rows`, `predicted` (mean probability), `observed` (share of clicks), `lowest`
         and `highest` (probabilities in the bin).

@@ -28,7 +28,9 @@ def average_precision(score: Tensor, label: Tensor, groups: Groups, k: int) -> T
     with the same score and an earlier place; the group's value is 1 / (r + 1), and 0 from r = k on.
 
     Args:
-        score: [B] finite floats, higher is better.    label: [B], clicked where > 0.    groups: of the B rows.
+        score: [B] finite floats, higher is better.
+        label: [B], clicked where > 0.
+        groups: of the B rows.
         k: ranks that count.
     Returns:
         [groups with a click] float64.
@@ -73,7 +75,9 @@ def auc_by_group(score: Tensor, label: Tensor, groups: Groups) -> Tensor:
     """Exact area under the ROC curve inside each group, ties counted half: the Mann-Whitney statistic.
 
     Args:
-        score: [B] finite floats, or their `rank_key`.    label: [B], positive where > 0.    groups: of the B rows.
+        score: [B] finite floats, or their `rank_key`.
+        label: [B], positive where > 0.
+        groups: of the B rows.
     Returns:
         [G] float64, NaN where a group has only one class.
     """

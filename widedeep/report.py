@@ -15,7 +15,8 @@ def run(run_dir: str | Path, out: str | Path | None = None) -> Path:
     The page holds its plots. In `run_dir` they are also files, in `plots` beside it.
 
     Args:
-        run_dir: the results directory of a training.    out: the page (default: `report.html` in `run_dir`).
+        run_dir: the results directory of a training.
+        out: the page (default: `report.html` in `run_dir`).
     Raises:
         InputError: no run is there, a file of it is damaged, matplotlib is not installed, or `out` cannot be written.
     """

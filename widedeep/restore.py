@@ -17,7 +17,8 @@ def load_model(path: str | Path, which: str = "best") -> WideDeep:
     """The trained model, on the CPU, in evaluation mode; `model.spec` says which column is which.
 
     Args:
-        path: a checkpoint, or the model directory of a run.    which: best, last or step-<n>, of a model directory.
+        path: a checkpoint, or the model directory of a run.
+        which: best, last or step-<n>, of a model directory.
     Raises:
         InputError: there is none, or it is damaged.
     """

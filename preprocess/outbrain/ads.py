@@ -21,7 +21,8 @@ class Ads:
     """Every ad that is promoted or clicked on. A columns, plus one for ads met in neither place.
 
     Args:
-        document: [A + 1] int32 landing page, -1 = null.    published: [A + 1] int64 ms.
+        document: [A + 1] int32 landing page, -1 = null.
+        published: [A + 1] int64 ms.
         buckets: [6, A + 1] int32, the features of `CATEGORICAL`, -1 = null.
         numeric: [8, A + 1] float32, the features of `NUMERIC`.
     """

@@ -16,8 +16,10 @@ class Events:
     """Displays: page, time, device, place. All columns [rows + 1], the last element null.
 
     Args:
-        document: int32, -1 = null.    timestamp: int64 ms since the origin, -1 = null.
-        platform: uint8, 0 to 3, null counted as 0.    geo: int32 row of `Geo`, -1 = null.
+        document: int32, -1 = null.
+        timestamp: int64 ms since the origin, -1 = null.
+        platform: uint8, 0 to 3, null counted as 0.
+        geo: int32 row of `Geo`, -1 = null.
         train: bool, whether the rows of the display are for training.
     """
 

@@ -39,6 +39,8 @@ class Column:
             kind = array.type.value_type
             if array.dictionary.null_count or pa.types.is_floating(kind) or pa.types.is_null(kind):
                 array = array.dictionary_decode()
+        if pa.types.is_float16(array.type):
+            array = array.cast(pa.float64())  # with halves pyarrow computes from version 26 on alone
         if pa.types.is_floating(array.type):
             array = pc.if_else(pc.is_nan(array), None, array)
         if pa.types.is_null(array.type):
