@@ -150,6 +150,10 @@ def test_a_config_file_with_one_value_for_a_list_is_named(tmp_path, capsys, valu
         ("train", "num_epochs: 1\nnum_epochs: 2", "key 'num_epochs' a second time in line 2"),
         ("train", "? [num_epochs]\n: 1", "expected YAML: while constructing a mapping"),
         ("train", "evaluation: true", "unknown key 'evaluation': expected evaluate"),
+        ("train", "config: other.yaml", "config: expected on the command line alone"),
+        ("train", "config: 1", "config: expected on the command line alone"),
+        ("describe", "print_config: true", "print_config: expected on the command line alone"),
+        ("train", "help: true", "help: expected on the command line alone"),
         ("preprocess tabular", "seed: null", "seed: expected a value, got null"),
     ],
 )

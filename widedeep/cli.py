@@ -213,6 +213,8 @@ def _check_config_file(path: str, flags: dict[str, Action]) -> None:
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a map of flag names to values")
     for key, value in values.items():
+        if key in ("config", "help", "print_config"):
+            raise InputError(f"{path}: {key}: expected on the command line alone")
         if key not in flags:
             meant = ALIASES.get(f"--{key}", "")[2:] or "the name of a flag"
             raise InputError(f"{path}: unknown key {key!r}: expected {meant}")

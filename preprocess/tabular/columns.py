@@ -131,6 +131,8 @@ class Column:
             # Values that no row holds, such as texts taken as null, may be anything.
             used = np.flatnonzero(self._is_used())
         result = np.zeros(len(self.values), kind.to_pandas_dtype())
+        if not len(used):  # some types are not converted even without values
+            return result
         try:
             result[used] = _convert(self.values.take(pa.array(used)), kind)
         except _REFUSED:
