@@ -102,7 +102,7 @@ def test_a_program_sums_only_where_there_is_more_than_one_row():
 
 @pytest.mark.parametrize("missing", [{"numeric": ()}, {"categorical": ()}])
 def test_no_logit_depends_on_a_product_of_no_columns(missing):
-    """In onnxruntime before 1.32 it is what the memory held before."""
+    """In onnxruntime 1.20 to 1.31 it is what the memory held before."""
     served = export.Served(WideDeep(replace(SPEC, **missing), hidden=[4], seed=1).eval()).eval()
     inputs, shapes = export._example(served.spec)
     nodes = torch.export.export(served, inputs, dynamic_shapes=shapes).graph.nodes

@@ -70,7 +70,7 @@ class Served(nn.Module):
     def forward(self, ids: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
         spec = self.spec
         logit = self.wide_bias
-        if spec.numeric:  # a product of no columns is not zero in onnxruntime before 1.32
+        if spec.numeric:  # a product of no columns is not zero in onnxruntime 1.20 to 1.31
             logit = numeric @ self.wide_numeric + logit
         pieces = [(column, numeric[:, n : n + 1]) for n, column in enumerate(spec.numeric_columns)]
         valid, rows = ids >= 0, ids.long().clamp(min=0)
